@@ -1,0 +1,94 @@
+// What the instruction-set kernels of this folder share with the operator that drives them.
+//
+// The relational loss is attention over the memory with 2B queries, [s / tau_s ; t / tau_t], and
+// K = V = memory. Queries travel in panels of `lanes` samples: the students' queries and the
+// teachers' queries of the same samples side by side, so that one row of a tile holds both logits
+// of a sample. All logits are in units of log2, so that exp2 is the only transcendental.
+//
+// Nothing here includes PyTorch: the files that do the arithmetic are compiled once for each
+// instruction set and must not instantiate inline functions that another object could share.
+#pragma once
+
+#include <cstdint>
+
+namespace rrd::cpu {
+
+enum class Element : uint8_t { kFloat, kDouble, kBFloat16, kHalf };
+
+struct MemoryView {
+  const void* data;
+  Element element;
+  int64_t rows;
+  int64_t dim;
+  int64_t row_stride;     // in elements
+  int64_t column_stride;  // in elements
+};
+
+// The student and the teacher of one sample, in the order used by every array with an axis of two.
+enum Role : int { kStudent = 0, kTeacher = 1, kRoles = 2 };
+
+// Running sums over some rows of the memory, for `panels` panels of queries.
+template <typename T>
+struct Partial {
+  T* output;   // [panels, 2, lanes, padded_dim]  sum_j 2^(logit_j - max) m_j; null without a
+               // gradient
+  T* maximum;  // [panels, 2, lanes]              zero on the bounded path
+  T* sum;      // [panels, 2, lanes]              sum_j 2^(logit_j - max)
+  T* cross;    // [panels, lanes]                 sum_j 2^(a_j - max_a) b_j; null with a gradient
+};
+
+template <typename T>
+struct AttentionTask {
+  MemoryView memory;
+  int64_t row_begin;
+  int64_t row_end;
+  const void* queries;  // packed by AttentionKernel::pack
+  int64_t panels;
+  bool bounded;  // |logit| small enough for exp2 without a running maximum
+  Partial<T> partial;
+  void* scratch;  // scratch_bytes, aligned to kAlignment
+};
+
+// One sample's row of the gradient and its loss, from the partials of all splits.
+template <typename T>
+struct CombineTask {
+  int64_t batch_begin;
+  int64_t batch_end;
+  int64_t dim;
+  int64_t lanes;
+  int64_t splits;
+  int64_t split_stride;   // panels * lanes: samples from one split's arrays to the next one's
+  const T* student;       // unit rows [B, padded_dim]
+  const T* student_norm;  // [B]
+  Partial<T> partial;     // [splits, panels, ...]
+  double tau_s;
+  T* loss;       // [B]
+  T* grad;       // [B, dim]; null without a gradient
+  T* workspace;  // [2, padded_dim]; null without a gradient
+};
+
+constexpr int64_t kAlignment = 64;
+constexpr double kNormEps = 1e-12;  // torch.nn.functional.normalize
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+template <typename T>
+struct AttentionKernel {
+  const char* name;
+  int64_t lanes;
+  int64_t block_panels;  // panels that share one tile of the memory while it is in cache
+  int64_t (*padded_dim)(int64_t dim);
+  int64_t (*panel_bytes)(int64_t dim);
+  int64_t (*scratch_bytes)(int64_t dim, int64_t panels);
+  // rows [count, dim] -> unit [count, padded_dim], zero padded; norm [count] as it was.
+  void (*normalize)(const T* rows, int64_t count, int64_t dim, T* unit, T* norm);
+  // unit rows of up to `lanes` samples -> one panel, scaled by log2(e) / tau; missing lanes zero.
+  void (*pack)(const T* student, const T* teacher, int64_t count, int64_t dim, T student_scale,
+               T teacher_scale, void* panel);
+  void (*attend)(const AttentionTask<T>& task);
+  void (*combine)(const CombineTask<T>& task);
+};
+
+}  // namespace rrd::cpu

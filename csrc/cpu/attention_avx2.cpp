@@ -1,0 +1,33 @@
+// The kernels of attention_simd.inl for AVX2.
+#include <limits>
+
+#include "cpu/attention.h"
+#include "cpu/kernels.h"
+
+#if defined(__x86_64__)
+
+#define RRD_TARGET "avx2,fma,f16c"
+#include "cpu/target_begin.inl"
+
+#define RRD_VECTOR_BYTES 32
+#define RRD_ISA_NAME "avx2"
+#define RRD_ROW_TILE 96
+#define RRD_LOGIT_ROWS 6
+#define RRD_OUTPUT_VECTORS 2
+
+namespace rrd::cpu {
+namespace avx2 {
+#include "cpu/simd.inl"
+
+#include "cpu/rows.inl"
+
+#include "cpu/attention_simd.inl"
+}  // namespace avx2
+
+const AttentionKernel<float> kAvx2Float = avx2::simd_kernel<float>();
+const AttentionKernel<double> kAvx2Double = avx2::simd_kernel<double>();
+
+}  // namespace rrd::cpu
+
+#include "cpu/target_end.inl"
+#endif

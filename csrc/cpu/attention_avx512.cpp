@@ -1,0 +1,33 @@
+// The kernels of attention_simd.inl for AVX-512.
+#include <limits>
+
+#include "cpu/attention.h"
+#include "cpu/kernels.h"
+
+#if defined(__x86_64__)
+
+#define RRD_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
+#include "cpu/target_begin.inl"
+
+#define RRD_VECTOR_BYTES 64
+#define RRD_ISA_NAME "avx512"
+#define RRD_ROW_TILE 48
+#define RRD_LOGIT_ROWS 12
+#define RRD_OUTPUT_VECTORS 3
+
+namespace rrd::cpu {
+namespace avx512 {
+#include "cpu/simd.inl"
+
+#include "cpu/rows.inl"
+
+#include "cpu/attention_simd.inl"
+}  // namespace avx512
+
+const AttentionKernel<float> kAvx512Float = avx512::simd_kernel<float>();
+const AttentionKernel<double> kAvx512Double = avx512::simd_kernel<double>();
+
+}  // namespace rrd::cpu
+
+#include "cpu/target_end.inl"
+#endif

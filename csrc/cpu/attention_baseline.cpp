@@ -1,0 +1,25 @@
+// The kernels of attention_simd.inl for the compiler's default instruction set.
+#include <limits>
+
+#include "cpu/attention.h"
+#include "cpu/kernels.h"
+
+#define RRD_VECTOR_BYTES 16
+#define RRD_ISA_NAME "baseline"
+#define RRD_ROW_TILE 96
+#define RRD_LOGIT_ROWS 4
+#define RRD_OUTPUT_VECTORS 2
+
+namespace rrd::cpu {
+namespace baseline {
+#include "cpu/simd.inl"
+
+#include "cpu/rows.inl"
+
+#include "cpu/attention_simd.inl"
+}  // namespace baseline
+
+const AttentionKernel<float> kBaselineFloat = baseline::simd_kernel<float>();
+const AttentionKernel<double> kBaselineDouble = baseline::simd_kernel<double>();
+
+}  // namespace rrd::cpu

@@ -1,0 +1,331 @@
+// One pass over rows of the memory for blocks of queries, in plain vector arithmetic.
+//
+// Both products are outer-product micro-kernels whose accumulators live in registers:
+//   logits:  vectors along the queries (packed once per call), memory elements broadcast, so the
+//            memory is read as it lies;
+//   output:  vectors along D (as the memory lies), probabilities broadcast.
+
+template <typename T>
+struct Blocking {
+  static constexpr int64_t kLanes = Vector<T>::kLanes;
+  static constexpr int64_t kRowTile = RRD_ROW_TILE;  // rows of the memory that share cache
+  static constexpr int64_t kLogitRows = RRD_LOGIT_ROWS;
+  static constexpr int64_t kOutputQueries = kLanes < 8 ? kLanes : 8;
+  static constexpr int64_t kOutputVectors = RRD_OUTPUT_VECTORS;
+  static constexpr int64_t kBlockPanels = 64 / kLanes;
+  static_assert(kRowTile % kLogitRows == 0, "a tile is a whole number of micro-kernels");
+};
+
+template <typename T>
+int64_t panel_bytes(int64_t dim) {
+  return dim * kRoles * Vector<T>::kLanes * int64_t(sizeof(T));
+}
+
+template <typename T>
+int64_t scratch_bytes(int64_t dim, int64_t panels) {
+  using B = Blocking<T>;
+  return (B::kRowTile * padded_dim<T>(dim) + panels * B::kRowTile * kRoles * B::kLanes) *
+         int64_t(sizeof(T));
+}
+
+// [count, padded_dim] rows of student and teacher -> [dim, 2, lanes]
+template <typename T>
+void pack(const T* student, const T* teacher, int64_t count, int64_t dim, T student_scale,
+          T teacher_scale, void* panel) {
+  constexpr int64_t kLanes = Vector<T>::kLanes;
+  const int64_t padded = padded_dim<T>(dim);
+  T* out = static_cast<T*>(panel);
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    for (int64_t d = 0; d < dim; ++d) {
+      T* to = out + d * kRoles * kLanes + lane;
+      to[kStudent * kLanes] = lane < count ? student[lane * padded + d] * student_scale : T(0);
+      to[kTeacher * kLanes] = lane < count ? teacher[lane * padded + d] * teacher_scale : T(0);
+    }
+  }
+}
+
+// `count` rows of the memory as [tile_rows, padded] in T, zeros where there is no row or column.
+template <typename T, typename Stored>
+void widen_tile(const MemoryView& memory, int64_t row, int64_t count, int64_t tile_rows,
+                int64_t padded, T* tile) {
+  const int64_t dim = memory.dim;
+  for (int64_t r = 0; r < tile_rows; ++r) {
+    T* to = tile + r * padded;
+    int64_t d = 0;
+    if (r < count) {
+      const Stored* from = static_cast<const Stored*>(memory.data) + (row + r) * memory.row_stride;
+      if (memory.column_stride == 1) {
+        for (; d < dim; ++d) to[d] = T(widen(from[d]));
+      } else {
+        for (; d < dim; ++d) to[d] = T(widen(from[d * memory.column_stride]));
+      }
+    }
+    for (; d < padded; ++d) to[d] = T(0);
+  }
+}
+
+template <typename T>
+void widen_tile(const MemoryView& memory, int64_t row, int64_t count, int64_t tile_rows,
+                int64_t padded, T* tile) {
+  switch (memory.element) {
+    case Element::kFloat:
+      return widen_tile<T, float>(memory, row, count, tile_rows, padded, tile);
+    case Element::kDouble:
+      return widen_tile<T, double>(memory, row, count, tile_rows, padded, tile);
+    case Element::kBFloat16:
+      return widen_tile<T, BFloat16>(memory, row, count, tile_rows, padded, tile);
+    case Element::kHalf:
+      return widen_tile<T, Half>(memory, row, count, tile_rows, padded, tile);
+  }
+}
+
+template <typename T>
+struct Tile {
+  const T* rows;
+  int64_t stride;
+  int64_t count;  // rows that exist; the micro-kernels read up to the next multiple of kLogitRows
+};
+
+template <typename T>
+Tile<T> load_tile(const AttentionTask<T>& task, int64_t row, int64_t count, T* scratch) {
+  using B = Blocking<T>;
+  const MemoryView& memory = task.memory;
+  const Element own = sizeof(T) == sizeof(float) ? Element::kFloat : Element::kDouble;
+  const int64_t padded = padded_dim<T>(memory.dim);
+  if (memory.element == own && memory.column_stride == 1 && padded == memory.dim &&
+      count % B::kLogitRows == 0) {
+    return {static_cast<const T*>(memory.data) + row * memory.row_stride, memory.row_stride, count};
+  }
+  widen_tile<T>(memory, row, count, round_up(count, B::kLogitRows), padded, scratch);
+  return {scratch, padded, count};
+}
+
+template <typename T>
+struct Statistics {
+  Vec<T> sum[kRoles] = {};
+  Vec<T> cross = {};
+};
+
+// Logits of kLogitRows memory rows with one panel.
+template <typename T>
+RRD_INLINE void logits(const T* rows, int64_t stride, const T* queries, int64_t dim,
+                       Vec<T> (&out)[Blocking<T>::kLogitRows][kRoles]) {
+  using B = Blocking<T>;
+  Vec<T> sum[B::kLogitRows][kRoles] = {};
+  for (int64_t d = 0; d < dim; ++d) {
+    const Vec<T> student = load(queries + d * kRoles * B::kLanes);
+    const Vec<T> teacher = load(queries + (d * kRoles + kTeacher) * B::kLanes);
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < B::kLogitRows; ++r) {
+      const Vec<T> element = broadcast(rows[r * stride + d]);
+      sum[r][kStudent] += student * element;
+      sum[r][kTeacher] += teacher * element;
+    }
+  }
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < B::kLogitRows; ++r) {
+    out[r][kStudent] = sum[r][kStudent];
+    out[r][kTeacher] = sum[r][kTeacher];
+  }
+}
+
+template <bool kNeedGrad, typename T>
+RRD_INLINE void accumulate(Vec<T> student, Vec<T> student_logit, Vec<T> teacher, T* to,
+                           Statistics<T>& statistics) {
+  statistics.sum[kStudent] += student;
+  statistics.sum[kTeacher] += teacher;
+  if constexpr (kNeedGrad) {
+    store<T>(to, student);
+    store<T>(to + Blocking<T>::kLanes, teacher);
+  } else {
+    statistics.cross += teacher * student_logit;
+  }
+}
+
+// Probabilities of a tile with one panel, [kRowTile, 2, lanes], relative to a zero maximum.
+template <bool kNeedGrad, typename T>
+Statistics<T> bounded_probabilities(const Tile<T>& tile, const T* queries, int64_t dim,
+                                    T* probabilities) {
+  using B = Blocking<T>;
+  Statistics<T> statistics;
+  for (int64_t row = 0; row < tile.count; row += B::kLogitRows) {
+    Vec<T> logit[B::kLogitRows][kRoles];
+    logits<T>(tile.rows + row * tile.stride, tile.stride, queries, dim, logit);
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < B::kLogitRows; ++r) {
+      if (row + r < tile.count) {
+        accumulate<kNeedGrad, T>(exp2<T>(logit[r][kStudent]), logit[r][kStudent],
+                                 exp2<T>(logit[r][kTeacher]),
+                                 probabilities + (row + r) * kRoles * B::kLanes, statistics);
+      }
+    }
+  }
+  return statistics;
+}
+
+// The same relative to the running maximum, which it raises; `factor` is what earlier sums and
+// outputs are to be multiplied with.
+template <bool kNeedGrad, typename T>
+Statistics<T> online_probabilities(const Tile<T>& tile, const T* queries, int64_t dim,
+                                   T* probabilities, T* maximum, Vec<T> (&factor)[kRoles]) {
+  using B = Blocking<T>;
+  Vec<T> highest[kRoles] = {load(maximum), load(maximum + B::kLanes)};
+  for (int64_t row = 0; row < tile.count; row += B::kLogitRows) {
+    Vec<T> logit[B::kLogitRows][kRoles];
+    logits<T>(tile.rows + row * tile.stride, tile.stride, queries, dim, logit);
+    for (int64_t r = 0; r < B::kLogitRows && row + r < tile.count; ++r) {
+      for (int role = 0; role < kRoles; ++role) {
+        const Vec<T> value = logit[r][role];
+        highest[role] = value > highest[role] ? value : highest[role];
+        store<T>(probabilities + ((row + r) * kRoles + role) * B::kLanes, value);
+      }
+    }
+  }
+  for (int role = 0; role < kRoles; ++role) {
+    factor[role] = exp2_nonpositive<T>(load(maximum + role * B::kLanes) - highest[role]);
+    store<T>(maximum + role * B::kLanes, highest[role]);
+  }
+  Statistics<T> statistics;
+  for (int64_t row = 0; row < tile.count; ++row) {
+    T* at = probabilities + row * kRoles * B::kLanes;
+    const Vec<T> student = load(at), teacher = load(at + B::kLanes);
+    accumulate<kNeedGrad, T>(exp2_nonpositive<T>(student - highest[kStudent]), student,
+                             exp2_nonpositive<T>(teacher - highest[kTeacher]), at, statistics);
+  }
+  return statistics;
+}
+
+// output[query, :] = output[query, :] * factor[query] for the queries of one panel.
+template <typename T>
+void rescale(T* output, int64_t padded, const Vec<T> (&factor)[kRoles]) {
+  using B = Blocking<T>;
+  for (int role = 0; role < kRoles; ++role) {
+    for (int64_t lane = 0; lane < B::kLanes; ++lane) {
+      const T by = factor[role][lane];
+      if (by == T(1)) continue;
+      T* row = output + (role * B::kLanes + lane) * padded;
+      for (int64_t d = 0; d < padded; d += B::kLanes) store<T>(row + d, load(row + d) * by);
+    }
+  }
+}
+
+// output[kOutputQueries, kVectors * lanes] += probabilities^T rows
+template <int64_t kVectors, typename T>
+RRD_INLINE void add_output(const Tile<T>& tile, const T* probabilities, int64_t column, T* output,
+                           int64_t padded) {
+  using B = Blocking<T>;
+  Vec<T> sum[B::kOutputQueries][kVectors] = {};
+  for (int64_t row = 0; row < tile.count; ++row) {
+    const T* from = tile.rows + row * tile.stride + column;
+    Vec<T> value[kVectors];
+#pragma GCC unroll 8
+    for (int64_t v = 0; v < kVectors; ++v) value[v] = load(from + v * B::kLanes);
+    const T* probability = probabilities + row * kRoles * B::kLanes;
+#pragma GCC unroll 8
+    for (int64_t q = 0; q < B::kOutputQueries; ++q) {
+      const Vec<T> weight = broadcast(probability[q]);
+#pragma GCC unroll 8
+      for (int64_t v = 0; v < kVectors; ++v) sum[q][v] += weight * value[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int64_t q = 0; q < B::kOutputQueries; ++q) {
+    T* to = output + q * padded + column;
+#pragma GCC unroll 8
+    for (int64_t v = 0; v < kVectors; ++v) {
+      store<T>(to + v * B::kLanes, load(to + v * B::kLanes) + sum[q][v]);
+    }
+  }
+}
+
+// Adds a tile's share to the outputs of all panels; columns outermost, so that a strip of the
+// tile stays in the first-level cache while the queries pass by.
+template <int64_t kVectors, typename T>
+void add_outputs(const AttentionTask<T>& task, const Tile<T>& tile, const T* probabilities,
+                 int64_t column) {
+  using B = Blocking<T>;
+  const int64_t padded = padded_dim<T>(task.memory.dim);
+  for (; column + kVectors * B::kLanes <= padded; column += kVectors * B::kLanes) {
+    for (int64_t panel = 0; panel < task.panels; ++panel) {
+      const T* weights = probabilities + panel * B::kRowTile * kRoles * B::kLanes;
+      T* output = task.partial.output + panel * kRoles * B::kLanes * padded;
+      for (int64_t query = 0; query < kRoles * B::kLanes; query += B::kOutputQueries) {
+        add_output<kVectors, T>(tile, weights + query, column, output + query * padded, padded);
+      }
+    }
+  }
+  if constexpr (kVectors > 1) {
+    if (column < padded) add_outputs<kVectors - 1, T>(task, tile, probabilities, column);
+  }
+}
+
+template <bool kBounded, bool kNeedGrad, typename T>
+void attend_rows(const AttentionTask<T>& task) {
+  using B = Blocking<T>;
+  const int64_t dim = task.memory.dim, padded = padded_dim<T>(dim);
+  const int64_t queries = task.panels * kRoles * B::kLanes;
+  T* rows = static_cast<T*>(task.scratch);
+  T* probabilities = rows + B::kRowTile * padded;
+  for (int64_t i = 0; i < queries; ++i) {
+    task.partial.sum[i] = T(0);
+    task.partial.maximum[i] = kBounded ? T(0) : -std::numeric_limits<T>::max();
+  }
+  if constexpr (kNeedGrad) {
+    for (int64_t i = 0; i < queries * padded; ++i) task.partial.output[i] = T(0);
+  } else {
+    for (int64_t i = 0; i < task.panels * B::kLanes; ++i) task.partial.cross[i] = T(0);
+  }
+
+  for (int64_t row = task.row_begin; row < task.row_end; row += B::kRowTile) {
+    const int64_t left = task.row_end - row;
+    const Tile<T> tile = load_tile(task, row, left < B::kRowTile ? left : B::kRowTile, rows);
+    for (int64_t panel = 0; panel < task.panels; ++panel) {
+      const T* packed = static_cast<const T*>(task.queries) + panel * dim * kRoles * B::kLanes;
+      T* weights = probabilities + panel * B::kRowTile * kRoles * B::kLanes;
+      T* sum = task.partial.sum + panel * kRoles * B::kLanes;
+      T* cross = task.partial.cross + panel * B::kLanes;
+      Statistics<T> statistics;
+      if constexpr (kBounded) {
+        statistics = bounded_probabilities<kNeedGrad, T>(tile, packed, dim, weights);
+      } else {
+        Vec<T> factor[kRoles];
+        T* maximum = task.partial.maximum + panel * kRoles * B::kLanes;
+        statistics =
+            online_probabilities<kNeedGrad, T>(tile, packed, dim, weights, maximum, factor);
+        for (int role = 0; role < kRoles; ++role) {
+          T* at = sum + role * B::kLanes;
+          store<T>(at, load(at) * factor[role]);
+        }
+        if constexpr (kNeedGrad) {
+          rescale<T>(task.partial.output + panel * kRoles * B::kLanes * padded, padded, factor);
+        } else {
+          store<T>(cross, load(cross) * factor[kTeacher]);
+        }
+      }
+      for (int role = 0; role < kRoles; ++role) {
+        T* at = sum + role * B::kLanes;
+        store<T>(at, load(at) + statistics.sum[role]);
+      }
+      if constexpr (!kNeedGrad) store<T>(cross, load(cross) + statistics.cross);
+    }
+    if constexpr (kNeedGrad) {
+      add_outputs<B::kOutputVectors, T>(task, tile, probabilities, 0);
+    }
+  }
+}
+
+template <typename T>
+void attend(const AttentionTask<T>& task) {
+  const bool need_grad = task.partial.output != nullptr;
+  if (task.bounded) {
+    return need_grad ? attend_rows<true, true, T>(task) : attend_rows<true, false, T>(task);
+  }
+  return need_grad ? attend_rows<false, true, T>(task) : attend_rows<false, false, T>(task);
+}
+
+template <typename T>
+constexpr AttentionKernel<T> simd_kernel() {
+  using B = Blocking<T>;
+  return {RRD_ISA_NAME,     B::kLanes,    B::kBlockPanels, padded_dim<T>, panel_bytes<T>,
+          scratch_bytes<T>, normalize<T>, pack<T>,         attend<T>,     combine<T>};
+}

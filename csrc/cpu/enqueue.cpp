@@ -1,0 +1,79 @@
+// enqueue_ on the CPU: unit rows into a ring of slots, in place.
+#include <ATen/Dispatch.h>
+#include <ATen/Dispatch_v2.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "cpu/attention.h"
+
+namespace rrd::cpu {
+namespace {
+
+// A row and the multiplier that makes it a unit row, as torch.nn.functional.normalize has it.
+double inverse_norm(const std::vector<double>& row) {
+  double square = 0;
+  for (const double value : row) square += value * value;
+  return 1.0 / std::max(std::sqrt(square), kNormEps);
+}
+
+template <typename Stored>
+void write_slot(at::TensorAccessor<Stored, 1> slot, std::vector<double>& key, double momentum) {
+  // One sum finds a value that is not finite: such a row keeps what the slot held.
+  double check = 0;
+  for (const double value : key) check += value * 0.0;
+  if (check != 0.0) return;
+
+  const double scale = inverse_norm(key);
+  for (double& value : key) value *= scale;
+  if (momentum != 0.0) {
+    for (size_t d = 0; d < key.size(); ++d) {
+      key[d] = momentum * double(slot[d]) + (1.0 - momentum) * key[d];
+    }
+    const double again = inverse_norm(key);
+    for (double& value : key) value *= again;
+  }
+  for (size_t d = 0; d < key.size(); ++d) slot[d] = static_cast<Stored>(key[d]);
+}
+
+template <typename Stored, typename Key>
+void write_rows(const at::Tensor& memory, int64_t first, const at::Tensor& keys, double momentum) {
+  constexpr int64_t kGrain = 1 << 14;  // elements that pay for waking a thread
+  auto slots = memory.accessor<Stored, 2>();
+  const auto rows = keys.accessor<const Key, 2>();
+  const int64_t size = memory.size(0), dim = memory.size(1);
+  at::parallel_for(0, rows.size(0), std::max<int64_t>(1, kGrain / std::max<int64_t>(dim, 1)),
+                   [&](int64_t begin, int64_t end) {
+                     std::vector<double> key(dim);
+                     for (int64_t i = begin; i < end; ++i) {
+                       for (int64_t d = 0; d < dim; ++d) key[d] = static_cast<double>(rows[i][d]);
+                       write_slot<Stored>(slots[(first + i) % size], key, momentum);
+                     }
+                   });
+}
+
+void enqueue(at::Tensor& memory, at::Tensor& pointer, const at::Tensor& keys, double momentum) {
+  const int64_t size = memory.size(0);
+  int64_t* at = pointer.mutable_data_ptr<int64_t>();
+  // A pointer from a checkpoint may hold anything; the slot it leads to is always one of ours.
+  const int64_t first = ((*at % size) + size) % size;
+  AT_DISPATCH_V2(memory.scalar_type(), "enqueue_", AT_WRAP([&] {
+                   using stored_t = scalar_t;
+                   AT_DISPATCH_V2(keys.scalar_type(), "enqueue_", AT_WRAP([&] {
+                                    write_rows<stored_t, scalar_t>(memory, first, keys, momentum);
+                                  }),
+                                  AT_EXPAND(AT_FLOATING_TYPES), at::kHalf, at::kBFloat16);
+                 }),
+                 AT_EXPAND(AT_FLOATING_TYPES), at::kHalf, at::kBFloat16);
+  *at = (first + keys.size(0)) % size;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rrd_kernels, CPU, m) { m.impl("enqueue_", enqueue); }
+
+}  // namespace rrd::cpu

@@ -1,0 +1,121 @@
+// Which kernel runs: the widest instruction set of this machine, or what RRD_CPU_CAPABILITY caps
+// it to (the counterpart of PyTorch's ATEN_CPU_CAPABILITY).
+#include "cpu/kernels.h"
+
+#include <c10/util/Exception.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace rrd::cpu {
+namespace {
+
+enum class Capability { kBaseline, kAvx2, kAvx512, kAmx };
+
+#if defined(__x86_64__) && defined(__linux__)
+// The kernel hands out the tile registers only to a process that has asked for them.
+bool may_use_tiles() {
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+bool has_amx_bf16() {
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAvx512Bf16 = 1u << 5;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a & kAvx512Bf16) == 0) return false;
+  return may_use_tiles();
+}
+#else
+[[maybe_unused]] bool has_amx_bf16() { return false; }
+#endif
+
+Capability machine_capability() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    return has_amx_bf16() ? Capability::kAmx : Capability::kAvx512;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Capability::kAvx2;
+#endif
+  return Capability::kBaseline;
+}
+
+Capability requested_capability() {
+  const char* variable = std::getenv("RRD_CPU_CAPABILITY");
+  const std::string name = variable == nullptr ? "" : variable;
+  if (name.empty() || name == "amx") return Capability::kAmx;
+  if (name == "avx512") return Capability::kAvx512;
+  if (name == "avx2") return Capability::kAvx2;
+  TORCH_CHECK_VALUE(name == "baseline",
+                    "RRD_CPU_CAPABILITY must be baseline, avx2, avx512 or amx; got ", name);
+  return Capability::kBaseline;
+}
+
+Capability capability() {
+  static const Capability best = std::min(machine_capability(), requested_capability());
+  return best;
+}
+
+template <typename T>
+const AttentionKernel<T>& widest([[maybe_unused]] const AttentionKernel<T>& avx512,
+                                 [[maybe_unused]] const AttentionKernel<T>& avx2,
+                                 const AttentionKernel<T>& baseline) {
+#if defined(__x86_64__)
+  if (capability() >= Capability::kAvx512) return avx512;
+  if (capability() >= Capability::kAvx2) return avx2;
+#endif
+  return baseline;
+}
+
+#if defined(__x86_64__)
+#define RRD_WIDEST(type) widest(kAvx512##type, kAvx2##type, kBaseline##type)
+#else
+#define RRD_WIDEST(type) widest(kBaseline##type, kBaseline##type, kBaseline##type)
+#endif
+
+std::string torch_version() { return TORCH_VERSION; }
+
+std::vector<std::string> cpu_kernels() {
+  return {select_kernel<double>(false).name, select_kernel<float>(false).name,
+          select_kernel<float>(true).name};
+}
+
+}  // namespace
+
+template <>
+const AttentionKernel<float>& select_kernel<float>([[maybe_unused]] bool bfloat16_products) {
+#if defined(__x86_64__) && defined(__linux__)
+  if (bfloat16_products && capability() == Capability::kAmx) {
+    static const AttentionKernel<float> kernel = amx_kernel();
+    return kernel;
+  }
+#endif
+  return RRD_WIDEST(Float);
+}
+
+template <>
+const AttentionKernel<double>& select_kernel<double>(bool) {
+  return RRD_WIDEST(Double);
+}
+
+TORCH_LIBRARY_IMPL(rrd_kernels, CatchAll, m) {
+  m.impl("torch_version", torch_version);
+  m.impl("cpu_kernels", cpu_kernels);
+}
+
+}  // namespace rrd::cpu

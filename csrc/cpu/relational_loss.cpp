@@ -1,0 +1,215 @@
+// relational_loss_forward on the CPU: splits the work into tasks, runs them, merges them.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <tuple>
+
+#include "cpu/kernels.h"
+
+namespace rrd::cpu {
+namespace {
+
+constexpr double kLog2E = 1.4426950408889634;
+
+Element element_of(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return Element::kFloat;
+    case at::kDouble:
+      return Element::kDouble;
+    case at::kBFloat16:
+      return Element::kBFloat16;
+    case at::kHalf:
+      return Element::kHalf;
+    default:
+      TORCH_CHECK_TYPE(false, "memory must be float64, float32, bfloat16 or float16, got ", type);
+  }
+}
+
+MemoryView view_of(const at::Tensor& memory) {
+  return {memory.const_data_ptr(), element_of(memory.scalar_type()),
+          memory.size(0),          memory.size(1),
+          memory.stride(0),        memory.stride(1)};
+}
+
+// |logit| <= log2(e) / tau for rows of norm <= 1. Up to 107, a sum of 2^20 terms 2^logit stays
+// within float32, and so does each single term.
+bool bounded_logits(bool unit_memory, double tau_s, double tau_t, int64_t rows) {
+  return unit_memory && kLog2E / std::min(tau_s, tau_t) <= 107.0 && rows <= (int64_t{1} << 20);
+}
+
+// A task is one block of panels against one split of the memory's rows. Its partial is its own, so
+// that results do not depend on which thread ran it.
+struct Plan {
+  int64_t panels;
+  int64_t block_panels;
+  int64_t blocks;
+  int64_t splits;
+  int64_t split_rows;
+};
+
+template <typename T>
+Plan make_plan(const AttentionKernel<T>& kernel, int64_t batch, int64_t dim, int64_t rows) {
+  // Outputs, packed queries and probabilities of a block stay within a core's second-level cache.
+  constexpr int64_t kBlockBytes = 1 << 20;
+  constexpr int64_t kSplitRows = 512;  // fewer would not pay for the merge
+  const int64_t panel_bytes =
+      kernel.panel_bytes(dim) + kRoles * kernel.lanes * kernel.padded_dim(dim) * int64_t(sizeof(T));
+  Plan plan;
+  plan.panels = (batch + kernel.lanes - 1) / kernel.lanes;
+  plan.block_panels = std::clamp<int64_t>(kBlockBytes / panel_bytes, 1, kernel.block_panels);
+  plan.block_panels = std::min(plan.block_panels, plan.panels);
+  plan.blocks = (plan.panels + plan.block_panels - 1) / plan.block_panels;
+  // Eight tasks share out well over up to four threads, whatever else the machine does, and keep
+  // the result independent of the number of threads there.
+  const int64_t tasks = std::max<int64_t>(8, 2 * at::get_num_threads());
+  const int64_t wanted = (tasks + plan.blocks - 1) / plan.blocks;
+  plan.splits = std::clamp<int64_t>(rows / kSplitRows, 1, wanted);
+  plan.split_rows = (rows + plan.splits - 1) / plan.splits;
+  plan.splits = (rows + plan.split_rows - 1) / plan.split_rows;
+  return plan;
+}
+
+template <typename T>
+struct Buffer {
+  explicit Buffer(int64_t size)
+      : storage(at::empty({size * int64_t(sizeof(T))}, at::TensorOptions(at::kByte))),
+        data(static_cast<T*>(storage.mutable_data_ptr())) {}
+  at::Tensor storage;
+  T* data;
+};
+
+template <typename T>
+struct Queries {
+  Queries(const AttentionKernel<T>& kernel, int64_t batch, int64_t dim, int64_t panels)
+      : unit(kRoles * batch * kernel.padded_dim(dim)),
+        norm(kRoles * batch),
+        packed(panels * kernel.panel_bytes(dim)) {}
+  Buffer<T> unit;       // [2, B, padded_dim]
+  Buffer<T> norm;       // [2, B]
+  Buffer<char> packed;  // [panels, panel_bytes]
+};
+
+template <typename T>
+Queries<T> prepare(const AttentionKernel<T>& kernel, const at::Tensor& z_s, const at::Tensor& z_t,
+                   int64_t panels, double tau_s, double tau_t) {
+  const int64_t batch = z_s.size(0), dim = z_s.size(1), padded = kernel.padded_dim(dim);
+  const T* rows[kRoles] = {z_s.const_data_ptr<T>(), z_t.const_data_ptr<T>()};
+  Queries<T> queries(kernel, batch, dim, panels);
+  T* student = queries.unit.data;
+  T* teacher = student + batch * padded;
+  at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t first = panel * kernel.lanes;
+      const int64_t count = std::min(kernel.lanes, batch - first);
+      kernel.normalize(rows[kStudent] + first * dim, count, dim, student + first * padded,
+                       queries.norm.data + first);
+      kernel.normalize(rows[kTeacher] + first * dim, count, dim, teacher + first * padded,
+                       queries.norm.data + batch + first);
+      kernel.pack(student + first * padded, teacher + first * padded, count, dim, T(kLog2E / tau_s),
+                  T(kLog2E / tau_t), queries.packed.data + panel * kernel.panel_bytes(dim));
+    }
+  });
+  return queries;
+}
+
+template <typename T>
+struct Partials {
+  Partials(const AttentionKernel<T>& kernel, const Plan& plan, int64_t dim, bool need_grad)
+      : queries(plan.splits * plan.panels * kRoles * kernel.lanes),
+        output(need_grad ? queries * kernel.padded_dim(dim) : 0),
+        statistics(queries * 2 + (need_grad ? 0 : queries / kRoles)),
+        all{need_grad ? output.data : nullptr, statistics.data, statistics.data + queries,
+            need_grad ? nullptr : statistics.data + 2 * queries} {}
+  int64_t queries;
+  Buffer<T> output;
+  Buffer<T> statistics;
+  Partial<T> all;
+};
+
+template <typename T>
+Partial<T> partial_at(const Partial<T>& all, int64_t panel, int64_t lanes, int64_t padded) {
+  const int64_t query = panel * kRoles * lanes;
+  return {all.output == nullptr ? nullptr : all.output + query * padded, all.maximum + query,
+          all.sum + query, all.cross == nullptr ? nullptr : all.cross + panel * lanes};
+}
+
+template <typename T>
+void attend(const AttentionKernel<T>& kernel, const Plan& plan, const MemoryView& memory,
+            const Queries<T>& queries, bool bounded, const Partial<T>& partial) {
+  const int64_t tasks = plan.blocks * plan.splits;
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), tasks);
+  std::atomic<int64_t> next{0};  // tasks are taken as threads come free
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    const Buffer<char> scratch(kernel.scratch_bytes(memory.dim, plan.block_panels));
+    for (int64_t i = next++; i < tasks; i = next++) {
+      const int64_t split = i / plan.blocks;
+      const int64_t panel = i % plan.blocks * plan.block_panels;
+      AttentionTask<T> task;
+      task.memory = memory;
+      task.row_begin = split * plan.split_rows;
+      task.row_end = std::min(memory.rows, task.row_begin + plan.split_rows);
+      task.queries = queries.packed.data + panel * kernel.panel_bytes(memory.dim);
+      task.panels = std::min(plan.block_panels, plan.panels - panel);
+      task.bounded = bounded;
+      task.partial = partial_at(partial, split * plan.panels + panel, kernel.lanes,
+                                kernel.padded_dim(memory.dim));
+      task.scratch = scratch.data;
+      kernel.attend(task);
+    }
+  });
+}
+
+template <typename T>
+std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& z_s, const at::Tensor& z_t,
+                                           const at::Tensor& memory, double tau_s, double tau_t,
+                                           bool unit_memory, bool bfloat16_products,
+                                           bool need_grad) {
+  const auto type = c10::CppTypeToScalarType<T>::value;
+  const auto student = z_s.to(type).contiguous(), teacher = z_t.to(type).contiguous();
+  const int64_t batch = z_s.size(0), dim = z_s.size(1);
+  const auto options = z_s.options().dtype(type);
+  at::Tensor loss = at::empty({batch}, options);
+  at::Tensor grad = at::empty({need_grad ? batch : 0, dim}, options);
+  if (batch == 0) return {loss, grad};
+
+  const auto& kernel = select_kernel<T>(bfloat16_products);
+  const Plan plan = make_plan(kernel, batch, dim, memory.size(0));
+  const Queries<T> queries = prepare(kernel, student, teacher, plan.panels, tau_s, tau_t);
+  const Partials<T> partials(kernel, plan, dim, need_grad);
+  attend(kernel, plan, view_of(memory), queries,
+         bounded_logits(unit_memory, tau_s, tau_t, memory.size(0)), partials.all);
+
+  const int64_t grain = (batch + at::get_num_threads() - 1) / at::get_num_threads();
+  at::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
+    const Buffer<T> workspace(need_grad ? 2 * kernel.padded_dim(dim) : 0);
+    kernel.combine({begin, end, dim, kernel.lanes, plan.splits, plan.panels * kernel.lanes,
+                    queries.unit.data, queries.norm.data, partials.all, tau_s,
+                    loss.mutable_data_ptr<T>(), need_grad ? grad.mutable_data_ptr<T>() : nullptr,
+                    workspace.data});
+  });
+  return {loss, grad};
+}
+
+std::tuple<at::Tensor, at::Tensor> relational_loss_forward(
+    const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory, double tau_s,
+    double tau_t, bool unit_memory, std::optional<c10::string_view> precision, bool need_grad) {
+  if (precision == "float64") {
+    return forward<double>(z_s, z_t, memory, tau_s, tau_t, unit_memory, false, need_grad);
+  }
+  return forward<float>(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision == "bfloat16",
+                        need_grad);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rrd_kernels, CPU, m) {
+  m.impl("relational_loss_forward", relational_loss_forward);
+}
+
+}  // namespace rrd::cpu

@@ -1,0 +1,119 @@
+// What is done once per sample, before and after the pass over the memory: O(B * D) work.
+
+template <typename T>
+int64_t padded_dim(int64_t dim) {
+  return round_up(dim, Vector<T>::kLanes);
+}
+
+// z / max(||z||, eps). Squares are summed in double: a row of float32 whose squares overflow or
+// vanish in float32 still has its norm.
+template <typename T>
+void normalize(const T* rows, int64_t count, int64_t dim, T* unit, T* norm) {
+  const int64_t padded = padded_dim<T>(dim);
+  constexpr int64_t kLanes = Vector<double>::kLanes;
+  for (int64_t i = 0; i < count; ++i) {
+    const T* row = rows + i * dim;
+    Vec<double> squares{};
+    int64_t d = 0;
+    for (; d + kLanes <= dim; d += kLanes) {
+      Vec<double> value;
+      for (int64_t lane = 0; lane < kLanes; ++lane) value[lane] = row[d + lane];
+      squares += value * value;
+    }
+    double square = horizontal_sum<double>(squares);
+    for (; d < dim; ++d) square += double(row[d]) * double(row[d]);
+    const double length = __builtin_sqrt(square);
+    // Not std::max: NaN must stay NaN.
+    const double inverse = 1.0 / (length < kNormEps ? kNormEps : length);
+    T* out = unit + i * padded;
+    for (d = 0; d < dim; ++d) out[d] = T(row[d] * inverse);
+    for (; d < padded; ++d) out[d] = T(0);
+    norm[i] = T(length);
+  }
+}
+
+template <typename T>
+RRD_INLINE T dot(const T* a, const T* b, int64_t padded) {
+  Vec<T> sum{};
+  for (int64_t d = 0; d < padded; d += Vector<T>::kLanes) sum += load(a + d) * load(b + d);
+  return horizontal_sum<T>(sum);
+}
+
+// The softmax statistics of one query over all splits: weight of each split, log-sum-exp.
+template <typename T>
+struct Merged {
+  double maximum;  // in units of log2
+  double sum;
+
+  double log_sum_exp() const { return (__builtin_log2(sum) + maximum) * 0.6931471805599453; }
+};
+
+template <typename T>
+Merged<T> merge(const Partial<T>& partial, int64_t query, int64_t splits, int64_t stride) {
+  Merged<T> merged{partial.maximum[query], 0.0};
+  for (int64_t k = 1; k < splits; ++k) {
+    const double maximum = partial.maximum[query + k * stride];
+    if (maximum > merged.maximum) merged.maximum = maximum;
+  }
+  for (int64_t k = 0; k < splits; ++k) {
+    merged.sum += double(partial.sum[query + k * stride]) *
+                  __builtin_exp2(partial.maximum[query + k * stride] - merged.maximum);
+  }
+  return merged;
+}
+
+// The attention output of one query: sum_j probability_j m_j, over all splits.
+template <typename T>
+void merge_output(const Partial<T>& partial, const Merged<T>& merged, int64_t query, int64_t splits,
+                  int64_t stride, int64_t padded, T* output) {
+  for (int64_t k = 0; k < splits; ++k) {
+    const int64_t at = query + k * stride;
+    const Vec<T> weight =
+        broadcast(T(__builtin_exp2(partial.maximum[at] - merged.maximum) / merged.sum));
+    const T* from = partial.output + at * padded;
+    for (int64_t d = 0; d < padded; d += Vector<T>::kLanes) {
+      const Vec<T> term = load(from + d) * weight;
+      store<T>(output + d, k == 0 ? term : load(output + d) + term);
+    }
+  }
+}
+
+// loss_i = LSE(b_i) - s_i . O^t_i / tau_s and its gradient through the normalisation.
+template <typename T>
+void combine(const CombineTask<T>& task) {
+  const int64_t padded = padded_dim<T>(task.dim);
+  const int64_t stride = task.split_stride * kRoles;
+  const T inverse_tau = T(1.0 / task.tau_s);
+  for (int64_t i = task.batch_begin; i < task.batch_end; ++i) {
+    const int64_t panel = i / task.lanes, lane = i % task.lanes;
+    const int64_t student = (panel * kRoles + kStudent) * task.lanes + lane;
+    const int64_t teacher = (panel * kRoles + kTeacher) * task.lanes + lane;
+    const Merged<T> q = merge(task.partial, student, task.splits, stride);
+    const Merged<T> p = merge(task.partial, teacher, task.splits, stride);
+    if (task.grad == nullptr) {
+      double cross = 0;
+      for (int64_t k = 0; k < task.splits; ++k) {
+        cross += double(task.partial.cross[i + k * task.split_stride]) *
+                 __builtin_exp2(task.partial.maximum[teacher + k * stride] - p.maximum);
+      }
+      task.loss[i] = T(q.log_sum_exp() - 0.6931471805599453 * cross / p.sum);
+      continue;
+    }
+    T* output_s = task.workspace;
+    T* output_t = task.workspace + padded;
+    merge_output(task.partial, q, student, task.splits, stride, padded, output_s);
+    merge_output(task.partial, p, teacher, task.splits, stride, padded, output_t);
+    const T* unit = task.student + i * padded;
+    task.loss[i] = T(q.log_sum_exp() - double(dot(unit, output_t, padded)) / task.tau_s);
+
+    const double norm = task.student_norm[i];
+    const bool clamped = norm <= kNormEps;  // then z / eps is linear in z
+    for (int64_t d = 0; d < padded; d += Vector<T>::kLanes) {
+      store<T>(output_s + d, (load(output_s + d) - load(output_t + d)) * inverse_tau);
+    }
+    const T radial = clamped ? T(0) : dot(unit, output_s, padded);
+    const T scale = T(1.0 / (clamped ? kNormEps : norm));
+    T* grad = task.grad + i * task.dim;
+    for (int64_t d = 0; d < task.dim; ++d) grad[d] = (output_s[d] - radial * unit[d]) * scale;
+  }
+}

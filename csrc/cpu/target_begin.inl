@@ -1,0 +1,12 @@
+// Compiles what follows for RRD_TARGET. After all other headers: an inline function of theirs must
+// not be compiled for instructions that the machine at hand may lack.
+#define RRD_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define RRD_TARGET_PRAGMA(isa) \
+  RRD_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+RRD_TARGET_PRAGMA(RRD_TARGET)
+#else
+#define RRD_TARGET_PRAGMA(isa) RRD_PRAGMA(GCC target(isa))
+#pragma GCC push_options
+RRD_TARGET_PRAGMA(RRD_TARGET)
+#endif

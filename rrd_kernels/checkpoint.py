@@ -1,0 +1,69 @@
+"""The state_dict layouts that the published code has had, newest first.
+
+- ``2025``: ``memory.embed_s.{weight,bias}``, ``memory.queue``, ``memory.queue_ptr``;
+- ``2024-09``: ``embed_s.{weight,bias}``, ``queue``, ``queue_ptr``;
+- ``2024-07``: ``embed_s.linear.{weight,bias}``, ``queue``, ``queue_ptr``;
+
+and in each the same for ``embed_t``. The newest is this package's own; each older one loads as it
+is.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rrd_kernels import validation as check
+
+LAYOUTS = ("2025", "2024-09", "2024-07")
+
+_PREFIX = "memory."
+_PROJECTIONS = ("embed_s.", "embed_t.")
+
+
+def to_layout(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
+    """A criterion's state in a published layout, for the code of that time to load.
+
+    Args:
+        state_dict: ``criterion.state_dict()`` of a FIFO :class:`rrd_kernels.RRDLoss`.
+        layout: ``"2025"``, ``"2024-09"`` or ``"2024-07"``.
+
+    Returns:
+        A new dict that holds the same tensors.
+
+    Raises:
+        ValueError: an unknown layout, or keys that are not a criterion's.
+
+    Source: the published repository's history; the table above.
+
+    Example:
+        >>> from rrd_kernels import RRDLoss
+        >>> state = RRDLoss(s_dim=4, t_dim=4, feat_dim=8, nce_k=16).state_dict()
+        >>> sorted(to_layout(state, "2024-07"))[:2]
+        ['embed_s.linear.bias', 'embed_s.linear.weight']
+    """
+    check.check_choice("layout", layout, LAYOUTS)
+    foreign = [key for key in state_dict if not key.startswith(_PREFIX)]
+    if foreign:
+        raise ValueError(f"state_dict must be RRDLoss.state_dict(); got the keys {foreign}")
+    if layout == "2025":
+        return dict(state_dict)
+    renamed = {}
+    for key, value in state_dict.items():
+        name = key.removeprefix(_PREFIX)
+        if layout == "2024-07" and name.startswith(_PROJECTIONS):
+            head, tail = name.split(".", 1)
+            name = f"{head}.linear.{tail}"
+        renamed[name] = value
+    return renamed
+
+
+def rename_older_keys_(state_dict: Any, prefix: str) -> None:
+    """Renames an older layout's keys under ``prefix`` to the newest's, in place.
+
+    ``Module.load_state_dict`` hands out a copy of the user's dict, so theirs stays as it was.
+    """
+    for key in list(state_dict):
+        name = key.removeprefix(prefix)
+        if not key.startswith(prefix) or name.startswith(_PREFIX):
+            continue
+        if name in ("queue", "queue_ptr") or name.startswith(_PROJECTIONS):
+            state_dict[prefix + _PREFIX + name.replace(".linear.", ".")] = state_dict.pop(key)

@@ -1,0 +1,163 @@
+"""RRDLoss: the drop-in replacement for the published class of the same name."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rrd_kernels import checkpoint
+from rrd_kernels import validation as check
+from rrd_kernels.memory import FifoMemory
+
+MEMORIES = {"fifo": FifoMemory}
+
+
+class Protocol(NamedTuple):
+    """What the two published versions of the code differ in."""
+
+    enqueue: str
+    nce_t_s: float
+    nce_t_t: float
+
+
+PROTOCOLS = {
+    "2024": Protocol(enqueue="after", nce_t_s=0.04, nce_t_t=0.1),
+    "2025": Protocol(enqueue="before", nce_t_s=0.1, nce_t_t=0.02),
+}
+
+
+class RRDLoss(nn.Module):
+    """Relational Representation Distillation, a drop-in for the published ``RRDLoss(opt)``.
+
+    Settings are read from ``opt`` under their published names, or given as keywords, which win.
+
+    Args:
+        opt: any object with the attributes ``s_dim``, ``t_dim``, ``feat_dim``, ``nce_k``,
+            ``nce_t_s``, ``nce_t_t``, ``memory_type``, such as the published script's namespace.
+        s_dim: width of the student's features. Required, here or in ``opt``.
+        t_dim: width of the teacher's features. Required, here or in ``opt``.
+        feat_dim: width D of the embeddings. Default 128.
+        nce_k: rows K of the memory. Default 16384.
+        nce_t_s: student temperature. Default 0.1 (protocol "2025") or 0.04 ("2024").
+        nce_t_t: teacher temperature. Default 0.02 (protocol "2025") or 0.1 ("2024").
+        memory_type: ``"fifo"`` (default).
+        protocol: the published code that is matched: ``"2025"`` (default), or ``"2024"`` for
+            versions 1 to 3 of the paper, where the batch enters the memory after the loss.
+        enqueue: ``"before"`` or ``"after"``, in place of the protocol's order.
+        start, slot_momentum, precision, backend, device, dtype: as in
+            :class:`rrd_kernels.FifoMemory`.
+
+    Attributes:
+        embed_s, embed_t: the projections; ``embed_t`` has no gradient.
+        memory: the :class:`rrd_kernels.FifoMemory`.
+        tau_s, tau_t: the temperatures in use.
+
+    Shapes:
+        ``criterion(f_s, f_t)`` takes [B, s_dim] and [B, t_dim] features (or [B, dim, 1, 1]) of any
+        floating dtype, any 1 <= B <= K, and returns a float32 scalar (float64 for float64).
+        ``criterion(f_s, f_t, idx, contrast_idx)`` is accepted too.
+
+    A checkpoint of any published layout loads with ``load_state_dict``;
+    :func:`rrd_kernels.checkpoint.to_layout` writes the older ones. ``eval()`` computes the loss and
+    leaves the memory alone.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range, before any state is
+            made or changed.
+
+    Source: arXiv 2407.12073 and its published code.
+
+    Example:
+        >>> import torch
+        >>> from rrd_kernels import RRDLoss
+        >>> criterion = RRDLoss(s_dim=64, t_dim=256)
+        >>> criterion(torch.randn(32, 64, requires_grad=True), torch.randn(32, 256)).backward()
+        >>> criterion.embed_s.weight.grad.shape
+        torch.Size([128, 64])
+    """
+
+    def __init__(
+        self,
+        opt: object | None = None,
+        *,
+        s_dim: int | None = None,
+        t_dim: int | None = None,
+        feat_dim: int | None = None,
+        nce_k: int | None = None,
+        nce_t_s: float | None = None,
+        nce_t_t: float | None = None,
+        memory_type: str | None = None,
+        protocol: str = "2025",
+        enqueue: str | None = None,
+        start: str = "published",
+        slot_momentum: float = 0.0,
+        precision: str | None = None,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check.check_choice("protocol", protocol, tuple(PROTOCOLS))
+        published = PROTOCOLS[protocol]
+
+        def setting(name: str, given: Any, default: Any = None) -> Any:
+            value = given if given is not None else getattr(opt, name, None)
+            if value is None and default is None:
+                raise ValueError(f"{name} must be given, as a keyword or as opt.{name}")
+            return default if value is None else value
+
+        tau_s = setting("nce_t_s", nce_t_s, published.nce_t_s)
+        tau_t = setting("nce_t_t", nce_t_t, published.nce_t_t)
+        check.check_temperature("nce_t_s", tau_s)
+        check.check_temperature("nce_t_t", tau_t)
+        memory_type = setting("memory_type", memory_type, "fifo")
+        check.check_choice("memory_type", memory_type, tuple(MEMORIES))
+        size = setting("nce_k", nce_k, 16384)
+        check.check_size("nce_k", size)
+
+        super().__init__()
+        self.protocol = protocol
+        self.tau_s = float(tau_s)
+        self.tau_t = float(tau_t)
+        self.memory = MEMORIES[memory_type](
+            setting("s_dim", s_dim),
+            setting("t_dim", t_dim),
+            setting("feat_dim", feat_dim, 128),
+            size,
+            enqueue=published.enqueue if enqueue is None else enqueue,
+            start=start,
+            slot_momentum=slot_momentum,
+            precision=precision,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+        )
+
+    @property
+    def embed_s(self) -> nn.Linear:
+        """The student's projection."""
+        return self.memory.embed_s
+
+    @property
+    def embed_t(self) -> nn.Linear:
+        """The teacher's projection, without gradient."""
+        return self.memory.embed_t
+
+    def forward(
+        self,
+        f_s: Tensor,
+        f_t: Tensor,
+        idx: Tensor | None = None,
+        contrast_idx: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar; in training mode the memory takes up this batch's teacher rows."""
+        return self.memory(f_s, f_t, idx, contrast_idx, tau_s=self.tau_s, tau_t=self.tau_t)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        checkpoint.rename_older_keys_(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"protocol={self.protocol!r}, tau_s={self.tau_s}, tau_t={self.tau_t}"

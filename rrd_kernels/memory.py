@@ -1,0 +1,175 @@
+"""Memories of earlier teacher embeddings: parameters and buffers, nothing numeric."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rrd_kernels import functional
+from rrd_kernels import validation as check
+
+ENQUEUES = ("before", "after")
+STARTS = ("published", "unit")
+
+# How much longer than 1 a row may be for the bounded softmax: rounding a unit row to bfloat16
+# changes its length by at most 2^-8.
+UNIT_SLACK = 2.0**-7
+
+
+def _project(linear: nn.Linear, features: Tensor, name: str) -> Tensor:
+    """Pooled features [B, dim] or [B, dim, 1, 1] through a projection, whatever their dtype."""
+    check_features(name, features, linear.in_features)
+    features = features.flatten(1)
+    if features.dtype != linear.weight.dtype and not torch.is_autocast_enabled(
+        features.device.type
+    ):
+        features = features.to(linear.weight.dtype)
+    return linear(features)
+
+
+def check_features(name: str, features: object, width: int) -> None:
+    if not isinstance(features, Tensor):
+        raise TypeError(f"{name} must be a Tensor; got {type(features).__name__}")
+    if not features.is_floating_point():
+        raise TypeError(f"{name} must be floating; got {features.dtype}")
+    if features.dim() < 2 or features.shape[1:].numel() != width:
+        raise ValueError(f"{name} must be [B, {width}]; got shape {tuple(features.shape)}")
+
+
+class FifoMemory(nn.Module):
+    """The last K teacher embeddings, and the projections that lead to them.
+
+    Args:
+        s_dim: width of the student's features.
+        t_dim: width of the teacher's features.
+        feat_dim: width D of the embeddings. Default 128.
+        size: rows K. Default 16384.
+        enqueue: whether a batch's teacher rows enter ``"before"`` (default) or ``"after"`` its
+            similarities are taken.
+        start: the first content: ``"published"`` (default), normal deviates normalised over the
+            rows, so that a row's norm is about sqrt(D / K); or ``"unit"``, each row of norm 1.
+        slot_momentum: how much of a slot stays when it is written, in [0, 1). Default 0.
+        precision, backend: as in :func:`rrd_kernels.functional.relational_loss`.
+        device, dtype: as in :class:`torch.nn.Linear`; ``dtype`` is the memory's too.
+
+    Attributes:
+        embed_s: Linear(s_dim, feat_dim), trained.
+        embed_t: Linear(t_dim, feat_dim), without gradient.
+        queue: [K, D] buffer.
+        queue_ptr: int64 [1] buffer, the next slot.
+        unit_rows: whether every row's norm is at most 1, so that the bounded softmax applies.
+            Looked at when the memory is made and when a state is loaded; after writing longer rows
+            into ``queue`` by hand, call :meth:`inspect_rows`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+
+    Source: the published FIFO memory of arXiv 2407.12073.
+
+    Example:
+        >>> memory = FifoMemory(s_dim=64, t_dim=256, feat_dim=128, size=4096)
+        >>> memory(torch.randn(32, 64), torch.randn(32, 256), tau_s=0.1, tau_t=0.02).shape
+        torch.Size([])
+    """
+
+    queue: Tensor
+    queue_ptr: Tensor
+
+    def __init__(
+        self,
+        s_dim: int,
+        t_dim: int,
+        feat_dim: int = 128,
+        size: int = 16384,
+        *,
+        enqueue: str = "before",
+        start: str = "published",
+        slot_momentum: float = 0.0,
+        precision: str | None = None,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        sizes = {"s_dim": s_dim, "t_dim": t_dim, "feat_dim": feat_dim, "size": size}
+        for name, value in sizes.items():
+            check.check_size(name, value)
+        check.check_choice("enqueue", enqueue, ENQUEUES)
+        check.check_choice("start", start, STARTS)
+        check.check_momentum("slot_momentum", slot_momentum)
+        check.check_choice("backend", backend, check.BACKENDS)
+        if precision is not None:
+            check.check_choice("precision", precision, check.PRECISIONS)
+        super().__init__()
+        self.enqueue_order = enqueue
+        self.slot_momentum = slot_momentum
+        self.precision = precision
+        self.backend = backend
+        # In the published order of random draws, so that equal seeds give equal state.
+        self.embed_s = nn.Linear(s_dim, feat_dim, device=device, dtype=dtype)
+        self.embed_t = nn.Linear(t_dim, feat_dim, device=device, dtype=dtype).requires_grad_(False)
+        rows = torch.randn(size, feat_dim, device=device, dtype=dtype)
+        self.register_buffer("queue", F.normalize(rows, dim=0 if start == "published" else 1))
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64, device=device))
+        self.unit_rows = False
+        self.inspect_rows()
+
+    def inspect_rows(self) -> None:
+        """Looks at every row and sets ``unit_rows``; one host sync on a GPU."""
+        if not self.queue.is_meta:
+            norms = torch.linalg.vector_norm(self.queue, dim=1, dtype=self._norm_dtype())
+            self.unit_rows = bool((norms <= 1 + UNIT_SLACK).all())
+
+    def _norm_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.queue.dtype, torch.float32)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.inspect_rows()
+
+    def enqueue(self, z_t: Tensor) -> None:
+        """Writes [B, D] teacher embeddings, unnormalised, into the next B slots."""
+        functional.enqueue_(
+            self.queue, self.queue_ptr, z_t, momentum=self.slot_momentum, backend=self.backend
+        )
+
+    def forward(
+        self,
+        f_s: Tensor,
+        f_t: Tensor,
+        idx: Tensor | None = None,
+        contrast_idx: Tensor | None = None,
+        *,
+        tau_s: float,
+        tau_t: float,
+    ) -> Tensor:
+        """The loss of [B, s_dim] student against [B, t_dim] teacher features, a scalar.
+
+        In training mode the teacher's rows enter the memory. ``idx`` and ``contrast_idx`` are not
+        used; they make all memories callable alike.
+        """
+        z_s = _project(self.embed_s, f_s, "f_s")
+        with torch.no_grad():
+            z_t = _project(self.embed_t, f_t, "f_t")
+        if self.training and self.enqueue_order == "before":
+            self.enqueue(z_t)
+        loss = functional.relational_loss(
+            z_s,
+            z_t,
+            self.queue,
+            tau_s=tau_s,
+            tau_t=tau_t,
+            unit_memory=self.unit_rows,
+            precision=self.precision,
+            backend=self.backend,
+        )
+        if self.training and self.enqueue_order == "after":
+            self.enqueue(z_t)
+        return loss
+
+    def extra_repr(self) -> str:
+        size, dim = self.queue.shape
+        return f"size={size}, feat_dim={dim}, enqueue={self.enqueue_order!r}"

@@ -1,0 +1,95 @@
+"""Checks of arguments, each before anything is computed or written."""
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+PRECISIONS = ("float64", "float32", "tf32", "float16", "bfloat16")
+REDUCTIONS = ("mean", "sum", "none")
+BACKENDS = ("auto", "fused", "reference")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def check_number(name: str, value: object) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a real number; got {type(value).__name__}")
+
+
+def check_temperature(name: str, value: float) -> None:
+    check_number(name, value)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite; got {value}")
+
+
+def check_momentum(name: str, value: float) -> None:
+    check_number(name, value)
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1); got {value}")
+
+
+def check_size(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int; got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}")
+
+
+def check_rows(name: str, value: object) -> None:
+    """``value`` is a dense floating matrix."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor; got {type(value).__name__}")
+    # By name: importing torch.distributed.tensor takes half a second.
+    if type(value).__name__ == "DTensor":
+        raise TypeError(f"{name} is a DTensor; pass its local or full tensor")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor; got layout {value.layout}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating; got {value.dtype}")
+    if value.dim() != 2:
+        raise ValueError(f"{name} must be 2-D [rows, D]; got shape {tuple(value.shape)}")
+
+
+def check_alike(name_a: str, a: Tensor, name_b: str, b: Tensor, *, same_rows: bool) -> None:
+    """Two matrices agree in width and device, and in rows where asked."""
+    if a.shape[1] != b.shape[1] or (same_rows and a.shape[0] != b.shape[0]):
+        wanted = "the same shape" if same_rows else "the same width D"
+        raise ValueError(
+            f"{name_a} and {name_b} must have {wanted}; got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    if a.device != b.device:
+        raise ValueError(
+            f"{name_a} and {name_b} must be on one device; got {a.device} and {b.device}"
+        )
+
+
+def check_not_empty(name: str, value: Tensor) -> None:
+    if value.shape[0] == 0 or value.shape[1] == 0:
+        raise ValueError(f"{name} must not be empty; got shape {tuple(value.shape)}")
+
+
+def check_writable(name: str, value: Tensor) -> None:
+    """No two elements share storage, and autograd does not own it."""
+    if any(
+        stride == 0 and size > 1 for size, stride in zip(value.shape, value.stride(), strict=True)
+    ):
+        raise ValueError(f"{name} is expanded: its rows share storage and cannot be written")
+    if value.requires_grad:
+        raise ValueError(f"{name} requires a gradient and cannot be written in place")
+
+
+def check_pointer(ptr: object, memory: Tensor) -> None:
+    if not isinstance(ptr, Tensor) or ptr.dtype != torch.int64:
+        got = ptr.dtype if isinstance(ptr, Tensor) else type(ptr).__name__
+        raise TypeError(f"ptr must be an int64 Tensor; got {got}")
+    if tuple(ptr.shape) != (1,):
+        raise ValueError(f"ptr must have shape (1,); got {tuple(ptr.shape)}")
+    if ptr.device != memory.device:
+        raise ValueError(
+            f"ptr and memory must be on one device; got {ptr.device} and {memory.device}"
+        )
