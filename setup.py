@@ -14,7 +14,7 @@ except ImportError:
         "rrd_kernels compiles a C++ extension against the PyTorch that will load it, and no "
         "PyTorch was found by this build.\n"
         "Install PyTorch first, then build without isolation:\n"
-        "    pip install torch setuptools wheel ninja\n"
+        "    pip install torch 'setuptools>=77' ninja\n"
         "    pip install --no-build-isolation ."
     )
 

@@ -18,17 +18,6 @@ STARTS = ("published", "unit")
 UNIT_SLACK = 2.0**-7
 
 
-def _project(linear: nn.Linear, features: Tensor, name: str) -> Tensor:
-    """Pooled features [B, dim] or [B, dim, 1, 1] through a projection, whatever their dtype."""
-    check_features(name, features, linear.in_features)
-    features = features.flatten(1)
-    if features.dtype != linear.weight.dtype and not torch.is_autocast_enabled(
-        features.device.type
-    ):
-        features = features.to(linear.weight.dtype)
-    return linear(features)
-
-
 def check_features(name: str, features: object, width: int) -> None:
     if not isinstance(features, Tensor):
         raise TypeError(f"{name} must be a Tensor; got {type(features).__name__}")
@@ -36,6 +25,15 @@ def check_features(name: str, features: object, width: int) -> None:
         raise TypeError(f"{name} must be floating; got {features.dtype}")
     if features.dim() < 2 or features.shape[1:].numel() != width:
         raise ValueError(f"{name} must be [B, {width}]; got shape {tuple(features.shape)}")
+
+
+def _project(linear: nn.Linear, features: Tensor) -> Tensor:
+    """Pooled features [B, dim] or [B, dim, 1, 1] through a projection, whatever their dtype."""
+    features = features.flatten(1)
+    # Autocast casts both to its own dtype.
+    if not torch.is_autocast_enabled(features.device.type):
+        features = features.to(linear.weight.dtype)
+    return linear(features)
 
 
 class FifoMemory(nn.Module):
@@ -151,9 +149,16 @@ class FifoMemory(nn.Module):
         In training mode the teacher's rows enter the memory. ``idx`` and ``contrast_idx`` are not
         used; they make all memories callable alike.
         """
-        z_s = _project(self.embed_s, f_s, "f_s")
+        check_features("f_s", f_s, self.embed_s.in_features)
+        check_features("f_t", f_t, self.embed_t.in_features)
+        if f_s.shape[0] != f_t.shape[0]:
+            raise ValueError(
+                f"f_s and f_t must have the same batch; got {tuple(f_s.shape)} and "
+                f"{tuple(f_t.shape)}"
+            )
+        z_s = _project(self.embed_s, f_s)
         with torch.no_grad():
-            z_t = _project(self.embed_t, f_t, "f_t")
+            z_t = _project(self.embed_t, f_t)
         if self.training and self.enqueue_order == "before":
             self.enqueue(z_t)
         loss = functional.relational_loss(

@@ -24,7 +24,6 @@ namespace amx {
 
 constexpr int64_t kLanes = 16;
 constexpr int64_t kGroupRows = 32;  // rows of the memory in one step of the matrix unit
-constexpr int64_t kRowTile = 256;   // rows whose transpose is packed at a time
 constexpr int64_t kBlockPanels = 16;
 constexpr int64_t kTileFloats = 16 * 16;
 constexpr int64_t kTileHalves = 16 * 32;
@@ -47,20 +46,28 @@ int64_t panel_bytes(int64_t dim) {
   return matrix_dim(dim) * kRoles * kLanes * int64_t(sizeof(uint16_t));
 }
 
+// Rows whose transpose is packed at a time: enough to keep the output's tiles in registers for a
+// while, few enough to stay in the second-level cache.
+int64_t row_tile(int64_t columns) {
+  constexpr int64_t kMostRows = 256, kElements = int64_t{1} << 17;
+  const int64_t rows = kElements / columns / kGroupRows * kGroupRows;
+  return rows < kGroupRows ? kGroupRows : rows > kMostRows ? kMostRows : rows;
+}
+
 struct Scratch {
   Scratch(void* base, int64_t dim, int64_t panels) {
-    const int64_t columns = matrix_dim(dim);
+    const int64_t columns = matrix_dim(dim), tile = row_tile(columns);
     output = static_cast<float*>(base);
     logits = output + panels * columns * kRoles * kLanes;
-    rows = reinterpret_cast<uint16_t*>(logits + kRowTile * kRoles * kLanes);
-    transposed = rows + kRowTile * columns;
-    probabilities = transposed + kRowTile * columns;
-    bytes = reinterpret_cast<char*>(probabilities + kRowTile * kRoles * kLanes) -
-            static_cast<char*>(base);
+    rows = reinterpret_cast<uint16_t*>(logits + tile * kRoles * kLanes);
+    transposed = rows + tile * columns;
+    probabilities = transposed + tile * columns;
+    bytes =
+        reinterpret_cast<char*>(probabilities + tile * kRoles * kLanes) - static_cast<char*>(base);
   }
   float* output;            // [panels, columns / 16, 2, 16 columns, 16 queries]
   float* logits;            // [groups, 32 rows, 2, 16 queries]
-  uint16_t* rows;           // [kRowTile, columns], when the memory cannot be read as it lies
+  uint16_t* rows;           // [row_tile, columns], when the memory cannot be read as it lies
   uint16_t* transposed;     // [groups, columns / 16, 16 columns, 32 rows]
   uint16_t* probabilities;  // [groups, 2, 16 row pairs, 16 queries, 2]
   int64_t bytes;
@@ -208,7 +215,7 @@ struct Prefetch {
 
 Prefetch prefetch_after(const MemoryView& memory, int64_t row, int64_t end, int64_t steps) {
   const bool as_it_lies = memory.element == Element::kBFloat16 && memory.column_stride == 1;
-  return {memory, row, as_it_lies ? end : row, (kRowTile + steps - 1) / steps};
+  return {memory, row, as_it_lies ? end : row, (row_tile(matrix_dim(memory.dim)) + steps - 1) / steps};
 }
 
 RRD_INLINE __m512i load_quarters(const uint16_t* from, int64_t stride) {
@@ -499,9 +506,10 @@ void attend_rows(const AttentionTask<float>& task) {
   if (kNeedGrad) fill(scratch.output, task.panels * panel_floats, 0.f);
   if (!kNeedGrad) fill(partial.cross, task.panels * kLanes, 0.f);
 
-  for (int64_t row = task.row_begin; row < task.row_end; row += kRowTile) {
+  const int64_t tile = row_tile(columns);
+  for (int64_t row = task.row_begin; row < task.row_end; row += tile) {
     const int64_t left = task.row_end - row;
-    const Rows rows = load_rows(memory, row, left < kRowTile ? left : kRowTile, scratch.rows);
+    const Rows rows = load_rows(memory, row, left < tile ? left : tile, scratch.rows);
     if (kNeedGrad) transpose_rows(rows, columns, scratch.transposed);
     Prefetch prefetch =
         prefetch_after(memory, row + rows.count, task.row_end, task.panels * rows.groups);

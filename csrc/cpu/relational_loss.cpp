@@ -66,10 +66,16 @@ Plan make_plan(const AttentionKernel<T>& kernel, int64_t batch, int64_t dim, int
   plan.block_panels = std::min(plan.block_panels, plan.panels);
   plan.blocks = (plan.panels + plan.block_panels - 1) / plan.block_panels;
   // Eight tasks share out well over up to four threads, whatever else the machine does, and keep
-  // the result independent of the number of threads there.
-  const int64_t tasks = std::max<int64_t>(8, 2 * at::get_num_threads());
-  const int64_t wanted = (tasks + plan.blocks - 1) / plan.blocks;
-  plan.splits = std::clamp<int64_t>(rows / kSplitRows, 1, wanted);
+  // the result independent of the number of threads there. All splits' outputs together stay
+  // small, as long as that leaves each thread one.
+  constexpr int64_t kPartialBytes = 2 << 20;
+  const int64_t threads = std::max<int64_t>(4, at::get_num_threads());
+  const int64_t split_bytes =
+      plan.panels * kRoles * kernel.lanes * kernel.padded_dim(dim) * int64_t(sizeof(T));
+  const int64_t tasks = (2 * threads + plan.blocks - 1) / plan.blocks;
+  const int64_t most = std::max((threads + plan.blocks - 1) / plan.blocks,
+                                kPartialBytes / split_bytes);
+  plan.splits = std::clamp<int64_t>(rows / kSplitRows, 1, std::min(tasks, most));
   plan.split_rows = (rows + plan.splits - 1) / plan.splits;
   plan.splits = (rows + plan.split_rows - 1) / plan.split_rows;
   return plan;

@@ -1,0 +1,130 @@
+"""Clocks and counters: interleaved times, the rate of torch.mm, peak memory, other work."""
+
+import ctypes
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+WARM_UP_ROUNDS = 2
+CLEAR_REFS = Path("/proc/self/clear_refs")
+PROC_STAT = Path("/proc/stat")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seconds: the median, and the 20th and 80th percentile."""
+
+    median: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def of(cls, times: list[float]) -> "Spread":
+        p20, *_, p80 = statistics.quantiles(times, n=5, method="inclusive")
+        return cls(statistics.median(times), p20, p80)
+
+
+def interleaved_times(
+    calls: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    seconds: float,
+    min_rounds: int = 7,
+) -> dict[str, list[float]]:
+    """Times, in seconds, of each call in each round: a b c, a b c, ...
+
+    A machine that slows down or is shared slows all calls of a round alike, so that the ratio of
+    two times of one round means more than the ratio of two medians.
+
+    Args:
+        calls: what is timed, by name.
+        device: waited for around each call.
+        seconds: rounds go on for this long ...
+        min_rounds: ... and until there are this many, after the warm-up.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(WARM_UP_ROUNDS):
+        for call in calls.values():
+            call()
+    rounds = 0
+    end = time.perf_counter() + seconds
+    while rounds < min_rounds or time.perf_counter() < end:
+        for name, call in calls.items():
+            _wait_for(device)
+            start = time.perf_counter()
+            call()
+            _wait_for(device)
+            times[name].append(time.perf_counter() - start)
+        rounds += 1
+    return times
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def matmul_rate(
+    dtype: torch.dtype,
+    device: torch.device,
+    sizes: tuple[int, ...] = (2048, 4096),
+    seconds: float = 2.0,
+) -> float:
+    """Operations per second of torch.mm on square matrices: the best median among ``sizes``."""
+    calls = {}
+    for size in sizes:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        calls[str(size)] = lambda a=a, b=b: torch.mm(a, b)
+    times = interleaved_times(calls, device, seconds, min_rounds=3)
+    return max(2 * int(size) ** 3 / statistics.median(taken) for size, taken in times.items())
+
+
+def peak_extra_memory(call: Callable[[], object]) -> int:
+    """Bytes by which resident memory at its highest during ``call()`` exceeds that before it.
+
+    Linux only: the kernel's high-water mark (VmHWM), reset before the call. Memory that the C
+    library keeps after a free is handed back first, since a call that filled it again would seem to
+    need none. What ``call`` allocates for good at its first use counts: call it once before.
+
+    Resolution: pages, of 4 KiB or, where transparent huge pages are always on, 2 MiB; and the
+    kernel sums its counters per core, which can hide a few hundred KiB.
+    """
+    gc.collect()
+    # glibc's; other C libraries keep little.
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+    CLEAR_REFS.write_text("5")
+    before = _status_bytes("VmRSS")
+    call()
+    return max(_status_bytes("VmHWM") - before, 0)
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024  # "1234 kB"
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def busy_cores(seconds: float = 0.5) -> float | None:
+    """How many cores other work keeps busy while this process sleeps; ``None`` but on Linux.
+
+    Threads that wait for one another at a barrier wait for whoever holds the other core: with one
+    core taken, a step of many small parallel loops takes many times as long.
+    """
+    if not PROC_STAT.exists():
+        return None
+    before = _busy_ticks()
+    time.sleep(seconds)
+    return (_busy_ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
+
+
+def _busy_ticks() -> int:
+    user, nice, system = PROC_STAT.read_text().split(maxsplit=4)[1:4]  # cpu user nice system idle
+    return int(user) + int(nice) + int(system)

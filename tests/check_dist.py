@@ -1,0 +1,84 @@
+"""Builds the sdist and the wheel and tries both as a stranger would, in an empty environment.
+
+Run by ``make dist``; dist/ holds the results.
+"""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DIST = ROOT / "dist"
+EMPTY = ROOT / "build" / "empty-environment"
+
+SMOKE = """
+import torch
+from rrd_kernels import RRDLoss, ops
+assert ops.EXTENSION_ERROR is None, ops.EXTENSION_ERROR
+fused = RRDLoss(s_dim=8, t_dim=8, backend='fused')
+eager = RRDLoss(s_dim=8, t_dim=8, backend='reference')
+eager.load_state_dict(fused.state_dict())
+f_s, f_t = torch.randn(2, 32, 8)
+torch.testing.assert_close(fused(f_s, f_t), eager(f_s, f_t))
+print('the wheel works:', torch.ops.rrd_kernels.cpu_kernels())
+"""
+
+
+def run(*command: str | Path, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def build() -> tuple[Path, Path]:
+    shutil.rmtree(DIST, ignore_errors=True)
+    # The wheel from the sdist, so that a file the sdist lacks is missed here.
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", DIST)
+    (sdist,), (wheel,) = DIST.glob("*.tar.gz"), DIST.glob("*.whl")
+    return sdist, wheel
+
+
+def check_contents(sdist: Path, wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    wanted = ["rrd_kernels/_C.abi3.so", "rrd_kernels/py.typed", "rrd_kernels/loss.py"]
+    missing = [name for name in wanted if name not in names]
+    foreign = [name for name in names if not name.startswith("rrd_kernels")]
+    if missing or foreign:
+        sys.exit(f"{wheel.name} lacks {missing}, and holds {foreign}")
+    with tarfile.open(sdist) as archive:
+        inside = {name.split("/", 1)[-1] for name in archive.getnames()}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix}
+    if not sources <= inside:
+        sys.exit(f"{sdist.name} lacks {sorted(sources - inside)}")
+
+
+def check_error_without_torch(python: Path, sdist: Path) -> None:
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "--no-deps", sdist],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0 or "--no-build-isolation" not in done.stdout + done.stderr:
+        sys.exit(f"no clear error without PyTorch:\n{done.stdout}\n{done.stderr}")
+
+
+def main() -> None:
+    sdist, wheel = build()
+    check_contents(sdist, wheel)
+    run(sys.executable, "-m", "venv", "--clear", EMPTY)
+    python = EMPTY / "bin" / "python"
+    check_error_without_torch(python, sdist)
+    print("without PyTorch, the build says what to do")
+    constraints = ("--constraint", ROOT / "constraints.txt")
+    run(python, "-m", "pip", "install", "--quiet", *constraints, wheel)
+    print(run(python, "-c", SMOKE, folder=EMPTY).stdout.strip())
+    shutil.rmtree(EMPTY)
+
+
+if __name__ == "__main__":
+    main()

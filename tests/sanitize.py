@@ -1,0 +1,65 @@
+"""Compiles csrc/ with AddressSanitizer and UBSan and runs the tests that reach it.
+
+Run by ``make sanitize``. The sanitized package lies apart, in build/sanitize.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "sanitize"
+TESTS = ("test_properties", "test_enqueue", "test_gradients", "test_golden", "test_bad_input")
+
+
+def compile_extension() -> None:
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "build.log", "w+") as log:
+        done = subprocess.run(
+            [
+                *(sys.executable, "setup.py", "build_ext"),
+                *("--build-lib", BUILD, "--build-temp", BUILD / "temp"),
+            ],
+            cwd=ROOT,
+            env=os.environ | {"RRD_SANITIZE": "1"},
+            stdout=log,
+            stderr=log,
+            check=False,
+        )
+        log.seek(0)
+        if done.returncode != 0:
+            sys.exit(log.read())
+    for file in (ROOT / "rrd_kernels").glob("*.py"):
+        shutil.copy(file, BUILD / "rrd_kernels")
+
+
+def runtime(name: str) -> str:
+    compiler = os.environ.get("CXX", "g++")
+    return subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
+
+
+def run_tests() -> int:
+    environment = os.environ | {
+        "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')}",
+        # Python and PyTorch keep much until the process ends.
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        "PYTHONPATH": str(BUILD),
+    }
+    check = (
+        "import rrd_kernels, torch; assert rrd_kernels.ops.EXTENSION_ERROR is None; "
+        f"assert rrd_kernels.__file__.startswith({str(BUILD)!r}), rrd_kernels.__file__"
+    )
+    subprocess.run([sys.executable, "-c", check], env=environment, cwd=BUILD, check=True)
+    tests = [str(ROOT / "tests" / f"{name}.py") for name in TESTS]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-s"]
+    return subprocess.run(
+        [*pytest, "--hypothesis-profile=quick", *tests], env=environment, cwd=BUILD, check=False
+    ).returncode
+
+
+if __name__ == "__main__":
+    compile_extension()
+    sys.exit(run_tests())

@@ -1,0 +1,239 @@
+"""The table of bad inputs: each a clear error, and nothing written before it."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from problems import draw, tolerance
+
+from rrd_kernels import RRDLoss
+from rrd_kernels.functional import enqueue_, relational_loss
+
+SIZES = {"s_dim": 6, "t_dim": 5, "feat_dim": 8, "nce_k": 16}
+NOT_TEMPERATURES = [0.0, -0.1, float("inf"), float("nan")]
+
+
+def raises(kind, *parts):
+    return pytest.raises(kind, match=".*".join(re.escape(part) for part in parts))
+
+
+def call(name=None, value=None, **options):
+    """relational_loss with one argument replaced."""
+    problem = draw(4, 8, 16)
+    arguments = {"z_s": problem.z_s, "z_t": problem.z_t, "memory": problem.memory} | options
+    if name is not None:
+        arguments[name] = value
+    return relational_loss(**arguments)
+
+
+@pytest.mark.parametrize("name", ["tau_s", "tau_t"])
+class TestTemperatures:
+    @pytest.mark.parametrize("value", NOT_TEMPERATURES)
+    def test_values(self, name, value):
+        with raises(ValueError, name, "positive and finite", str(value)):
+            call(name, value)
+        with raises(ValueError, f"nce_{name.replace('tau', 't')}", str(value)):
+            RRDLoss(**SIZES, **{f"nce_{name.replace('tau', 't')}": value})
+
+    @pytest.mark.parametrize("value", ["0.1", None, True, torch.tensor(0.1)])
+    def test_types(self, name, value):
+        with raises(TypeError, name, type(value).__name__):
+            call(name, value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan"), 2])
+def test_momentum_out_of_range(value):
+    memory, ptr = torch.zeros(4, 2), torch.zeros(1, dtype=torch.int64)
+    with raises(ValueError, "momentum", "[0, 1)", str(value)):
+        enqueue_(memory, ptr, torch.ones(2, 2), momentum=value)
+    assert memory.sum() == 0
+    assert ptr == 0
+    with raises(ValueError, "slot_momentum", str(value)):
+        RRDLoss(**SIZES, slot_momentum=value)
+
+
+@pytest.mark.parametrize("name", ["reduction", "precision", "backend"])
+def test_unknown_choices(name):
+    with raises(ValueError, name, "must be one of", "'average'"):
+        call(name, "average")
+
+
+@pytest.mark.parametrize(
+    "name", ["protocol", "memory_type", "enqueue", "start", "precision", "backend"]
+)
+def test_unknown_settings(name):
+    with raises(ValueError, name, "must be one of", "'average'"):
+        RRDLoss(**SIZES, **{name: "average"})
+
+
+@pytest.mark.parametrize("name", ["s_dim", "t_dim", "feat_dim", "nce_k"])
+def test_settings_that_are_no_sizes(name):
+    for value in (0, -3):
+        with raises(ValueError, "at least 1", str(value)):
+            RRDLoss(**(SIZES | {name: value}))
+    with raises(TypeError, "must be an int", "float"):
+        RRDLoss(**(SIZES | {name: 8.0}))
+
+
+def test_missing_settings():
+    with raises(ValueError, "s_dim must be given"):
+        RRDLoss()
+    with raises(ValueError, "t_dim must be given", "opt.t_dim"):
+        RRDLoss(SimpleNamespace(s_dim=4))
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (4, 7)])
+def test_z_t_of_another_shape(shape):
+    with raises(ValueError, "z_s", "z_t", "(4, 8)", str(shape)):
+        call("z_t", torch.randn(shape))
+
+
+def test_memory_of_another_width():
+    with raises(ValueError, "z_s", "memory", "(4, 8)", "(16, 7)"):
+        call("memory", torch.randn(16, 7))
+
+
+@pytest.mark.parametrize("name", ["z_s", "z_t", "memory"])
+class TestMatrices:
+    @pytest.mark.parametrize("shape", [(8,), (2, 4, 8), ()])
+    def test_not_two_dimensional(self, name, shape):
+        with raises(ValueError, name, "2-D", str(shape)):
+            call(name, torch.randn(shape))
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool], ids=str)
+    def test_not_floating(self, name, dtype):
+        with raises(TypeError, name, "floating", str(dtype)):
+            call(name, torch.ones(4, 8, dtype=dtype))
+
+    def test_sparse(self, name):
+        with raises(TypeError, name, "dense", "sparse"):
+            call(name, torch.ones(4, 8).to_sparse())
+
+    def test_not_a_tensor(self, name):
+        with raises(TypeError, name, "must be a Tensor", "list"):
+            call(name, [[1.0]])
+
+    def test_dtensor(self, name, monkeypatch):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Shard, distribute_tensor
+
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", "0")
+        torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+        try:
+            mesh = init_device_mesh("cpu", (1,))
+            value = distribute_tensor(torch.randn(4, 8), mesh, [Shard(0)])
+            with raises(TypeError, name, "DTensor", "local or full tensor"):
+                call(name, value)
+        finally:
+            torch.distributed.destroy_process_group()
+
+    def test_another_device(self, name):
+        value = torch.empty(16 if name == "memory" else 4, 8, device="meta")
+        with raises(ValueError, "one device", "meta"):
+            call(name, value)
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (16, 0)])
+def test_empty_memory(shape):
+    rows = torch.randn(4, shape[1])
+    with raises(ValueError, "memory must not be empty", str(shape)):
+        call(z_s=rows, z_t=rows, memory=torch.randn(shape))
+
+
+class TestEnqueue:
+    def setup_method(self):
+        self.memory = torch.randn(4, 8)
+        self.ptr = torch.tensor([3])
+        self.before = self.memory.clone()
+
+    def refused(self, kind, *parts, **arguments):
+        full = {"memory": self.memory, "ptr": self.ptr, "keys": torch.ones(2, 8)} | arguments
+        with raises(kind, *parts):
+            enqueue_(**full)
+        assert torch.equal(self.memory, self.before)
+        assert self.ptr.item() == 3
+
+    def test_more_rows_than_slots(self):
+        self.refused(ValueError, "5 rows", "(5, 8)", "(4, 8)", keys=torch.ones(5, 8))
+
+    def test_keys_of_another_width(self):
+        self.refused(ValueError, "keys", "memory", "(2, 7)", "(4, 8)", keys=torch.ones(2, 7))
+
+    def test_keys_that_are_no_matrix(self):
+        self.refused(ValueError, "keys", "2-D", keys=torch.ones(8))
+        self.refused(TypeError, "keys", "floating", keys=torch.ones(2, 8, dtype=torch.int32))
+
+    def test_pointers(self):
+        self.refused(TypeError, "ptr", "int64", "float32", ptr=torch.tensor([3.0]))
+        self.refused(TypeError, "ptr", "int64", "int", ptr=3)
+        self.refused(ValueError, "ptr", "(1,)", "()", ptr=torch.tensor(3))
+        self.refused(ValueError, "ptr", "one device", "meta", ptr=self.ptr.to("meta"))
+
+    def test_memories_that_cannot_be_written(self):
+        self.refused(ValueError, "expanded", memory=torch.ones(1, 8).expand(4, 8))
+        self.refused(ValueError, "requires a gradient", memory=self.memory.clone().requires_grad_())
+
+
+def test_batch_larger_than_the_memory_leaves_the_criterion_alone():
+    for protocol in ("2024", "2025"):
+        criterion = RRDLoss(**SIZES, protocol=protocol)
+        before = criterion.memory.queue.clone()
+        with raises(ValueError, "17 rows", "16"):
+            criterion(torch.randn(17, 6), torch.randn(17, 5))
+        assert torch.equal(criterion.memory.queue, before)
+        assert criterion.memory.queue_ptr.item() == 0
+
+
+def test_batches_that_do_not_match_leave_the_criterion_alone():
+    criterion = RRDLoss(**SIZES)
+    before = criterion.memory.queue.clone()
+    with raises(ValueError, "f_s and f_t", "(4, 6)", "(3, 5)"):
+        criterion(torch.randn(4, 6), torch.randn(3, 5))
+    assert torch.equal(criterion.memory.queue, before)
+    assert criterion.memory.queue_ptr.item() == 0
+
+
+def test_features_of_another_width_or_kind():
+    criterion = RRDLoss(**SIZES)
+    with raises(ValueError, "f_s", "[B, 6]", "(4, 5)"):
+        criterion(torch.randn(4, 5), torch.randn(4, 5))
+    with raises(ValueError, "f_t", "[B, 5]", "(4,)"):
+        criterion(torch.randn(4, 6), torch.randn(4))
+    with raises(TypeError, "f_s", "floating", "int64"):
+        criterion(torch.ones(4, 6, dtype=torch.int64), torch.randn(4, 5))
+    with raises(TypeError, "f_t", "Tensor", "NoneType"):
+        criterion(torch.randn(4, 6), None)
+
+
+def test_empty_batch_of_the_functional_loss():
+    z_s = torch.randn(0, 8, requires_grad=True)
+    z_t, memory = torch.randn(0, 8), torch.randn(16, 8)
+    for reduction in ("mean", "sum"):
+        loss = relational_loss(z_s, z_t, memory, reduction=reduction)
+        assert loss.item() == 0
+        assert torch.autograd.grad(loss, z_s)[0].shape == (0, 8)
+    assert relational_loss(z_s, z_t, memory, reduction="none").shape == (0,)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
+def test_zero_row_is_normalised_as_pytorch_does(precision, device):
+    problem = draw(3, 8, 16, device=device)
+    problem.z_s[1] = 0
+    problem.z_t[2] = 0
+    wanted_loss, wanted_grad = problem.float64()
+    assert wanted_grad[1].norm() > 1e10  # g / 1e-12
+    z_s = problem.z_s.double() if precision == "float64" else problem.z_s
+    loss = relational_loss(
+        z_s.requires_grad_(), problem.z_t, problem.memory, precision=precision, reduction="none"
+    )
+    loss.sum().backward()
+    loss_bound, grad_bound = tolerance(problem, precision)
+    assert ((loss.double() - wanted_loss).abs() <= loss_bound).all()
+    assert ((z_s.grad.double() - wanted_grad).norm(dim=1) <= grad_bound).all()
+
+
+def test_fused_backend_says_why_it_is_not_there():
+    with raises(RuntimeError, "backend='fused'", "cpu", "meta"):
+        relational_loss(*(torch.empty(4, 8, device="meta") for _ in range(3)), backend="fused")

@@ -1,0 +1,125 @@
+"""torch.compile without graph breaks, the enqueue included, and torch.export."""
+
+import copy
+import io
+
+import pytest
+import torch
+from problems import draw
+
+from rrd_kernels import RRDLoss
+from rrd_kernels.functional import enqueue_, relational_loss
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch.compiler.reset()
+    # The deterministic mode of the other tests would fill Inductor's buffers at every step.
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("protocol", ["2024", "2025"])
+def test_training_steps(backend, protocol, device):
+    criterion = RRDLoss(s_dim=12, t_dim=20, feat_dim=16, nce_k=48, protocol=protocol).to(device)
+    eager = copy.deepcopy(criterion)
+    compiled = torch.compile(criterion, fullgraph=True, backend=backend)
+    for _ in range(6):  # 6 x 10 rows pass the end of the memory
+        f_s = torch.randn(10, 12, device=device, requires_grad=True)
+        f_t = torch.randn(10, 20, device=device)
+        twin = f_s.detach().clone().requires_grad_()
+        loss, wanted = compiled(f_s, f_t), eager(twin, f_t)
+        loss.backward()
+        wanted.backward()
+        torch.testing.assert_close(loss, wanted)
+        torch.testing.assert_close(f_s.grad, twin.grad)
+    for key, value in eager.state_dict().items():
+        torch.testing.assert_close(criterion.state_dict()[key], value)
+
+
+def test_a_second_batch_size_and_eval(device):
+    criterion = RRDLoss(s_dim=12, t_dim=20, feat_dim=16, nce_k=48).to(device)
+    eager = copy.deepcopy(criterion)
+    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+    for batch in (10, 7, 9, 10):
+        f_s, f_t = torch.randn(batch, 12, device=device), torch.randn(batch, 20, device=device)
+        torch.testing.assert_close(compiled(f_s, f_t), eager(f_s, f_t))
+    criterion.eval()
+    eager.eval()
+    torch.testing.assert_close(compiled(f_s, f_t), eager(f_s, f_t))
+    assert torch.equal(criterion.memory.queue_ptr, eager.memory.queue_ptr)
+
+
+def test_autocast_inside(device):
+    criterion = RRDLoss(s_dim=12, t_dim=20, feat_dim=16, nce_k=48).to(device)
+    eager = copy.deepcopy(criterion)
+
+    def step(module, f_s, f_t):
+        with torch.autocast(device.type, torch.bfloat16):
+            return module(f_s, f_t)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    f_s, f_t = torch.randn(10, 12, device=device), torch.randn(10, 20, device=device)
+    torch.testing.assert_close(compiled(criterion, f_s, f_t), step(eager, f_s, f_t))
+
+
+class Loss(torch.nn.Module):
+    def forward(self, z_s, z_t, memory):
+        return relational_loss(z_s, z_t, memory, tau_s=0.2, reduction="none")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_of_the_functional_loss(strict, device):
+    problem = draw(6, 8, 32, device=device)
+    batch, rows = torch.export.Dim("batch", min=2), torch.export.Dim("rows", min=2)
+    program = torch.export.export(
+        Loss(),
+        (problem.z_s, problem.z_t, problem.memory),
+        dynamic_shapes=({0: batch}, {0: batch}, {0: rows}),
+        strict=strict,
+    )
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    loaded = torch.export.load(buffer).module()
+    for size in ((6, 32), (3, 50)):
+        problem = draw(size[0], 8, size[1], device=device)
+        wanted = Loss()(problem.z_s, problem.z_t, problem.memory)
+        assert torch.equal(loaded(problem.z_s, problem.z_t, problem.memory), wanted)
+
+
+@pytest.mark.parametrize("need_grad", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_opcheck_of_the_loss(dtype, need_grad, device):
+    problem = draw(4, 8, 16, dtype, device)
+    precision = None if dtype == torch.float32 else str(dtype).removeprefix("torch.")
+    arguments = (problem.z_t, problem.memory, 0.1, 0.02, False, precision)
+    torch.library.opcheck(
+        torch.ops.rrd_kernels.relational_loss_forward.default,
+        (problem.z_s, *arguments, need_grad),
+    )
+    torch.library.opcheck(
+        torch.ops.rrd_kernels.relational_loss.default,
+        (problem.z_s.requires_grad_(need_grad), *arguments),
+    )
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_opcheck_of_the_enqueue(momentum, device):
+    memory = torch.randn(8, 4, device=device)
+    ptr = torch.tensor([6], device=device)
+    keys = torch.randn(4, 4, device=device)
+    torch.library.opcheck(torch.ops.rrd_kernels.enqueue_.default, (memory, ptr, keys, momentum))
+
+
+def test_inference_mode_and_no_grad(device):
+    problem = draw(4, 8, 16, device=device)
+    arguments = (problem.z_s.requires_grad_(), problem.z_t, problem.memory)
+    wanted = relational_loss(*arguments).detach()
+    with torch.no_grad():
+        assert not relational_loss(*arguments).requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(relational_loss(*arguments).clone(), wanted)
+        memory, ptr = torch.zeros(4, 8), torch.zeros(1, dtype=torch.int64)
+        enqueue_(memory, ptr, torch.randn(2, 8))
+        assert ptr.item() == 2

@@ -1,0 +1,113 @@
+"""The same bits whatever runs beside, and every instruction set's kernels against float64."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from problems import draw
+
+from rrd_kernels.functional import enqueue_, relational_loss
+
+PRODUCTS = ["float64", "float32", "bfloat16"]
+
+
+def step(problem, precision, unit_memory):
+    z_s = problem.z_s.detach().requires_grad_()
+    loss = relational_loss(
+        z_s,
+        problem.z_t,
+        problem.memory,
+        reduction="none",
+        precision=precision,
+        unit_memory=unit_memory,
+    )
+    (grad,) = torch.autograd.grad(loss.sum(), z_s)
+    memory, ptr = problem.memory.clone(), torch.tensor([5], device=memory_device(problem))
+    enqueue_(memory, ptr, problem.z_t)
+    return loss, grad, memory
+
+
+def memory_device(problem):
+    return problem.memory.device
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("unit_memory", [False, True])
+@pytest.mark.parametrize("precision", PRODUCTS)
+@pytest.mark.parametrize("batch", [5, 64, 300])
+def test_one_two_and_three_threads_agree_bitwise(batch, precision, unit_memory, threads):
+    problem = draw(batch, 40, 5000)
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        results.append(step(problem, precision, unit_memory))
+    for other in results[1:]:
+        for value, wanted in zip(other, results[0], strict=True):
+            assert torch.equal(value, wanted)
+
+
+@pytest.mark.parametrize("precision", PRODUCTS)
+def test_many_threads_agree_to_rounding(precision, threads):
+    problem = draw(16, 40, 20000)
+    threads(2)
+    wanted = step(problem, precision, True)
+    threads(8)  # more splits of the memory, so another order of sums
+    # Twice the sums' own rounding, of about 64 terms in a row; the products stay the same.
+    accuracy = 2 * 64 * 2.0 ** (-53 if precision == "float64" else -24)
+    for value, expected in zip(step(problem, precision, True), wanted, strict=True):
+        torch.testing.assert_close(value, expected, rtol=accuracy, atol=accuracy)
+
+
+@pytest.mark.parametrize("precision", PRODUCTS)
+def test_two_runs_agree_bitwise(precision, device):
+    problem = draw(70, 40, 3000, device=device)
+    first = step(problem, precision, True)
+    for _ in range(5):
+        for value, wanted in zip(step(problem, precision, True), first, strict=True):
+            assert torch.equal(value, wanted)
+
+
+def test_a_sample_does_not_depend_on_its_batch(device):
+    """What the mean of gradient accumulation relies on: rows are computed alike in any batch."""
+    problem = draw(64, 40, 3000, device=device)
+    whole = relational_loss(problem.z_s, problem.z_t, problem.memory, reduction="none")
+    part = relational_loss(problem.z_s[:7], problem.z_t[:7], problem.memory, reduction="none")
+    torch.testing.assert_close(part, whole[:7], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
+def test_each_instruction_set(capability):
+    """The numerical tests anew, in a process that may not use anything wider."""
+    here = Path(__file__).parent
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    tests = ["test_properties.py", "test_gradients.py", "test_golden.py"]
+    done = subprocess.run(
+        [*run, *(str(here / name) for name in tests), "--hypothesis-profile=quick"],
+        env=os.environ | {"RRD_CPU_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_unknown_capability():
+    code = "import rrd_kernels, torch; torch.ops.rrd_kernels.cpu_kernels()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"RRD_CPU_CAPABILITY": "sse9"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "ValueError: RRD_CPU_CAPABILITY must be" in done.stderr
+    assert "sse9" in done.stderr

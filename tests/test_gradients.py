@@ -1,0 +1,112 @@
+"""The autograd rule: one derivative, right; never a second one, silently wrong."""
+
+import pytest
+import torch
+from problems import draw
+
+from rrd_kernels.functional import enqueue_, relational_loss
+
+
+def loss_of(problem, z_s, **options):
+    return relational_loss(
+        z_s,
+        problem.z_t,
+        problem.memory,
+        tau_s=problem.tau_s,
+        tau_t=problem.tau_t,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("unit_memory", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradcheck(reduction, unit_memory):
+    problem = draw(5, 7, 11, torch.float64, tau_s=0.3, tau_t=0.2)
+    assert torch.autograd.gradcheck(
+        lambda z_s: loss_of(problem, z_s, reduction=reduction, unit_memory=unit_memory),
+        problem.z_s.requires_grad_(),
+    )
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+def test_gradient_comes_back_in_the_input_dtype(dtype, device):
+    problem = draw(4, 8, 16, dtype, device)
+    loss = loss_of(problem, problem.z_s.requires_grad_())
+    loss.backward()
+    assert problem.z_s.grad.dtype == dtype
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def test_teacher_and_memory_get_no_gradient(device):
+    problem = draw(4, 8, 16, device=device)
+    problem.z_t.requires_grad_()
+    problem.memory.requires_grad_()
+    loss_of(problem, problem.z_s.requires_grad_()).backward()
+    assert problem.z_s.grad is not None
+    assert problem.z_t.grad is None
+    assert problem.memory.grad is None
+    assert not loss_of(problem, problem.z_s.detach()).requires_grad
+
+
+def test_double_backward_raises_and_the_reference_has_it(device):
+    problem = draw(4, 8, 16, torch.float64, device)
+    z_s = problem.z_s.requires_grad_()
+    (grad,) = torch.autograd.grad(loss_of(problem, z_s, backend="fused"), z_s, create_graph=True)
+    # A term beside the gradient's own, so that a lost graph would give a number and no error.
+    penalty = grad.square().sum() + z_s.sum()
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        penalty.backward()
+    (grad,) = torch.autograd.grad(
+        loss_of(problem, z_s, backend="reference"), z_s, create_graph=True
+    )
+    grad.square().sum().backward()
+    assert z_s.grad.norm() > 0
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_retained_graph_gives_the_same_gradient_twice(backend, device):
+    problem = draw(4, 8, 16, device=device)
+    z_s = problem.z_s.requires_grad_()
+    loss = loss_of(problem, z_s, backend=backend)
+    (first,) = torch.autograd.grad(loss, z_s, retain_graph=True)
+    (second,) = torch.autograd.grad(loss, z_s, grad_outputs=torch.tensor(3.0, device=device))
+    torch.testing.assert_close(second, 3 * first)
+    assert torch.equal(torch.autograd.grad(loss_of(problem, z_s, backend=backend), z_s)[0], first)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_memory_overwritten_between_forward_and_backward(backend, device):
+    problem = draw(6, 8, 16, device=device)
+    z_s = problem.z_s.requires_grad_()
+    (wanted,) = torch.autograd.grad(loss_of(problem, z_s, backend=backend), z_s)
+    loss = loss_of(problem, z_s, backend=backend)
+    ptr = torch.zeros(1, dtype=torch.int64, device=device)
+    enqueue_(problem.memory, ptr, torch.randn(16, 8, device=device), backend=backend)
+    (grad,) = torch.autograd.grad(loss, z_s)
+    assert torch.equal(grad, wanted)
+
+
+def test_any_strides_of_grad_output(device):
+    problem = draw(6, 8, 16, device=device)
+    z_s = problem.z_s.requires_grad_()
+
+    def grad_for(weights):
+        losses = loss_of(problem, z_s, reduction="none")
+        return torch.autograd.grad(losses, z_s, grad_outputs=weights)[0]
+
+    weights = torch.randn(12, device=device)[::2]
+    assert torch.equal(grad_for(weights), grad_for(weights.contiguous()))
+    expanded = torch.tensor(2.0, device=device).expand(6)
+    assert torch.equal(grad_for(expanded), grad_for(torch.full((6,), 2.0, device=device)))
+
+
+def test_enqueue_tells_autograd_that_it_has_written(device):
+    memory = torch.zeros(4, 3, device=device)
+    ptr = torch.zeros(1, dtype=torch.int64, device=device)
+    weight = torch.ones(3, requires_grad=True, device=device)
+    product = (memory * weight).sum()  # autograd keeps the memory for this gradient
+    enqueue_(memory, ptr, torch.randn(2, 3, device=device))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()

@@ -1,0 +1,73 @@
+"""What importing does and does not do, and the package without its extension."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import rrd_kernels
+
+PACKAGE = Path(rrd_kernels.__file__).parent
+
+
+def run(code: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_import_touches_no_gpu_and_nothing_slow():
+    done = run(
+        "import torch; before = set(__import__('sys').modules)\n"
+        "import rrd_kernels\n"
+        "new = {m.split('.')[0] for m in set(__import__('sys').modules) - before}\n"
+        "assert not new & {'triton', 'torchvision', 'numpy', 'matplotlib'}, new\n"
+        "assert 'torch.distributed.tensor' not in __import__('sys').modules\n"
+        "assert not torch.cuda.is_initialized()"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def copy_without_extension(folder: Path) -> Path:
+    shutil.copytree(
+        PACKAGE, folder / "rrd_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    return folder
+
+
+TRAIN = """
+import torch
+from rrd_kernels import RRDLoss, ops
+from rrd_kernels.functional import relational_loss
+assert 'rrd_kernels' not in __import__('os').environ.get('PYTHONPATH', '')
+criterion = RRDLoss(s_dim=6, t_dim=5, feat_dim=8, nce_k=16)
+f_s = torch.randn(10, 6, requires_grad=True)
+for _ in range(3):
+    criterion(f_s, torch.randn(10, 5)).backward()
+assert f_s.grad.norm() > 0 and criterion.memory.queue_ptr.item() == 30 % 16
+try:
+    relational_loss(f_s, f_s, f_s, backend='fused')
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_without_the_extension_it_trains_on_the_reference_and_says_so_once(tmp_path):
+    done = run(TRAIN, copy_without_extension(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("runs on its plain PyTorch reference") == 1
+    assert "has not been built" in done.stderr
+    assert "has not been built" in done.stdout
+
+
+def test_an_extension_that_does_not_load_is_named(tmp_path):
+    (copy_without_extension(tmp_path) / "rrd_kernels" / "_C.abi3.so").write_bytes(b"no library")
+    done = run(TRAIN, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("runs on its plain PyTorch reference") == 1
+    assert "_C.abi3.so" in done.stderr
+
+
+def test_installed_package_says_that_it_is_typed():
+    assert (PACKAGE / "py.typed").exists()
