@@ -218,10 +218,11 @@ def test_empty_batch_of_the_functional_loss():
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
-def test_zero_row_is_normalised_as_pytorch_does(precision, device):
-    problem = draw(3, 8, 16, device=device)
+def test_zero_and_tiny_rows_are_normalised_as_pytorch_does(precision, device):
+    problem = draw(4, 8, 16, device=device)
     problem.z_s[1] = 0
     problem.z_t[2] = 0
+    problem.z_s[3] *= 1e-13 / problem.z_s[3].norm()  # below the clamp, so no radial part
     wanted_loss, wanted_grad = problem.float64()
     assert wanted_grad[1].norm() > 1e10  # g / 1e-12
     z_s = problem.z_s.double() if precision == "float64" else problem.z_s
@@ -237,3 +238,12 @@ def test_zero_row_is_normalised_as_pytorch_does(precision, device):
 def test_fused_backend_says_why_it_is_not_there():
     with raises(RuntimeError, "backend='fused'", "cpu", "meta"):
         relational_loss(*(torch.empty(4, 8, device="meta") for _ in range(3)), backend="fused")
+
+
+def test_the_bare_operators_refuse_what_they_could_not_read():
+    operators = torch.ops.rrd_kernels
+    rows, wide = torch.randn(4, 8), torch.randn(16, 9)
+    with raises(ValueError, "[4, 8]", "[16, 9]"):
+        operators.relational_loss_forward(rows, rows, wide, 0.1, 0.1, False, None, True)
+    with raises(ValueError, "[4, 8]", "[16, 9]"):
+        operators.enqueue_(wide, torch.tensor([0]), rows, 0.0)

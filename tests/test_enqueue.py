@@ -102,3 +102,12 @@ def test_a_row_of_huge_or_tiny_values_has_its_direction(device):
     enqueue_(memory, ptr, torch.tensor([[3e30, 4e30], [3e-11, 4e-11]], device=device))
     wanted = torch.tensor([[0.6, 0.8], [0.6, 0.8]], device=device)
     torch.testing.assert_close(memory, wanted)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_keys_that_are_slots_of_the_same_memory(backend, device):
+    memory, ptr = F.normalize(torch.randn(6, 4, device=device), dim=1), pointer(1, device)
+    before = memory.clone()
+    enqueue_(memory, ptr, memory[:4], backend=backend)
+    torch.testing.assert_close(memory[1:5], before[:4])
+    assert torch.equal(memory[0], before[0])

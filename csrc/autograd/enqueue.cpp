@@ -1,4 +1,5 @@
 // Tells autograd that enqueue_ has written: whatever was saved from the memory is out of date.
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>

@@ -1,5 +1,6 @@
 // The autograd rule: the forward pass has computed d loss_i / d z_i already, so that backward is a
 // scaling that never looks at the memory, which the next enqueue overwrites.
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>

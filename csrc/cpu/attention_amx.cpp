@@ -215,7 +215,8 @@ struct Prefetch {
 
 Prefetch prefetch_after(const MemoryView& memory, int64_t row, int64_t end, int64_t steps) {
   const bool as_it_lies = memory.element == Element::kBFloat16 && memory.column_stride == 1;
-  return {memory, row, as_it_lies ? end : row, (row_tile(matrix_dim(memory.dim)) + steps - 1) / steps};
+  return {memory, row, as_it_lies ? end : row,
+          (row_tile(matrix_dim(memory.dim)) + steps - 1) / steps};
 }
 
 RRD_INLINE __m512i load_quarters(const uint16_t* from, int64_t stride) {

@@ -1,5 +1,4 @@
 // enqueue_ on the CPU: unit rows into a ring of slots, in place.
-#include <ATen/Dispatch.h>
 #include <ATen/Dispatch_v2.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -56,7 +55,12 @@ void write_rows(const at::Tensor& memory, int64_t first, const at::Tensor& keys,
                    });
 }
 
-void enqueue(at::Tensor& memory, at::Tensor& pointer, const at::Tensor& keys, double momentum) {
+void enqueue(at::Tensor& memory, at::Tensor& pointer, const at::Tensor& rows, double momentum) {
+  TORCH_CHECK_VALUE(memory.dim() == 2 && rows.dim() == 2 && memory.size(1) == rows.size(1) &&
+                        rows.size(0) <= memory.size(0),
+                    "enqueue_: keys ", rows.sizes(), " do not fit a memory ", memory.sizes());
+  // Keys that are themselves slots must not change while they are being written.
+  const at::Tensor keys = rows.is_alias_of(memory) ? rows.clone() : rows;
   const int64_t size = memory.size(0);
   int64_t* at = pointer.mutable_data_ptr<int64_t>();
   // A pointer from a checkpoint may hold anything; the slot it leads to is always one of ours.

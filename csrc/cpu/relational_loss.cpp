@@ -16,6 +16,13 @@ namespace {
 
 constexpr double kLog2E = 1.4426950408889634;
 
+// Elements of per-sample work that pay for waking another thread.
+constexpr int64_t kGrainElements = 1 << 15;
+
+int64_t grain(int64_t elements_per_item) {
+  return std::max<int64_t>(1, kGrainElements / elements_per_item);
+}
+
 Element element_of(at::ScalarType type) {
   switch (type) {
     case at::kFloat:
@@ -73,8 +80,8 @@ Plan make_plan(const AttentionKernel<T>& kernel, int64_t batch, int64_t dim, int
   const int64_t split_bytes =
       plan.panels * kRoles * kernel.lanes * kernel.padded_dim(dim) * int64_t(sizeof(T));
   const int64_t tasks = (2 * threads + plan.blocks - 1) / plan.blocks;
-  const int64_t most = std::max((threads + plan.blocks - 1) / plan.blocks,
-                                kPartialBytes / split_bytes);
+  const int64_t most =
+      std::max((threads + plan.blocks - 1) / plan.blocks, kPartialBytes / split_bytes);
   plan.splits = std::clamp<int64_t>(rows / kSplitRows, 1, std::min(tasks, most));
   plan.split_rows = (rows + plan.splits - 1) / plan.splits;
   plan.splits = (rows + plan.split_rows - 1) / plan.split_rows;
@@ -109,7 +116,7 @@ Queries<T> prepare(const AttentionKernel<T>& kernel, const at::Tensor& z_s, cons
   Queries<T> queries(kernel, batch, dim, panels);
   T* student = queries.unit.data;
   T* teacher = student + batch * padded;
-  at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, panels, grain(kRoles * kernel.lanes * dim), [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t first = panel * kernel.lanes;
       const int64_t count = std::min(kernel.lanes, batch - first);
@@ -191,8 +198,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& z_s, const at::Tens
   attend(kernel, plan, view_of(memory), queries,
          bounded_logits(unit_memory, tau_s, tau_t, memory.size(0)), partials.all);
 
-  const int64_t grain = (batch + at::get_num_threads() - 1) / at::get_num_threads();
-  at::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, batch, grain(kRoles * plan.splits * dim), [&](int64_t begin, int64_t end) {
     const Buffer<T> workspace(need_grad ? 2 * kernel.padded_dim(dim) : 0);
     kernel.combine({begin, end, dim, kernel.lanes, plan.splits, plan.panels * kernel.lanes,
                     queries.unit.data, queries.norm.data, partials.all, tau_s,
@@ -205,6 +211,11 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& z_s, const at::Tens
 std::tuple<at::Tensor, at::Tensor> relational_loss_forward(
     const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory, double tau_s,
     double tau_t, bool unit_memory, std::optional<c10::string_view> precision, bool need_grad) {
+  // rrd_kernels.functional has checked everything; this is for callers of the bare operator.
+  TORCH_CHECK_VALUE(z_s.dim() == 2 && z_s.sizes() == z_t.sizes() && memory.dim() == 2 &&
+                        memory.size(1) == z_s.size(1),
+                    "relational_loss: shapes ", z_s.sizes(), ", ", z_t.sizes(), " and memory ",
+                    memory.sizes(), " do not fit");
   if (precision == "float64") {
     return forward<double>(z_s, z_t, memory, tau_s, tau_t, unit_memory, false, need_grad);
   }
