@@ -2,10 +2,10 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(rrd_kernels, m) {
-  // Differentiable in z_s. loss [B].
+  // Differentiable in z_s. reduction as at::Reduction: 0 none, loss [B]; 1 mean, 2 sum: a scalar.
   m.def(
       "relational_loss(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
-      "bool unit_memory, str? precision) -> Tensor");
+      "bool unit_memory, str? precision, int reduction) -> Tensor");
 
   // loss [B] and, with need_grad, d loss_i / d z_s_i [B, D] (else [0, D]); no autograd graph.
   m.def(

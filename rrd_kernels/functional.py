@@ -116,10 +116,16 @@ def relational_loss(
         return reference.relational_loss(
             z_s, z_t, memory, tau_s=tau_s, tau_t=tau_t, reduction=reduction
         )
-    loss = torch.ops.rrd_kernels.relational_loss(
-        z_s, z_t, memory, float(tau_s), float(tau_t), unit_memory, precision
+    return torch.ops.rrd_kernels.relational_loss(
+        z_s,
+        z_t,
+        memory,
+        float(tau_s),
+        float(tau_t),
+        unit_memory,
+        precision,
+        check.REDUCTIONS.index(reduction),
     )
-    return reference.reduce_loss(loss, reduction)
 
 
 def enqueue_(

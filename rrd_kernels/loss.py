@@ -31,6 +31,7 @@ class RRDLoss(nn.Module):
     """Relational Representation Distillation, a drop-in for the published ``RRDLoss(opt)``.
 
     Settings are read from ``opt`` under their published names, or given as keywords, which win.
+    ``embed_s`` learns with the student: give ``criterion.parameters()`` to the optimizer too.
 
     Args:
         opt: any object with the attributes ``s_dim``, ``t_dim``, ``feat_dim``, ``nce_k``,
@@ -38,7 +39,8 @@ class RRDLoss(nn.Module):
         s_dim: width of the student's features. Required, here or in ``opt``.
         t_dim: width of the teacher's features. Required, here or in ``opt``.
         feat_dim: width D of the embeddings. Default 128.
-        nce_k: rows K of the memory. Default 16384.
+        nce_k: rows K of the memory. Default 16384; with fewer training samples than that, a memory
+            no larger than they are holds none of them twice.
         nce_t_s: student temperature. Default 0.1 (protocol "2025") or 0.04 ("2024").
         nce_t_t: teacher temperature. Default 0.02 (protocol "2025") or 0.1 ("2024").
         memory_type: ``"fifo"`` (default).
@@ -72,9 +74,9 @@ class RRDLoss(nn.Module):
         >>> import torch
         >>> from rrd_kernels import RRDLoss
         >>> criterion = RRDLoss(s_dim=64, t_dim=256)
+        >>> optimizer = torch.optim.SGD(criterion.parameters(), lr=0.05)
         >>> criterion(torch.randn(32, 64, requires_grad=True), torch.randn(32, 256)).backward()
-        >>> criterion.embed_s.weight.grad.shape
-        torch.Size([128, 64])
+        >>> optimizer.step()
     """
 
     def __init__(

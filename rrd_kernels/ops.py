@@ -58,9 +58,10 @@ def _register_fakes() -> None:
         tau_t: float,
         unit_memory: bool,
         precision: str | None,
+        reduction: int,
     ) -> Tensor:
         dtype = torch.float64 if precision == "float64" else torch.float32
-        return z_s.new_empty(z_s.shape[0], dtype=dtype)
+        return z_s.new_empty(() if reduction else z_s.shape[:1], dtype=dtype)
 
     @torch.library.register_fake("rrd_kernels::enqueue_")
     def _(memory: Tensor, pointer: Tensor, keys: Tensor, momentum: float) -> None:

@@ -50,11 +50,6 @@ def relational_loss(
     student_logits = student @ rows.T / tau_s
     teacher_logits = teacher @ rows.T / tau_t
     loss = -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1)).sum(dim=1)
-    return reduce_loss(loss, reduction)
-
-
-def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
-    """[B] losses to ``"mean"``, ``"sum"`` or ``"none"``; the mean of no rows is zero."""
     if reduction == "none":
         return loss
     total = loss.sum()

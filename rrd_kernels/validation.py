@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 PRECISIONS = ("float64", "float32", "tf32", "float16", "bfloat16")
-REDUCTIONS = ("mean", "sum", "none")
+REDUCTIONS = ("none", "mean", "sum")  # in the order of at::Reduction
 BACKENDS = ("auto", "fused", "reference")
 
 

@@ -64,16 +64,21 @@ def test_autocast_inside(device):
 
 
 class Loss(torch.nn.Module):
+    def __init__(self, reduction):
+        super().__init__()
+        self.reduction = reduction
+
     def forward(self, z_s, z_t, memory):
-        return relational_loss(z_s, z_t, memory, tau_s=0.2, reduction="none")
+        return relational_loss(z_s, z_t, memory, tau_s=0.2, reduction=self.reduction)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("strict", [False, True])
-def test_export_of_the_functional_loss(strict, device):
+def test_export_of_the_functional_loss(strict, reduction, device):
     problem = draw(6, 8, 32, device=device)
     batch, rows = torch.export.Dim("batch", min=2), torch.export.Dim("rows", min=2)
     program = torch.export.export(
-        Loss(),
+        Loss(reduction),
         (problem.z_s, problem.z_t, problem.memory),
         dynamic_shapes=({0: batch}, {0: batch}, {0: rows}),
         strict=strict,
@@ -84,13 +89,14 @@ def test_export_of_the_functional_loss(strict, device):
     loaded = torch.export.load(buffer).module()
     for size in ((6, 32), (3, 50)):
         problem = draw(size[0], 8, size[1], device=device)
-        wanted = Loss()(problem.z_s, problem.z_t, problem.memory)
+        wanted = Loss(reduction)(problem.z_s, problem.z_t, problem.memory)
         assert torch.equal(loaded(problem.z_s, problem.z_t, problem.memory), wanted)
 
 
+@pytest.mark.parametrize("reduction", [0, 1, 2])
 @pytest.mark.parametrize("need_grad", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_opcheck_of_the_loss(dtype, need_grad, device):
+def test_opcheck_of_the_loss(dtype, need_grad, reduction, device):
     problem = draw(4, 8, 16, dtype, device)
     precision = None if dtype == torch.float32 else str(dtype).removeprefix("torch.")
     arguments = (problem.z_t, problem.memory, 0.1, 0.02, False, precision)
@@ -100,7 +106,7 @@ def test_opcheck_of_the_loss(dtype, need_grad, device):
     )
     torch.library.opcheck(
         torch.ops.rrd_kernels.relational_loss.default,
-        (problem.z_s.requires_grad_(need_grad), *arguments),
+        (problem.z_s.requires_grad_(need_grad), *arguments, reduction),
     )
 
 

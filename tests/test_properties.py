@@ -145,3 +145,24 @@ def test_no_less_accurate_than_eager_of_the_same_precision(dtype, tau_t, device)
     ours, theirs = errors(loss, grad), errors(*eager(problem, dtype))
     assert ours[0] <= 2 * theirs[0]
     assert ours[1] <= 2 * theirs[1]
+
+
+@pytest.mark.parametrize(
+    ("precision", "bound"),
+    [
+        ("float64", 8 * 2.0**-53),
+        ("float32", 8 * 2.0**-24),
+        ("bfloat16", 7.5e-5 + 8 * 2.0**-24),
+    ],
+)
+def test_exponential_alone(precision, bound):
+    """With one row in the memory the loss, LSE(b) - b, is the relative error of exp2 and a few
+    roundings: of the logit (at most 1.5 here), of the result and of the logarithm."""
+    unit = torch.ones(1, 1, dtype=torch.float64)
+    for value in torch.linspace(-1, 1, 301, dtype=torch.bfloat16).tolist():
+        memory = torch.full((1, 1), value, dtype=torch.float64)
+        loss = relational_loss(
+            unit, unit, memory, tau_s=1.0, tau_t=1.0, unit_memory=True, precision=precision
+        )
+        # The query itself, log2(e), is rounded to bfloat16 on both sides of the difference.
+        assert abs(loss.item()) <= bound

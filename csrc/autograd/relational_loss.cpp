@@ -1,6 +1,7 @@
 // The autograd rule: the forward pass has computed d loss_i / d z_i already, so that backward is a
 // scaling that never looks at the memory, which the next enqueue overwrites.
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Reduction.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -23,14 +24,26 @@ std::tuple<at::Tensor, at::Tensor> relational_loss_forward(
   return op.call(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision, need_grad);
 }
 
+// B as a divisor; the mean over no rows is zero.
+c10::Scalar batch_of(const at::Tensor& rows) { return rows.sym_size(0).max(1); }
+
+// Done here, and not by operators after this one, so that its derivative is part of ours.
+at::Tensor reduce(const at::Tensor& loss, int64_t reduction) {
+  if (reduction == at::Reduction::None) return loss;
+  const at::Tensor sum = loss.sum();
+  return reduction == at::Reduction::Mean ? sum.div(batch_of(loss)) : sum;
+}
+
 // The gradient is a value, not a graph: differentiating it again would lose the dependence on z_s.
 // z_s is an input so that autograd asks for that derivative and is refused.
 class RelationalLossBackward : public torch::autograd::Function<RelationalLossBackward> {
  public:
   static Variable forward(AutogradContext*, const Variable& grad_loss, const Variable& grad_z_s,
-                          const Variable& z_s) {
+                          const Variable& z_s, int64_t reduction) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return grad_loss.unsqueeze(1).mul(grad_z_s).to(z_s.scalar_type());
+    const bool mean = reduction == at::Reduction::Mean;
+    const Variable scale = mean ? grad_loss.div(batch_of(grad_z_s)) : grad_loss;
+    return grad_z_s.mul(scale.unsqueeze(-1)).to(z_s.scalar_type());
   }
 
   static variable_list backward(AutogradContext*, const variable_list&) {
@@ -44,37 +57,41 @@ class RelationalLoss : public torch::autograd::Function<RelationalLoss> {
  public:
   static Variable forward(AutogradContext* ctx, const Variable& z_s, const Variable& z_t,
                           const Variable& memory, double tau_s, double tau_t, bool unit_memory,
-                          std::optional<c10::string_view> precision) {
+                          std::optional<c10::string_view> precision, int64_t reduction) {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [loss, grad_z_s] =
         relational_loss_forward(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision, true);
     ctx->save_for_backward({grad_z_s, z_s});
-    return loss;
+    ctx->saved_data["reduction"] = reduction;
+    return reduce(loss, reduction);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const auto saved = ctx->get_saved_variables();
-    const Variable grad_z_s = RelationalLossBackward::apply(grad_outputs[0], saved[0], saved[1]);
-    return {grad_z_s, Variable(), Variable(), Variable(), Variable(), Variable(), Variable()};
+    const Variable grad_z_s = RelationalLossBackward::apply(grad_outputs[0], saved[0], saved[1],
+                                                            ctx->saved_data["reduction"].toInt());
+    return {grad_z_s, {}, {}, {}, {}, {}, {}, {}};
   }
 };
 
-at::Tensor relational_loss_autograd(const at::Tensor& z_s, const at::Tensor& z_t,
-                                    const at::Tensor& memory, double tau_s, double tau_t,
-                                    bool unit_memory, std::optional<c10::string_view> precision) {
-  if (at::GradMode::is_enabled() && z_s.requires_grad()) {
-    return RelationalLoss::apply(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision);
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return std::get<0>(
-      relational_loss_forward(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision, false));
-}
-
+// Inference mode and calls in which nothing requires a gradient.
 at::Tensor relational_loss(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory,
                            double tau_s, double tau_t, bool unit_memory,
-                           std::optional<c10::string_view> precision) {
-  return std::get<0>(
-      relational_loss_forward(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision, false));
+                           std::optional<c10::string_view> precision, int64_t reduction) {
+  const auto [loss, grad_z_s] =
+      relational_loss_forward(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision, false);
+  return reduce(loss, reduction);
+}
+
+at::Tensor relational_loss_autograd(const at::Tensor& z_s, const at::Tensor& z_t,
+                                    const at::Tensor& memory, double tau_s, double tau_t,
+                                    bool unit_memory, std::optional<c10::string_view> precision,
+                                    int64_t reduction) {
+  if (at::GradMode::is_enabled() && z_s.requires_grad()) {
+    return RelationalLoss::apply(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision, reduction);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return relational_loss(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision, reduction);
 }
 
 }  // namespace
@@ -83,7 +100,6 @@ TORCH_LIBRARY_IMPL(rrd_kernels, Autograd, m) {
   m.impl("relational_loss", relational_loss_autograd);
 }
 
-// Inference mode and calls in which nothing requires a gradient.
 TORCH_LIBRARY_IMPL(rrd_kernels, CompositeExplicitAutograd, m) {
   m.impl("relational_loss", relational_loss);
 }

@@ -22,6 +22,8 @@ namespace rrd::cpu {
 namespace amx {
 #include "cpu/simd.inl"
 
+#include "cpu/prefetch.inl"
+
 constexpr int64_t kLanes = 16;
 constexpr int64_t kGroupRows = 32;  // rows of the memory in one step of the matrix unit
 constexpr int64_t kBlockPanels = 16;
@@ -49,7 +51,7 @@ int64_t panel_bytes(int64_t dim) {
 // Rows whose transpose is packed at a time: enough to keep the output's tiles in registers for a
 // while, few enough to stay in the second-level cache.
 int64_t row_tile(int64_t columns) {
-  constexpr int64_t kMostRows = 256, kElements = int64_t{1} << 17;
+  constexpr int64_t kMostRows = 512, kElements = int64_t{1} << 17;
   const int64_t rows = kElements / columns / kGroupRows * kGroupRows;
   return rows < kGroupRows ? kGroupRows : rows > kMostRows ? kMostRows : rows;
 }
@@ -194,29 +196,6 @@ Rows load_rows(const MemoryView& memory, int64_t row, int64_t count, uint16_t* s
       break;
   }
   return {scratch, matrix_dim(memory.dim), count, groups};
-}
-
-// Asks for the next tile's rows, a few at each step: its first touch is the transpose, too
-// scattered for the hardware's own prefetching, and all at once would stall.
-struct Prefetch {
-  const MemoryView& memory;
-  int64_t row;
-  int64_t end;
-  int64_t rows_per_step;
-
-  RRD_INLINE void step() {
-    const int64_t stop = row + rows_per_step < end ? row + rows_per_step : end;
-    for (; row < stop; ++row) {
-      const uint16_t* from = static_cast<const uint16_t*>(memory.data) + row * memory.row_stride;
-      for (int64_t d = 0; d < memory.dim; d += 32) _mm_prefetch(from + d, _MM_HINT_T1);
-    }
-  }
-};
-
-Prefetch prefetch_after(const MemoryView& memory, int64_t row, int64_t end, int64_t steps) {
-  const bool as_it_lies = memory.element == Element::kBFloat16 && memory.column_stride == 1;
-  return {memory, row, as_it_lies ? end : row,
-          (row_tile(matrix_dim(memory.dim)) + steps - 1) / steps};
 }
 
 RRD_INLINE __m512i load_quarters(const uint16_t* from, int64_t stride) {
@@ -512,8 +491,7 @@ void attend_rows(const AttentionTask<float>& task) {
     const int64_t left = task.row_end - row;
     const Rows rows = load_rows(memory, row, left < tile ? left : tile, scratch.rows);
     if (kNeedGrad) transpose_rows(rows, columns, scratch.transposed);
-    Prefetch prefetch =
-        prefetch_after(memory, row + rows.count, task.row_end, task.panels * rows.groups);
+    Prefetch prefetch(memory, row + rows.count, task.row_end, tile, task.panels * rows.groups);
     for (int64_t panel = 0; panel < task.panels; ++panel) {
       const uint16_t* packed = static_cast<const uint16_t*>(task.queries) + panel * panel_floats;
       float* output = scratch.output + panel * panel_floats;

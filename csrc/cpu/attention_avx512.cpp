@@ -19,6 +19,8 @@ namespace rrd::cpu {
 namespace avx512 {
 #include "cpu/simd.inl"
 
+#include "cpu/prefetch.inl"
+
 #include "cpu/rows.inl"
 
 #include "cpu/attention_simd.inl"

@@ -14,6 +14,8 @@ namespace rrd::cpu {
 namespace baseline {
 #include "cpu/simd.inl"
 
+#include "cpu/prefetch.inl"
+
 #include "cpu/rows.inl"
 
 #include "cpu/attention_simd.inl"

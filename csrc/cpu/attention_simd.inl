@@ -145,10 +145,11 @@ RRD_INLINE void accumulate(Vec<T> student, Vec<T> student_logit, Vec<T> teacher,
 // Probabilities of a tile with one panel, [kRowTile, 2, lanes], relative to a zero maximum.
 template <bool kNeedGrad, typename T>
 Statistics<T> bounded_probabilities(const Tile<T>& tile, const T* queries, int64_t dim,
-                                    T* probabilities) {
+                                    Prefetch& prefetch, T* probabilities) {
   using B = Blocking<T>;
   Statistics<T> statistics;
   for (int64_t row = 0; row < tile.count; row += B::kLogitRows) {
+    prefetch.step();
     Vec<T> logit[B::kLogitRows][kRoles];
     logits<T>(tile.rows + row * tile.stride, tile.stride, queries, dim, logit);
 #pragma GCC unroll 16
@@ -167,10 +168,12 @@ Statistics<T> bounded_probabilities(const Tile<T>& tile, const T* queries, int64
 // outputs are to be multiplied with.
 template <bool kNeedGrad, typename T>
 Statistics<T> online_probabilities(const Tile<T>& tile, const T* queries, int64_t dim,
-                                   T* probabilities, T* maximum, Vec<T> (&factor)[kRoles]) {
+                                   Prefetch& prefetch, T* probabilities, T* maximum,
+                                   Vec<T> (&factor)[kRoles]) {
   using B = Blocking<T>;
   Vec<T> highest[kRoles] = {load(maximum), load(maximum + B::kLanes)};
   for (int64_t row = 0; row < tile.count; row += B::kLogitRows) {
+    prefetch.step();
     Vec<T> logit[B::kLogitRows][kRoles];
     logits<T>(tile.rows + row * tile.stride, tile.stride, queries, dim, logit);
     for (int64_t r = 0; r < B::kLogitRows && row + r < tile.count; ++r) {
@@ -279,6 +282,8 @@ void attend_rows(const AttentionTask<T>& task) {
   for (int64_t row = task.row_begin; row < task.row_end; row += B::kRowTile) {
     const int64_t left = task.row_end - row;
     const Tile<T> tile = load_tile(task, row, left < B::kRowTile ? left : B::kRowTile, rows);
+    Prefetch prefetch(task.memory, row + tile.count, task.row_end, B::kRowTile,
+                      task.panels * B::kRowTile / B::kLogitRows);
     for (int64_t panel = 0; panel < task.panels; ++panel) {
       const T* packed = static_cast<const T*>(task.queries) + panel * dim * kRoles * B::kLanes;
       T* weights = probabilities + panel * B::kRowTile * kRoles * B::kLanes;
@@ -286,12 +291,12 @@ void attend_rows(const AttentionTask<T>& task) {
       T* cross = task.partial.cross + panel * B::kLanes;
       Statistics<T> statistics;
       if constexpr (kBounded) {
-        statistics = bounded_probabilities<kNeedGrad, T>(tile, packed, dim, weights);
+        statistics = bounded_probabilities<kNeedGrad, T>(tile, packed, dim, prefetch, weights);
       } else {
         Vec<T> factor[kRoles];
         T* maximum = task.partial.maximum + panel * kRoles * B::kLanes;
-        statistics =
-            online_probabilities<kNeedGrad, T>(tile, packed, dim, weights, maximum, factor);
+        statistics = online_probabilities<kNeedGrad, T>(tile, packed, dim, prefetch, weights,
+                                                        maximum, factor);
         for (int role = 0; role < kRoles; ++role) {
           T* at = sum + role * B::kLanes;
           store<T>(at, load(at) * factor[role]);

@@ -1,0 +1,32 @@
+// Asks for the rows of the next tile while this one is worked on, a few at each step: a tile's
+// first touch is too scattered for the hardware's own prefetching, and all at once would stall.
+struct Prefetch {
+  const char* row;
+  int64_t row_stride;  // in bytes
+  int64_t row_bytes;
+  int64_t rows;  // left
+  int64_t rows_per_step;
+
+  // Rows [begin, min(begin + tile_rows, end)) of the memory, over `steps` calls of step().
+  Prefetch(const MemoryView& memory, int64_t begin, int64_t end, int64_t tile_rows, int64_t steps) {
+    const int64_t element = memory.element == Element::kDouble  ? 8
+                            : memory.element == Element::kFloat ? 4
+                                                                : 2;
+    row_stride = memory.row_stride * element;
+    row_bytes = memory.dim * element;
+    row = static_cast<const char*>(memory.data) + begin * row_stride;
+    rows = begin + tile_rows < end ? tile_rows : end - begin;
+    if (memory.column_stride != 1) rows = 0;
+    rows_per_step = (tile_rows + steps - 1) / steps;
+  }
+
+  RRD_INLINE void step() {
+    constexpr int kRead = 0, kSecondLevel = 2;
+    const int64_t left = rows > rows_per_step ? rows - rows_per_step : 0;
+    for (; rows > left; --rows, row += row_stride) {
+      for (int64_t byte = 0; byte < row_bytes; byte += 64) {
+        __builtin_prefetch(row + byte, kRead, kSecondLevel);
+      }
+    }
+  }
+};

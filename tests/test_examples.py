@@ -1,0 +1,24 @@
+"""The examples run to their end, in settings so small that their figures mean nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_quickstart(tmp_path):
+    picture = tmp_path / "folder" / "quickstart.png"
+    done = subprocess.run(
+        [sys.executable, "examples/quickstart.py", "--quick", "--output", str(picture)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for method in ("student alone", "Hinton KD", "RRD 2025", "RRD 2024", "published eager"):
+        assert method in done.stdout
+    assert min(Image.open(picture).size) > 300
