@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import ROOT
+from benchmarks.table import three_digits
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- benchmark: {path} -->\n", "<!-- end of benchmark -->\n"
@@ -26,7 +27,7 @@ def table(record: dict[str, Any]) -> str:
     lines = []
     for name, rows in cases.items():
         eager, sdpa, ours = (rows[key] for key in ("published eager", "SDPA", "rrd_kernels"))
-        milliseconds = [f"{1e3 * row['seconds']['median']:.3g}" for row in (eager, sdpa, ours)]
+        milliseconds = [three_digits(1e3 * row["seconds"]["median"]) for row in (eager, sdpa, ours)]
         dtype = ours["case"]["dtype_name"]
         ceiling = max(machine[when]["mm_gflops"][dtype] for when in ("before", "after"))
         speedup = ours["speedup"]

@@ -48,7 +48,7 @@ def print_table(rows: Sequence[Row], ceilings: Mapping[str, float] | None = None
 def _figures(row: Row, ceilings: Mapping[str, float]) -> list[str]:
     """One cell for each of ``FIGURES``."""
     median, p20, p80 = (
-        _three_digits(1e3 * s) for s in (row.seconds.median, row.seconds.p20, row.seconds.p80)
+        three_digits(1e3 * s) for s in (row.seconds.median, row.seconds.p20, row.seconds.p80)
     )
     ceiling = ceilings.get(row.case.dtype_name)
     return [
@@ -64,6 +64,6 @@ def _speedup(row: Row, peer: str) -> str:
     return f"{row.speedup[peer]:.2f}" if peer in row.speedup else MISSING
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
     decimals = 2 if value < 10 else 1 if value < 100 else 0
     return f"{value:.{decimals}f}"

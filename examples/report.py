@@ -119,7 +119,7 @@ def _draw_accuracies(axis: Axes, outcomes: Outcomes, teacher_accuracy: float) ->
     axis.invert_yaxis()
     axis.grid(axis="x", alpha=0.3)
     axis.set_xlabel("accuracy on held-out images, %", fontsize=12)
-    axis.set_title("mean ± standard deviation, and each seed; dashed: teacher", fontsize=12)
+    axis.set_title("mean ± std, and each seed; dashed: teacher", fontsize=12)
 
 
 def _label_classes(axis: Axes, class_sizes: Sequence[int]) -> None:
