@@ -2,11 +2,13 @@
 #
 #   make demo      distillation on real data, then the fused loss against the eager one
 #   make test      all tests
-#   make lint      ruff, mypy, clang-format, whether the documents agree with the code
+#   make lint      ruff, mypy, clang-format
 #   make bench     time and memory against the published eager code and SDPA
 #   make sanitize  the tests that reach C++, under AddressSanitizer and UBSan
 #   make dist      sdist and wheel, installed and tried in an empty environment
 #   make setup     the environment and the extension only
+#
+# ARGS="..." goes to demo, test and bench: make demo ARGS=--quick
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,8 +18,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 INSTALLED := $(VENV)/.installed
 EDITABLE := $(VENV)/.editable
 BUILT := $(VENV)/.built
-SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl)
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl)
+SOURCES := setup.py $(CPP)
 
 .PHONY: setup demo test lint format bench sanitize dist clean
 .DELETE_ON_ERROR:
@@ -29,7 +31,8 @@ $(INSTALLED): constraints.txt pyproject.toml
 	  { echo "Python 3.11 or newer is needed; name one with make PYTHON=..."; exit 1; }
 	@command -v $${CXX:-g++} >/dev/null || { echo "A C++ compiler (g++) is needed."; exit 1; }
 	@echo "Installing PyTorch and the rest into $(VENV) (several GB, a few minutes) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "Python's venv module is needed (Debian, Ubuntu: apt install python3-venv)."; exit 1; }
 	@$(PIP) setuptools ninja torch torchvision
 	@touch $@
 
@@ -46,10 +49,10 @@ $(BUILT): $(INSTALLED) $(SOURCES)
 	@touch $@
 
 demo: $(BUILT)
-	@$(BIN)/python examples/quickstart.py
+	@$(BIN)/python examples/quickstart.py $(ARGS)
 
 test: $(BUILT)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(BUILT)
 	@$(BIN)/ruff check .
@@ -63,7 +66,7 @@ format: $(BUILT)
 	@$(BIN)/clang-format -i $(CPP)
 
 bench: $(BUILT)
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 sanitize: $(BUILT)
 	@$(BIN)/python tests/sanitize.py

@@ -71,7 +71,7 @@ def relational_loss(
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. The mean over no rows is zero.
         unit_memory: promises that no row of the memory is longer than 1 (by more than rounding),
             which spares the running maximum of the softmax. Default ``False``. A broken promise
-            can overflow to ``inf`` or ``nan``.
+            is found out where it matters, and costs a second pass, never a wrong result.
         precision: the format of the products' operands: ``"float64"``, ``"float32"``, ``"tf32"``,
             ``"float16"`` or ``"bfloat16"``. Sums are float32, or float64 with ``"float64"``.
             Default: the dtype that the three tensors promote to; float32 follows

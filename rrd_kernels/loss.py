@@ -57,7 +57,8 @@ class RRDLoss(nn.Module):
 
     Shapes:
         ``criterion(f_s, f_t)`` takes [B, s_dim] and [B, t_dim] features (or [B, dim, 1, 1]) of any
-        floating dtype, any 1 <= B <= K, and returns a float32 scalar (float64 for float64).
+        floating dtype, any 1 <= B <= K in training, and returns a scalar: float64 with float64
+        products, else float32.
         ``criterion(f_s, f_t, idx, contrast_idx)`` is accepted too.
 
     A checkpoint of any published layout loads with ``load_state_dict``;
@@ -101,6 +102,11 @@ class RRDLoss(nn.Module):
     ) -> None:
         check.check_choice("protocol", protocol, tuple(PROTOCOLS))
         published = PROTOCOLS[protocol]
+
+        if isinstance(opt, Mapping):
+            raise TypeError(
+                "opt must have attributes, as a namespace; use RRDLoss(**opt) for a dict"
+            )
 
         def setting(name: str, given: Any, default: Any = None) -> Any:
             value = given if given is not None else getattr(opt, name, None)

@@ -18,20 +18,12 @@ STARTS = ("published", "unit")
 UNIT_SLACK = 2.0**-7
 
 
-def check_features(name: str, features: object, width: int) -> None:
-    if not isinstance(features, Tensor):
-        raise TypeError(f"{name} must be a Tensor; got {type(features).__name__}")
-    if not features.is_floating_point():
-        raise TypeError(f"{name} must be floating; got {features.dtype}")
-    if features.dim() < 2 or features.shape[1:].numel() != width:
-        raise ValueError(f"{name} must be [B, {width}]; got shape {tuple(features.shape)}")
-
-
 def _project(linear: nn.Linear, features: Tensor) -> Tensor:
     """Pooled features [B, dim] or [B, dim, 1, 1] through a projection, whatever their dtype."""
     features = features.flatten(1)
-    # Autocast casts both to its own dtype.
-    if not torch.is_autocast_enabled(features.device.type):
+    # Autocast casts features and weight to its own dtype, but leaves float64 alone.
+    autocast = torch.is_autocast_enabled(features.device.type)
+    if not autocast or torch.float64 in (features.dtype, linear.weight.dtype):
         features = features.to(linear.weight.dtype)
     return linear(features)
 
@@ -58,15 +50,21 @@ class FifoMemory(nn.Module):
         queue: [K, D] buffer.
         queue_ptr: int64 [1] buffer, the next slot.
         unit_rows: whether every row's norm is at most 1, so that the bounded softmax applies.
-            Looked at when the memory is made and when a state is loaded; after writing longer rows
-            into ``queue`` by hand, call :meth:`inspect_rows`.
+            Looked at when the memory is made and when a state is loaded. Where it has become
+            untrue since, results stay right, at the price of a second pass.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
 
+    Shapes: called as ``memory(f_s, f_t, tau_s=..., tau_t=...)`` with [B, s_dim] and [B, t_dim]
+    features (or [B, dim, 1, 1]) of float64, float32, bfloat16 or float16, 1 <= B <= K in training;
+    returns the mean loss, a scalar: float64 with float64 products, else float32.
+
     Source: the published FIFO memory of arXiv 2407.12073.
 
     Example:
+        >>> import torch
+        >>> from rrd_kernels import FifoMemory
         >>> memory = FifoMemory(s_dim=64, t_dim=256, feat_dim=128, size=4096)
         >>> memory(torch.randn(32, 64), torch.randn(32, 256), tau_s=0.1, tau_t=0.02).shape
         torch.Size([])
@@ -115,7 +113,8 @@ class FifoMemory(nn.Module):
 
     def inspect_rows(self) -> None:
         """Looks at every row and sets ``unit_rows``; one host sync on a GPU."""
-        if not self.queue.is_meta:
+        # Meta and fake tensors have no rows to look at; what fills them later looks again.
+        if not self.queue.is_meta and type(self.queue).__name__ != "FakeTensor":
             norms = torch.linalg.vector_norm(self.queue, dim=1, dtype=self._norm_dtype())
             self.unit_rows = bool((norms <= 1 + UNIT_SLACK).all())
 
@@ -149,12 +148,19 @@ class FifoMemory(nn.Module):
         In training mode the teacher's rows enter the memory. ``idx`` and ``contrast_idx`` are not
         used; they make all memories callable alike.
         """
-        check_features("f_s", f_s, self.embed_s.in_features)
-        check_features("f_t", f_t, self.embed_t.in_features)
+        check.check_temperature("tau_s", tau_s)
+        check.check_temperature("tau_t", tau_t)
+        check.check_features("f_s", f_s, self.embed_s.in_features, self.queue.device)
+        check.check_features("f_t", f_t, self.embed_t.in_features, self.queue.device)
         if f_s.shape[0] != f_t.shape[0]:
             raise ValueError(
                 f"f_s and f_t must have the same batch; got {tuple(f_s.shape)} and "
                 f"{tuple(f_t.shape)}"
+            )
+        if self.training and f_s.shape[0] > self.queue.shape[0]:
+            raise ValueError(
+                f"a batch of {f_s.shape[0]} does not fit a memory of {self.queue.shape[0]} rows; "
+                f"make the memory (nce_k) larger"
             )
         z_s = _project(self.embed_s, f_s)
         with torch.no_grad():

@@ -17,7 +17,7 @@ FUSED_DEVICES = ("cpu",)
 def _load_extension() -> str | None:
     libraries = sorted(Path(__file__).parent.glob("_C*.so"))
     if not libraries:
-        return "it has not been built"
+        return f"it has not been built in {Path(__file__).parent}"
     try:
         torch.ops.load_library(libraries[0])
     except OSError as error:  # built against another PyTorch, most often

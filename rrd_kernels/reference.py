@@ -23,18 +23,21 @@ def relational_loss(
     tau_t: float = 0.02,
     reduction: str = "mean",
 ) -> Tensor:
-    """Cross-entropy of the student's relations against the teacher's (DESIGN, section 2).
+    """Cross-entropy of the student's relations to a memory against the teacher's.
 
     Args:
         z_s: [B, D] student embeddings, unnormalised, floating; the gradient goes here.
         z_t: [B, D] teacher embeddings, unnormalised.
         memory: [K, D] earlier teacher rows. It may change before backward: a copy is used.
-        tau_s: student temperature.
-        tau_t: teacher temperature.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        tau_s: student temperature. Default 0.1.
+        tau_t: teacher temperature. Default 0.02.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
     Returns:
         A scalar, or [B] for ``"none"``; float64 if an input is, else float32.
+
+    Raises:
+        RuntimeError: PyTorch's own, for what functional.relational_loss refuses clearly.
 
     Source: arXiv 2407.12073, equations of the relational objective.
 
@@ -43,17 +46,22 @@ def relational_loss(
         >>> relational_loss(z_s, z_t, memory).shape
         torch.Size([])
     """
+    with torch.autocast(z_s.device.type, enabled=False):  # it would round the logits
+        loss = _losses(z_s, z_t, memory, tau_s, tau_t)
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    return total / max(loss.shape[0], 1) if reduction == "mean" else total
+
+
+def _losses(z_s: Tensor, z_t: Tensor, memory: Tensor, tau_s: float, tau_t: float) -> Tensor:
     dtype = _compute_dtype(z_s, z_t, memory)
     rows = memory.detach().to(dtype, copy=True)
     student = F.normalize(z_s.to(dtype), dim=1)
     teacher = F.normalize(z_t.detach().to(dtype), dim=1)
     student_logits = student @ rows.T / tau_s
     teacher_logits = teacher @ rows.T / tau_t
-    loss = -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1)).sum(dim=1)
-    if reduction == "none":
-        return loss
-    total = loss.sum()
-    return total / max(loss.shape[0], 1) if reduction == "mean" else total
+    return -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1)).sum(dim=1)
 
 
 @torch.no_grad()
@@ -67,7 +75,10 @@ def enqueue_(memory: Tensor, ptr: Tensor, keys: Tensor, *, momentum: float = 0.0
         memory: [K, D], floating, changed in place.
         ptr: int64 [1] on the memory's device, changed in place.
         keys: [B, D], unnormalised, B <= K.
-        momentum: how much of the old slot stays, in [0, 1).
+        momentum: how much of the old slot stays, in [0, 1). Default 0.
+
+    Raises:
+        RuntimeError: PyTorch's own, for what functional.enqueue_ refuses clearly.
 
     Source: arXiv 2407.12073 and its published code, with momentum and wrapping added.
 

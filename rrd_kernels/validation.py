@@ -1,11 +1,12 @@
 """Checks of arguments, each before anything is computed or written."""
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 PRECISIONS = ("float64", "float32", "tf32", "float16", "bfloat16")
 REDUCTIONS = ("none", "mean", "sum")  # in the order of at::Reduction
 BACKENDS = ("auto", "fused", "reference")
@@ -34,14 +35,14 @@ def check_momentum(name: str, value: float) -> None:
 
 
 def check_size(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int; got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1; got {value}")
 
 
-def check_rows(name: str, value: object) -> None:
-    """``value`` is a dense floating matrix."""
+def check_tensor(name: str, value: object) -> Tensor:
+    """``value`` is a dense tensor of a dtype that the kernels take; returns it."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a Tensor; got {type(value).__name__}")
     # By name: importing torch.distributed.tensor takes half a second.
@@ -49,10 +50,28 @@ def check_rows(name: str, value: object) -> None:
         raise TypeError(f"{name} is a DTensor; pass its local or full tensor")
     if value.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense tensor; got layout {value.layout}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be floating; got {value.dtype}")
-    if value.dim() != 2:
-        raise ValueError(f"{name} must be 2-D [rows, D]; got shape {tuple(value.shape)}")
+    if value.dtype not in DTYPES:
+        wanted = ", ".join(str(dtype) for dtype in DTYPES)
+        raise TypeError(f"{name} must be floating, one of {wanted}; got {value.dtype}")
+    return value
+
+
+def check_rows(name: str, value: object) -> None:
+    """``value`` is a dense floating matrix."""
+    rows = check_tensor(name, value)
+    if rows.dim() != 2:
+        raise ValueError(f"{name} must be 2-D [rows, D]; got shape {tuple(rows.shape)}")
+
+
+def check_features(name: str, value: object, width: int, device: torch.device) -> None:
+    """``value`` is a batch of pooled features, [B, width] or [B, width, 1, 1]."""
+    features = check_tensor(name, value)
+    if features.dim() < 2 or features.shape[1:].numel() != width:
+        raise ValueError(f"{name} must be [B, {width}]; got shape {tuple(features.shape)}")
+    if features.device != device:
+        raise ValueError(
+            f"{name} and the criterion must be on one device; got {features.device} and {device}"
+        )
 
 
 def check_alike(name_a: str, a: Tensor, name_b: str, b: Tensor, *, same_rows: bool) -> None:
@@ -75,10 +94,12 @@ def check_not_empty(name: str, value: Tensor) -> None:
 
 def check_writable(name: str, value: Tensor) -> None:
     """No two elements share storage, and autograd does not own it."""
-    if any(
-        stride == 0 and size > 1 for size, stride in zip(value.shape, value.stride(), strict=True)
-    ):
-        raise ValueError(f"{name} is expanded: its rows share storage and cannot be written")
+    dims = zip(value.stride(), value.shape, strict=True)
+    reach = 0  # of the dimensions with smaller strides
+    for stride, size in sorted((stride, size) for stride, size in dims if size > 1):
+        if stride <= reach:
+            raise ValueError(f"{name} is expanded or overlaps itself: it cannot be written")
+        reach += stride * (size - 1)
     if value.requires_grad:
         raise ValueError(f"{name} requires a gradient and cannot be written in place")
 

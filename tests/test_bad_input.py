@@ -129,6 +129,10 @@ class TestMatrices:
         finally:
             torch.distributed.destroy_process_group()
 
+    def test_a_dtype_that_no_kernel_takes(self, name):
+        with raises(TypeError, name, "float8"):
+            call(name, torch.ones(4, 8).to(torch.float8_e4m3fn))
+
     def test_another_device(self, name):
         value = torch.empty(16 if name == "memory" else 4, 8, device="meta")
         with raises(ValueError, "one device", "meta"):
@@ -173,6 +177,9 @@ class TestEnqueue:
 
     def test_memories_that_cannot_be_written(self):
         self.refused(ValueError, "expanded", memory=torch.ones(1, 8).expand(4, 8))
+        overlapping = torch.zeros(20).as_strided((4, 8), (2, 1))
+        self.refused(ValueError, "overlaps itself", memory=overlapping)
+        assert overlapping.sum() == 0
         self.refused(ValueError, "requires a gradient", memory=self.memory.clone().requires_grad_())
 
 
@@ -180,7 +187,7 @@ def test_batch_larger_than_the_memory_leaves_the_criterion_alone():
     for protocol in ("2024", "2025"):
         criterion = RRDLoss(**SIZES, protocol=protocol)
         before = criterion.memory.queue.clone()
-        with raises(ValueError, "17 rows", "16"):
+        with raises(ValueError, "17", "16 rows", "nce_k"):
             criterion(torch.randn(17, 6), torch.randn(17, 5))
         assert torch.equal(criterion.memory.queue, before)
         assert criterion.memory.queue_ptr.item() == 0
@@ -205,6 +212,40 @@ def test_features_of_another_width_or_kind():
         criterion(torch.ones(4, 6, dtype=torch.int64), torch.randn(4, 5))
     with raises(TypeError, "f_t", "Tensor", "NoneType"):
         criterion(torch.randn(4, 6), None)
+
+
+def test_features_that_are_no_dense_tensors_leave_the_criterion_alone():
+    criterion = RRDLoss(**SIZES)
+    f_s, f_t = torch.randn(4, 6), torch.randn(4, 5)
+    with raises(TypeError, "f_t", "dense", "sparse"):
+        criterion(f_s, f_t.to_sparse())
+    with raises(TypeError, "f_s", "float8"):
+        criterion(f_s.to(torch.float8_e4m3fn), f_t)
+    with raises(ValueError, "f_s", "one device", "meta"):
+        criterion(f_s.to("meta"), f_t)
+    assert criterion.memory.queue_ptr.item() == 0
+
+
+def test_temperatures_of_a_memory_are_checked_before_the_enqueue():
+    memory = RRDLoss(**SIZES).memory
+    for name in ("tau_s", "tau_t"):
+        with raises(ValueError, name, "-1"):
+            memory(torch.randn(4, 6), torch.randn(4, 5), **{"tau_s": 1, "tau_t": 1, name: -1})
+    assert memory.queue_ptr.item() == 0
+
+
+def test_a_memory_of_inference_mode_is_not_half_written():
+    with torch.inference_mode():
+        memory, ptr = torch.zeros(4, 2), torch.zeros(1, dtype=torch.int64)
+    with raises(RuntimeError, "inference mode"):
+        enqueue_(memory, ptr, torch.ones(2, 2))
+    assert memory.sum() == 0
+    assert ptr.item() == 0
+
+
+def test_a_dict_of_settings_is_named():
+    with raises(TypeError, "RRDLoss(**opt)"):
+        RRDLoss(SIZES)
 
 
 def test_empty_batch_of_the_functional_loss():
@@ -247,3 +288,11 @@ def test_the_bare_operators_refuse_what_they_could_not_read():
         operators.relational_loss_forward(rows, rows, wide, 0.1, 0.1, False, None, True)
     with raises(ValueError, "[4, 8]", "[16, 9]"):
         operators.enqueue_(wide, torch.tensor([0]), rows, 0.0)
+    for empty in (torch.randn(0, 8), torch.randn(4, 0)):
+        narrow = torch.randn(4, empty.shape[1])
+        with raises(ValueError, str(list(empty.shape))):
+            operators.relational_loss_forward(narrow, narrow, empty, 0.1, 0.1, False, None, True)
+        with raises(ValueError, str(list(empty.shape))):
+            operators.enqueue_(empty, torch.tensor([0]), narrow[:0], 0.0)
+    with raises(ValueError, "one int64"):
+        operators.enqueue_(rows, torch.tensor([], dtype=torch.int64), rows, 0.0)

@@ -1,9 +1,4 @@
-"""The same bits whatever runs beside, and every instruction set's kernels against float64."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""The same bits from run to run and whatever the number of threads."""
 
 import pytest
 import torch
@@ -25,13 +20,9 @@ def step(problem, precision, unit_memory):
         unit_memory=unit_memory,
     )
     (grad,) = torch.autograd.grad(loss.sum(), z_s)
-    memory, ptr = problem.memory.clone(), torch.tensor([5], device=memory_device(problem))
+    memory, ptr = problem.memory.clone(), torch.tensor([5], device=problem.memory.device)
     enqueue_(memory, ptr, problem.z_t)
     return loss, grad, memory
-
-
-def memory_device(problem):
-    return problem.memory.device
 
 
 @pytest.fixture
@@ -74,40 +65,3 @@ def test_two_runs_agree_bitwise(precision, device):
     for _ in range(5):
         for value, wanted in zip(step(problem, precision, True), first, strict=True):
             assert torch.equal(value, wanted)
-
-
-def test_a_sample_does_not_depend_on_its_batch(device):
-    """What the mean of gradient accumulation relies on: rows are computed alike in any batch."""
-    problem = draw(64, 40, 3000, device=device)
-    whole = relational_loss(problem.z_s, problem.z_t, problem.memory, reduction="none")
-    part = relational_loss(problem.z_s[:7], problem.z_t[:7], problem.memory, reduction="none")
-    torch.testing.assert_close(part, whole[:7], rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
-def test_each_instruction_set(capability):
-    """The numerical tests anew, in a process that may not use anything wider."""
-    here = Path(__file__).parent
-    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    tests = ["test_properties.py", "test_gradients.py", "test_golden.py"]
-    done = subprocess.run(
-        [*run, *(str(here / name) for name in tests), "--hypothesis-profile=quick"],
-        env=os.environ | {"RRD_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-
-
-def test_unknown_capability():
-    code = "import rrd_kernels, torch; torch.ops.rrd_kernels.cpu_kernels()"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"RRD_CPU_CAPABILITY": "sse9"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "ValueError: RRD_CPU_CAPABILITY must be" in done.stderr
-    assert "sse9" in done.stderr

@@ -65,6 +65,20 @@ def test_double_backward_raises_and_the_reference_has_it(device):
     assert z_s.grad.norm() > 0
 
 
+def test_forward_mode_raises(device):
+    problem = draw(4, 8, 16, device=device)
+    tangent = torch.randn_like(problem.z_s)
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda z_s: loss_of(problem, z_s), (problem.z_s,), (tangent,))
+    with torch.autograd.forward_ad.dual_level():
+        for name in ("z_s", "z_t", "memory"):
+            value = getattr(problem, name)
+            dual = torch.autograd.forward_ad.make_dual(value, torch.ones_like(value))
+            arguments = {"z_s": problem.z_s, "z_t": problem.z_t, "memory": problem.memory}
+            with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+                relational_loss(**(arguments | {name: dual}))
+
+
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_retained_graph_gives_the_same_gradient_twice(backend, device):
     problem = draw(4, 8, 16, device=device)

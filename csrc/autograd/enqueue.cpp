@@ -11,6 +11,8 @@ void enqueue(at::Tensor& memory, at::Tensor& pointer, const at::Tensor& keys, do
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("rrd_kernels::enqueue_", "")
                              .typed<decltype(enqueue)>();
+  TORCH_CHECK(!memory.is_inference() && !pointer.is_inference(),
+              "enqueue_: a memory made in inference mode can be written only there");
   {
     at::AutoDispatchBelowADInplaceOrView guard;
     op.call(memory, pointer, keys, momentum);

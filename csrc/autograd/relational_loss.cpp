@@ -87,6 +87,11 @@ at::Tensor relational_loss_autograd(const at::Tensor& z_s, const at::Tensor& z_t
                                     const at::Tensor& memory, double tau_s, double tau_t,
                                     bool unit_memory, std::optional<c10::string_view> precision,
                                     int64_t reduction) {
+  for (const at::Tensor* input : {&z_s, &z_t, &memory}) {
+    TORCH_CHECK_NOT_IMPLEMENTED(!input->_fw_grad(0).defined(),
+                                "rrd_kernels::relational_loss has no forward-mode derivative; "
+                                "backend=\"reference\" has one.");
+  }
   if (at::GradMode::is_enabled() && z_s.requires_grad()) {
     return RelationalLoss::apply(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision, reduction);
   }

@@ -30,14 +30,16 @@ struct Scratch {
     const int64_t columns = matrix_dim(dim), tile = row_tile(columns);
     output = static_cast<float*>(base);
     logits = output + panels * columns * kRoles * kLanes;
-    rows = reinterpret_cast<uint16_t*>(logits + tile * kRoles * kLanes);
+    // The bounded path alternates between two groups, also where a tile holds one.
+    const int64_t logit_rows = tile < 2 * kGroupRows ? 2 * kGroupRows : tile;
+    rows = reinterpret_cast<uint16_t*>(logits + logit_rows * kRoles * kLanes);
     transposed = rows + tile * columns;
     probabilities = transposed + tile * columns;
     bytes =
         reinterpret_cast<char*>(probabilities + tile * kRoles * kLanes) - static_cast<char*>(base);
   }
   float* output;            // [panels, columns / 16, 2, 16 columns, 16 queries]
-  float* logits;            // [groups, 32 rows, 2, 16 queries]
+  float* logits;            // [max(groups, 2), 32 rows, 2, 16 queries]
   uint16_t* rows;           // [row_tile, columns], when the memory cannot be read as it lies
   uint16_t* transposed;     // [groups, columns / 16, 16 columns, 32 rows]
   uint16_t* probabilities;  // [groups, 2, 16 row pairs, 16 queries, 2]

@@ -62,9 +62,10 @@ struct CombineTask {
   const T* student_norm;  // [B]
   Partial<T> partial;     // [splits, panels, ...]
   double tau_s;
-  T* loss;       // [B]
-  T* grad;       // [B, dim]; null without a gradient
-  T* workspace;  // [2, padded_dim]; null without a gradient
+  bool rounded_queries;  // to bfloat16, after their scaling
+  T* loss;               // [B]
+  T* grad;               // [B, dim]; null without a gradient
+  T* workspace;          // [2, padded_dim]; null without a gradient
 };
 
 constexpr int64_t kAlignment = 64;
@@ -77,6 +78,7 @@ constexpr int64_t round_up(int64_t value, int64_t multiple) {
 template <typename T>
 struct AttentionKernel {
   const char* name;
+  bool rounded_queries;  // pack rounds them to bfloat16
   int64_t lanes;
   int64_t block_panels;  // panels that share one tile of the memory while it is in cache
   int64_t (*padded_dim)(int64_t dim);

@@ -3,8 +3,7 @@
 // With tiles of 16 rows by 64 bytes, both products take the memory as their first operand:
 //   logits^T[k, q]  = M[k, d] Q^T[d, q]      M as it lies, Q^T packed once per call;
 //   output^T[d, q] += M^T[d, k] P^T[k, q]    M^T packed once per tile, P^T written by the softmax.
-// Lanes are queries throughout, so that sums and maxima need no reduction across a vector. The
-// logits of one group of rows are computed while the vector units exponentiate the group before.
+// Lanes are queries throughout, so that sums and maxima need no reduction across a vector.
 #include "cpu/attention.h"
 #include "cpu/kernels.h"
 
@@ -98,6 +97,14 @@ RRD_INLINE __m512i interleave(Vec<float> even, Vec<float> odd) {
   return _mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(both));
 }
 
+// sum[q] + pairs[q, 0] + pairs[q, 1]
+RRD_INLINE Vec<float> add_pairs(Vec<float> sum, __m512i pairs) {
+  constexpr int32_t kTwoOnes = 0x3f803f80;
+  return reinterpret_cast<Vec<float>>(
+      _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(pairs),
+                       reinterpret_cast<__m512bh>(_mm512_set1_epi32(kTwoOnes))));
+}
+
 struct Statistics {
   Vec<float> sum[kRoles] = {};
   Vec<float> cross = {};
@@ -113,9 +120,11 @@ RRD_INLINE void softmax_group(const float* logit, int64_t count,
     const Vec<float> teacher = load(logit + (row * kRoles + kTeacher) * kLanes);
     p[kStudent] = exp2_coarse(kBounded ? student : student - maximum[kStudent]);
     p[kTeacher] = exp2_coarse(kBounded ? teacher : teacher - maximum[kTeacher]);
-    statistics.sum[kStudent] += p[kStudent];
-    statistics.sum[kTeacher] += p[kTeacher];
-    if constexpr (!kNeedGrad) statistics.cross += p[kTeacher] * student;
+    if constexpr (!kNeedGrad) {
+      statistics.sum[kStudent] += p[kStudent];
+      statistics.sum[kTeacher] += p[kTeacher];
+      statistics.cross += p[kTeacher] * student;
+    }
   };
   const auto pair = [&](int64_t row, bool has_odd) __attribute__((always_inline)) {
     Vec<float> even[kRoles], odd[kRoles] = {};
@@ -123,8 +132,10 @@ RRD_INLINE void softmax_group(const float* logit, int64_t count,
     if (has_odd) one(row + 1, odd);
     if constexpr (kNeedGrad) {
       for (int role = 0; role < kRoles; ++role) {
-        _mm512_store_si512(out + role * kTileHalves + row * kLanes,
-                           interleave(even[role], odd[role]));
+        // The sum is of the weights as rounded, so that what they multiply adds up to an average.
+        const __m512i weights = interleave(even[role], odd[role]);
+        statistics.sum[role] = add_pairs(statistics.sum[role], weights);
+        _mm512_store_si512(out + role * kTileHalves + row * kLanes, weights);
       }
     }
   };
@@ -314,9 +325,12 @@ void attend(const AttentionTask<float>& task) {
 // Not a constant: its initialisation would run this file's instructions on any machine. What is
 // done per sample is the same as with float32 products.
 AttentionKernel<float> amx_kernel() {
-  return {"amx_bf16",       amx::kLanes,         amx::kBlockPanels,      amx::padded_dim,
-          amx::panel_bytes, amx::scratch_bytes,  kAvx512Float.normalize, amx::pack,
-          amx::attend,      kAvx512Float.combine};
+  return {"amx_bf16",          true,
+          amx::kLanes,         amx::kBlockPanels,
+          amx::padded_dim,     amx::panel_bytes,
+          amx::scratch_bytes,  kAvx512Float.normalize,
+          amx::pack,           amx::attend,
+          kAvx512Float.combine};
 }
 
 }  // namespace rrd::cpu

@@ -1,5 +1,6 @@
 // The kernels of attention_simd.inl for AVX2.
 #include <limits>
+#include <type_traits>
 
 #include "cpu/attention.h"
 #include "cpu/kernels.h"

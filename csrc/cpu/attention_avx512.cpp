@@ -1,10 +1,12 @@
 // The kernels of attention_simd.inl for AVX-512.
 #include <limits>
+#include <type_traits>
 
 #include "cpu/attention.h"
 #include "cpu/kernels.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
 
 #define RRD_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
 #include "cpu/target_begin.inl"

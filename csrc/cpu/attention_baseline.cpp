@@ -1,5 +1,6 @@
 // The kernels of attention_simd.inl for the compiler's default instruction set.
 #include <limits>
+#include <type_traits>
 
 #include "cpu/attention.h"
 #include "cpu/kernels.h"

@@ -331,6 +331,6 @@ void attend(const AttentionTask<T>& task) {
 template <typename T>
 constexpr AttentionKernel<T> simd_kernel() {
   using B = Blocking<T>;
-  return {RRD_ISA_NAME,     B::kLanes,    B::kBlockPanels, padded_dim<T>, panel_bytes<T>,
-          scratch_bytes<T>, normalize<T>, pack<T>,         attend<T>,     combine<T>};
+  return {RRD_ISA_NAME,     false,        B::kLanes, B::kBlockPanels, padded_dim<T>, panel_bytes<T>,
+          scratch_bytes<T>, normalize<T>, pack<T>,   attend<T>,       combine<T>};
 }

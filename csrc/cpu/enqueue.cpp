@@ -56,9 +56,12 @@ void write_rows(const at::Tensor& memory, int64_t first, const at::Tensor& keys,
 }
 
 void enqueue(at::Tensor& memory, at::Tensor& pointer, const at::Tensor& rows, double momentum) {
+  // rrd_kernels.functional has checked everything; this is for callers of the bare operator.
   TORCH_CHECK_VALUE(memory.dim() == 2 && rows.dim() == 2 && memory.size(1) == rows.size(1) &&
-                        rows.size(0) <= memory.size(0),
+                        rows.size(0) <= memory.size(0) && memory.numel() > 0,
                     "enqueue_: keys ", rows.sizes(), " do not fit a memory ", memory.sizes());
+  TORCH_CHECK_VALUE(pointer.numel() == 1 && pointer.scalar_type() == at::kLong,
+                    "enqueue_: the pointer must be one int64");
   // Keys that are themselves slots must not change while they are being written.
   const at::Tensor keys = rows.is_alias_of(memory) ? rows.clone() : rows;
   const int64_t size = memory.size(0);

@@ -44,10 +44,15 @@ MemoryView view_of(const at::Tensor& memory) {
           memory.stride(0),        memory.stride(1)};
 }
 
-// |logit| <= log2(e) / tau for rows of norm <= 1. Up to 107, a sum of 2^20 terms 2^logit stays
-// within float32, and so does each single term.
-bool bounded_logits(bool unit_memory, double tau_s, double tau_t, int64_t rows) {
-  return unit_memory && kLog2E / std::min(tau_s, tau_t) <= 107.0 && rows <= (int64_t{1} << 20);
+// What a memory of unit rows bounds |logit| by, in units of log2; one part in 64 for rows that
+// rounding has made longer.
+double logit_bound(double tau_s, double tau_t) {
+  return kLog2E / std::min(tau_s, tau_t) * (1.0 + 1.0 / 64);
+}
+
+// The largest number on the bounded path is the loss's sum of `rows` terms 2^a b.
+bool fits_float32(double bound, int64_t rows) {
+  return bound + std::log2(double(rows)) + std::log2(std::max(bound, 1.0)) <= 126.0;
 }
 
 // A task is one block of panels against one split of the memory's rows. Its partial is its own, so
@@ -139,6 +144,16 @@ struct Partials {
         statistics(queries * 2 + (need_grad ? 0 : queries / kRoles)),
         all{need_grad ? output.data : nullptr, statistics.data, statistics.data + queries,
             need_grad ? nullptr : statistics.data + 2 * queries} {}
+
+  // Whether every sum is one that logits within the bound can have. The caller's promise of unit
+  // rows is taken on trust by the pass; this finds out, at no cost to speak of, where it was false
+  // (or an input is NaN), before a number that has overflowed can be believed.
+  bool within(double bound, int64_t rows) const {
+    const double highest = std::exp2(bound) * double(rows), lowest = std::exp2(-bound);
+    return std::all_of(all.sum, all.sum + queries,
+                       [=](T sum) { return sum >= lowest && sum <= highest; });
+  }
+
   int64_t queries;
   Buffer<T> output;
   Buffer<T> statistics;
@@ -195,15 +210,19 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& z_s, const at::Tens
   const Plan plan = make_plan(kernel, batch, dim, memory.size(0));
   const Queries<T> queries = prepare(kernel, student, teacher, plan.panels, tau_s, tau_t);
   const Partials<T> partials(kernel, plan, dim, need_grad);
-  attend(kernel, plan, view_of(memory), queries,
-         bounded_logits(unit_memory, tau_s, tau_t, memory.size(0)), partials.all);
+  const double bound = logit_bound(tau_s, tau_t);
+  const bool bounded = unit_memory && fits_float32(bound, memory.size(0));
+  attend(kernel, plan, view_of(memory), queries, bounded, partials.all);
+  if (bounded && !partials.within(bound, plan.split_rows)) {
+    attend(kernel, plan, view_of(memory), queries, false, partials.all);
+  }
 
   at::parallel_for(0, batch, grain(kRoles * plan.splits * dim), [&](int64_t begin, int64_t end) {
     const Buffer<T> workspace(need_grad ? 2 * kernel.padded_dim(dim) : 0);
     kernel.combine({begin, end, dim, kernel.lanes, plan.splits, plan.panels * kernel.lanes,
                     queries.unit.data, queries.norm.data, partials.all, tau_s,
-                    loss.mutable_data_ptr<T>(), need_grad ? grad.mutable_data_ptr<T>() : nullptr,
-                    workspace.data});
+                    kernel.rounded_queries, loss.mutable_data_ptr<T>(),
+                    need_grad ? grad.mutable_data_ptr<T>() : nullptr, workspace.data});
   });
   return {loss, grad};
 }
@@ -213,9 +232,11 @@ std::tuple<at::Tensor, at::Tensor> relational_loss_forward(
     double tau_t, bool unit_memory, std::optional<c10::string_view> precision, bool need_grad) {
   // rrd_kernels.functional has checked everything; this is for callers of the bare operator.
   TORCH_CHECK_VALUE(z_s.dim() == 2 && z_s.sizes() == z_t.sizes() && memory.dim() == 2 &&
-                        memory.size(1) == z_s.size(1),
+                        memory.size(1) == z_s.size(1) && memory.numel() > 0,
                     "relational_loss: shapes ", z_s.sizes(), ", ", z_t.sizes(), " and memory ",
                     memory.sizes(), " do not fit");
+  TORCH_CHECK_VALUE(tau_s > 0 && tau_t > 0, "relational_loss: temperatures ", tau_s, " and ", tau_t,
+                    " must be positive");
   if (precision == "float64") {
     return forward<double>(z_s, z_t, memory, tau_s, tau_t, unit_memory, false, need_grad);
   }

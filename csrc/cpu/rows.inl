@@ -39,8 +39,27 @@ RRD_INLINE T dot(const T* a, const T* b, int64_t padded) {
   return horizontal_sum<T>(sum);
 }
 
-// The softmax statistics of one query over all splits: weight of each split, log-sum-exp.
+// A unit row as the logits saw it: scaled, rounded to bfloat16 where the kernel does that, scaled
+// back. The loss subtracts logits from their log-sum-exp; both must be of the same query.
+RRD_INLINE Vec<double> as_multiplied(Vec<double> unit, double) { return unit; }
+RRD_INLINE Vec<float> as_multiplied(Vec<float> unit, float scale) {
+  if (scale == 0.f) return unit;
+  typedef uint32_t Bits __attribute__((vector_size(RRD_VECTOR_BYTES)));
+  const Bits bits = reinterpret_cast<Bits>(unit * scale);
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+  return reinterpret_cast<Vec<float>>(rounded) / scale;
+}
+
 template <typename T>
+RRD_INLINE T dot_as_multiplied(const T* unit, const T* output, int64_t padded, T scale) {
+  Vec<T> sum{};
+  for (int64_t d = 0; d < padded; d += Vector<T>::kLanes) {
+    sum += as_multiplied(load(unit + d), scale) * load(output + d);
+  }
+  return horizontal_sum<T>(sum);
+}
+
+// The softmax statistics of one query over all splits.
 struct Merged {
   double maximum;  // in units of log2
   double sum;
@@ -49,8 +68,8 @@ struct Merged {
 };
 
 template <typename T>
-Merged<T> merge(const Partial<T>& partial, int64_t query, int64_t splits, int64_t stride) {
-  Merged<T> merged{partial.maximum[query], 0.0};
+Merged merge(const Partial<T>& partial, int64_t query, int64_t splits, int64_t stride) {
+  Merged merged{partial.maximum[query], 0.0};
   for (int64_t k = 1; k < splits; ++k) {
     const double maximum = partial.maximum[query + k * stride];
     if (maximum > merged.maximum) merged.maximum = maximum;
@@ -64,7 +83,7 @@ Merged<T> merge(const Partial<T>& partial, int64_t query, int64_t splits, int64_
 
 // The attention output of one query: sum_j probability_j m_j, over all splits.
 template <typename T>
-void merge_output(const Partial<T>& partial, const Merged<T>& merged, int64_t query, int64_t splits,
+void merge_output(const Partial<T>& partial, const Merged& merged, int64_t query, int64_t splits,
                   int64_t stride, int64_t padded, T* output) {
   for (int64_t k = 0; k < splits; ++k) {
     const int64_t at = query + k * stride;
@@ -84,12 +103,13 @@ void combine(const CombineTask<T>& task) {
   const int64_t padded = padded_dim<T>(task.dim);
   const int64_t stride = task.split_stride * kRoles;
   const T inverse_tau = T(1.0 / task.tau_s);
+  const T query_scale = task.rounded_queries ? T(1.4426950408889634 / task.tau_s) : T(0);
   for (int64_t i = task.batch_begin; i < task.batch_end; ++i) {
     const int64_t panel = i / task.lanes, lane = i % task.lanes;
     const int64_t student = (panel * kRoles + kStudent) * task.lanes + lane;
     const int64_t teacher = (panel * kRoles + kTeacher) * task.lanes + lane;
-    const Merged<T> q = merge(task.partial, student, task.splits, stride);
-    const Merged<T> p = merge(task.partial, teacher, task.splits, stride);
+    const Merged q = merge(task.partial, student, task.splits, stride);
+    const Merged p = merge(task.partial, teacher, task.splits, stride);
     if (task.grad == nullptr) {
       double cross = 0;
       for (int64_t k = 0; k < task.splits; ++k) {
@@ -104,7 +124,8 @@ void combine(const CombineTask<T>& task) {
     merge_output(task.partial, q, student, task.splits, stride, padded, output_s);
     merge_output(task.partial, p, teacher, task.splits, stride, padded, output_t);
     const T* unit = task.student + i * padded;
-    task.loss[i] = T(q.log_sum_exp() - double(dot(unit, output_t, padded)) / task.tau_s);
+    const T similarity = dot_as_multiplied(unit, output_t, padded, query_scale);
+    task.loss[i] = T(q.log_sum_exp() - double(similarity) / task.tau_s);
 
     const double norm = task.student_norm[i];
     const bool clamped = norm <= kNormEps;  // then z / eps is linear in z

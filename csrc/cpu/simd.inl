@@ -47,6 +47,7 @@ struct Exp2<float> {
   static constexpr int kMantissa = 23;
   static constexpr float kShift = 12582912.f + 127.f;  // 1.5 * 2^23 + exponent bias
   static constexpr float kLowest = -126.f;
+  static constexpr float kInfinite = 128.f;
   static constexpr int kDegree = 6;
   static constexpr float kCoefficients[kDegree + 1] = {
       1.f, 0.6931472f, 0.24022646f, 0.055503286f, 0.009618489f, 0.0013399931f, 0.00015345814f};
@@ -59,6 +60,7 @@ struct Exp2<double> {
   static constexpr int kMantissa = 52;
   static constexpr double kShift = 6755399441055744.0 + 1023.0;
   static constexpr double kLowest = -1022.0;
+  static constexpr double kInfinite = 1024.0;
   static constexpr int kDegree = 13;
   static constexpr double kCoefficients[kDegree + 1] = {
       1.0,
@@ -78,21 +80,44 @@ struct Exp2<double> {
   };
 };
 
-// 2^x for kLowest <= x <= -kLowest; NaN stays NaN. Adding kShift rounds x to an integer and leaves
-// that integer, exponent bias included, in the low bits of the mantissa.
+// power * 2^(shifted - kShift), for `shifted` as exp2 has it.
+#if RRD_VECTOR_BYTES == 64
+RRD_INLINE Vec<float> scale(Vec<float> power, Vec<float> shifted) {
+  const Vec<float> exponent = shifted - Exp2<float>::kShift;
+  return reinterpret_cast<Vec<float>>(
+      _mm512_scalef_ps(reinterpret_cast<__m512>(power), reinterpret_cast<__m512>(exponent)));
+}
+RRD_INLINE Vec<double> scale(Vec<double> power, Vec<double> shifted) {
+  const Vec<double> exponent = shifted - Exp2<double>::kShift;
+  return reinterpret_cast<Vec<double>>(
+      _mm512_scalef_pd(reinterpret_cast<__m512d>(power), reinterpret_cast<__m512d>(exponent)));
+}
+#else
+template <typename V>
+RRD_INLINE V scale(V power, V shifted) {
+  using E = Exp2<std::remove_cvref_t<decltype(power[0])>>;
+  return power * reinterpret_cast<V>(reinterpret_cast<typename E::Bits>(shifted) << E::kMantissa);
+}
+#endif
+
+// 2^x; infinity above the range, next to nothing below it, NaN for NaN. Adding kShift rounds x to
+// an integer and leaves that integer, exponent bias included, in the low bits of the mantissa.
 template <typename T>
 RRD_INLINE Vec<T> exp2(Vec<T> x) {
   using E = Exp2<T>;
+#if RRD_VECTOR_BYTES != 64
+  x = x < E::kLowest ? broadcast<T>(E::kLowest) : x;
+  x = x > E::kInfinite ? broadcast<T>(E::kInfinite) : x;
+#endif
   const Vec<T> shifted = x + E::kShift;
   const Vec<T> fraction = x - (shifted - E::kShift);
   Vec<T> power = broadcast<T>(E::kCoefficients[E::kDegree]);
 #pragma GCC unroll 16
   for (int k = E::kDegree - 1; k >= 0; --k) power = power * fraction + E::kCoefficients[k];
-  return power *
-         reinterpret_cast<Vec<T>>(reinterpret_cast<typename E::Bits>(shifted) << E::kMantissa);
+  return scale(power, shifted);
 }
 
-// 2^x for x <= 0, with what is below the smallest normal number raised to it.
+// 2^x for x <= 0 without subnormal numbers, which would be slow to multiply with.
 template <typename T>
 RRD_INLINE Vec<T> exp2_nonpositive(Vec<T> x) {
   return exp2<T>(x < Exp2<T>::kLowest ? broadcast<T>(Exp2<T>::kLowest) : x);
