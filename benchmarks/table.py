@@ -10,8 +10,8 @@ from rich.text import Text
 from benchmarks.peers import SDPA, PublishedEager
 from benchmarks.run import Row
 
-#: Columns of output that is not a terminal, where there is nothing to fit into.
-WIDTH = 120
+#: Columns at least, so that no figure is cut off: a narrow terminal wraps lines instead.
+WIDTH = 112
 
 TITLES = ("case", "implementation")
 FIGURES = ("ms [p20–p80]", "GFLOP/s", "% of mm", "× eager", "× SDPA", "extra MiB")
@@ -40,8 +40,7 @@ def print_table(rows: Sequence[Row], ceilings: Mapping[str, float] | None = None
         table.add_row(name, row.implementation, *(Text(line[i]) for i in shown))
         previous = row.case
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDTH
+    console.width = max(console.width, WIDTH) if console.is_terminal else WIDTH
     console.print(table)
 
 

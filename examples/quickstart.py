@@ -10,6 +10,7 @@ labelled images and batches.
 
 import argparse
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -91,7 +92,15 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.quick:
         arguments.seeds, arguments.steps = 2, 50
     # Before minutes of training: a place that cannot be written to should fail at once.
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.output.suffix not in (".png", ".pdf", ".svg") or arguments.output.is_dir():
+        parser.error(f"--output must be a .png, .pdf or .svg file; got {arguments.output}")
+    try:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output: {error}")
+    for name in ("kd_weight", "rrd_weight"):
+        if not 0 <= getattr(arguments, name) < float("inf"):
+            parser.error(f"--{name.replace('_', '-')} must be finite and not negative")
     for name in ("seeds", "steps"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1; got {getattr(arguments, name)}")
@@ -188,9 +197,13 @@ def benchmark(cases: Sequence[Case], seconds: float, console: Console) -> None:
     if not fused_available(CPU):
         console.print("No benchmark: the compiled extension is missing.")
         return
-    console.print("\nThe loss alone, fused against eager (make bench measures more):")
+    console.print(
+        "\nEnqueue, loss and gradient, fused against eager (make bench measures more); × is the "
+        "median over the rounds:"
+    )
     rows = []
     for case in cases:
+        print(f"measuring {case.name} ...", file=sys.stderr)
         rows += run_case(case, seconds, memory=False)
     print_table(rows)
 
@@ -231,4 +244,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
