@@ -183,21 +183,17 @@ class TestEnqueue:
         self.refused(ValueError, "requires a gradient", memory=self.memory.clone().requires_grad_())
 
 
-def test_batch_larger_than_the_memory_leaves_the_criterion_alone():
-    for protocol in ("2024", "2025"):
-        criterion = RRDLoss(**SIZES, protocol=protocol)
-        before = criterion.memory.queue.clone()
-        with raises(ValueError, "17", "16 rows", "nce_k"):
-            criterion(torch.randn(17, 6), torch.randn(17, 5))
-        assert torch.equal(criterion.memory.queue, before)
-        assert criterion.memory.queue_ptr.item() == 0
-
-
-def test_batches_that_do_not_match_leave_the_criterion_alone():
-    criterion = RRDLoss(**SIZES)
+@pytest.mark.parametrize("protocol", ["2024", "2025"])
+@pytest.mark.parametrize(
+    ("batch_s", "batch_t", "parts"),
+    [(17, 17, ("17", "16 rows", "nce_k")), (4, 3, ("f_s and f_t", "(4, 6)", "(3, 5)"))],
+    ids=["larger than the memory", "not the same"],
+)
+def test_refused_batches_leave_the_criterion_alone(protocol, batch_s, batch_t, parts):
+    criterion = RRDLoss(**SIZES, protocol=protocol)
     before = criterion.memory.queue.clone()
-    with raises(ValueError, "f_s and f_t", "(4, 6)", "(3, 5)"):
-        criterion(torch.randn(4, 6), torch.randn(3, 5))
+    with raises(ValueError, *parts):
+        criterion(torch.randn(batch_s, 6), torch.randn(batch_t, 5))
     assert torch.equal(criterion.memory.queue, before)
     assert criterion.memory.queue_ptr.item() == 0
 

@@ -145,6 +145,17 @@ def test_sizes(batch, dim, rows, dtype, unit_memory, device):
     check(draw(batch, dim, rows, dtype, device), unit_memory=unit_memory)
 
 
+@pytest.mark.parametrize("tau", [0.014, 0.1, 10.0])
+@pytest.mark.parametrize(("batch", "dim", "rows"), [s for s in SIZES if s[0] > 1], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_true_promise_needs_no_second_pass(dtype, batch, dim, rows, tau, device):
+    """The passes round differently; equal bits would mean that the bounded one was thrown away,
+    and that its mistakes cannot show in any other test."""
+    problem = draw(batch, dim, rows, dtype, device, tau_s=tau, tau_t=tau)
+    results = [compute(problem, unit_memory=promised) for promised in (True, False)]
+    assert not torch.equal(results[0][1], results[1][1])
+
+
 def eager(problem: Problem, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss as eager code under autocast computes it: products and logits in ``dtype``."""
     z_s = problem.z_s.detach().float().requires_grad_()

@@ -148,10 +148,17 @@ struct Partials {
   // Whether every sum is one that logits within the bound can have. The caller's promise of unit
   // rows is taken on trust by the pass; this finds out, at no cost to speak of, where it was false
   // (or an input is NaN), before a number that has overflowed can be believed.
-  bool within(double bound, int64_t rows) const {
-    const double highest = std::exp2(bound) * double(rows), lowest = std::exp2(-bound);
-    return std::all_of(all.sum, all.sum + queries,
-                       [=](T sum) { return sum >= lowest && sum <= highest; });
+  bool within(double bound, const Plan& plan, int64_t rows) const {
+    const int64_t each = queries / plan.splits;
+    for (int64_t split = 0; split < plan.splits; ++split) {
+      const double count = double(std::min(plan.split_rows, rows - split * plan.split_rows));
+      const double highest = count * std::exp2(bound), lowest = count * std::exp2(-bound);
+      const T* sums = all.sum + split * each;
+      if (!std::all_of(sums, sums + each, [=](T s) { return s >= lowest && s <= highest; })) {
+        return false;
+      }
+    }
+    return true;
   }
 
   int64_t queries;
@@ -213,7 +220,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& z_s, const at::Tens
   const double bound = logit_bound(tau_s, tau_t);
   const bool bounded = unit_memory && fits_float32(bound, memory.size(0));
   attend(kernel, plan, view_of(memory), queries, bounded, partials.all);
-  if (bounded && !partials.within(bound, plan.split_rows)) {
+  if (bounded && !partials.within(bound, plan, memory.size(0))) {
     attend(kernel, plan, view_of(memory), queries, false, partials.all);
   }
 
