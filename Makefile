@@ -1,18 +1,24 @@
-# Each target does the set-up it needs, into .venv; where nothing has changed, that takes no time.
+# Each target but gpu-check does the set-up it needs, into .venv; where nothing has changed, that
+# takes no time.
 #
 #   make demo      distillation on real data, then the fused loss against the eager one
 #   make test      all tests
+#   make test-oldest  the same with the oldest PyTorch and Triton that are supported
+#   make kernels   compiles every Triton kernel for several GPUs and prints what came of it
 #   make lint      ruff, mypy, clang-format
 #   make bench     time and memory against the published eager code and SDPA
 #   make sanitize  the tests that reach C++, under AddressSanitizer and UBSan
+#   make gpu-check builds, tests, measures and sanitizes on a GPU, into one JSON file; it sets nothing
+#                  up and takes the Python that is there: make gpu-check PYTHON=python3
 #   make dist      sdist and wheel, installed and tried in an empty environment
 #   make setup     the environment and the extension only
 #
-# ARGS="..." goes to demo, test and bench: make demo ARGS=--quick
+# ARGS="..." goes to demo, the tests, bench and gpu-check: make demo ARGS=--quick
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 INSTALLED := $(VENV)/.installed
@@ -21,7 +27,7 @@ BUILT := $(VENV)/.built
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl)
 SOURCES := setup.py $(CPP)
 
-.PHONY: setup demo test lint format bench sanitize dist clean
+.PHONY: setup demo test test-oldest kernels lint format bench gpu-check sanitize dist clean
 .DELETE_ON_ERROR:
 
 setup: $(BUILT)
@@ -54,6 +60,27 @@ demo: $(BUILT)
 test: $(BUILT)
 	@$(BIN)/python -m pytest $(ARGS)
 
+kernels: $(BUILT)
+	@$(BIN)/python -m pytest -q tests/test_triton_compile.py $(ARGS)
+
+# In a copy, since the extension that is built in place here belongs to the newer PyTorch. Nothing is
+# installed from it: the path is for the processes that tests start.
+$(OLDEST)/.installed: constraints-oldest.txt
+	@echo "Installing the oldest versions into $(OLDEST) (several GB, a few minutes) ..."
+	@$(PYTHON) -m venv --clear $(OLDEST)
+	@$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --requirement constraints-oldest.txt
+	@touch $@
+
+test-oldest: $(OLDEST)/.installed
+	@rm -rf build/oldest && mkdir -p build/oldest
+	@git ls-files -coz --exclude-standard | tar --null --files-from - --create --file - | \
+	  tar --extract --file - --directory build/oldest
+	@echo "Compiling the extension (about a minute) ..."
+	@cd build/oldest && export PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" && \
+	  { python setup.py build_ext --inplace >build.log 2>&1 || { cat build.log; exit 1; }; } && \
+	  PYTHONPATH="$$PWD" python -m pytest $(ARGS)
+
 lint: $(BUILT)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -68,6 +95,9 @@ format: $(BUILT)
 bench: $(BUILT)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+gpu-check:
+	@$(PYTHON) tests/gpu_check.py $(ARGS)
+
 sanitize: $(BUILT)
 	@$(BIN)/python tests/sanitize.py
 
@@ -75,4 +105,4 @@ dist: $(BUILT)
 	@$(BIN)/python tests/check_dist.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info rrd_kernels/_C*.so
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info rrd_kernels/_C*.so

@@ -21,14 +21,23 @@ class Case:
     dim: int = 128
     tau_s: float = 0.1
     tau_t: float = 0.02
+    #: For float32 products: what torch.set_float32_matmul_precision is told.
+    matmul_precision: str = "highest"
 
     @property
     def name(self) -> str:
-        return f"{self.dtype_name} {self.batch}×{self.rows}"
+        width = "" if self.dim == 128 else f" D={self.dim}"
+        return f"{self.format} {self.batch}×{self.rows}{width}"
 
     @property
     def dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype_name)
+
+    @property
+    def format(self) -> str:
+        """What the products' operands are rounded to, a dtype's name or ``"tf32"``."""
+        tf32 = self.dtype_name == "float32" and self.matmul_precision == "high"
+        return "tf32" if tf32 else self.dtype_name
 
     @property
     def operations(self) -> int:
@@ -36,13 +45,35 @@ class Case:
         return 8 * self.batch * self.dim * self.rows
 
 
-CASES = (
+CPU_CASES = (
     Case(64, 16384, "float32"),
     Case(256, 65536, "float32"),
     Case(64, 16384, "bfloat16"),
     Case(256, 65536, "bfloat16"),
     Case(1024, 65536, "bfloat16"),
 )
+
+CUDA_CASES = (
+    Case(64, 16384, "float32"),
+    Case(256, 16384, "float32"),
+    Case(1024, 65536, "float32"),
+    Case(64, 16384, "float32", matmul_precision="high"),
+    Case(256, 16384, "float32", matmul_precision="high"),
+    Case(64, 16384, "bfloat16"),
+    Case(256, 16384, "bfloat16"),
+    Case(1024, 65536, "bfloat16"),
+    Case(4096, 262144, "bfloat16"),
+    Case(8192, 65536, "bfloat16"),
+    Case(1024, 65536, "bfloat16", dim=64),
+    Case(4096, 262144, "bfloat16", dim=64),
+    Case(1024, 65536, "bfloat16", dim=256),
+    Case(4096, 262144, "bfloat16", dim=256),
+    Case(1024, 65536, "float16"),
+)
+
+
+def cases_for(device: torch.device) -> tuple[Case, ...]:
+    return CPU_CASES if device.type == "cpu" else CUDA_CASES
 
 
 def draw(

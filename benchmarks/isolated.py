@@ -13,7 +13,8 @@ import torch
 
 from benchmarks.cases import Case, draw
 from benchmarks.measure import CLEAR_REFS, peak_extra_memory
-from benchmarks.peers import Step, implementations
+from benchmarks.peers import implementations
+from benchmarks.step import Step
 
 
 def isolated_peak_memory(case: Case, implementation: type[Step]) -> int | None:

@@ -5,8 +5,10 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,43 +32,67 @@ class Spread:
         return cls(statistics.median(times), p20, p80)
 
 
+def interleaved(
+    timers: Mapping[str, Callable[[], float]], seconds: float, min_rounds: int = 7
+) -> dict[str, list[float]]:
+    """What each timer returns in each round: a b c, a b c, ...
+
+    A machine that slows down or is shared slows all calls of a round alike, so that the ratio of
+    two times of one round means more than the ratio of two medians.
+
+    Args:
+        timers: each does once what is timed, and returns how many seconds it took.
+        seconds: rounds go on for this long ...
+        min_rounds: ... and until there are this many, after the warm-up.
+    """
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(WARM_UP_ROUNDS):
+        for timer in timers.values():
+            timer()
+    rounds = 0
+    end = time.perf_counter() + seconds
+    while rounds < min_rounds or time.perf_counter() < end:
+        for name, timer in timers.items():
+            times[name].append(timer())
+        rounds += 1
+    return times
+
+
 def interleaved_times(
     calls: Mapping[str, Callable[[], object]],
     device: torch.device,
     seconds: float,
     min_rounds: int = 7,
 ) -> dict[str, list[float]]:
-    """Times, in seconds, of each call in each round: a b c, a b c, ...
+    """Seconds of each call in each round, see :func:`interleaved`."""
+    timers = {name: partial(wall_time, call, device) for name, call in calls.items()}
+    return interleaved(timers, seconds, min_rounds)
 
-    A machine that slows down or is shared slows all calls of a round alike, so that the ratio of
-    two times of one round means more than the ratio of two medians.
 
-    Args:
-        calls: what is timed, by name.
-        device: waited for around each call.
-        seconds: rounds go on for this long ...
-        min_rounds: ... and until there are this many, after the warm-up.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(WARM_UP_ROUNDS):
-        for call in calls.values():
-            call()
-    rounds = 0
-    end = time.perf_counter() + seconds
-    while rounds < min_rounds or time.perf_counter() < end:
-        for name, call in calls.items():
-            _wait_for(device)
-            start = time.perf_counter()
-            call()
-            _wait_for(device)
-            times[name].append(time.perf_counter() - start)
-        rounds += 1
-    return times
+def wall_time(call: Callable[[], object], device: torch.device, times: int = 1) -> float:
+    """Seconds for each of ``times`` calls in a row; the device is waited for before and after."""
+    _wait_for(device)
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    _wait_for(device)
+    return (time.perf_counter() - start) / times
 
 
 def _wait_for(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+@contextmanager
+def float32_matmul_precision(precision: str) -> Iterator[None]:
+    """The global setting, put back afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def matmul_rate(

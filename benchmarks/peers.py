@@ -1,47 +1,21 @@
-"""One training step from embeddings to gradient, in each implementation that is compared."""
-
-from abc import ABC, abstractmethod
-from typing import ClassVar
+"""The implementations that are compared: the published code, compiled code, SDPA, this package."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.cases import Case
+from benchmarks.sdpa import CpuFlash, Cudnn, Efficient, Flash
+from benchmarks.step import Step
 from rrd_kernels import functional
-
-
-class Step(ABC):
-    """Enqueue the teacher's rows, then the mean loss and its gradient with respect to z_s.
-
-    Args:
-        memory: [K, D] unit rows; each step owns a copy, which its calls go on filling.
-        tau_s: student temperature.
-        tau_t: teacher temperature.
-    """
-
-    name: ClassVar[str]
-
-    def __init__(self, memory: Tensor, tau_s: float, tau_t: float) -> None:
-        self.memory = memory.clone()
-        self.pointer = torch.zeros(1, dtype=torch.int64, device=memory.device)
-        self.tau_s = tau_s
-        self.tau_t = tau_t
-
-    @abstractmethod
-    def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss, a scalar, and gradient [B, D], for [B, D] embeddings, unnormalised."""
-
-
-def _backward(loss: Tensor, z_s: Tensor) -> tuple[Tensor, Tensor]:
-    loss.backward()
-    assert z_s.grad is not None
-    return loss.detach(), z_s.grad
 
 
 class PublishedEager(Step):
     """What the code published with arXiv 2407.12073 does, in its order and with its copies."""
 
     name = "published eager"
+    waits_for_device = True
+    rounds_similarities = True
 
     def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
         z_s = z_s.detach().requires_grad_()
@@ -51,7 +25,7 @@ class PublishedEager(Step):
         student_logits = student @ self.memory.clone().T / self.tau_s
         teacher_logits = teacher @ self.memory.clone().T / self.tau_t
         cross_entropy = -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1))
-        return _backward(cross_entropy.sum(dim=1).mean(), z_s)
+        return self._backward(cross_entropy.sum(dim=1).mean(), z_s)
 
     def _enqueue(self, teacher: Tensor) -> None:
         batch, size = len(teacher), len(self.memory)
@@ -62,42 +36,42 @@ class PublishedEager(Step):
         self.pointer[0] = (start + batch) % size
 
 
-class SDPA(Step):
-    """The same attention through PyTorch's flash kernel for the CPU, K = V = memory, one head.
+class Compiled(Step):
+    """torch.compile of the published arithmetic, freed of its copies and its host sync.
 
-    Both temperatures go into the queries and the gradient into closed form, so nothing of size
-    [B, K] exists here either.
+    Not of the reference, which would compute half-precision products in float32.
     """
 
-    name = "SDPA"
+    name = "torch.compile"
+    rounds_similarities = True
+    #: B and K for which compiling is waited for.
+    sizes = ((64, 16384), (256, 16384), (1024, 65536))
 
-    @torch.no_grad()
+    def __init__(self, memory: Tensor, tau_s: float, tau_t: float) -> None:
+        super().__init__(memory, tau_s, tau_t)
+        # Compiled anew: with what an earlier case has left, shapes would become dynamic.
+        torch.compiler.reset()
+        self._loss = torch.compile(self._eager_loss, fullgraph=True, dynamic=False)
+
+    @classmethod
+    def why_not(cls, case: Case) -> str | None:
+        wanted = (case.batch, case.rows) in cls.sizes and case.dim == 128
+        return None if wanted else "not compiled at this size"
+
     def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
-        norm = torch.linalg.vector_norm(z_s.float(), dim=1, keepdim=True).clamp_min(1e-12)
-        student = z_s.float() / norm
-        teacher = F.normalize(z_t.float(), dim=1)
-        self._enqueue(teacher)
-        log_sum_exp, output_s, output_t = self._attend(student, teacher)
-        loss = (log_sum_exp - (student * output_t).sum(dim=1) / self.tau_s).mean()
-        grad = (output_s - output_t) / (self.tau_s * len(student))
-        grad = (grad - (grad * student).sum(dim=1, keepdim=True) * student) / norm
-        return loss, grad.to(z_s.dtype)
+        z_s = z_s.detach().requires_grad_()
+        return self._backward(self._loss(z_s, z_t, self.memory, self.pointer), z_s)
 
-    def _enqueue(self, teacher: Tensor) -> None:
-        batch, size = len(teacher), len(self.memory)
-        slots = (self.pointer + torch.arange(batch, device=teacher.device)) % size
-        self.memory[slots] = teacher.to(self.memory.dtype)
-        self.pointer.add_(batch).remainder_(size)
-
-    def _attend(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The student's log-sum-exp [B], and both attention outputs [B, D]."""
-        queries = torch.cat([student / self.tau_s, teacher / self.tau_t]).to(self.memory.dtype)
-        memory = self.memory[None, None]
-        output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            queries[None, None], memory, memory, scale=1.0
-        )
-        output_s, output_t = output[0, 0].float().chunk(2)
-        return log_sum_exp[0, 0, : len(student)], output_s, output_t
+    def _eager_loss(self, z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor) -> Tensor:
+        student = F.normalize(z_s, dim=1)
+        teacher = F.normalize(z_t, dim=1)
+        slots = (pointer + torch.arange(len(teacher), device=pointer.device)) % len(memory)
+        memory[slots] = teacher
+        pointer.copy_((pointer + len(teacher)) % len(memory))
+        student_logits = student @ memory.T / self.tau_s
+        teacher_logits = teacher @ memory.T / self.tau_t
+        cross_entropy = -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1))
+        return cross_entropy.sum(dim=1).mean()
 
 
 class Fused(Step):
@@ -107,19 +81,21 @@ class Fused(Step):
 
     def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
         z_s = z_s.detach().requires_grad_()
-        functional.enqueue_(self.memory, self.pointer, z_t, backend="fused")
-        loss = functional.relational_loss(
+        loss = functional.relational_step_(
             z_s,
             z_t,
             self.memory,
+            self.pointer,
             tau_s=self.tau_s,
             tau_t=self.tau_t,
             unit_memory=True,
             backend="fused",
         )
-        return _backward(loss, z_s)
+        return self._backward(loss, z_s)
 
 
 def implementations(device: torch.device) -> list[type[Step]]:
-    """Those that run on ``device``, the published code first."""
-    return [PublishedEager, SDPA, Fused] if device.type == "cpu" else [PublishedEager, Fused]
+    """Those that run on ``device``, the published code first and this package last."""
+    if device.type == "cpu":
+        return [PublishedEager, CpuFlash, Fused]
+    return [PublishedEager, Compiled, Flash, Efficient, Cudnn, Fused]

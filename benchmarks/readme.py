@@ -1,59 +1,120 @@
-"""Puts a record's table into the README: ``python -m benchmarks.readme RECORD.json``."""
+"""Puts a record's table into the README: ``python -m benchmarks.readme RECORD.json``.
+
+The table takes the place of the one that shows the same kind of device, a CPU or a GPU.
+"""
 
 import argparse
 import json
+import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import ROOT
-from benchmarks.table import three_digits
+from benchmarks.cases import Case
+from benchmarks.figures import CPU_UNITS, CUDA_UNITS, MISSING, Units, best_sdpa, three_digits
+from benchmarks.paths import ROOT
+from benchmarks.peers import Compiled, CpuFlash, Fused, PublishedEager
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- benchmark: {path} -->\n", "<!-- end of benchmark -->\n"
-HEAD = (
+SECTION = re.compile(BEGIN.format(path=r"(\S+)") + ".*?" + END, re.DOTALL)
+CPU_HEAD = (
     "| case | published eager, ms | SDPA, ms | rrd_kernels, ms | × eager | × SDPA "
     "| of torch.mm | extra MiB, eager → ours |\n|---|--:|--:|--:|--:|--:|--:|--:|\n"
 )
+CUDA_HEAD = (
+    "| case | published eager, µs | torch.compile, µs | best SDPA, µs | rrd_kernels, µs "
+    "| × eager | × compile | × SDPA | in a graph, µs: best SDPA → ours | of torch.mm "
+    "| extra MiB, eager → ours | gradient's error, eager → ours |\n"
+    "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+)
+
+#: As in a record, by implementation; without "seconds" where there are no figures.
+Rows = Mapping[str, dict[str, Any]]
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A record, or the one inside what ``make gpu-check`` wrote."""
+    record = json.loads(path.read_text())
+    return record.get("benchmark", record)
 
 
 def table(record: dict[str, Any]) -> str:
     """The record as a Markdown table, one line a case."""
-    cases: dict[str, dict[str, Any]] = {}
+    cases: dict[Case, dict[str, dict[str, Any]]] = {}
     for row in record["rows"]:
-        case = row["case"]
-        name = f"{case['dtype_name']} {case['batch']}×{case['rows']}"
-        cases.setdefault(name, {})[row["implementation"]] = row
-    machine = record["machine"]
+        cases.setdefault(Case(**row["case"]), {})[row["implementation"]] = row
+    looks = [look for look in record["machine"].values() if look]
+    head, cells = (CUDA_HEAD, _cuda_cells) if "gpu" in record else (CPU_HEAD, _cpu_cells)
     lines = []
-    for name, rows in cases.items():
-        eager, sdpa, ours = (rows[key] for key in ("published eager", "SDPA", "rrd_kernels"))
-        milliseconds = [three_digits(1e3 * row["seconds"]["median"]) for row in (eager, sdpa, ours)]
-        dtype = ours["case"]["dtype_name"]
-        ceiling = max(machine[when]["mm_gflops"][dtype] for when in ("before", "after"))
-        speedup = ours["speedup"]
-        memory = [f"{row['extra_bytes'] / 2**20:.1f}" for row in (eager, ours)]
-        cells = [
-            name,
-            *milliseconds,
-            f"{speedup['published eager']:.1f}",
-            f"{speedup['SDPA']:.1f}",
-            f"{ours['gflops'] / ceiling:.0%}",
-            " → ".join(memory),
-        ]
-        lines.append("| " + " | ".join(cells) + " |\n")
-    return HEAD + "".join(lines)
+    for case, rows in cases.items():
+        ceiling = max(look["mm_gflops"][case.format] for look in looks)
+        lines.append("| " + " | ".join([case.name, *cells(rows, ceiling)]) + " |\n")
+    return head + "".join(lines)
+
+
+def _cpu_cells(rows: Rows, ceiling: float) -> list[str]:
+    eager, sdpa, ours = (rows[kind.name] for kind in (PublishedEager, CpuFlash, Fused))
+    return [
+        *(_time(row, CPU_UNITS) for row in (eager, sdpa, ours)),
+        *(_speedup(ours, peer) for peer in (eager, sdpa)),
+        f"{ours['gflops'] / ceiling:.0%}",
+        _extra_memory(eager, ours),
+    ]
+
+
+def _cuda_cells(rows: Rows, ceiling: float) -> list[str]:
+    eager, compiled, ours = (rows[kind.name] for kind in (PublishedEager, Compiled, Fused))
+    best = best_sdpa({name: row["gflops"] for name, row in rows.items() if "gflops" in row})
+    sdpa = rows[best] if best else {}
+    kernel = f" ({best.removeprefix('SDPA ')})" if best else ""
+    return [
+        *(_time(row, CUDA_UNITS) for row in (eager, compiled)),
+        _time(sdpa, CUDA_UNITS) + kernel,
+        _time(ours, CUDA_UNITS),
+        *(_speedup(ours, peer) for peer in (eager, compiled, sdpa)),
+        " → ".join(_time(row.get("replay") or {}, CUDA_UNITS) for row in (sdpa, ours)),
+        f"{ours['gflops'] / ceiling:.0%}",
+        _extra_memory(eager, ours),
+        _gradient_error(eager, ours),
+    ]
+
+
+def _time(row: Mapping[str, Any], units: Units) -> str:
+    if "seconds" not in row:
+        return row.get("outcome", MISSING)
+    return three_digits(units.per_second * row["seconds"]["median"])
+
+
+def _speedup(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> str:
+    if "seconds" not in peer:
+        return MISSING
+    return f"{ours['speedup'][peer['implementation']]:.1f}"
+
+
+def _extra_memory(eager: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    return " → ".join(
+        f"{row['extra_bytes'] / 2**20:.1f}" if "extra_bytes" in row else MISSING
+        for row in (eager, ours)
+    )
+
+
+def _gradient_error(eager: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Relative to float64, in the Frobenius norm."""
+    return " → ".join(
+        f"{row['errors']['gradient']:.1e}" if "errors" in row else MISSING for row in (eager, ours)
+    )
 
 
 def section(path: Path) -> str:
     """What stands in the README for the record at ``path``, markers included."""
-    record = json.loads(path.read_text())
-    return BEGIN.format(path=path.relative_to(ROOT).as_posix()) + table(record) + END
+    return BEGIN.format(path=path.relative_to(ROOT).as_posix()) + table(load(path)) + END
 
 
-def shown_record(text: str) -> Path:
-    """The record that the README's text says it shows."""
-    start, end = BEGIN.split("{path}")
-    return ROOT / text.split(start, 1)[1].split(end, 1)[0]
+def shown_records(text: str) -> list[Path]:
+    """The records that the README's text says it shows."""
+    return [ROOT / match[1] for match in SECTION.finditer(text)]
 
 
 def main() -> None:
@@ -61,9 +122,16 @@ def main() -> None:
     parser.add_argument("record", type=Path, help="a JSON file that python -m benchmarks wrote")
     path = parser.parse_args().record.resolve()
     text = README.read_text()
-    begin = text.index(BEGIN.split("{path}")[0])
-    end = text.index(END) + len(END)
-    README.write_text(text[:begin] + section(path) + text[end:])
+    on_gpu = "gpu" in load(path)
+    for match in SECTION.finditer(text):
+        if ("gpu" in load(ROOT / match[1])) == on_gpu:
+            README.write_text(text[: match.start()] + section(path) + text[match.end() :])
+            return
+    sys.exit(
+        f"README.md has no table of a {'GPU' if on_gpu else 'CPU'}; where it is to stand, write\n"
+        + BEGIN.format(path=path.relative_to(ROOT).as_posix())
+        + END
+    )
 
 
 if __name__ == "__main__":

@@ -12,37 +12,37 @@ from typing import Any
 import torch
 
 import rrd_kernels
-from benchmarks.run import Row
-
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+from benchmarks import hardware
+from benchmarks.paths import RESULTS, ROOT, unused
+from benchmarks.run import Result, Row
+from benchmarks.targets import Outcome
 
 
 @dataclass(frozen=True)
 class Machine:
     """How fast the machine was at one moment, and how much of it was taken."""
 
+    #: Of torch.mm, by format.
     mm_rate: Mapping[str, float]
     busy_cores: float | None
+    #: Bytes per second, and what nvidia-smi says, of a GPU.
+    copy_rate: float | None = None
+    gpu_state: Mapping[str, str] | None = None
 
     def as_record(self) -> dict[str, Any]:
-        gflops = {dtype: rate / 1e9 for dtype, rate in self.mm_rate.items()}
-        return {"mm_gflops": gflops, "busy_cores": self.busy_cores}
+        record: dict[str, Any] = {
+            "mm_gflops": {name: rate / 1e9 for name, rate in self.mm_rate.items()},
+            "busy_cores": self.busy_cores,
+        }
+        if self.copy_rate is not None:
+            record |= {"copy_gbytes_per_second": self.copy_rate / 1e9, "gpu_state": self.gpu_state}
+        return record
 
 
-def cpu_slug() -> str:
-    """The machine as part of a file's name, such as ``cpu-2-cores-avx512-amx``."""
-    parts = [f"cpu-{torch.get_num_threads()}-cores", torch.backends.cpu.get_cpu_capability()]
-    if any(kernel.startswith("amx") for kernel in torch.ops.rrd_kernels.cpu_kernels()):
-        parts.append("amx")
-    return "-".join(parts).lower()
-
-
-def environment() -> dict[str, Any]:
-    """What the figures depend on, and nothing that tells one machine from another of its kind."""
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the figures depend on."""
     changes = _git("status", "--porcelain", "--untracked-files=no")
-    kernels = torch.ops.rrd_kernels.cpu_kernels()
-    return {
+    record: dict[str, Any] = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": {
             "python": platform.python_version(),
@@ -52,9 +52,14 @@ def environment() -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": None if changes is None else bool(changes),
         "threads": torch.get_num_threads(),
-        "cpu": _cpu_model(),
-        "kernels": dict(zip(("float64", "float32", "bfloat16"), kernels, strict=True)),
+        "cpu": hardware.cpu_model(),
     }
+    if device.type == "cuda":
+        record["versions"] |= hardware.gpu_versions()
+        return record | {"gpu": hardware.gpu(device)}
+    kernels = torch.ops.rrd_kernels.cpu_kernels()
+    names = ("float64", "float32", "bfloat16")
+    return record | {"kernels": dict(zip(names, kernels, strict=True))}
 
 
 def _git(*arguments: str) -> str | None:
@@ -66,36 +71,43 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
+def default_path(device: torch.device) -> Path:
+    return RESULTS / f"{hardware.slug(device)}-{datetime.date.today().isoformat()}.json"
 
 
-def default_path() -> Path:
-    return RESULTS / f"{cpu_slug()}-{datetime.date.today().isoformat()}.json"
-
-
-def write(path: Path, rows: Sequence[Row], before: Machine, after: Machine) -> Path:
+def write(
+    path: Path,
+    environment: Mapping[str, Any],
+    results: Sequence[Result],
+    before: Machine,
+    after: Machine | None,
+    outcomes: Sequence[Outcome],
+) -> Path:
     """Writes a new file and returns its path: ``path``, or with -2, -3, ... where that exists.
 
     Args:
         path: where to; folders are made.
-        rows: of one run.
-        before, after: the machine around it.
+        environment: of the run.
+        results: of one run.
+        before, after: the machine around it; no ``after`` if the run was cut short.
+        outcomes: of the targets, if the device has any.
     """
     record = {
-        **environment(),
-        "machine": {"before": before.as_record(), "after": after.as_record()},
-        "rows": [{**asdict(row), "gflops": row.rate / 1e9} for row in rows],
+        **environment,
+        "machine": {
+            "before": before.as_record(),
+            "after": None if after is None else after.as_record(),
+        },
+        "rows": [of_result(result) for result in results],
     }
+    if outcomes:
+        record["targets"] = [{**asdict(outcome), "met": outcome.met} for outcome in outcomes]
     path.parent.mkdir(parents=True, exist_ok=True)
-    target, number = path, 1
-    while target.exists():
-        number += 1
-        target = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    target = unused(path)
     target.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return target
+
+
+def of_result(result: Result) -> dict[str, Any]:
+    record = asdict(result)
+    return {**record, "gflops": result.rate / 1e9} if isinstance(result, Row) else record

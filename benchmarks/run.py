@@ -4,14 +4,32 @@ import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
-from benchmarks.agreement import Errors, check_agreement
+from benchmarks import cuda
+from benchmarks.agreement import Agreement, Errors
 from benchmarks.cases import Case, Embeddings, draw
 from benchmarks.isolated import isolated_peak_memory
-from benchmarks.measure import Spread, interleaved_times
-from benchmarks.peers import Step, implementations
+from benchmarks.measure import Spread, float32_matmul_precision, interleaved, wall_time
+from benchmarks.peers import implementations
+from benchmarks.step import Step
+
+#: How long a GPU is kept busy between two looks at a clock, and the most calls in that time.
+BLOCK_SECONDS = 0.01
+BLOCK_CALLS = 500
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a step."""
+
+    seconds: Spread
+    rounds: int
+    #: How many times faster than each implementation: the median over the rounds.
+    speedup: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -20,55 +38,168 @@ class Row:
 
     case: Case
     implementation: str
+    #: By the host's clock, as a training loop sees it.
     seconds: Spread
     rounds: int
-    #: How many times faster than each implementation: the median over the rounds.
     speedup: Mapping[str, float]
     #: ``None`` where it was not measured.
     extra_bytes: int | None
     errors: Errors
+    #: By the device's clock in the replay of a CUDA graph; ``None`` where there is none.
+    replay: Timing | None = None
+    #: Why a GPU has no replay.
+    not_captured: str | None = None
 
     @property
     def rate(self) -> float:
         """Operations per second, counted alike for all implementations."""
-        return self.case.operations / self.seconds.median
+        spread = self.replay.seconds if self.replay else self.seconds
+        return self.case.operations / spread.median
+
+
+@dataclass(frozen=True)
+class Absent:
+    """One implementation that has no figures on one case."""
+
+    case: Case
+    implementation: str
+    #: A few words: not measured, not available, out of memory.
+    outcome: str
+    reason: str
+
+
+Result = Row | Absent
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A step that agrees with the reference, and the graph of one step for each batch."""
+
+    step: Step
+    errors: Errors
+    graph: torch.cuda.CUDAGraph | None
+    not_captured: str | None
 
 
 def run_case(
     case: Case, seconds: float, device: torch.device | str = "cpu", memory: bool = True
-) -> list[Row]:
+) -> list[Result]:
     """Checks, then times, every implementation that runs on ``device``.
+
+    One that fails or disagrees with the reference is not timed, and the result says why.
 
     Args:
         case: the size.
-        seconds: how long to time, all implementations together; at least seven rounds.
+        seconds: how long to time, all implementations together; at least seven rounds. On a GPU
+            once by the host's clock and once by the device's.
         device: where the tensors are.
-        memory: whether to measure peak memory too, which takes a new process for each.
-
-    Raises:
-        ArithmeticError: an implementation disagrees with the reference; nothing is timed then.
+        memory: whether to measure peak memory too, on a CPU in a new process for each.
     """
     device = torch.device(device)
-    slots, batches = draw(case, device)
-    kinds = implementations(device)
-    steps = [kind(slots, case.tau_s, case.tau_t) for kind in kinds]
-    errors = check_agreement(case, steps, slots, batches[0])
-    times = interleaved_times(
-        {step.name: _over_batches(step, batches) for step in steps}, device, seconds
-    )
-    count_memory = memory and device.type == "cpu"
-    return [
-        Row(
-            case=case,
-            implementation=kind.name,
-            seconds=Spread.of(times[kind.name]),
-            rounds=len(times[kind.name]),
-            speedup={peer: _median_ratio(taken, times[kind.name]) for peer, taken in times.items()},
-            extra_bytes=isolated_peak_memory(case, kind) if count_memory else None,
-            errors=errors[kind.name],
-        )
-        for kind in kinds
-    ]
+    with float32_matmul_precision(case.matmul_precision):
+        slots, batches = draw(case, device)
+        agreement = Agreement(case, slots, batches[0])
+        prepared = {
+            kind.name: _prepare(kind, agreement, slots, batches) for kind in implementations(device)
+        }
+        ready = {name: found for name, found in prepared.items() if isinstance(found, Ready)}
+        walls = _wall_times(ready, batches, device, seconds)
+        replays = _replay_times(ready, len(batches), seconds)
+        results: list[Result] = []
+        for name, found in prepared.items():
+            if isinstance(found, Absent):
+                results.append(found)
+                continue
+            wall = _timing(name, walls)
+            row = Row(
+                case=case,
+                implementation=name,
+                seconds=wall.seconds,
+                rounds=wall.rounds,
+                speedup=wall.speedup,
+                extra_bytes=_extra_bytes(case, found.step, batches[0]) if memory else None,
+                errors=found.errors,
+                replay=_timing(name, replays) if found.graph else None,
+                not_captured=found.not_captured,
+            )
+            results.append(row)
+        return results
+
+
+def _prepare(
+    kind: type[Step], agreement: Agreement, slots: Tensor, batches: Sequence[Embeddings]
+) -> Ready | Absent:
+    case = agreement.case
+    if reason := kind.why_not(case):
+        return Absent(case, kind.name, "not measured", reason)
+    try:
+        step = kind(slots, case.tau_s, case.tau_t)
+        errors = agreement.check(step)
+    except torch.OutOfMemoryError as error:
+        return Absent(case, kind.name, "out of memory", _first_line(error))
+    except Exception as error:  # a compiler's, a library's: the others can be measured still
+        return Absent(case, kind.name, "not available", _first_line(error))
+    graph, not_captured = None, None
+    if slots.is_cuda and step.waits_for_device:
+        not_captured = "it waits for the device"
+    elif slots.is_cuda:
+        try:
+            graph = _capture(step, batches)
+        except Exception as error:  # as above; it can be timed without a graph
+            not_captured = _first_line(error)
+    return Ready(step, errors, graph, not_captured)
+
+
+def _capture(step: Step, batches: Sequence[Embeddings]) -> torch.cuda.CUDAGraph:
+    """One step of each batch, replayed once to see that it is they that the graph holds."""
+    graph, outputs = cuda.capture([partial(step, *batch) for batch in batches])
+    loss, grad = outputs[-1]
+    loss.fill_(torch.nan)
+    grad.fill_(torch.nan)
+    taken = sum(len(z_t) for _, z_t in batches)
+    slot = (int(step.pointer) + taken) % len(step.memory)
+    graph.replay()
+    if int(step.pointer) != slot or not (loss.isfinite() & grad.isfinite().all()):
+        raise RuntimeError("the replay does not do the steps")
+    return graph
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+def _wall_times(
+    ready: Mapping[str, Ready],
+    batches: Sequence[Embeddings],
+    device: torch.device,
+    seconds: float,
+) -> dict[str, list[float]]:
+    timers = {}
+    for name, found in ready.items():
+        call = _over_batches(found.step, batches)
+        times = 1
+        if device.type == "cuda":
+            times = _calls_in_a_block(partial(wall_time, call, device))
+        timers[name] = partial(wall_time, call, device, times)
+    return interleaved(timers, seconds)
+
+
+def _replay_times(ready: Mapping[str, Ready], steps: int, seconds: float) -> dict[str, list[float]]:
+    """Of the graphs that there are, each of so many steps."""
+    timers = {}
+    for name, found in ready.items():
+        if found.graph:
+            timer = partial(cuda.device_time, found.graph.replay)
+            timers[name] = partial(timer, _calls_in_a_block(timer))
+    times = interleaved(timers, seconds) if timers else {}
+    return {name: [time / steps for time in taken] for name, taken in times.items()}
+
+
+def _calls_in_a_block(timer: Callable[[int], float]) -> int:
+    """How many calls a clock is looked at for, so that the first and the last do not count."""
+    timer(3)
+    return max(1, min(BLOCK_CALLS, round(BLOCK_SECONDS / timer(3))))
 
 
 def _over_batches(step: Step, batches: Sequence[Embeddings]) -> Callable[[], object]:
@@ -77,5 +208,17 @@ def _over_batches(step: Step, batches: Sequence[Embeddings]) -> Callable[[], obj
     return lambda: step(*next(following))
 
 
+def _timing(name: str, times: Mapping[str, list[float]]) -> Timing:
+    own = times[name]
+    speedup = {peer: _median_ratio(taken, own) for peer, taken in times.items()}
+    return Timing(Spread.of(own), len(own), speedup)
+
+
 def _median_ratio(numerators: list[float], denominators: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def _extra_bytes(case: Case, step: Step, embeddings: Embeddings) -> int | None:
+    if step.memory.is_cuda:
+        return cuda.peak_extra_memory(partial(step, *embeddings))
+    return isolated_peak_memory(case, type(step))

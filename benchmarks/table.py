@@ -1,5 +1,6 @@
-"""The figures as a table."""
+"""The figures as tables on the terminal."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -7,62 +8,124 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.peers import SDPA, PublishedEager
-from benchmarks.run import Row
+from benchmarks.figures import CPU_UNITS, MISSING, Units, best_sdpa, three_digits
+from benchmarks.measure import Spread
+from benchmarks.peers import Compiled, PublishedEager
+from benchmarks.run import Absent, Result, Row
+from benchmarks.targets import Outcome
 
 #: Columns at least, so that no figure is cut off: a narrow terminal wraps lines instead.
-WIDTH = 112
+WIDTH = 160
 
 TITLES = ("case", "implementation")
-FIGURES = ("ms [p20–p80]", "GFLOP/s", "% of mm", "× eager", "× SDPA", "extra MiB")
-MISSING = "–"
 
 
-def print_table(rows: Sequence[Row], ceilings: Mapping[str, float] | None = None) -> None:
-    """Prints ``rows``, those of one case together; a figure that none of them has is left out.
+def print_table(
+    results: Sequence[Result], units: Units = CPU_UNITS, ceilings: Mapping[str, float] | None = None
+) -> None:
+    """Prints ``results``, those of one case together; a figure that none of them has is left out.
 
     Args:
-        rows: of one run.
-        ceilings: the rate of torch.mm by dtype name, if it was measured.
+        results: of one run.
+        units: of its times and rates.
+        ceilings: the rate of torch.mm by format, if it was measured.
     """
-    figures = [_figures(row, ceilings or {}) for row in rows]
-    shown = [i for i in range(len(FIGURES)) if any(line[i] != MISSING for line in figures)]
+    lines = []
+    for _, group in itertools.groupby(results, key=lambda result: result.case):
+        of_case = list(group)
+        best = best_sdpa({row.implementation: row.rate for row in of_case if isinstance(row, Row)})
+        lines += [_figures(result, best, units, ceilings or {}) for result in of_case]
+    shown = [title for title in lines[0] if any(line[title] != MISSING for line in lines)]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for title in TITLES:
         table.add_column(title, no_wrap=True)
-    for i in shown:
-        table.add_column(Text(FIGURES[i]), justify="right", no_wrap=True)
+    for title in shown:
+        table.add_column(Text(title), justify="right", no_wrap=True)
     previous = None
-    for row, line in zip(rows, figures, strict=True):
-        if previous and row.case != previous:
+    for result, line in zip(results, lines, strict=True):
+        if previous and result.case != previous:
             table.add_section()
-        name = "" if row.case == previous else row.case.name
-        table.add_row(name, row.implementation, *(Text(line[i]) for i in shown))
-        previous = row.case
+        name = "" if result.case == previous else result.case.name
+        table.add_row(name, result.implementation, *(Text(line[title]) for title in shown))
+        previous = result.case
+    _print(table)
+    for reason, where in _reasons(results).items():
+        print(f"{reason}: {', '.join(where)}")
+
+
+def _figures(
+    result: Result, best: str | None, units: Units, ceilings: Mapping[str, float]
+) -> dict[str, str]:
+    """The cells by their titles; ``best`` is the fastest SDPA."""
+    titles = (
+        f"{units.time} [p20–p80]",
+        f"{units.time} in a graph",
+        units.rate,
+        "% of mm",
+        "× eager",
+        "× compile",
+        "× SDPA",
+        "extra MiB",
+    )
+    if isinstance(result, Absent):
+        return dict.fromkeys(titles, MISSING) | {titles[0]: result.outcome}
+    row = result
+    ceiling = ceilings.get(row.case.format)
+    cells = (
+        _spread(row.seconds, units),
+        _spread(row.replay.seconds, units) if row.replay else MISSING,
+        f"{row.rate / units.operations:.0f}",
+        MISSING if ceiling is None else f"{row.rate / ceiling:.0%}",
+        *(_speedup(row, peer) for peer in (PublishedEager.name, Compiled.name, best)),
+        MISSING if row.extra_bytes is None else f"{row.extra_bytes / 2**20:.1f}",
+    )
+    return dict(zip(titles, cells, strict=True))
+
+
+def _spread(spread: Spread, units: Units) -> str:
+    median, p20, p80 = (
+        three_digits(units.per_second * s) for s in (spread.median, spread.p20, spread.p80)
+    )
+    return f"{median} [{p20}–{p80}]"
+
+
+def _speedup(row: Row, peer: str | None) -> str:
+    return MISSING if peer is None or peer not in row.speedup else f"{row.speedup[peer]:.2f}"
+
+
+def _reasons(results: Sequence[Result]) -> dict[str, list[str]]:
+    """Why figures are missing, and the cases in which they are."""
+    reasons: dict[str, list[str]] = {}
+    for result in results:
+        if isinstance(result, Absent):
+            text = f"{result.implementation} {result.outcome}, {result.reason}"
+        elif result.not_captured:
+            text = f"{result.implementation} in no graph, {result.not_captured}"
+        else:
+            continue
+        reasons.setdefault(text, []).append(result.case.name)
+    return reasons
+
+
+def print_targets(outcomes: Sequence[Outcome]) -> None:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("case", "target", "measured", "met?"):
+        table.add_column(title, no_wrap=True)
+    for outcome in outcomes:
+        limit, measured = (
+            MISSING if value is None else _figure(value, outcome.figure)
+            for value in (outcome.limit, outcome.measured)
+        )
+        met = "yes" if outcome.met else "no"
+        table.add_row(outcome.case, f"{outcome.bound} {limit} {outcome.figure}", measured, met)
+    _print(table)
+
+
+def _figure(value: float, figure: str) -> str:
+    return f"{value:.0%}" if figure.startswith("share") else three_digits(value)
+
+
+def _print(table: Table) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, WIDTH) if console.is_terminal else WIDTH
     console.print(table)
-
-
-def _figures(row: Row, ceilings: Mapping[str, float]) -> list[str]:
-    """One cell for each of ``FIGURES``."""
-    median, p20, p80 = (
-        three_digits(1e3 * s) for s in (row.seconds.median, row.seconds.p20, row.seconds.p80)
-    )
-    ceiling = ceilings.get(row.case.dtype_name)
-    return [
-        f"{median} [{p20}–{p80}]",
-        f"{row.rate / 1e9:.0f}",
-        MISSING if ceiling is None else f"{row.rate / ceiling:.0%}",
-        *(_speedup(row, peer.name) for peer in (PublishedEager, SDPA)),
-        MISSING if row.extra_bytes is None else f"{row.extra_bytes / 2**20:.1f}",
-    ]
-
-
-def _speedup(row: Row, peer: str) -> str:
-    return f"{row.speedup[peer]:.2f}" if peer in row.speedup else MISSING
-
-
-def three_digits(value: float) -> str:
-    decimals = 2 if value < 10 else 1 if value < 100 else 0
-    return f"{value:.{decimals}f}"

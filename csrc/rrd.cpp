@@ -2,18 +2,45 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(rrd_kernels, m) {
-  // Differentiable in z_s. reduction as at::Reduction: 0 none, loss [B]; 1 mean, 2 sum: a scalar.
+  // Differentiable in z_s. reduction as at::Reduction: 0 none, loss [B]; 1 mean, 2 sum: a scalar,
+  // which is zero for B = 0.
   m.def(
       "relational_loss(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
       "bool unit_memory, str? precision, int reduction) -> Tensor");
 
-  // loss [B] and, with need_grad, d loss_i / d z_s_i [B, D] (else [0, D]); no autograd graph.
+  // The same, with the rows of z_t entering the memory as enqueue_ writes them, before or after the
+  // similarities are taken.
+  m.def(
+      "relational_step_(Tensor(a!) memory, Tensor(b!) pointer, Tensor z_s, Tensor z_t, "
+      "float tau_s, float tau_t, bool unit_memory, str? precision, int reduction, "
+      "bool enqueue_first, float momentum) -> Tensor");
+
+  // What a backend computes for these two, without an autograd graph: the loss, reduced, and with
+  // need_grad its derivative [B, D] (else [0, D]), of loss_i in row i where nothing is reduced.
+  // A backend may leave the second out: it is then composed from the first and enqueue_.
   m.def(
       "relational_loss_forward(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
-      "bool unit_memory, str? precision, bool need_grad) -> (Tensor loss, Tensor grad_z_s)");
+      "bool unit_memory, str? precision, int reduction, bool need_grad) "
+      "-> (Tensor loss, Tensor grad_z_s)");
+  m.def(
+      "relational_step_forward_(Tensor(a!) memory, Tensor(b!) pointer, Tensor z_s, Tensor z_t, "
+      "float tau_s, float tau_t, bool unit_memory, str? precision, int reduction, "
+      "bool enqueue_first, float momentum, bool need_grad) -> (Tensor loss, Tensor grad_z_s)");
 
   // slot <- normalize(momentum * slot + (1 - momentum) * normalize(key)), pointer <- pointer + B.
   m.def("enqueue_(Tensor(a!) memory, Tensor(b!) pointer, Tensor keys, float momentum) -> ()");
+
+  // What csrc/cuda asks of Triton, in Python. precision: one that is settled; enqueue: 0 never,
+  // 1 before, 2 after. The first
+  // computes a call; the second says how calls of its kind are launched, see csrc/cuda/recipe.h.
+  m.def(
+      "triton_step(Tensor z_s, Tensor z_t, Tensor(a!) memory, Tensor(b!)? pointer, float tau_s, "
+      "float tau_t, bool unit_memory, str precision, int reduction, int enqueue, float momentum, "
+      "bool need_grad) -> (Tensor loss, Tensor grad_z_s)");
+  m.def(
+      "triton_recipe(Tensor z_s, Tensor z_t, Tensor memory, Tensor? pointer, float tau_s, "
+      "float tau_t, bool unit_memory, str precision, int reduction, int enqueue, float momentum, "
+      "bool need_grad) -> int[]");
 
   // The PyTorch that this was compiled against, and the CPU kernels that run on this machine for
   // float64, float32 and bfloat16 products.

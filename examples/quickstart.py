@@ -29,7 +29,7 @@ from benchmarks.measure import interleaved_times
 from benchmarks.run import run_case
 from benchmarks.table import print_table
 from digits import Digits, Method, Network, Scores
-from rrd_kernels.ops import fused_available
+from rrd_kernels.ops import why_not_fused
 
 # loss = CE + a·KD + b·RRD, chosen with --validate, the test images unseen: of a = 0.3, 1, 3, 10 the
 # best, though all lie within the spread over seeds; of b = 3, 10, 30, 100 the one beyond which
@@ -164,7 +164,7 @@ def loss_milliseconds(method: Method, teacher: Network, train: Digits) -> dict[s
         return lambda: distillation(leaves, answers).backward()
 
     calls = {"eager": step("reference")}
-    if method.rrd_weight and fused_available(CPU):
+    if method.rrd_weight and why_not_fused(CPU) is None:
         calls["fused"] = step("fused")
     times = interleaved_times(calls, CPU, seconds=0.5)
     return {name: 1e3 * statistics.median(taken) for name, taken in times.items()}
@@ -194,7 +194,7 @@ def draw(
 
 
 def benchmark(cases: Sequence[Case], seconds: float, console: Console) -> None:
-    if not fused_available(CPU):
+    if why_not_fused(CPU) is not None:
         console.print("No benchmark: the compiled extension is missing.")
         return
     console.print(

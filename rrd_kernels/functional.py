@@ -4,21 +4,24 @@ Each checks its arguments, settles the defaults and makes one operator call; eac
 same name and meaning in :mod:`rrd_kernels.reference`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from rrd_kernels import reference
 from rrd_kernels import validation as check
-from rrd_kernels.ops import EXTENSION_ERROR, FUSED_DEVICES, fused_available
+from rrd_kernels.ops import why_not_fused
 
 
 def _use_fused(backend: str, device: torch.device) -> bool:
     check.check_choice("backend", backend, check.BACKENDS)
-    available = fused_available(device)
-    if backend == "fused" and not available:
-        reason = EXTENSION_ERROR or f"they run on {', '.join(FUSED_DEVICES)}, not on {device.type}"
+    if backend == "reference":
+        return False
+    reason = why_not_fused(device)
+    if backend == "fused" and reason is not None:
         raise RuntimeError(f"backend='fused', but there are no fused kernels to use: {reason}")
-    return available and backend != "reference"
+    return reason is None
 
 
 def _settle_precision(precision: str | None, *tensors: Tensor) -> str | None:
@@ -35,6 +38,28 @@ def _settle_precision(precision: str | None, *tensors: Tensor) -> str | None:
     if dtypes == {torch.float16}:
         return "float16"
     return None
+
+
+def _check_loss(
+    z_s: Tensor, z_t: Tensor, memory: Tensor, tau_s: float, tau_t: float, reduction: str
+) -> None:
+    check.check_rows("z_s", z_s)
+    check.check_rows("z_t", z_t)
+    check.check_rows("memory", memory)
+    check.check_alike("z_s", z_s, "z_t", z_t, same_rows=True)
+    check.check_alike("z_s", z_s, "memory", memory, same_rows=False)
+    check.check_not_empty("memory", memory)
+    check.check_temperature("tau_s", tau_s)
+    check.check_temperature("tau_t", tau_t)
+    check.check_choice("reduction", reduction, check.REDUCTIONS)
+
+
+def _check_write(memory: Tensor, ptr: Tensor, name: str, keys: Tensor, momentum: float) -> None:
+    """``keys`` are checked already to be rows like the memory's; ``name`` is the caller's."""
+    check.check_writable("memory", memory)
+    check.check_pointer(ptr, memory)
+    check.check_momentum("momentum", momentum)
+    check.check_fits(name, keys, memory)
 
 
 def relational_loss(
@@ -102,15 +127,7 @@ def relational_loss(
         >>> z_s.grad.shape
         torch.Size([64, 128])
     """
-    check.check_rows("z_s", z_s)
-    check.check_rows("z_t", z_t)
-    check.check_rows("memory", memory)
-    check.check_alike("z_s", z_s, "z_t", z_t, same_rows=True)
-    check.check_alike("z_s", z_s, "memory", memory, same_rows=False)
-    check.check_not_empty("memory", memory)
-    check.check_temperature("tau_s", tau_s)
-    check.check_temperature("tau_t", tau_t)
-    check.check_choice("reduction", reduction, check.REDUCTIONS)
+    _check_loss(z_s, z_t, memory, tau_s, tau_t, reduction)
     precision = _settle_precision(precision, z_s, z_t, memory)
     if not _use_fused(backend, z_s.device):
         return reference.relational_loss(
@@ -169,15 +186,153 @@ def enqueue_(
     check.check_rows("keys", keys)
     check.check_alike("keys", keys, "memory", memory, same_rows=False)
     check.check_not_empty("memory", memory)
-    check.check_writable("memory", memory)
-    check.check_pointer(ptr, memory)
-    check.check_momentum("momentum", momentum)
-    if keys.shape[0] > memory.shape[0]:
-        raise ValueError(
-            f"keys has {keys.shape[0]} rows, more than the {memory.shape[0]} of memory: "
-            f"shapes {tuple(keys.shape)} and {tuple(memory.shape)}"
-        )
+    _check_write(memory, ptr, "keys", keys, momentum)
     if not _use_fused(backend, memory.device):
         reference.enqueue_(memory, ptr, keys, momentum=momentum)
         return
     torch.ops.rrd_kernels.enqueue_(memory, ptr, keys.detach(), float(momentum))
+
+
+def relational_step_(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    ptr: Tensor,
+    *,
+    tau_s: float = 0.1,
+    tau_t: float = 0.02,
+    enqueue: str = "before",
+    momentum: float = 0.0,
+    reduction: str = "mean",
+    unit_memory: bool = False,
+    precision: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """A training step on the memory in one operator: :func:`enqueue_` of ``z_t``, and
+    :func:`relational_loss`.
+
+    Args:
+        z_s: [B, D] student embeddings, unnormalised; float64, float32, bfloat16 or float16, any
+            strides. The only argument that receives a gradient, in its own dtype.
+        z_t: [B, D] teacher embeddings, unnormalised, with B <= K; same choice of dtypes.
+        memory: [K, D] slots, same choice of dtypes, any strides, changed in place. A backward
+            does not look at them: they may be written again before it.
+        ptr: int64 [1], the slot of the first row of ``z_t``, on the memory's device, changed in
+            place.
+        tau_s: student temperature, positive. Default 0.1.
+        tau_t: teacher temperature, positive. Default 0.02.
+        enqueue: whether the rows of ``z_t`` enter the memory ``"before"`` (default) or ``"after"``
+            the similarities are taken.
+        momentum: how much of the old slot stays, in [0, 1). Default 0: the plain FIFO write.
+        reduction, unit_memory, precision, backend: as in :func:`relational_loss`, with the same
+            defaults. A promise of ``unit_memory`` covers the rows that enter, which are of norm 1.
+
+    Returns:
+        A scalar, or [B] for ``"none"``; float64 with float64 products, else float32. With B = 0
+        nothing is written.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: for what either function refuses. Nothing has been
+            written then.
+
+    Source: arXiv 2407.12073 and its published code, which does the two one after the other.
+
+    Example:
+        >>> import torch
+        >>> from rrd_kernels.functional import relational_step_
+        >>> memory = torch.nn.functional.normalize(torch.randn(16384, 128), dim=1)
+        >>> ptr = torch.zeros(1, dtype=torch.int64)
+        >>> z_s, z_t = torch.randn(64, 128, requires_grad=True), torch.randn(64, 128)
+        >>> relational_step_(z_s, z_t, memory, ptr, unit_memory=True).backward()
+        >>> z_s.grad.shape, ptr
+        (torch.Size([64, 128]), tensor([64]))
+    """
+    _check_loss(z_s, z_t, memory, tau_s, tau_t, reduction)
+    _check_write(memory, ptr, "z_t", z_t, momentum)
+    check.check_choice("enqueue", enqueue, check.ENQUEUES)
+    precision = _settle_precision(precision, z_s, z_t, memory)
+    if not _use_fused(backend, z_s.device):
+        return reference.relational_step_(
+            z_s,
+            z_t,
+            memory,
+            ptr,
+            tau_s=tau_s,
+            tau_t=tau_t,
+            enqueue=enqueue,
+            momentum=momentum,
+            reduction=reduction,
+        )
+    return torch.ops.rrd_kernels.relational_step_(
+        memory,
+        ptr,
+        z_s,
+        z_t,
+        float(tau_s),
+        float(tau_t),
+        unit_memory,
+        precision,
+        check.REDUCTIONS.index(reduction),
+        enqueue == "before",
+        float(momentum),
+    )
+
+
+def warmup(
+    batch: int,
+    size: int,
+    dim: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    memory_dtype: torch.dtype | None = None,
+    tau_s: float = 0.1,
+    tau_t: float = 0.02,
+    enqueue: str = "before",
+    momentum: float = 0.0,
+    reduction: str = "mean",
+    unit_memory: bool = False,
+    precision: str | None = None,
+    device: torch.device | str | None = None,
+) -> None:
+    """Compiles what :func:`relational_step_` and :func:`relational_loss` will need.
+
+    GPU kernels are compiled at their first use, which takes seconds, and which a CUDA graph cannot
+    capture. They are kept on disk, so that later processes find them.
+
+    Args:
+        batch: B, at least 1.
+        size: rows K of the memory, at least B.
+        dim: width D.
+        dtype: of the embeddings. Default float32; under autocast, autocast's.
+        memory_dtype: of the memory. Default: ``dtype``.
+        tau_s, tau_t, enqueue, momentum, reduction, unit_memory, precision: as they will be given.
+        device: where. Default: PyTorch's default device.
+
+    Raises:
+        TypeError, ValueError: an argument that the functions refuse.
+
+    Example:
+        >>> from rrd_kernels.functional import warmup
+        >>> warmup(64, 16384, 128, unit_memory=True)
+    """
+    for name, value in (("batch", batch), ("size", size), ("dim", dim)):
+        check.check_size(name, value)
+    memory = torch.zeros(size, dim, dtype=memory_dtype or dtype, device=device)
+    ptr = torch.zeros(1, dtype=torch.int64, device=device)
+    z_s, z_t = (torch.zeros(batch, dim, dtype=dtype, device=device) for _ in range(2))
+    options: dict[str, Any] = {
+        "tau_s": tau_s,
+        "tau_t": tau_t,
+        "reduction": reduction,
+        "unit_memory": unit_memory,
+        "precision": precision,
+    }
+    for need_grad in (True, False):
+        leaf = z_s.requires_grad_(need_grad)
+        step = relational_step_(
+            leaf, z_t, memory, ptr, enqueue=enqueue, momentum=momentum, **options
+        )
+        loss = relational_loss(leaf, z_t, memory, **options)
+        if need_grad:
+            torch.autograd.grad((step + loss).sum(), leaf)
+    enqueue_(memory, ptr, z_t, momentum=momentum)

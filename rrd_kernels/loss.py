@@ -47,7 +47,7 @@ class RRDLoss(nn.Module):
         protocol: the published code that is matched: ``"2025"`` (default), or ``"2024"`` for
             versions 1 to 3 of the paper, where the batch enters the memory after the loss.
         enqueue: ``"before"`` or ``"after"``, in place of the protocol's order.
-        start, slot_momentum, precision, backend, device, dtype: as in
+        start, slot_momentum, precision, backend, device, dtype, memory_dtype: as in
             :class:`rrd_kernels.FifoMemory`.
 
     Attributes:
@@ -99,6 +99,7 @@ class RRDLoss(nn.Module):
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        memory_dtype: torch.dtype | None = None,
     ) -> None:
         check.check_choice("protocol", protocol, tuple(PROTOCOLS))
         published = PROTOCOLS[protocol]
@@ -139,6 +140,7 @@ class RRDLoss(nn.Module):
             backend=backend,
             device=device,
             dtype=dtype,
+            memory_dtype=memory_dtype,
         )
 
     @property
@@ -160,6 +162,20 @@ class RRDLoss(nn.Module):
     ) -> Tensor:
         """The loss, a scalar; in training mode the memory takes up this batch's teacher rows."""
         return self.memory(f_s, f_t, idx, contrast_idx, tau_s=self.tau_s, tau_t=self.tau_t)
+
+    def warmup(self, batch_size: int, *, dtype: torch.dtype | None = None) -> None:
+        """Compiles what batches of this size will need, before a training or a graph's capture.
+
+        The memory and its pointer stay as they are. Without it, the first step compiles.
+
+        Args:
+            batch_size: B.
+            dtype: of the projected embeddings; default: the weights', give autocast's under it.
+
+        Example:
+            >>> RRDLoss(s_dim=64, t_dim=256).warmup(64)
+        """
+        self.memory.warmup(batch_size, tau_s=self.tau_s, tau_t=self.tau_t, dtype=dtype)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from rrd_kernels import functional
 from rrd_kernels import validation as check
 
-ENQUEUES = ("before", "after")
 STARTS = ("published", "unit")
 
 # How much longer than 1 a row may be for the bounded softmax: rounding a unit row to bfloat16
@@ -42,7 +41,9 @@ class FifoMemory(nn.Module):
             rows, so that a row's norm is about sqrt(D / K); or ``"unit"``, each row of norm 1.
         slot_momentum: how much of a slot stays when it is written, in [0, 1). Default 0.
         precision, backend: as in :func:`rrd_kernels.functional.relational_loss`.
-        device, dtype: as in :class:`torch.nn.Linear`; ``dtype`` is the memory's too.
+        device, dtype: as in :class:`torch.nn.Linear`.
+        memory_dtype: what the rows are stored in: float64, float32, bfloat16 or float16. Default:
+            ``dtype``. They are drawn in ``dtype`` whatever it is.
 
     Attributes:
         embed_s: Linear(s_dim, feat_dim), trained.
@@ -87,16 +88,19 @@ class FifoMemory(nn.Module):
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        memory_dtype: torch.dtype | None = None,
     ) -> None:
         sizes = {"s_dim": s_dim, "t_dim": t_dim, "feat_dim": feat_dim, "size": size}
         for name, value in sizes.items():
             check.check_size(name, value)
-        check.check_choice("enqueue", enqueue, ENQUEUES)
+        check.check_choice("enqueue", enqueue, check.ENQUEUES)
         check.check_choice("start", start, STARTS)
         check.check_momentum("slot_momentum", slot_momentum)
         check.check_choice("backend", backend, check.BACKENDS)
         if precision is not None:
             check.check_choice("precision", precision, check.PRECISIONS)
+        if memory_dtype is not None:
+            check.check_dtype("memory_dtype", memory_dtype)
         super().__init__()
         self.enqueue_order = enqueue
         self.slot_momentum = slot_momentum
@@ -106,7 +110,8 @@ class FifoMemory(nn.Module):
         self.embed_s = nn.Linear(s_dim, feat_dim, device=device, dtype=dtype)
         self.embed_t = nn.Linear(t_dim, feat_dim, device=device, dtype=dtype).requires_grad_(False)
         rows = torch.randn(size, feat_dim, device=device, dtype=dtype)
-        self.register_buffer("queue", F.normalize(rows, dim=0 if start == "published" else 1))
+        rows = F.normalize(rows, dim=0 if start == "published" else 1)
+        self.register_buffer("queue", rows.to(dtype=memory_dtype))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64, device=device))
         self.unit_rows = False
         self.inspect_rows()
@@ -127,12 +132,6 @@ class FifoMemory(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.inspect_rows()
 
-    def enqueue(self, z_t: Tensor) -> None:
-        """Writes [B, D] teacher embeddings, unnormalised, into the next B slots."""
-        functional.enqueue_(
-            self.queue, self.queue_ptr, z_t, momentum=self.slot_momentum, backend=self.backend
-        )
-
     def forward(
         self,
         f_s: Tensor,
@@ -148,8 +147,6 @@ class FifoMemory(nn.Module):
         In training mode the teacher's rows enter the memory. ``idx`` and ``contrast_idx`` are not
         used; they make all memories callable alike.
         """
-        check.check_temperature("tau_s", tau_s)
-        check.check_temperature("tau_t", tau_t)
         check.check_features("f_s", f_s, self.embed_s.in_features, self.queue.device)
         check.check_features("f_t", f_t, self.embed_t.in_features, self.queue.device)
         if f_s.shape[0] != f_t.shape[0]:
@@ -165,21 +162,48 @@ class FifoMemory(nn.Module):
         z_s = _project(self.embed_s, f_s)
         with torch.no_grad():
             z_t = _project(self.embed_t, f_t)
-        if self.training and self.enqueue_order == "before":
-            self.enqueue(z_t)
-        loss = functional.relational_loss(
+        settings: dict[str, Any] = {
+            "tau_s": tau_s,
+            "tau_t": tau_t,
+            "unit_memory": self.unit_rows,
+            "precision": self.precision,
+            "backend": self.backend,
+        }
+        if not self.training:
+            return functional.relational_loss(z_s, z_t, self.queue, **settings)
+        return functional.relational_step_(
             z_s,
             z_t,
             self.queue,
+            self.queue_ptr,
+            enqueue=self.enqueue_order,
+            momentum=self.slot_momentum,
+            **settings,
+        )
+
+    def warmup(
+        self, batch_size: int, *, tau_s: float, tau_t: float, dtype: torch.dtype | None = None
+    ) -> None:
+        """Compiles what batches of this size will need; see :func:`functional.warmup`.
+
+        Args:
+            batch_size: B.
+            tau_s, tau_t: the temperatures that will be given.
+            dtype: of the projected embeddings; default: the weights', give autocast's under it.
+        """
+        functional.warmup(
+            batch_size,
+            *self.queue.shape,
+            dtype=dtype or self.embed_s.weight.dtype,
+            memory_dtype=self.queue.dtype,
             tau_s=tau_s,
             tau_t=tau_t,
+            enqueue=self.enqueue_order,
+            momentum=self.slot_momentum,
             unit_memory=self.unit_rows,
             precision=self.precision,
-            backend=self.backend,
+            device=self.queue.device,
         )
-        if self.training and self.enqueue_order == "after":
-            self.enqueue(z_t)
-        return loss
 
     def extra_repr(self) -> str:
         size, dim = self.queue.shape

@@ -4,14 +4,17 @@ The schemas are in ``csrc/rrd.cpp``. Without the extension the package works on 
 backend; :data:`EXTENSION_ERROR` then says why it is missing.
 """
 
+import functools
+import importlib.util
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-#: Device types that have fused kernels.
-FUSED_DEVICES = ("cpu",)
+#: Whether GPUs have fused kernels: looked for, not imported, which takes a second.
+TRITON_FOUND = importlib.util.find_spec("triton") is not None
 
 
 def _load_extension() -> str | None:
@@ -32,23 +35,20 @@ def _load_extension() -> str | None:
 EXTENSION_ERROR: str | None = _load_extension()
 
 
-def _register_fakes() -> None:
-    @torch.library.register_fake("rrd_kernels::relational_loss_forward")
-    def _(
-        z_s: Tensor,
-        z_t: Tensor,
-        memory: Tensor,
-        tau_s: float,
-        tau_t: float,
-        unit_memory: bool,
-        precision: str | None,
-        need_grad: bool,
-    ) -> tuple[Tensor, Tensor]:
-        batch, dim = z_s.shape
-        dtype = torch.float64 if precision == "float64" else torch.float32
-        loss = z_s.new_empty(batch, dtype=dtype)
-        return loss, z_s.new_empty((batch if need_grad else 0, dim), dtype=dtype)
+def _fake_loss(z_s: Tensor, precision: str | None, reduction: int) -> Tensor:
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    return z_s.new_empty(() if reduction else z_s.shape[:1], dtype=dtype)
 
+
+def _fake_forward(
+    z_s: Tensor, precision: str | None, reduction: int, need_grad: bool
+) -> tuple[Tensor, Tensor]:
+    loss = _fake_loss(z_s, precision, reduction)
+    batch, dim = z_s.shape
+    return loss, loss.new_empty((batch if need_grad else 0, dim))
+
+
+def _register_fakes() -> None:
     @torch.library.register_fake("rrd_kernels::relational_loss")
     def _(
         z_s: Tensor,
@@ -60,16 +60,85 @@ def _register_fakes() -> None:
         precision: str | None,
         reduction: int,
     ) -> Tensor:
-        dtype = torch.float64 if precision == "float64" else torch.float32
-        return z_s.new_empty(() if reduction else z_s.shape[:1], dtype=dtype)
+        return _fake_loss(z_s, precision, reduction)
+
+    @torch.library.register_fake("rrd_kernels::relational_step_")
+    def _(
+        memory: Tensor,
+        pointer: Tensor,
+        z_s: Tensor,
+        z_t: Tensor,
+        tau_s: float,
+        tau_t: float,
+        unit_memory: bool,
+        precision: str | None,
+        reduction: int,
+        enqueue_first: bool,
+        momentum: float,
+    ) -> Tensor:
+        return _fake_loss(z_s, precision, reduction)
+
+    @torch.library.register_fake("rrd_kernels::relational_loss_forward")
+    def _(
+        z_s: Tensor,
+        z_t: Tensor,
+        memory: Tensor,
+        tau_s: float,
+        tau_t: float,
+        unit_memory: bool,
+        precision: str | None,
+        reduction: int,
+        need_grad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        return _fake_forward(z_s, precision, reduction, need_grad)
+
+    @torch.library.register_fake("rrd_kernels::relational_step_forward_")
+    def _(
+        memory: Tensor,
+        pointer: Tensor,
+        z_s: Tensor,
+        z_t: Tensor,
+        tau_s: float,
+        tau_t: float,
+        unit_memory: bool,
+        precision: str | None,
+        reduction: int,
+        enqueue_first: bool,
+        momentum: float,
+        need_grad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        return _fake_forward(z_s, precision, reduction, need_grad)
 
     @torch.library.register_fake("rrd_kernels::enqueue_")
     def _(memory: Tensor, pointer: Tensor, keys: Tensor, momentum: float) -> None:
         return None
 
 
+# A registration lasts as long as its library object.
+_gpu_library: torch.library.Library | None = None
+
+
+def _register_triton() -> torch.library.Library:
+    """Puts what csrc/cuda leaves to Triton behind the CUDA key, imported at the first call."""
+
+    def register(name: str) -> None:
+        def call(*arguments: Any) -> Any:
+            from rrd_kernels.triton import operators
+
+            return getattr(operators, name)(*arguments)
+
+        library.impl(name, call, "CUDA")
+
+    library = torch.library.Library("rrd_kernels", "IMPL")
+    for name in ("triton_step", "triton_recipe", "enqueue_"):
+        register(name)
+    return library
+
+
 if EXTENSION_ERROR is None:
     _register_fakes()
+    if TRITON_FOUND:
+        _gpu_library = _register_triton()
 else:
     warnings.warn(
         f"rrd_kernels runs on its plain PyTorch reference, without fused kernels: the compiled "
@@ -79,6 +148,29 @@ else:
     )
 
 
-def fused_available(device: torch.device) -> bool:
-    """Whether the fused kernels run on ``device``."""
-    return EXTENSION_ERROR is None and device.type in FUSED_DEVICES
+@functools.lru_cache
+def _family_of(index: int) -> str | None:
+    from rrd_kernels.triton.configs import family_of
+
+    return family_of(index)
+
+
+def _why_not_gpu(index: int) -> str | None:
+    if not TRITON_FOUND:
+        return "Triton is not installed"
+    return None if _family_of(index) else "there are no block sizes for this GPU"
+
+
+# What torch.compiler.assume_constant_result does, without importing the whole of Dynamo for it.
+_why_not_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def why_not_fused(device: torch.device) -> str | None:
+    """Why the fused kernels do not run on ``device``; ``None`` where they do."""
+    if EXTENSION_ERROR is not None:
+        return EXTENSION_ERROR
+    if device.type == "cpu":
+        return None
+    if device.type == "cuda":
+        return _why_not_gpu(device.index)
+    return f"they run on cpu and cuda, not on {device.type}"

@@ -96,3 +96,44 @@ def enqueue_(memory: Tensor, ptr: Tensor, keys: Tensor, *, momentum: float = 0.0
     finite = keys.isfinite().all(dim=1, keepdim=True)
     memory[slots] = torch.where(finite, new.to(memory.dtype), memory[slots])
     ptr.copy_((ptr + batch) % size)
+
+
+def relational_step_(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    ptr: Tensor,
+    *,
+    tau_s: float = 0.1,
+    tau_t: float = 0.02,
+    enqueue: str = "before",
+    momentum: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """:func:`enqueue_` of ``z_t``, before or after :func:`relational_loss`.
+
+    Args:
+        z_s, z_t, memory, tau_s, tau_t, reduction: as in :func:`relational_loss`.
+        ptr, momentum: as in :func:`enqueue_`.
+        enqueue: ``"before"`` (default) or ``"after"`` the similarities are taken.
+
+    Returns:
+        A scalar, or [B] for ``"none"``; float64 if an input is, else float32.
+
+    Raises:
+        RuntimeError: PyTorch's own, for what functional.relational_step_ refuses clearly.
+
+    Source: arXiv 2407.12073 and its published code.
+
+    Example:
+        >>> z_s, z_t, memory = torch.randn(4, 8), torch.randn(4, 8), torch.randn(16, 8)
+        >>> ptr = torch.tensor([14])
+        >>> relational_step_(z_s, z_t, memory, ptr).shape, ptr
+        (torch.Size([]), tensor([2]))
+    """
+    if enqueue == "before":
+        enqueue_(memory, ptr, z_t, momentum=momentum)
+    loss = relational_loss(z_s, z_t, memory, tau_s=tau_s, tau_t=tau_t, reduction=reduction)
+    if enqueue == "after":
+        enqueue_(memory, ptr, z_t, momentum=momentum)
+    return loss

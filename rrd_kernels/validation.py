@@ -9,6 +9,7 @@ from torch import Tensor
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 PRECISIONS = ("float64", "float32", "tf32", "float16", "bfloat16")
 REDUCTIONS = ("none", "mean", "sum")  # in the order of at::Reduction
+ENQUEUES = ("before", "after")
 BACKENDS = ("auto", "fused", "reference")
 
 
@@ -39,6 +40,14 @@ def check_size(name: str, value: object) -> None:
         raise TypeError(f"{name} must be an int; got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1; got {value}")
+
+
+def check_dtype(name: str, value: object) -> None:
+    if not isinstance(value, torch.dtype):
+        raise TypeError(f"{name} must be a torch.dtype; got {type(value).__name__}")
+    if value not in DTYPES:
+        wanted = ", ".join(map(str, DTYPES))
+        raise ValueError(f"{name} must be one of {wanted}; got {value}")
 
 
 def check_tensor(name: str, value: object) -> Tensor:
@@ -102,6 +111,14 @@ def check_writable(name: str, value: Tensor) -> None:
         reach += stride * (size - 1)
     if value.requires_grad:
         raise ValueError(f"{name} requires a gradient and cannot be written in place")
+
+
+def check_fits(name: str, rows: Tensor, memory: Tensor) -> None:
+    if rows.shape[0] > memory.shape[0]:
+        raise ValueError(
+            f"{name} has {rows.shape[0]} rows, more than the {memory.shape[0]} of memory: "
+            f"shapes {tuple(rows.shape)} and {tuple(memory.shape)}"
+        )
 
 
 def check_pointer(ptr: object, memory: Tensor) -> None:

@@ -1,16 +1,32 @@
 """Fixtures that every test gets: the devices, and uninitialised memory that shows."""
 
+import contextlib
+import os
+import sys
+
 import pytest
 import torch
-from hypothesis import settings
+from interpreted import INTERPRETED, replace_cpu_kernels
 
-# For processes that repeat the numerical tests: --hypothesis-profile=quick.
-settings.register_profile("quick", max_examples=40, deadline=None)
+with contextlib.suppress(ModuleNotFoundError):  # the tests that need it skip themselves
+    from hypothesis import settings
+
+    # For processes that repeat the numerical tests: --hypothesis-profile=quick.
+    settings.register_profile("quick", max_examples=40, deadline=None)
+    # A few examples, of kernels that take seconds there.
+    settings.register_profile("interpreter", max_examples=8, deadline=None)
+
+# cuBLAS's condition for the deterministic algorithms that nan_filled_empty asks for.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+if INTERPRETED:
+    replace_cpu_kernels()
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
-@pytest.fixture(params=DEVICES)
+# For the session, so that hypothesis does not mind one for all its examples.
+@pytest.fixture(params=DEVICES, scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
@@ -29,3 +45,11 @@ def nan_filled_empty():
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the Triton compiler made of the kernels, where test_triton_compile.py has run."""
+    machine_code = sys.modules.get("machine_code")
+    if machine_code is not None and machine_code.REPORTED:
+        terminalreporter.section("compiled Triton kernels")
+        terminalreporter.write_line(machine_code.table())

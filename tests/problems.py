@@ -5,9 +5,23 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from interpreted import INTERPRETED
 from torch import Tensor
 
 from rrd_kernels import reference
+from rrd_kernels.functional import relational_loss, relational_step_
+
+
+def step_on_a_copy(z_s: Tensor, z_t: Tensor, memory: Tensor, **options) -> Tensor:
+    """relational_step_ where it must be relational_loss: what it writes comes after the loss."""
+    with torch.no_grad():
+        memory = memory.clone()
+    ptr = torch.zeros(1, dtype=torch.int64, device=memory.device)
+    return relational_step_(z_s, z_t, memory, ptr, enqueue="after", **options)
+
+
+#: Both operators that have a derivative, as functions of the same arguments.
+LOSSES = {"relational_loss": relational_loss, "relational_step_": step_on_a_copy}
 
 
 @dataclass
@@ -18,13 +32,13 @@ class Problem:
     tau_s: float = 0.1
     tau_t: float = 0.02
 
-    def rounded_float64(self) -> tuple[Tensor, Tensor]:
-        """The same for queries rounded to bfloat16 once they are scaled by log2(e) / tau, float64
+    def rounded_float64(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The same for queries rounded to ``dtype`` once they are scaled by log2(e) / tau, float64
         from there on: the loss as attention, with the derivative through the exact row."""
 
         def query(z: Tensor, tau: float) -> Tensor:
             scale = math.log2(math.e) / tau
-            return (F.normalize(z.double(), dim=1) * scale).to(torch.bfloat16).double() / scale
+            return (F.normalize(z.double(), dim=1) * scale).to(dtype).double() / scale
 
         rows, z_s = self.memory.double(), self.z_s.double()
         b = query(z_s, self.tau_s) @ rows.T / self.tau_s
@@ -94,9 +108,29 @@ ROUNDING = {
 }
 
 
+# Triton's: float32 as three products of TensorFloat-32, whose omitted term is 2^-22 of each. Tensor
+# cores cut off, rather than round, what they add to a float32 sum, every eight rows or sixteen.
+TRITON_ROUNDING = {
+    "float64": ROUNDING["float64"],
+    "float32": Rounding(2.0**-21, 2.0**-23, 2.0**-21, 1 / 2),
+    # Ten bits, the rest cut off, of memory and weights.
+    "tf32": Rounding(2.0**-10, 2.0**-23, 2.0**-10 + 2.0**-21, 1 / 2),
+    "bfloat16": Rounding(2.0**-24, 2.0**-23, 2.0**-9 + 2.0**-21, 1 / 2),
+    "float16": Rounding(2.0**-24, 2.0**-23, 2.0**-12 + 2.0**-21, 1 / 2),
+}
+
+
+def runs_triton(device: torch.device) -> bool:
+    return INTERPRETED or device.type == "cuda"
+
+
+def rounding_of(precision: str, device: torch.device) -> Rounding:
+    return (TRITON_ROUNDING if runs_triton(device) else ROUNDING)[precision]
+
+
 def tolerance(problem: Problem, precision: str) -> tuple[Tensor, Tensor]:
     """How far losses [B] and gradient rows' norms [B] may be from float64, which errs too."""
-    ours = error_bound(problem, ROUNDING[precision])
+    ours = error_bound(problem, rounding_of(precision, problem.z_s.device))
     oracle = error_bound(problem, ROUNDING["float64"])
     return ours[0] + oracle[0], ours[1] + oracle[1]
 

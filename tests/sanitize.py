@@ -11,7 +11,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "sanitize"
-TESTS = ("test_properties", "test_enqueue", "test_gradients", "test_golden", "test_bad_input")
+TESTS = (
+    *("test_properties", "test_enqueue", "test_random_problems"),
+    *("test_step", "test_gradients", "test_golden", "test_bad_input"),
+)
 
 
 def compile_extension() -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from problems import draw, tolerance
 
-from rrd_kernels import RRDLoss
-from rrd_kernels.functional import enqueue_, relational_loss
+from rrd_kernels import RRDLoss, functional
+from rrd_kernels.functional import enqueue_, relational_loss, relational_step_
 
 SIZES = {"s_dim": 6, "t_dim": 5, "feat_dim": 8, "nce_k": 16}
 NOT_TEMPERATURES = [0.0, -0.1, float("inf"), float("nan")]
@@ -18,35 +18,53 @@ def raises(kind, *parts):
     return pytest.raises(kind, match=".*".join(re.escape(part) for part in parts))
 
 
-def call(name=None, value=None, **options):
-    """relational_loss with one argument replaced."""
-    problem = draw(4, 8, 16)
-    arguments = {"z_s": problem.z_s, "z_t": problem.z_t, "memory": problem.memory} | options
-    if name is not None:
-        arguments[name] = value
-    return relational_loss(**arguments)
+@pytest.fixture(params=["relational_loss", "relational_step_"])
+def call(request):
+    """A call with one argument replaced; whatever it refuses, nothing is written."""
+    problem, ptr = draw(4, 8, 16), torch.zeros(1, dtype=torch.int64)
+    before = problem.memory.clone()
+    arguments = {"z_s": problem.z_s, "z_t": problem.z_t, "memory": problem.memory}
+    if request.param == "relational_step_":
+        arguments["ptr"] = ptr
+
+    def function(name=None, value=None, **options):
+        replaced = options if name is None else {name: value}
+        return getattr(functional, request.param)(**(arguments | replaced))
+
+    yield function
+    assert torch.equal(problem.memory, before)
+    assert ptr.item() == 0
+
+
+def step(memory, ptr, keys, **options):
+    """relational_step_ as a way to write."""
+    return relational_step_(torch.ones_like(keys), keys, memory, ptr, **options)
+
+
+WRITERS = pytest.mark.parametrize("write", [enqueue_, step], ids=["enqueue", "step"])
 
 
 @pytest.mark.parametrize("name", ["tau_s", "tau_t"])
 class TestTemperatures:
     @pytest.mark.parametrize("value", NOT_TEMPERATURES)
-    def test_values(self, name, value):
+    def test_values(self, call, name, value):
         with raises(ValueError, name, "positive and finite", str(value)):
             call(name, value)
         with raises(ValueError, f"nce_{name.replace('tau', 't')}", str(value)):
             RRDLoss(**SIZES, **{f"nce_{name.replace('tau', 't')}": value})
 
     @pytest.mark.parametrize("value", ["0.1", None, True, torch.tensor(0.1)])
-    def test_types(self, name, value):
+    def test_types(self, call, name, value):
         with raises(TypeError, name, type(value).__name__):
             call(name, value)
 
 
+@WRITERS
 @pytest.mark.parametrize("value", [-0.1, 1.0, float("nan"), 2])
-def test_momentum_out_of_range(value):
+def test_momentum_out_of_range(value, write):
     memory, ptr = torch.zeros(4, 2), torch.zeros(1, dtype=torch.int64)
     with raises(ValueError, "momentum", "[0, 1)", str(value)):
-        enqueue_(memory, ptr, torch.ones(2, 2), momentum=value)
+        write(memory, ptr, torch.ones(2, 2), momentum=value)
     assert memory.sum() == 0
     assert ptr == 0
     with raises(ValueError, "slot_momentum", str(value)):
@@ -54,9 +72,17 @@ def test_momentum_out_of_range(value):
 
 
 @pytest.mark.parametrize("name", ["reduction", "precision", "backend"])
-def test_unknown_choices(name):
+def test_unknown_choices(call, name):
     with raises(ValueError, name, "must be one of", "'average'"):
         call(name, "average")
+
+
+def test_unknown_order_of_a_step():
+    memory, ptr = torch.zeros(4, 2), torch.zeros(1, dtype=torch.int64)
+    with raises(ValueError, "enqueue", "must be one of", "'during'"):
+        step(memory, ptr, torch.ones(2, 2), enqueue="during")
+    assert memory.sum() == 0
+    assert ptr == 0
 
 
 @pytest.mark.parametrize(
@@ -76,6 +102,14 @@ def test_settings_that_are_no_sizes(name):
         RRDLoss(**(SIZES | {name: 8.0}))
 
 
+def test_settings_that_are_no_dtypes():
+    with raises(TypeError, "memory_dtype", "torch.dtype", "str"):
+        RRDLoss(**SIZES, memory_dtype="bfloat16")
+    for value in (torch.int64, torch.float8_e4m3fn):
+        with raises(ValueError, "memory_dtype", "must be one of", str(value)):
+            RRDLoss(**SIZES, memory_dtype=value)
+
+
 def test_missing_settings():
     with raises(ValueError, "s_dim must be given"):
         RRDLoss()
@@ -84,12 +118,12 @@ def test_missing_settings():
 
 
 @pytest.mark.parametrize("shape", [(5, 8), (4, 7)])
-def test_z_t_of_another_shape(shape):
+def test_z_t_of_another_shape(call, shape):
     with raises(ValueError, "z_s", "z_t", "(4, 8)", str(shape)):
         call("z_t", torch.randn(shape))
 
 
-def test_memory_of_another_width():
+def test_memory_of_another_width(call):
     with raises(ValueError, "z_s", "memory", "(4, 8)", "(16, 7)"):
         call("memory", torch.randn(16, 7))
 
@@ -97,24 +131,24 @@ def test_memory_of_another_width():
 @pytest.mark.parametrize("name", ["z_s", "z_t", "memory"])
 class TestMatrices:
     @pytest.mark.parametrize("shape", [(8,), (2, 4, 8), ()])
-    def test_not_two_dimensional(self, name, shape):
+    def test_not_two_dimensional(self, call, name, shape):
         with raises(ValueError, name, "2-D", str(shape)):
             call(name, torch.randn(shape))
 
     @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool], ids=str)
-    def test_not_floating(self, name, dtype):
+    def test_not_floating(self, call, name, dtype):
         with raises(TypeError, name, "floating", str(dtype)):
             call(name, torch.ones(4, 8, dtype=dtype))
 
-    def test_sparse(self, name):
+    def test_sparse(self, call, name):
         with raises(TypeError, name, "dense", "sparse"):
             call(name, torch.ones(4, 8).to_sparse())
 
-    def test_not_a_tensor(self, name):
+    def test_not_a_tensor(self, call, name):
         with raises(TypeError, name, "must be a Tensor", "list"):
             call(name, [[1.0]])
 
-    def test_dtensor(self, name, monkeypatch):
+    def test_dtensor(self, call, name, monkeypatch):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -129,58 +163,64 @@ class TestMatrices:
         finally:
             torch.distributed.destroy_process_group()
 
-    def test_a_dtype_that_no_kernel_takes(self, name):
+    def test_a_dtype_that_no_kernel_takes(self, call, name):
         with raises(TypeError, name, "float8"):
             call(name, torch.ones(4, 8).to(torch.float8_e4m3fn))
 
-    def test_another_device(self, name):
+    def test_another_device(self, call, name):
         value = torch.empty(16 if name == "memory" else 4, 8, device="meta")
         with raises(ValueError, "one device", "meta"):
             call(name, value)
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (16, 0)])
-def test_empty_memory(shape):
+def test_empty_memory(call, shape):
     rows = torch.randn(4, shape[1])
     with raises(ValueError, "memory must not be empty", str(shape)):
         call(z_s=rows, z_t=rows, memory=torch.randn(shape))
 
 
-class TestEnqueue:
+class TestWriting:
     def setup_method(self):
         self.memory = torch.randn(4, 8)
         self.ptr = torch.tensor([3])
         self.before = self.memory.clone()
 
-    def refused(self, kind, *parts, **arguments):
+    def refused(self, write, kind, *parts, **arguments):
         full = {"memory": self.memory, "ptr": self.ptr, "keys": torch.ones(2, 8)} | arguments
         with raises(kind, *parts):
-            enqueue_(**full)
+            write(**full)
         assert torch.equal(self.memory, self.before)
         assert self.ptr.item() == 3
 
-    def test_more_rows_than_slots(self):
-        self.refused(ValueError, "5 rows", "(5, 8)", "(4, 8)", keys=torch.ones(5, 8))
+    @WRITERS
+    def test_more_rows_than_slots(self, write):
+        self.refused(write, ValueError, "5 rows", "(5, 8)", "(4, 8)", keys=torch.ones(5, 8))
 
     def test_keys_of_another_width(self):
-        self.refused(ValueError, "keys", "memory", "(2, 7)", "(4, 8)", keys=torch.ones(2, 7))
+        keys = torch.ones(2, 7)
+        self.refused(enqueue_, ValueError, "keys", "memory", "(2, 7)", "(4, 8)", keys=keys)
 
     def test_keys_that_are_no_matrix(self):
-        self.refused(ValueError, "keys", "2-D", keys=torch.ones(8))
-        self.refused(TypeError, "keys", "floating", keys=torch.ones(2, 8, dtype=torch.int32))
+        integers = torch.ones(2, 8, dtype=torch.int32)
+        self.refused(enqueue_, ValueError, "keys", "2-D", keys=torch.ones(8))
+        self.refused(enqueue_, TypeError, "keys", "floating", keys=integers)
 
-    def test_pointers(self):
-        self.refused(TypeError, "ptr", "int64", "float32", ptr=torch.tensor([3.0]))
-        self.refused(TypeError, "ptr", "int64", "int", ptr=3)
-        self.refused(ValueError, "ptr", "(1,)", "()", ptr=torch.tensor(3))
-        self.refused(ValueError, "ptr", "one device", "meta", ptr=self.ptr.to("meta"))
+    @WRITERS
+    def test_pointers(self, write):
+        self.refused(write, TypeError, "ptr", "int64", "float32", ptr=torch.tensor([3.0]))
+        self.refused(write, TypeError, "ptr", "int64", "int", ptr=3)
+        self.refused(write, ValueError, "ptr", "(1,)", "()", ptr=torch.tensor(3))
+        self.refused(write, ValueError, "ptr", "one device", "meta", ptr=self.ptr.to("meta"))
 
-    def test_memories_that_cannot_be_written(self):
-        self.refused(ValueError, "expanded", memory=torch.ones(1, 8).expand(4, 8))
+    @WRITERS
+    def test_memories_that_cannot_be_written(self, write):
+        self.refused(write, ValueError, "expanded", memory=torch.ones(1, 8).expand(4, 8))
         overlapping = torch.zeros(20).as_strided((4, 8), (2, 1))
-        self.refused(ValueError, "overlaps itself", memory=overlapping)
+        self.refused(write, ValueError, "overlaps itself", memory=overlapping)
         assert overlapping.sum() == 0
-        self.refused(ValueError, "requires a gradient", memory=self.memory.clone().requires_grad_())
+        learned = self.memory.clone().requires_grad_()
+        self.refused(write, ValueError, "requires a gradient", memory=learned)
 
 
 @pytest.mark.parametrize("protocol", ["2024", "2025"])
@@ -230,11 +270,12 @@ def test_temperatures_of_a_memory_are_checked_before_the_enqueue():
     assert memory.queue_ptr.item() == 0
 
 
-def test_a_memory_of_inference_mode_is_not_half_written():
+@WRITERS
+def test_a_memory_of_inference_mode_is_not_half_written(write):
     with torch.inference_mode():
         memory, ptr = torch.zeros(4, 2), torch.zeros(1, dtype=torch.int64)
     with raises(RuntimeError, "inference mode"):
-        enqueue_(memory, ptr, torch.ones(2, 2))
+        write(memory, ptr, torch.ones(2, 2))
     assert memory.sum() == 0
     assert ptr.item() == 0
 
@@ -244,14 +285,12 @@ def test_a_dict_of_settings_is_named():
         RRDLoss(SIZES)
 
 
-def test_empty_batch_of_the_functional_loss():
-    z_s = torch.randn(0, 8, requires_grad=True)
-    z_t, memory = torch.randn(0, 8), torch.randn(16, 8)
-    for reduction in ("mean", "sum"):
-        loss = relational_loss(z_s, z_t, memory, reduction=reduction)
-        assert loss.item() == 0
-        assert torch.autograd.grad(loss, z_s)[0].shape == (0, 8)
-    assert relational_loss(z_s, z_t, memory, reduction="none").shape == (0,)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_empty_batch_is_a_differentiable_zero(call, reduction):
+    z_s, z_t = torch.randn(0, 8, requires_grad=True), torch.randn(0, 8)
+    loss = call(z_s=z_s, z_t=z_t, reduction=reduction)
+    assert torch.equal(loss, torch.zeros(0 if reduction == "none" else ()))
+    assert torch.autograd.grad(loss.sum(), z_s)[0].shape == (0, 8)
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
@@ -273,21 +312,26 @@ def test_zero_and_tiny_rows_are_normalised_as_pytorch_does(precision, device):
 
 
 def test_fused_backend_says_why_it_is_not_there():
+    rows = torch.empty(4, 8, device="meta")
+    ptr = torch.zeros(1, dtype=torch.int64, device="meta")
     with raises(RuntimeError, "backend='fused'", "cpu", "meta"):
-        relational_loss(*(torch.empty(4, 8, device="meta") for _ in range(3)), backend="fused")
+        relational_loss(rows, rows, rows, backend="fused")
+    for write in (enqueue_, step):
+        with raises(RuntimeError, "backend='fused'", "cpu", "meta"):
+            write(rows, ptr, rows, backend="fused")
 
 
 def test_the_bare_operators_refuse_what_they_could_not_read():
     operators = torch.ops.rrd_kernels
     rows, wide = torch.randn(4, 8), torch.randn(16, 9)
     with raises(ValueError, "[4, 8]", "[16, 9]"):
-        operators.relational_loss_forward(rows, rows, wide, 0.1, 0.1, False, None, True)
+        operators.relational_loss_forward(rows, rows, wide, 0.1, 0.1, False, None, 1, True)
     with raises(ValueError, "[4, 8]", "[16, 9]"):
         operators.enqueue_(wide, torch.tensor([0]), rows, 0.0)
     for empty in (torch.randn(0, 8), torch.randn(4, 0)):
         narrow = torch.randn(4, empty.shape[1])
         with raises(ValueError, str(list(empty.shape))):
-            operators.relational_loss_forward(narrow, narrow, empty, 0.1, 0.1, False, None, True)
+            operators.relational_loss_forward(narrow, narrow, empty, 0.1, 0.1, False, None, 1, True)
         with raises(ValueError, str(list(empty.shape))):
             operators.enqueue_(empty, torch.tensor([0]), narrow[:0], 0.0)
     with raises(ValueError, "one int64"):

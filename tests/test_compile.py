@@ -1,6 +1,7 @@
 """torch.compile without graph breaks, the enqueue included, and torch.export."""
 
 import copy
+import functools
 import io
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from problems import draw
 
 from rrd_kernels import RRDLoss
-from rrd_kernels.functional import enqueue_, relational_loss
+from rrd_kernels.functional import enqueue_, relational_loss, relational_step_
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,33 @@ def test_training_steps(backend, protocol, device):
         torch.testing.assert_close(f_s.grad, twin.grad)
     for key, value in eager.state_dict().items():
         torch.testing.assert_close(criterion.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("enqueue", ["before", "after"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_functional_step(reduction, enqueue, dtype, backend, device):
+    """Twice through a retained graph, with a grad_output that is expanded."""
+    step = functools.partial(relational_step_, reduction=reduction, enqueue=enqueue)
+    compiled = torch.compile(step, fullgraph=True, backend=backend)
+    problem = draw(6, 8, 16, dtype, device)
+    results = []
+    for function in (step, compiled):
+        memory, ptr = problem.memory.clone(), torch.tensor([13], device=device)
+        z_s = problem.z_s.detach().requires_grad_()
+        # Buffers that backward may reuse for its results are not there a second time.
+        with torch._functorch.config.patch(donated_buffer=False):
+            losses = function(z_s, problem.z_t, memory, ptr)
+            weight = torch.tensor(3.0, device=device).expand_as(losses)
+            first, second = (
+                torch.autograd.grad(losses, z_s, weight, retain_graph=True)[0] for _ in range(2)
+            )
+        assert torch.equal(first, second)
+        assert first.dtype == dtype
+        results.append((losses, first, memory, ptr))
+    for value, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(value, wanted)
 
 
 def test_a_second_batch_size_and_eval(device):
@@ -102,11 +130,30 @@ def test_opcheck_of_the_loss(dtype, need_grad, reduction, device):
     arguments = (problem.z_t, problem.memory, 0.1, 0.02, False, precision)
     torch.library.opcheck(
         torch.ops.rrd_kernels.relational_loss_forward.default,
-        (problem.z_s, *arguments, need_grad),
+        (problem.z_s, *arguments, reduction, need_grad),
     )
     torch.library.opcheck(
         torch.ops.rrd_kernels.relational_loss.default,
         (problem.z_s.requires_grad_(need_grad), *arguments, reduction),
+    )
+
+
+@pytest.mark.parametrize("enqueue_first", [False, True])
+@pytest.mark.parametrize("reduction", [0, 1])
+@pytest.mark.parametrize("need_grad", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck_of_the_step(dtype, need_grad, reduction, enqueue_first, device):
+    problem = draw(4, 8, 16, dtype, device)
+    ptr = torch.tensor([14], device=device)
+    settings = (0.1, 0.02, False, None, reduction, enqueue_first, 0.5)
+    torch.library.opcheck(
+        torch.ops.rrd_kernels.relational_step_forward_.default,
+        (problem.memory, ptr, problem.z_s, problem.z_t, *settings, need_grad),
+    )
+    z_s = problem.z_s.requires_grad_(need_grad)
+    torch.library.opcheck(
+        torch.ops.rrd_kernels.relational_step_.default,
+        (problem.memory, ptr, z_s, problem.z_t, *settings),
     )
 
 

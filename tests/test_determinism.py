@@ -4,25 +4,20 @@ import pytest
 import torch
 from problems import draw
 
-from rrd_kernels.functional import enqueue_, relational_loss
+from rrd_kernels.functional import relational_loss, relational_step_
 
 PRODUCTS = ["float64", "float32", "bfloat16"]
 
 
 def step(problem, precision, unit_memory):
+    """Each sample's loss and gradient, then the mean's, and the memory."""
+    options = {"precision": precision, "unit_memory": unit_memory}
     z_s = problem.z_s.detach().requires_grad_()
-    loss = relational_loss(
-        z_s,
-        problem.z_t,
-        problem.memory,
-        reduction="none",
-        precision=precision,
-        unit_memory=unit_memory,
-    )
-    (grad,) = torch.autograd.grad(loss.sum(), z_s)
+    losses = relational_loss(z_s, problem.z_t, problem.memory, reduction="none", **options)
     memory, ptr = problem.memory.clone(), torch.tensor([5], device=problem.memory.device)
-    enqueue_(memory, ptr, problem.z_t)
-    return loss, grad, memory
+    mean = relational_step_(z_s, problem.z_t, memory, ptr, **options)
+    grads = [torch.autograd.grad(loss.sum(), z_s)[0] for loss in (losses, mean)]
+    return losses, mean, *grads, memory
 
 
 @pytest.fixture

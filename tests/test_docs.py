@@ -19,8 +19,10 @@ PUBLIC = [
     rrd_kernels.FifoMemory,
     rrd_kernels.functional.relational_loss,
     rrd_kernels.functional.enqueue_,
+    rrd_kernels.functional.relational_step_,
     rrd_kernels.reference.relational_loss,
     rrd_kernels.reference.enqueue_,
+    rrd_kernels.reference.relational_step_,
     rrd_kernels.checkpoint.to_layout,
 ]
 
@@ -43,7 +45,7 @@ def test_public_docstrings_are_whole(thing):
 
 
 def test_twins_take_the_same_arguments():
-    for name in ("relational_loss", "enqueue_"):
+    for name in ("relational_loss", "enqueue_", "relational_step_"):
         fused = inspect.signature(getattr(rrd_kernels.functional, name)).parameters
         plain = inspect.signature(getattr(rrd_kernels.reference, name)).parameters
         assert plain.items() <= fused.items()
@@ -63,8 +65,8 @@ def test_readme_code_runs():
 
 
 def test_readme_commands_exist():
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    named = re.findall(r"\bmake (\w+)", readme())
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"\bmake ([\w-]+)", readme())
     assert set(named) <= set(targets)
     assert {"demo", "test"} <= set(named)
 

@@ -3,49 +3,23 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from problems import runs_triton
 
-from rrd_kernels import reference
 from rrd_kernels.functional import enqueue_
-
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 def pointer(value: int, device: torch.device | str = "cpu") -> torch.Tensor:
     return torch.tensor([value], dtype=torch.int64, device=device)
 
 
-@settings(deadline=None)
-@given(
-    size=st.integers(1, 50),
-    batch=st.integers(0, 50),
-    dim=st.integers(1, 40),
-    start=st.integers(0, 49),
-    dtypes=st.tuples(st.sampled_from(DTYPES), st.sampled_from(DTYPES)),
-    momentum=st.sampled_from([0.0, 0.4, 0.9]),
-    bad=st.sampled_from([None, float("nan"), float("inf"), -float("inf")]),
-    transposed=st.booleans(),
-    seed=st.integers(0, 2**31),
-)
-def test_matches_the_reference(size, batch, dim, start, dtypes, momentum, bad, transposed, seed):
-    torch.manual_seed(seed)
-    batch, start = min(batch, size), start % size
-    memory = F.normalize(torch.randn(size, dim), dim=1).to(dtypes[0])
-    keys = torch.randn(batch, dim).to(dtypes[1])
-    if bad is not None and batch:
-        keys[batch // 2, dim // 2] = bad
-    if transposed:
-        memory, keys = memory.T.contiguous().T, keys.T.contiguous().T
-    wanted, wanted_ptr = memory.clone(), pointer(start)
-    reference.enqueue_(wanted, wanted_ptr, keys, momentum=momentum)
-    ptr = pointer(start)
-    enqueue_(memory, ptr, keys, momentum=momentum)
-    assert torch.equal(ptr, wanted_ptr)
-    # Both compute in float64, where a mixture as short as 1 - 2 * 0.4 multiplies the roundoff of
-    # a row of norm 1 by 5; then one rounding to the stored dtype, which may fall either way.
-    spacing = torch.finfo(dtypes[0]).eps
-    torch.testing.assert_close(memory, wanted, rtol=spacing, atol=16 * 2.0**-52)
+def accuracy(device: torch.device, *dtypes: torch.dtype) -> float:
+    """How far an element of a row may be from the float64 one before it is stored.
+
+    The row is computed in float64, on a GPU in float32 unless one of the two is float64. A mixture
+    as short as 1 - 2 * 0.4 multiplies the roundoffs of a row of norm 1 by 5.
+    """
+    single = runs_triton(device) and torch.float64 not in dtypes
+    return 16 * (2.0**-23 if single else 2.0**-52)
 
 
 def test_wraps_over_many_steps(device):
@@ -58,7 +32,8 @@ def test_wraps_over_many_steps(device):
     assert ptr.item() == 15 % 7
     last = torch.cat(written)[-7:]
     slots = [(15 - 7 + i) % 7 for i in range(7)]
-    torch.testing.assert_close(memory[slots].double(), last, rtol=2**-23, atol=0)
+    close = {"rtol": 2**-23, "atol": accuracy(device, torch.float32)}
+    torch.testing.assert_close(memory[slots].double(), last, **close)
 
 
 def test_other_slots_keep_every_bit(device):

@@ -4,12 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from PIL import Image
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_quickstart(tmp_path):
+    for package in ("PIL", "matplotlib", "rich", "sklearn"):
+        pytest.importorskip(package)
+    from PIL import Image
+
     picture = tmp_path / "folder" / "quickstart.png"
     done = subprocess.run(
         [sys.executable, "examples/quickstart.py", "--quick", "--output", str(picture)],

@@ -3,11 +3,12 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from rrd_kernels import RRDLoss, checkpoint
+
+np = pytest.importorskip("numpy")
 
 DATA = Path(__file__).parent / "data"
 RUNS = ["fifo_float64", "fifo_float32", "fifo2024_float64", "fifo2024_float32"]

@@ -1,26 +1,34 @@
 """The autograd rule: one derivative, right; never a second one, silently wrong."""
 
+import dataclasses
+
 import pytest
 import torch
-from problems import draw
+from problems import LOSSES, draw
 
-from rrd_kernels.functional import enqueue_, relational_loss
+from rrd_kernels.functional import enqueue_, relational_step_
 
 
-def loss_of(problem, z_s, **options):
-    return relational_loss(
-        z_s,
-        problem.z_t,
-        problem.memory,
-        tau_s=problem.tau_s,
-        tau_t=problem.tau_t,
-        **options,
-    )
+@pytest.fixture(params=LOSSES)
+def loss_of(request):
+    """The loss of a problem as a function of z_s, by each operator that has a derivative."""
+
+    def function(problem, z_s, **options):
+        return LOSSES[request.param](
+            z_s,
+            problem.z_t,
+            problem.memory,
+            tau_s=problem.tau_s,
+            tau_t=problem.tau_t,
+            **options,
+        )
+
+    return function
 
 
 @pytest.mark.parametrize("unit_memory", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_gradcheck(reduction, unit_memory):
+def test_gradcheck(loss_of, reduction, unit_memory):
     problem = draw(5, 7, 11, torch.float64, tau_s=0.3, tau_t=0.2)
     assert torch.autograd.gradcheck(
         lambda z_s: loss_of(problem, z_s, reduction=reduction, unit_memory=unit_memory),
@@ -31,7 +39,7 @@ def test_gradcheck(reduction, unit_memory):
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
 )
-def test_gradient_comes_back_in_the_input_dtype(dtype, device):
+def test_gradient_comes_back_in_the_input_dtype(loss_of, dtype, device):
     problem = draw(4, 8, 16, dtype, device)
     loss = loss_of(problem, problem.z_s.requires_grad_())
     loss.backward()
@@ -39,7 +47,7 @@ def test_gradient_comes_back_in_the_input_dtype(dtype, device):
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
-def test_teacher_and_memory_get_no_gradient(device):
+def test_teacher_and_memory_get_no_gradient(loss_of, device):
     problem = draw(4, 8, 16, device=device)
     problem.z_t.requires_grad_()
     problem.memory.requires_grad_()
@@ -50,7 +58,7 @@ def test_teacher_and_memory_get_no_gradient(device):
     assert not loss_of(problem, problem.z_s.detach()).requires_grad
 
 
-def test_double_backward_raises_and_the_reference_has_it(device):
+def test_double_backward_raises_and_the_reference_has_it(loss_of, device):
     problem = draw(4, 8, 16, torch.float64, device)
     z_s = problem.z_s.requires_grad_()
     (grad,) = torch.autograd.grad(loss_of(problem, z_s, backend="fused"), z_s, create_graph=True)
@@ -65,7 +73,7 @@ def test_double_backward_raises_and_the_reference_has_it(device):
     assert z_s.grad.norm() > 0
 
 
-def test_forward_mode_raises(device):
+def test_forward_mode_raises(loss_of, device):
     problem = draw(4, 8, 16, device=device)
     tangent = torch.randn_like(problem.z_s)
     with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
@@ -74,13 +82,13 @@ def test_forward_mode_raises(device):
         for name in ("z_s", "z_t", "memory"):
             value = getattr(problem, name)
             dual = torch.autograd.forward_ad.make_dual(value, torch.ones_like(value))
-            arguments = {"z_s": problem.z_s, "z_t": problem.z_t, "memory": problem.memory}
+            replaced = dataclasses.replace(problem, **{name: dual})
             with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
-                relational_loss(**(arguments | {name: dual}))
+                loss_of(replaced, replaced.z_s)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_retained_graph_gives_the_same_gradient_twice(backend, device):
+def test_retained_graph_gives_the_same_gradient_twice(loss_of, backend, device):
     problem = draw(4, 8, 16, device=device)
     z_s = problem.z_s.requires_grad_()
     loss = loss_of(problem, z_s, backend=backend)
@@ -91,7 +99,7 @@ def test_retained_graph_gives_the_same_gradient_twice(backend, device):
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_memory_overwritten_between_forward_and_backward(backend, device):
+def test_memory_overwritten_between_forward_and_backward(loss_of, backend, device):
     problem = draw(6, 8, 16, device=device)
     z_s = problem.z_s.requires_grad_()
     (wanted,) = torch.autograd.grad(loss_of(problem, z_s, backend=backend), z_s)
@@ -102,7 +110,7 @@ def test_memory_overwritten_between_forward_and_backward(backend, device):
     assert torch.equal(grad, wanted)
 
 
-def test_any_strides_of_grad_output(device):
+def test_any_strides_of_grad_output(loss_of, device):
     problem = draw(6, 8, 16, device=device)
     z_s = problem.z_s.requires_grad_()
 
@@ -116,11 +124,31 @@ def test_any_strides_of_grad_output(device):
     assert torch.equal(grad_for(expanded), grad_for(torch.full((6,), 2.0, device=device)))
 
 
-def test_enqueue_tells_autograd_that_it_has_written(device):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_batch_of_grad_outputs(loss_of, dtype, device):
+    """vmap over backward, as torch.autograd.functional.jacobian(vectorize=True) has it."""
+    problem = draw(4, 8, 16, dtype, device)
+    losses = loss_of(problem, problem.z_s.requires_grad_(), reduction="none")
+
+    def grad_for(weights, **options):
+        return torch.autograd.grad(losses, problem.z_s, weights, retain_graph=True, **options)[0]
+
+    weights = torch.randn(3, 4, device=device)
+    wanted = torch.stack([grad_for(row) for row in weights])
+    assert torch.equal(grad_for(weights, is_grads_batched=True), wanted)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [enqueue_, lambda memory, ptr, keys: relational_step_(keys, keys, memory, ptr)],
+    ids=["enqueue", "step"],
+)
+@pytest.mark.parametrize("kept", ["memory", "ptr"])
+def test_autograd_is_told_what_was_written(kept, write, device):
     memory = torch.zeros(4, 3, device=device)
     ptr = torch.zeros(1, dtype=torch.int64, device=device)
-    weight = torch.ones(3, requires_grad=True, device=device)
-    product = (memory * weight).sum()  # autograd keeps the memory for this gradient
-    enqueue_(memory, ptr, torch.randn(2, 3, device=device))
+    weight = torch.ones(1, requires_grad=True, device=device)
+    product = ((memory if kept == "memory" else ptr) * weight).sum()  # saved for this gradient
+    write(memory, ptr, torch.randn(2, 3, device=device, requires_grad=True))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()

@@ -49,7 +49,7 @@ struct AttentionTask {
   void* scratch;  // scratch_bytes, aligned to kAlignment
 };
 
-// One sample's row of the gradient and its loss, from the partials of all splits.
+// Each sample's loss and its row of the gradient, from the partials of all splits.
 template <typename T>
 struct CombineTask {
   int64_t batch_begin;
@@ -63,7 +63,8 @@ struct CombineTask {
   Partial<T> partial;     // [splits, panels, ...]
   double tau_s;
   bool rounded_queries;  // to bfloat16, after their scaling
-  T* loss;               // [B]
+  double weight;         // of each sample's loss in the loss whose gradient this is
+  T* loss;               // [B], unweighted
   T* grad;               // [B, dim]; null without a gradient
   T* workspace;          // [2, padded_dim]; null without a gradient
 };

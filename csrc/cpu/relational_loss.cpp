@@ -1,5 +1,6 @@
 // relational_loss_forward on the CPU: splits the work into tasks, runs them, merges them.
 #include <ATen/Parallel.h>
+#include <ATen/core/Reduction.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -7,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <numeric>
 #include <tuple>
 
 #include "cpu/kernels.h"
@@ -200,18 +202,34 @@ void attend(const AttentionKernel<T>& kernel, const Plan& plan, const MemoryView
   });
 }
 
+// The weight of each sample's loss in their reduction.
+double weight_of(int64_t reduction, int64_t batch) {
+  return reduction == at::Reduction::Mean ? 1.0 / std::max<int64_t>(batch, 1) : 1.0;
+}
+
+// In the order of the samples, whichever threads have computed them.
+template <typename T>
+at::Tensor reduce(const at::Tensor& losses, int64_t reduction) {
+  if (reduction == at::Reduction::None) return losses;
+  const T* values = losses.const_data_ptr<T>();
+  const double sum = std::accumulate(values, values + losses.numel(), 0.0);
+  at::Tensor reduced = at::empty({}, losses.options());
+  *reduced.mutable_data_ptr<T>() = T(sum * weight_of(reduction, losses.numel()));
+  return reduced;
+}
+
 template <typename T>
 std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& z_s, const at::Tensor& z_t,
                                            const at::Tensor& memory, double tau_s, double tau_t,
                                            bool unit_memory, bool bfloat16_products,
-                                           bool need_grad) {
+                                           int64_t reduction, bool need_grad) {
   const auto type = c10::CppTypeToScalarType<T>::value;
   const auto student = z_s.to(type).contiguous(), teacher = z_t.to(type).contiguous();
   const int64_t batch = z_s.size(0), dim = z_s.size(1);
   const auto options = z_s.options().dtype(type);
-  at::Tensor loss = at::empty({batch}, options);
+  at::Tensor losses = at::empty({batch}, options);
   at::Tensor grad = at::empty({need_grad ? batch : 0, dim}, options);
-  if (batch == 0) return {loss, grad};
+  if (batch == 0) return {reduce<T>(losses, reduction), grad};
 
   const auto& kernel = select_kernel<T>(bfloat16_products);
   const Plan plan = make_plan(kernel, batch, dim, memory.size(0));
@@ -228,15 +246,17 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& z_s, const at::Tens
     const Buffer<T> workspace(need_grad ? 2 * kernel.padded_dim(dim) : 0);
     kernel.combine({begin, end, dim, kernel.lanes, plan.splits, plan.panels * kernel.lanes,
                     queries.unit.data, queries.norm.data, partials.all, tau_s,
-                    kernel.rounded_queries, loss.mutable_data_ptr<T>(),
-                    need_grad ? grad.mutable_data_ptr<T>() : nullptr, workspace.data});
+                    kernel.rounded_queries, weight_of(reduction, batch),
+                    losses.mutable_data_ptr<T>(), need_grad ? grad.mutable_data_ptr<T>() : nullptr,
+                    workspace.data});
   });
-  return {loss, grad};
+  return {reduce<T>(losses, reduction), grad};
 }
 
 std::tuple<at::Tensor, at::Tensor> relational_loss_forward(
     const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory, double tau_s,
-    double tau_t, bool unit_memory, std::optional<c10::string_view> precision, bool need_grad) {
+    double tau_t, bool unit_memory, std::optional<c10::string_view> precision, int64_t reduction,
+    bool need_grad) {
   // rrd_kernels.functional has checked everything; this is for callers of the bare operator.
   TORCH_CHECK_VALUE(z_s.dim() == 2 && z_s.sizes() == z_t.sizes() && memory.dim() == 2 &&
                         memory.size(1) == z_s.size(1) && memory.numel() > 0,
@@ -245,10 +265,11 @@ std::tuple<at::Tensor, at::Tensor> relational_loss_forward(
   TORCH_CHECK_VALUE(tau_s > 0 && tau_t > 0, "relational_loss: temperatures ", tau_s, " and ", tau_t,
                     " must be positive");
   if (precision == "float64") {
-    return forward<double>(z_s, z_t, memory, tau_s, tau_t, unit_memory, false, need_grad);
+    return forward<double>(z_s, z_t, memory, tau_s, tau_t, unit_memory, false, reduction,
+                           need_grad);
   }
   return forward<float>(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision == "bfloat16",
-                        need_grad);
+                        reduction, need_grad);
 }
 
 }  // namespace

@@ -1,0 +1,71 @@
+"""Clocks and counters of a GPU: CUDA graphs and their device time, peak memory, copy rate."""
+
+import gc
+import statistics
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from benchmarks.measure import WARM_UP_ROUNDS, interleaved
+
+T = TypeVar("T")
+
+
+def capture(calls: Sequence[Callable[[], T]]) -> tuple[torch.cuda.CUDAGraph, list[T]]:
+    """All ``calls`` in one graph, and what they returned; each has run before it is captured.
+
+    Raises:
+        RuntimeError: a call does what a graph cannot hold.
+    """
+    outside = torch.cuda.current_stream()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(outside)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # On the capturing stream, for which libraries allocate their workspaces.
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_ROUNDS):
+                for call in calls:
+                    call()
+        outside.wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream):
+            returned = [call() for call in calls]
+    finally:
+        # After a failure some versions of PyTorch leave the capturing stream current.
+        torch.cuda.set_stream(outside)
+    return graph, returned
+
+
+def device_time(call: Callable[[], object], times: int) -> float:
+    """Seconds on the device's clock for each of ``times`` calls in a row."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(times):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / times
+
+
+def peak_extra_memory(call: Callable[[], object]) -> int:
+    """Bytes by which allocated memory at its highest during ``call()`` exceeds that before it.
+
+    Only PyTorch's allocator counts. What ``call`` allocates for good at its first use counts too:
+    call it once before.
+    """
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def copy_rate(size: int = 1 << 30, seconds: float = 0.2) -> float:
+    """Bytes per second, read plus written, of copying ``size`` bytes from the device to itself."""
+    source = torch.randn(size // 4, device="cuda")
+    target = torch.empty_like(source)
+    times = interleaved({"copy": lambda: device_time(lambda: target.copy_(source), 5)}, seconds)
+    return 2 * size / statistics.median(times["copy"])

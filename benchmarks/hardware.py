@@ -1,0 +1,89 @@
+"""What a machine is called and made of, and nothing that tells it from another of its kind."""
+
+import importlib
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+#: What nvidia-smi is asked: the driver once, the state around the measurements.
+DRIVER = ("driver_version",)
+STATE = (
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "clocks.max.mem",
+    "power.draw",
+    "power.limit",
+    "temperature.gpu",
+)
+
+
+def slug(device: torch.device) -> str:
+    """Part of a file's name, such as ``cpu-2-cores-avx512-amx`` or ``nvidia-h200``."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device).lower()
+        return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+    parts = [f"cpu-{torch.get_num_threads()}-cores", torch.backends.cpu.get_cpu_capability()]
+    if any(kernel.startswith("amx") for kernel in torch.ops.rrd_kernels.cpu_kernels()):
+        parts.append("amx")
+    return "-".join(parts).lower()
+
+
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def gpu(device: torch.device) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "l2_bytes": properties.L2_cache_size,
+        "memory_bytes": properties.total_memory,
+        **_nvidia_smi(device, DRIVER),
+    }
+
+
+def gpu_versions() -> dict[str, Any]:
+    try:
+        triton = importlib.import_module("triton").__version__
+    except ImportError:
+        triton = None
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": triton,
+    }
+
+
+def gpu_state(device: torch.device) -> dict[str, str]:
+    """Clocks, power and temperature as they are found; empty where nvidia-smi does not say."""
+    return _nvidia_smi(device, STATE)
+
+
+def _nvidia_smi(device: torch.device, fields: tuple[str, ...]) -> dict[str, str]:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return {}
+    # Its numbers are not those of CUDA, which CUDA_VISIBLE_DEVICES changes.
+    identity = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
+    query = [f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(
+            [command, identity, *query], check=True, capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    return dict(zip(fields, values, strict=False))

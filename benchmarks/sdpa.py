@@ -1,0 +1,99 @@
+"""The step through PyTorch's attention kernels: those that also return the log-sum-exp."""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.cases import Case
+from benchmarks.step import Step
+
+
+class SDPA(Step):
+    """Attention with K = V = memory and one head.
+
+    Both temperatures go into the queries and the gradient into closed form, so nothing of size
+    [B, K] exists here either.
+    """
+
+    #: Of the operands; a kernel called with others may read them as if they were these.
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
+
+    @classmethod
+    def why_not(cls, case: Case) -> str | None:
+        return None if case.dtype_name in cls.dtypes else f"takes {' and '.join(cls.dtypes)} only"
+
+    @torch.no_grad()
+    def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
+        norm = torch.linalg.vector_norm(z_s.float(), dim=1, keepdim=True).clamp_min(1e-12)
+        student = z_s.float() / norm
+        teacher = F.normalize(z_t.float(), dim=1)
+        self._enqueue(teacher)
+        log_sum_exp, output_s, output_t = self._attend(student, teacher)
+        loss = (log_sum_exp - (student * output_t).sum(dim=1) / self.tau_s).mean()
+        grad = (output_s - output_t) * (self.loss_scale / (self.tau_s * len(student)))
+        grad = (grad - (grad * student).sum(dim=1, keepdim=True) * student) / norm
+        return loss, grad.to(z_s.dtype)
+
+    def _enqueue(self, teacher: Tensor) -> None:
+        batch, size = len(teacher), len(self.memory)
+        slots = (self.pointer + torch.arange(batch, device=teacher.device)) % size
+        self.memory[slots] = teacher.to(self.memory.dtype)
+        self.pointer.add_(batch).remainder_(size)
+
+    def _attend(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The student's log-sum-exp [B], and both attention outputs [B, D]."""
+        queries = torch.cat([student / self.tau_s, teacher / self.tau_t]).to(self.memory.dtype)
+        output, log_sum_exp = self._attention(queries[None, None], self.memory[None, None])
+        output_s, output_t = output[0, 0].float().chunk(2)
+        # [1, 1, 2B], which some kernels pad and some give a fourth dimension.
+        return log_sum_exp.flatten()[: len(student)], output_s, output_t
+
+    @staticmethod
+    @abstractmethod
+    def _attention(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Output and natural log-sum-exp of attention over [1, 1, K, D], unscaled."""
+
+
+class CpuFlash(SDPA):
+    name = "SDPA"
+
+    @staticmethod
+    def _attention(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            queries, memory, memory, scale=1.0
+        )
+
+
+class Flash(SDPA):
+    name = "SDPA flash"
+    dtypes = ("bfloat16", "float16")
+
+    @staticmethod
+    def _attention(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ops.aten._scaled_dot_product_flash_attention(
+            queries, memory, memory, scale=1.0
+        )[:2]
+
+
+class Efficient(SDPA):
+    name = "SDPA efficient"
+
+    @staticmethod
+    def _attention(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ops.aten._scaled_dot_product_efficient_attention(
+            queries, memory, memory, attn_bias=None, compute_log_sumexp=True, scale=1.0
+        )[:2]
+
+
+class Cudnn(SDPA):
+    name = "SDPA cuDNN"
+    dtypes = ("bfloat16", "float16")
+
+    @staticmethod
+    def _attention(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ops.aten._scaled_dot_product_cudnn_attention(
+            queries, memory, memory, attn_bias=None, compute_log_sumexp=True, scale=1.0
+        )[:2]

@@ -1,0 +1,108 @@
+"""What the fused step is to reach on an H200, and whether it does."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.cases import CUDA_CASES
+from benchmarks.peers import Compiled, Fused, PublishedEager
+from benchmarks.run import Result, Row
+
+MIB = 1 << 20
+
+#: Of a row and torch.mm's rate in its format. ``None`` where it was not measured.
+FIGURES: Mapping[str, Callable[[Row, float], float | None]] = {
+    "µs in a CUDA graph": lambda row, mm: 1e6 * row.replay.seconds.median if row.replay else None,
+    "µs without a graph": lambda row, mm: 1e6 * row.seconds.median,
+    "× published eager": lambda row, mm: row.speedup.get(PublishedEager.name),
+    "× torch.compile": lambda row, mm: row.speedup.get(Compiled.name),
+    "share of torch.mm": lambda row, mm: row.rate / mm,
+    "extra MiB": lambda row, mm: None if row.extra_bytes is None else row.extra_bytes / MIB,
+}
+
+
+AT_MOST, AT_LEAST = "at most", "at least"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on one figure of one case."""
+
+    case: str
+    figure: str
+    bound: str
+    limit: float
+    #: The limit is counted from the same figure of this case.
+    relative_to: str | None = None
+
+
+TARGETS = (
+    Target("bfloat16 64×16384", "µs in a CUDA graph", AT_MOST, 12),
+    Target("bfloat16 256×16384", "µs in a CUDA graph", AT_MOST, 20),
+    Target("bfloat16 64×16384", "µs without a graph", AT_MOST, 60),
+    Target("bfloat16 256×16384", "µs without a graph", AT_MOST, 60),
+    Target("bfloat16 64×16384", "× published eager", AT_LEAST, 5),
+    Target("bfloat16 256×16384", "× published eager", AT_LEAST, 5),
+    Target("bfloat16 64×16384", "× torch.compile", AT_LEAST, 2),
+    Target("bfloat16 256×16384", "× torch.compile", AT_LEAST, 2),
+    Target("float32 64×16384", "× published eager", AT_LEAST, 1),
+    Target("float32 256×16384", "× published eager", AT_LEAST, 1),
+    Target("float32 1024×65536", "× published eager", AT_LEAST, 1),
+    Target("tf32 64×16384", "× published eager", AT_LEAST, 2),
+    Target("tf32 256×16384", "× published eager", AT_LEAST, 2),
+    Target("bfloat16 1024×65536", "share of torch.mm", AT_LEAST, 0.5),
+    # Of these two the aim is 0.75.
+    Target("bfloat16 4096×262144", "share of torch.mm", AT_LEAST, 0.6),
+    Target("bfloat16 8192×65536", "share of torch.mm", AT_LEAST, 0.6),
+    *(
+        Target(f"{size} D={dim}", "share of torch.mm", AT_LEAST, -0.1, relative_to=size)
+        for size in ("bfloat16 1024×65536", "bfloat16 4096×262144")
+        for dim in (64, 256)
+    ),
+    *(
+        Target(case.name, "extra MiB", AT_MOST, 16 * case.batch * case.dim / MIB + 32)
+        for case in CUDA_CASES
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A target, its limit in numbers, and what was measured; ``None`` where nothing was."""
+
+    case: str
+    figure: str
+    bound: str
+    limit: float | None
+    measured: float | None
+
+    @property
+    def met(self) -> bool:
+        if self.limit is None or self.measured is None:
+            return False
+        if self.bound == AT_MOST:
+            return self.measured <= self.limit
+        return self.measured >= self.limit
+
+
+def outcomes(results: Sequence[Result], mm_rates: Mapping[str, float]) -> list[Outcome]:
+    """Of the targets whose case was run.
+
+    Args:
+        results: of one run on a GPU.
+        mm_rates: operations per second of torch.mm by format, in that run.
+    """
+    ours = {row.case.name: row for row in results if row.implementation == Fused.name}
+
+    def measure(case: str, figure: str) -> float | None:
+        row = ours.get(case)
+        return FIGURES[figure](row, mm_rates[row.case.format]) if isinstance(row, Row) else None
+
+    def outcome(target: Target) -> Outcome:
+        limit: float | None = target.limit
+        if target.relative_to is not None:
+            other = measure(target.relative_to, target.figure)
+            limit = None if other is None else other + target.limit
+        measured = measure(target.case, target.figure)
+        return Outcome(target.case, target.figure, target.bound, limit, measured)
+
+    return [outcome(target) for target in TARGETS if target.case in ours]

@@ -1,0 +1,201 @@
+// The operators for GPUs. Triton compiles the kernels and launches those that are new, from Python;
+// a kind of call that has been seen is launched from here, without Python.
+#include <ATen/Context.h>
+#include <ATen/DeviceAccelerator.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include <array>
+#include <bit>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+
+#include "cuda/driver.h"
+#include "cuda/recipe.h"
+#include "operators.h"
+
+namespace rrd {
+namespace {
+
+enum class Enqueue : int64_t { kNever, kBefore, kAfter };
+
+// One call of relational_loss_forward, or of relational_step_forward_ with its memory's pointer.
+struct Call {
+  at::Tensor z_s, z_t, memory;
+  std::optional<at::Tensor> pointer;
+  double tau_s, tau_t;
+  bool unit_memory;
+  c10::string_view precision;
+  int64_t reduction;
+  Enqueue enqueue;
+  double momentum;
+  bool need_grad;
+};
+
+// float32 as PyTorch's global setting, in its older or its newer form, has it now. "medium", which
+// would allow bfloat16, is TF32 on a GPU.
+c10::string_view settled(Precision precision) {
+  if (precision) return *precision;
+  const auto setting =
+      at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL);
+  return setting == at::Float32Precision::TF32 ? "tf32" : "float32";
+}
+
+// All that the launches depend on but addresses: two calls that agree in it are launched alike.
+using Key = std::array<int64_t, 21>;
+
+Key key_of(const Call& call) {
+  int64_t precision = 0;
+  std::memcpy(&precision, call.precision.data(), std::min<size_t>(8, call.precision.size()));
+  Key key{};
+  size_t at = 0;
+  for (const at::Tensor* tensor : {&call.z_s, &call.z_t, &call.memory}) {
+    const bool aligned = reinterpret_cast<uintptr_t>(tensor->const_data_ptr()) % 16 == 0;
+    key[at++] = 2 * static_cast<int64_t>(tensor->scalar_type()) + aligned;
+    key[at++] = tensor->stride(0);
+    key[at++] = tensor->stride(1);
+  }
+  key[at++] = call.memory.get_device();
+  key[at++] = call.z_s.size(0);
+  key[at++] = call.z_s.size(1);
+  key[at++] = call.memory.size(0);
+  for (const double value : {call.tau_s, call.tau_t, call.momentum}) {
+    key[at++] = std::bit_cast<int64_t>(value);
+  }
+  key[at++] = precision;
+  key[at++] = call.reduction;
+  key[at++] = static_cast<int64_t>(call.enqueue);
+  key[at++] = call.unit_memory;
+  key[at++] = call.need_grad;
+  return key;
+}
+
+struct HashKey {
+  size_t operator()(const Key& key) const {
+    uint64_t hash = 14695981039346656037u;  // FNV-1a, by words
+    for (const int64_t word : key) hash = (hash ^ static_cast<uint64_t>(word)) * 1099511628211u;
+    return hash ^ (hash >> 32);
+  }
+};
+
+constexpr char kStep[] = "rrd_kernels::triton_step";
+constexpr char kRecipe[] = "rrd_kernels::triton_recipe";
+
+template <const char* kName, typename Result>
+Result in_python(const Call& call) {
+  using Signature =
+      Result(const at::Tensor&, const at::Tensor&, at::Tensor, std::optional<at::Tensor>, double,
+             double, bool, c10::string_view, int64_t, int64_t, double, bool);
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow(kName, "").typed<Signature>();
+  return op.call(call.z_s, call.z_t, call.memory, call.pointer, call.tau_s, call.tau_t,
+                 call.unit_memory, call.precision, call.reduction,
+                 static_cast<int64_t>(call.enqueue), call.momentum, call.need_grad);
+}
+
+std::shared_ptr<const cuda::Recipe> recipe_for(const Call& call) {
+  // As many kinds of call as an odd last batch or a temperature that is annealed may make.
+  constexpr size_t kMost = 1024;
+  static std::mutex mutex;
+  static std::unordered_map<Key, std::shared_ptr<const cuda::Recipe>, HashKey> known;
+  const Key key = key_of(call);
+  {
+    const std::lock_guard lock(mutex);
+    if (const auto found = known.find(key); found != known.end()) return found->second;
+  }
+  // Not under the lock: it compiles, and takes Python's own.
+  auto recipe = std::make_shared<const cuda::Recipe>(
+      cuda::Recipe::parse(in_python<kRecipe, std::vector<int64_t>>(call)));
+  const std::lock_guard lock(mutex);
+  if (known.size() >= kMost) known.clear();
+  known.insert_or_assign(key, recipe);
+  return recipe;
+}
+
+LossAndGrad run(const cuda::Recipe& recipe, const Call& call) {
+  const int64_t batch = call.z_s.size(0), dim = call.z_s.size(1);
+  const auto floats = call.z_s.options().dtype(at::kFloat);
+  at::Tensor loss =
+      call.reduction == at::Reduction::None ? at::empty({batch}, floats) : at::empty({}, floats);
+  at::Tensor grad_z_s = at::empty({call.need_grad ? batch : 0, dim}, floats);
+  const at::Tensor workspace =
+      at::empty({recipe.workspace_bytes}, call.z_s.options().dtype(at::kByte));
+  void* pointer = call.pointer ? call.pointer->mutable_data_ptr() : nullptr;
+  const cuda::Addresses addresses{{
+      const_cast<void*>(call.z_s.const_data_ptr()),
+      const_cast<void*>(call.z_t.const_data_ptr()),
+      call.memory.mutable_data_ptr(),
+      pointer,
+      loss.mutable_data_ptr(),
+      grad_z_s.mutable_data_ptr(),
+      workspace.mutable_data_ptr(),
+  }};
+  const at::Device device = call.memory.device();
+  void* stream = device.is_cpu()  // in tests, with a driver that only looks at what it is given
+                     ? nullptr
+                     : at::accelerator::getCurrentStream(device.index()).native_handle();
+  cuda::launch(recipe, addresses, device.index(), stream);
+  return {loss, grad_z_s};
+}
+
+// rrd_kernels.functional has checked everything; this is for callers of the bare operators.
+void check(const Call& call) {
+  const at::Tensor &z_s = call.z_s, &z_t = call.z_t, &memory = call.memory;
+  const bool matrices = z_s.dim() == 2 && memory.dim() == 2;
+  TORCH_CHECK_VALUE(
+      matrices && z_s.sizes() == z_t.sizes() && z_s.size(1) == memory.size(1) && memory.numel() > 0,
+      "rrd_kernels: z_s ", z_s.sizes(), ", z_t ", z_t.sizes(), " and memory ", memory.sizes(),
+      " do not fit");
+  TORCH_CHECK_VALUE(z_s.device() == memory.device() && z_t.device() == memory.device(),
+                    "rrd_kernels: z_s, z_t and memory must be on one device");
+  if (!call.pointer) return;
+  TORCH_CHECK_VALUE(z_s.size(0) <= memory.size(0), "rrd_kernels: ", z_s.size(0),
+                    " rows do not fit a memory of ", memory.size(0));
+  TORCH_CHECK_VALUE(call.pointer->numel() == 1 && call.pointer->scalar_type() == at::kLong &&
+                        call.pointer->device() == memory.device(),
+                    "rrd_kernels: the pointer must be one int64 on the memory's device");
+}
+
+LossAndGrad forward(const Call& call) {
+  check(call);
+  const c10::OptionalDeviceGuard guard(call.memory.device());
+  if (call.z_s.size(0) != 0 && cuda::driver_found()) {
+    const auto recipe = recipe_for(call);
+    if (!recipe->launches.empty()) return run(*recipe, call);
+  }
+  return in_python<kStep, LossAndGrad>(call);
+}
+
+// A tensor that does not change while the memory is written.
+at::Tensor apart(const at::Tensor& tensor, const at::Tensor& memory) {
+  return tensor.is_alias_of(memory) ? tensor.clone() : tensor;
+}
+
+LossAndGrad loss_on_gpu(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory,
+                        double tau_s, double tau_t, bool unit_memory, Precision precision,
+                        int64_t reduction, bool need_grad) {
+  return forward({z_s, z_t, memory, std::nullopt, tau_s, tau_t, unit_memory, settled(precision),
+                  reduction, Enqueue::kNever, 0.0, need_grad});
+}
+
+LossAndGrad step_on_gpu(at::Tensor& memory, at::Tensor& pointer, const at::Tensor& z_s,
+                        const at::Tensor& z_t, double tau_s, double tau_t, bool unit_memory,
+                        Precision precision, int64_t reduction, bool enqueue_first, double momentum,
+                        bool need_grad) {
+  return forward({apart(z_s, memory), apart(z_t, memory), memory, pointer, tau_s, tau_t,
+                  unit_memory, settled(precision), reduction,
+                  enqueue_first ? Enqueue::kBefore : Enqueue::kAfter, momentum, need_grad});
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rrd_kernels, CUDA, m) {
+  m.impl("relational_loss_forward", loss_on_gpu);
+  m.impl("relational_step_forward_", step_on_gpu);
+}
+
+}  // namespace rrd

@@ -1,0 +1,46 @@
+// The operators that backends register, as functions: each call goes through the dispatcher.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/util/string_view.h>
+
+#include <optional>
+#include <tuple>
+
+namespace rrd {
+
+using Precision = std::optional<c10::string_view>;
+using LossAndGrad = std::tuple<at::Tensor, at::Tensor>;
+
+inline void enqueue(at::Tensor& memory, at::Tensor& pointer, const at::Tensor& keys,
+                    double momentum) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("rrd_kernels::enqueue_", "")
+                             .typed<decltype(enqueue)>();
+  op.call(memory, pointer, keys, momentum);
+}
+
+inline LossAndGrad relational_loss_forward(const at::Tensor& z_s, const at::Tensor& z_t,
+                                           const at::Tensor& memory, double tau_s, double tau_t,
+                                           bool unit_memory, Precision precision, int64_t reduction,
+                                           bool need_grad) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("rrd_kernels::relational_loss_forward", "")
+                             .typed<decltype(relational_loss_forward)>();
+  return op.call(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision, reduction, need_grad);
+}
+
+inline LossAndGrad relational_step_forward(at::Tensor& memory, at::Tensor& pointer,
+                                           const at::Tensor& z_s, const at::Tensor& z_t,
+                                           double tau_s, double tau_t, bool unit_memory,
+                                           Precision precision, int64_t reduction,
+                                           bool enqueue_first, double momentum, bool need_grad) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("rrd_kernels::relational_step_forward_", "")
+                             .typed<decltype(relational_step_forward)>();
+  return op.call(memory, pointer, z_s, z_t, tau_s, tau_t, unit_memory, precision, reduction,
+                 enqueue_first, momentum, need_grad);
+}
+
+}  // namespace rrd

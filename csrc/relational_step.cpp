@@ -1,0 +1,26 @@
+// relational_step_forward_ for a backend that has no kernel of its own for it.
+#include <torch/library.h>
+
+#include "operators.h"
+
+namespace rrd {
+namespace {
+
+LossAndGrad composed_step(at::Tensor& memory, at::Tensor& pointer, const at::Tensor& z_s,
+                          const at::Tensor& z_t, double tau_s, double tau_t, bool unit_memory,
+                          Precision precision, int64_t reduction, bool enqueue_first,
+                          double momentum, bool need_grad) {
+  if (enqueue_first) enqueue(memory, pointer, z_t, momentum);
+  LossAndGrad result = relational_loss_forward(z_s, z_t, memory, tau_s, tau_t, unit_memory,
+                                               precision, reduction, need_grad);
+  if (!enqueue_first) enqueue(memory, pointer, z_t, momentum);
+  return result;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rrd_kernels, CompositeExplicitAutograd, m) {
+  m.impl("relational_step_forward_", composed_step);
+}
+
+}  // namespace rrd

@@ -1,0 +1,246 @@
+"""The second kernel: queries against a part of the memory, K = V = memory.
+
+Logits are in units of log 2, since the queries carry log2(e) / tau. Each program takes a block of
+queries and a split of the memory and leaves sums that the last kernel merges: of the weights
+2^(logit - shift), and of the weighted rows.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_tile(
+    memory,
+    first,
+    size,
+    stride_row,
+    stride_dim,
+    at,
+    OPERAND: tl.constexpr,
+    EVEN: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Rows ``first ...`` of the memory, elements ``at ...``: [BLOCK_N, BLOCK_D], zero outside."""
+    rows = first + tl.arange(0, BLOCK_N)
+    d = at + tl.arange(0, BLOCK_D)
+    address = (
+        memory + rows.to(tl.int64)[:, None] * stride_row + d.to(tl.int64)[None, :] * stride_dim
+    )
+    if EVEN:
+        if DIM % BLOCK_D == 0:
+            tile = tl.load(address)
+        else:
+            tile = tl.load(address, mask=d[None, :] < DIM, other=0.0)
+    else:
+        tile = tl.load(address, mask=(rows[:, None] < size) & (d[None, :] < DIM), other=0.0)
+    if memory.dtype.element_ty == tl.float64:
+        tile = tile.to(tl.float32)
+    return tile.to(OPERAND)
+
+
+@triton.jit
+def product(a, b, c, INPUT_PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """``c + a @ b`` in float32. Triton's interpreter multiplies half precision wrongly: UPCAST."""
+    if UPCAST:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, c, input_precision=INPUT_PRECISION)
+
+
+@triton.jit
+def as_operand(weights, OPERAND: tl.constexpr, INPUT_PRECISION: tl.constexpr):
+    """Weights as they are multiplied, so that their sum can be of the same numbers: rounded, or
+    with the bits cut off that the hardware cuts off for TF32."""
+    if INPUT_PRECISION == "tf32" and OPERAND == tl.float32:
+        bits = weights.to(tl.int32, bitcast=True) & -8192
+        weights = bits.to(tl.float32, bitcast=True)
+    return weights.to(OPERAND)
+
+
+@triton.jit
+def load_queries(
+    queries,
+    rows,
+    count,
+    at,
+    DIM_PAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    d = at + tl.arange(0, BLOCK_D)
+    address = queries + rows.to(tl.int64)[:, None] * DIM_PAD + d[None, :]
+    return tl.load(address, mask=(rows[:, None] < count) & (d[None, :] < DIM_PAD), other=0.0)
+
+
+@triton.jit
+def logits_of(
+    q,
+    queries,
+    rows,
+    count,
+    memory,
+    first,
+    size,
+    stride_row,
+    stride_dim,
+    OPERAND: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    EVEN: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Logits [BLOCK_M, BLOCK_N] of a tile, -inf beyond the memory, and the tile itself where one
+    block holds a whole row."""
+    logits = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    tile = load_tile(
+        memory, first, size, stride_row, stride_dim, 0, OPERAND, EVEN, DIM, BLOCK_N, BLOCK_K
+    )
+    logits = product(q, tl.trans(tile), logits, INPUT_PRECISION, UPCAST)
+    if DIM <= 128:
+        for at in tl.static_range(BLOCK_K, DIM, BLOCK_K):
+            more_q = load_queries(queries, rows, count, at, DIM_PAD, BLOCK_K)
+            more = load_tile(
+                memory,
+                first,
+                size,
+                stride_row,
+                stride_dim,
+                at,
+                OPERAND,
+                EVEN,
+                DIM,
+                BLOCK_N,
+                BLOCK_K,
+            )
+            logits = product(more_q, tl.trans(more), logits, INPUT_PRECISION, UPCAST)
+    else:
+        # A loop at run time: unrolled, all queries would be held in registers.
+        for at in tl.range(BLOCK_K, DIM, BLOCK_K):
+            more_q = load_queries(queries, rows, count, at, DIM_PAD, BLOCK_K)
+            more = load_tile(
+                memory,
+                first,
+                size,
+                stride_row,
+                stride_dim,
+                at,
+                OPERAND,
+                EVEN,
+                DIM,
+                BLOCK_N,
+                BLOCK_K,
+            )
+            logits = product(more_q, tl.trans(more), logits, INPUT_PRECISION, UPCAST)
+    if not EVEN:
+        inside = first + tl.arange(0, BLOCK_N) < size
+        logits = tl.where(inside[None, :], logits, float("-inf"))
+    return logits, tile
+
+
+@triton.jit
+def attend(
+    queries,
+    memory,
+    partials,
+    stats,
+    batch,
+    size,
+    stride_row,
+    stride_dim,
+    tiles_per_split,
+    bound_s,
+    bound_t,
+    OPERAND: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    EVEN: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Grid: blocks of queries, splits, blocks of D.
+
+    Writes ``partials[split, query]`` = sum of weight * row, and ``stats[split, 0 / 1, query]`` =
+    shift and sum of weights. BOUNDED is the caller's promise that logits lie within
+    ``bound``, so that no shift is needed; a split whose sums show otherwise is done again.
+    """
+    count = 2 * batch
+    split = tl.program_id(1)
+    at = tl.program_id(2) * BLOCK_D
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    q = load_queries(queries, rows, count, 0, DIM_PAD, BLOCK_K)
+    # float16 weights reach up to 2^15, so that those of 2^-29 of the largest are still normal.
+    HEADROOM: tl.constexpr = 15.0 if OPERAND == tl.float16 else 0.0
+
+    begin = split * tiles_per_split * BLOCK_N
+    end = tl.minimum(begin + tiles_per_split * BLOCK_N, size)
+    shift = tl.zeros((BLOCK_M,), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    output = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+
+    if BOUNDED:
+        for first in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
+            logits, tile = logits_of(
+                q, queries, rows, count, memory, first, size, stride_row, stride_dim, OPERAND,
+                INPUT_PRECISION, UPCAST, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+            if DIM > BLOCK_K:
+                tile = load_tile(
+                    memory, first, size, stride_row, stride_dim, at, OPERAND, EVEN, DIM, BLOCK_N,
+                    BLOCK_D,
+                )  # fmt: skip
+            weights = as_operand(tl.exp2(logits), OPERAND, INPUT_PRECISION)
+            # The sum is of the weights as multiplied, or equal rows would not weigh one in all.
+            total += tl.sum(weights.to(tl.float32), axis=1)
+            output = product(weights, tile, output, INPUT_PRECISION, UPCAST)
+        bound = tl.where(rows < batch, bound_s, bound_t)
+        rows_seen = (end - begin).to(tl.float32)
+        # NaN is no reason: it would only come again.
+        broken = (total < rows_seen * tl.exp2(-bound)) | (total > rows_seen * tl.exp2(bound))
+        again = tl.max((broken & (rows < count)).to(tl.int32), axis=0) != 0
+        redo_end = tl.where(again, end, begin)
+        total = tl.where(again, 0.0, total)
+        output = tl.where(again, 0.0, output)
+        shift = tl.where(again, float("-inf"), shift)
+    else:
+        redo_end = end
+        shift += float("-inf")
+
+    for first in tl.range(begin, redo_end, BLOCK_N, num_stages=1 if BOUNDED else STAGES):
+        logits, tile = logits_of(
+            q, queries, rows, count, memory, first, size, stride_row, stride_dim, OPERAND,
+            INPUT_PRECISION, UPCAST, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        if DIM > BLOCK_K:
+            tile = load_tile(
+                memory, first, size, stride_row, stride_dim, at, OPERAND, EVEN, DIM, BLOCK_N,
+                BLOCK_D,
+            )  # fmt: skip
+        larger = tl.maximum(shift, tl.max(logits, axis=1) - HEADROOM)
+        weights = as_operand(tl.exp2(logits - larger[:, None]), OPERAND, INPUT_PRECISION)
+        shrink = tl.exp2(shift - larger)
+        total = total * shrink + tl.sum(weights.to(tl.float32), axis=1)
+        output = product(weights, tile, output * shrink[:, None], INPUT_PRECISION, UPCAST)
+        shift = larger
+
+    stat = stats + split.to(tl.int64) * 3 * count + rows
+    inside = rows < count
+    if tl.program_id(2) == 0:
+        tl.store(stat, shift, mask=inside)
+        tl.store(stat + count, total, mask=inside)
+    # The queries may have lain where the sums go: all threads have read them.
+    tl.debug_barrier()
+    d = at + tl.arange(0, BLOCK_D)
+    place = (split.to(tl.int64) * count + rows)[:, None] * DIM_PAD + d[None, :]
+    tl.store(partials + place, output, mask=inside[:, None] & (d[None, :] < DIM_PAD))

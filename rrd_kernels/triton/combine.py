@@ -1,0 +1,157 @@
+"""The last kernel: merges the splits into loss and gradient, and moves the pointer.
+
+With O the weighted mean of rows, l the sum of weights and q the query, in units of log 2:
+loss_i = log 2 * (log2 l_s + shift_s - q_s . O_t) and d loss_i / d s_i = (O_s - O_t) / tau_s.
+"""
+
+import triton
+import triton.language as tl
+
+from rrd_kernels.triton.rows import load_row, query_of, unit_row, write_slot
+
+LOG_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def merged_weights(stats, row, count, splits, SPLITS: tl.constexpr):
+    """The splits' weights 2^(shift - largest) [SPLITS], their sum of weights, and the largest
+    shift."""
+    split = tl.arange(0, SPLITS)
+    inside = split < splits
+    stat = stats + split.to(tl.int64) * 3 * count + row
+    shift = tl.load(stat, mask=inside, other=float("-inf"))
+    total = tl.load(stat + count, mask=inside, other=0.0)
+    largest = tl.max(shift, axis=0)
+    weight = tl.exp2(shift - largest)
+    return weight, tl.sum(weight * total, axis=0), largest
+
+
+@triton.jit
+def merged_output(
+    partials,
+    stats,
+    row,
+    count,
+    splits,
+    largest,
+    SPLIT_BLOCK: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The sum over splits of a query's weighted rows, [BLOCK_D], in an order of its own."""
+    d = tl.arange(0, BLOCK_D)
+    output = tl.zeros((SPLIT_BLOCK, BLOCK_D), tl.float32)
+    for first in tl.range(0, splits, SPLIT_BLOCK):
+        split = (first + tl.arange(0, SPLIT_BLOCK)).to(tl.int64)
+        inside = split < splits
+        shift = tl.load(stats + split * 3 * count + row, mask=inside, other=float("-inf"))
+        place = (split * count + row)[:, None] * DIM_PAD + d[None, :]
+        mask = inside[:, None] & (d[None, :] < DIM_PAD)
+        part = tl.load(partials + place, mask=mask, other=0.0)
+        output += tl.exp2(shift - largest)[:, None] * part
+    return tl.sum(output, axis=0)
+
+
+@triton.jit
+def combine(
+    z_s,
+    z_t,
+    memory,
+    pointer,
+    partials,
+    stats,
+    state,
+    losses,
+    loss,
+    grad_z_s,
+    batch,
+    size,
+    splits,
+    z_s_row,
+    z_s_dim,
+    z_t_row,
+    z_t_dim,
+    memory_row,
+    memory_dim,
+    scale_s,
+    inverse_tau_s,
+    weight,
+    momentum,
+    OPERAND: tl.constexpr,
+    TF32: tl.constexpr,
+    NEED_GRAD: tl.constexpr,
+    REDUCE: tl.constexpr,
+    ENQUEUE: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SPLIT_BLOCK: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """One program a sample: ``losses[i]`` and ``grad_z_s[i]``, the derivative times ``weight``.
+
+    With REDUCE the last program to end writes ``loss`` = weight * sum(losses), added in one order
+    whichever program that is.
+    """
+    i = tl.program_id(0)
+    count = 2 * batch
+    _, total_s, shift_s = merged_weights(stats, i, count, splits, SPLITS)
+    weight_t, total_t, shift_t = merged_weights(stats, batch + i, count, splits, SPLITS)
+    log_sum_exp = tl.log2(total_s) + shift_s
+    if NEED_GRAD:
+        d = tl.arange(0, BLOCK_D)
+        output_s = merged_output(
+            partials, stats, i, count, splits, shift_s, SPLIT_BLOCK, DIM_PAD, BLOCK_D
+        )
+        output_t = merged_output(
+            partials, stats, batch + i, count, splits, shift_t, SPLIT_BLOCK, DIM_PAD, BLOCK_D
+        )
+        output_s = output_s / total_s
+        output_t = output_t / total_t
+        unit, norm = unit_row(load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D))
+        # The query as it was multiplied: computed again, so that its place may have been reused.
+        query = query_of(unit, scale_s, OPERAND, TF32).to(tl.float32)
+        centre = tl.sum(query * output_t, axis=0)
+        grad = (output_s - output_t) * inverse_tau_s
+        along = tl.sum(grad * unit, axis=0)
+        # A row shorter than the norm's clamp is divided by a constant: no projection there.
+        along = tl.where(norm > 1e-12, along, 0.0)
+        grad = (grad - along * unit) / norm * weight
+        tl.store(grad_z_s + i.to(tl.int64) * DIM + d, grad, mask=d < DIM)
+    else:
+        split = tl.arange(0, SPLITS)
+        stat = stats + split.to(tl.int64) * 3 * count + 2 * count + i
+        centres = tl.load(stat, mask=split < splits, other=0.0)
+        centre = tl.sum(weight_t * centres, axis=0) / total_t
+    tl.store(losses + i, (log_sum_exp - centre) * LOG_2)
+
+    if ENQUEUE == "after":
+        first = tl.load(state)
+        key = load_row(z_t, i, z_t_row, z_t_dim, DIM, BLOCK_D)
+        write_slot(
+            memory,
+            (first + i) % size,
+            memory_row,
+            memory_dim,
+            key,
+            momentum,
+            MOMENTUM,
+            DIM,
+            BLOCK_D,
+        )
+    if ENQUEUE != "never":
+        if i == 0:
+            tl.store(pointer, (tl.load(state) + batch) % size)
+    if REDUCE:
+        # Every thread's loss is out before one of them counts this program as done.
+        tl.debug_barrier()
+        done = tl.atomic_add(state + 1, 1, sem="acq_rel")
+        if done == batch - 1:
+            total = tl.zeros((BLOCK_B,), tl.float32)
+            for first_loss in tl.range(0, batch, BLOCK_B):
+                b = first_loss + tl.arange(0, BLOCK_B)
+                # Not from this multiprocessor's own cache.
+                total += tl.load(losses + b, mask=b < batch, other=0.0, cache_modifier=".cg")
+            tl.store(loss, tl.sum(total, axis=0) * weight)

@@ -1,0 +1,93 @@
+"""Which block sizes a step has: from a fixed table, by device, operands, width and size."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+from rrd_kernels.triton.table import ATTENTION, LOSS, Config
+
+#: The widest rows that the kernels hold.
+MAX_DIM = 1024
+
+#: The most memory rows, whose numbers the kernels count in 32 bits.
+MAX_ROWS = 2**31 - 2**16
+
+#: The table's widths: a row of D elements is looked up under the first that holds it.
+WIDTHS = (64, 128, 256, MAX_DIM)
+
+#: 2·B·K from which a problem is large, with blocks for the tensor cores' rate rather than for many
+#: multiprocessors.
+LARGE = 2**25
+
+HALF = ("float16", "bfloat16")
+
+
+class Hardware(NamedTuple):
+    """What a plan depends on."""
+
+    family: str  # a key of the table
+    multiprocessors: int
+
+
+def family_of(index: int | None) -> str | None:
+    """The table's key for a GPU; ``None`` for one that is too old."""
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip is not None:
+        return "gfx942"  # 64 KiB of local memory, as all of AMD's
+    capability = (properties.major, properties.minor)
+    if capability < (8, 0):
+        return None
+    if capability == (9, 0):
+        return "sm_90"
+    if properties.major == 10:
+        return "sm_100"
+    roomy = properties.shared_memory_per_block_optin >= 163 * 1024
+    return "sm_80" if roomy else "sm_86"
+
+
+@functools.lru_cache
+def hardware_of(device: torch.device) -> Hardware:
+    """What a device is planned for; on a CPU, Triton's interpreter.
+
+    Raises:
+        RuntimeError: there is nothing in the table for it.
+    """
+    if device.type == "cpu":
+        return Hardware("interpreter", 4)
+    family = family_of(device.index)
+    if family is None:
+        raise RuntimeError(f"rrd_kernels has no kernels for {torch.cuda.get_device_name(device)}")
+    return Hardware(family, torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def width_of(dim: int) -> int:
+    return next(width for width in WIDTHS if dim <= width)
+
+
+def operand_class(operand: str, memory_bytes: int) -> str:
+    """The table's name for operands that come out of a memory of ``memory_bytes`` an element: half
+    precision that is float32 on its way takes as much room as TF32."""
+    if operand in HALF:
+        return "half" if memory_bytes == 2 else "tf32"
+    return operand
+
+
+def attention_config(family: str, operand: str, dim: int, memory_bytes: int, work: int) -> Config:
+    """Block sizes of the kernel for loss and gradient, for ``work`` = 2·B·K."""
+    small, large = ATTENTION[family][operand_class(operand, memory_bytes)][width_of(dim)]
+    return large if work >= LARGE else small
+
+
+def loss_config(family: str, operand: str, dim: int, memory_bytes: int) -> Config:
+    """Block sizes of the kernel for the loss alone; its blocks are of samples, not of queries, and
+    it has no use for ``block_d``."""
+    return LOSS[family][operand_class(operand, memory_bytes)][width_of(dim)]
+
+
+def input_precision(family: str, operand: str) -> str:
+    """Triton's name for how float32 operands are multiplied; half precision ignores it."""
+    if operand == "float32":
+        # AMD's matrix units have float32; NVIDIA's take three products of TensorFloat-32.
+        return "ieee" if family in ("gfx942", "interpreter") else "tf32x3"
+    return "tf32" if operand == "tf32" and family != "interpreter" else "ieee"

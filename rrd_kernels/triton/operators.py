@@ -1,0 +1,126 @@
+"""What ``csrc/cuda`` leaves to Python: the first call of each kind, and what has no kernels."""
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rrd_kernels.triton import autotune
+from rrd_kernels.triton.configs import MAX_DIM, MAX_ROWS, hardware_of
+from rrd_kernels.triton.launch import compiled, run
+from rrd_kernels.triton.plain import plain_forward
+from rrd_kernels.triton.recipe import recipe_of
+from rrd_kernels.triton.step import (
+    ENQUEUES,
+    Buffers,
+    Launch,
+    Settings,
+    enqueue_launches,
+    step_launches,
+)
+
+
+def _has_kernels(z_s: Tensor, memory: Tensor, settings: Settings) -> bool:
+    batch, dim = z_s.shape
+    double = settings.operand == "float64" or memory.dtype == torch.float64
+    return 0 < batch and dim <= MAX_DIM and memory.shape[0] <= MAX_ROWS and not double
+
+
+def _launches(
+    z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor | None, settings: Settings
+) -> tuple[Buffers, Sequence[Launch]]:
+    hardware = hardware_of(memory.device)
+    plan = autotune.best_plan(z_s, z_t, memory, settings, hardware) if autotune.WANTED else None
+    return step_launches(z_s, z_t, memory, pointer, settings, hardware, plan)
+
+
+def triton_step(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    pointer: Tensor | None,
+    tau_s: float,
+    tau_t: float,
+    unit_memory: bool,
+    operand: str,
+    reduction: int,
+    enqueue: int,
+    momentum: float,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """Loss and gradient, with the enqueue where there is one, launched from Python."""
+    settings = Settings(
+        tau_s,
+        tau_t,
+        unit_memory,
+        operand,
+        reduction,
+        need_grad,
+        ENQUEUES[enqueue],
+        momentum,
+    )
+    if _has_kernels(z_s, memory, settings):
+        buffers, launches = _launches(z_s, z_t, memory, pointer, settings)
+        run(launches)
+        return buffers.loss, buffers.grad_z_s
+    if settings.enqueue == "before" and pointer is not None:
+        enqueue_(memory, pointer, z_t, momentum)
+    result = plain_forward(z_s, z_t, memory, settings)
+    if settings.enqueue == "after" and pointer is not None:
+        enqueue_(memory, pointer, z_t, momentum)
+    return result
+
+
+def triton_recipe(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    pointer: Tensor | None,
+    tau_s: float,
+    tau_t: float,
+    unit_memory: bool,
+    operand: str,
+    reduction: int,
+    enqueue: int,
+    momentum: float,
+    need_grad: bool,
+) -> list[int]:
+    """How ``csrc/cuda`` is to launch calls of this kind; empty where it is not to."""
+    settings = Settings(
+        tau_s,
+        tau_t,
+        unit_memory,
+        operand,
+        reduction,
+        need_grad,
+        ENQUEUES[enqueue],
+        momentum,
+    )
+    # AMD's driver has launches of its own.
+    if torch.version.hip is not None or not _has_kernels(z_s, memory, settings):
+        return []
+    # Told apart by identity, which one tensor given twice would not be.
+    inputs = z_s.detach(), z_t.detach(), memory.detach(), pointer
+    buffers, launches = _launches(*inputs, settings)
+    return recipe_of(launches, [compiled(launch) for launch in launches], buffers, inputs)
+
+
+def enqueue_(memory: Tensor, pointer: Tensor, keys: Tensor, momentum: float) -> None:
+    """The operator of this name."""
+    # rrd_kernels.functional has checked everything; this is for callers of the bare operator.
+    (batch, width), (size, dim) = keys.shape, memory.shape
+    if width != dim or batch > size or pointer.dtype != torch.int64 or pointer.numel() != 1:
+        raise ValueError(
+            f"enqueue_: keys {tuple(keys.shape)} do not fit a memory {tuple(memory.shape)}, or the "
+            f"pointer is not one int64"
+        )
+    if not keys.device == pointer.device == memory.device:
+        raise ValueError("enqueue_: memory, pointer and keys must be on one device")
+    if batch == 0:
+        return
+    if keys.untyped_storage().data_ptr() == memory.untyped_storage().data_ptr():
+        keys = keys.clone()  # slots that must not change while they are read
+    on_device = torch.cuda.device(memory.device) if memory.is_cuda else contextlib.nullcontext()
+    with on_device:
+        run(enqueue_launches(memory, pointer, keys, momentum))

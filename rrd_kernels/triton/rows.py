@@ -1,0 +1,92 @@
+"""What the kernels do with one row: normalise it, make it a query, write it into the memory."""
+
+import triton
+import triton.language as tl
+
+# torch.nn.functional.normalize's.
+NORM_EPS = tl.constexpr(1e-12)
+
+# Below this a row is not scaled by its largest element, whose reciprocal could overflow; its norm,
+# far below NORM_EPS, is then the square root of sums that may underflow without being missed.
+TINY = tl.constexpr(1e-30)
+
+
+@triton.jit
+def load_row(
+    base,
+    row,
+    stride_row,
+    stride_dim,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    DTYPE: tl.constexpr = tl.float32,
+):
+    """Row ``row`` as DTYPE [BLOCK_D], zero beyond DIM."""
+    d = tl.arange(0, BLOCK_D)
+    address = base + tl.cast(row, tl.int64) * stride_row + d.to(tl.int64) * stride_dim
+    return tl.load(address, mask=d < DIM, other=0.0).to(DTYPE)
+
+
+@triton.jit
+def unit_row(z):
+    """``z / max(|z|, 1e-12)`` and that divisor, without overflow of the squares; NaN stays NaN."""
+    largest = tl.max(tl.abs(z), axis=0)
+    scale = tl.where(largest > TINY, largest, 1.0)
+    scaled = z / scale
+    square = tl.sum(scaled * scaled, axis=0)
+    root = tl.sqrt(square) if square.dtype == tl.float64 else tl.sqrt_rn(square)
+    # Clamped so that NaN stays: a comparison with it is false.
+    small = root * scale < NORM_EPS
+    divisor = tl.where(small, NORM_EPS, root * scale)
+    unit = tl.where(small, z / NORM_EPS, scaled / tl.where(small, 1.0, root))
+    return unit, divisor
+
+
+@triton.jit
+def round_to_tf32(value):
+    """The nearest number of ten mantissa bits; NaN and infinity as they are."""
+    bits = value.to(tl.int32, bitcast=True)
+    rounded = ((bits + 0x0FFF + ((bits >> 13) & 1)) & -8192).to(tl.float32, bitcast=True)
+    return tl.where(tl.abs(value) < float("inf"), rounded, value)
+
+
+@triton.jit
+def query_of(unit, scale, OPERAND: tl.constexpr, TF32: tl.constexpr):
+    """A unit row times ``scale`` = log2(e) / tau, rounded once to the products' operands."""
+    query = unit * scale
+    if TF32:
+        query = round_to_tf32(query)
+    return query.to(OPERAND)
+
+
+@triton.jit
+def slot_of(pointer, size):
+    """The slot that a stored pointer leads to, which a checkpoint may have made anything."""
+    at = pointer % size
+    return (at + size) % size
+
+
+@triton.jit
+def write_slot(
+    memory,
+    slot,
+    stride_row,
+    stride_dim,
+    key,
+    momentum,
+    MOMENTUM: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """``slot <- normalize(momentum * slot + (1 - momentum) * normalize(key))``; a key that is not
+    finite leaves the slot alone."""
+    d = tl.arange(0, BLOCK_D)
+    kept = tl.where(tl.sum(key * 0.0, axis=0) == 0.0, DIM, 0)
+    new, _ = unit_row(key)
+    if MOMENTUM:
+        old = load_row(memory, slot, stride_row, stride_dim, DIM, BLOCK_D, key.dtype)
+        new, _ = unit_row(momentum * old + (1.0 - momentum) * new)
+    address = memory + tl.cast(slot, tl.int64) * stride_row + d.to(tl.int64) * stride_dim
+    if memory.dtype.element_ty != tl.float64:
+        new = new.to(tl.float32)  # there is no way from float64 to bfloat16 but this
+    tl.store(address, new.to(memory.dtype.element_ty), mask=d < kept)

@@ -1,0 +1,321 @@
+"""A step on a GPU as a list of launches: prepare, attend, combine."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from rrd_kernels.triton.attention import attend
+from rrd_kernels.triton.attention_loss import attend_loss
+from rrd_kernels.triton.combine import combine
+from rrd_kernels.triton.configs import Hardware, input_precision
+from rrd_kernels.triton.enqueue import advance, enqueue
+from rrd_kernels.triton.plan import Plan, make_plan, next_power_of_2, row_block
+from rrd_kernels.triton.prepare import prepare
+
+#: What the products' operands are stored in.
+STORAGE = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+TRITON_DTYPE = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+#: In the order of the operators' integer.
+ENQUEUES = ("never", "before", "after")
+
+LOG2_E = math.log2(math.e)
+
+#: How much longer than 1 rows may be for the bounded softmax, and its sums beyond their bounds:
+#: rounding a unit row to bfloat16 changes its length by at most 2^-8.
+SLACK = 1 + 2.0**-6
+
+
+class Launch(NamedTuple):
+    """A kernel's grid, run-time arguments and compile-time constants."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int = 1
+
+
+class Settings(NamedTuple):
+    """What a step computes, beside its tensors."""
+
+    tau_s: float
+    tau_t: float
+    unit_memory: bool
+    operand: str  # one of STORAGE
+    reduction: int  # as at::Reduction: 0 none, 1 mean, 2 sum
+    need_grad: bool
+    enqueue: str = "never"  # or "before", "after"
+    momentum: float = 0.0
+
+
+class Buffers(NamedTuple):
+    """What a step writes, beside the memory; only ``loss`` and ``grad_z_s`` outlive it."""
+
+    loss: Tensor  # [] or [B] float32
+    grad_z_s: Tensor  # [B, D] or [0, D] float32
+    losses: Tensor  # [B] float32; ``loss`` itself without a reduction
+    queries: Tensor  # [2B, DIM_PAD] in the operands' dtype
+    partials: Tensor  # [splits, 2B, DIM_PAD] float32, or [0]
+    stats: Tensor  # [splits, 3, 2B] float32
+    state: Tensor  # int64 [2]
+
+
+def row_warps(dim: int) -> int:
+    return 1 if dim <= 256 else 4
+
+
+def fits_float32(tau: float, size: int) -> bool:
+    """Whether sums over ``size`` unit rows of 2^logit, the loss's included, stay within float32."""
+    bound = LOG2_E / tau * SLACK
+    return bound + math.log2(size) + max(0.0, math.log2(bound)) <= 126
+
+
+def allocate(z_s: Tensor, plan: Plan, settings: Settings) -> Buffers:
+    batch, dim = z_s.shape
+    need_grad, reduce = settings.need_grad, settings.reduction != 0
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=z_s.device)
+
+    queries = empty(2 * batch, plan.dim_pad, dtype=STORAGE[settings.operand])
+    if not need_grad:
+        partials = empty(0)
+    elif plan.splits == 1 and plan.dim_blocks == 1 and queries.dtype == torch.float32:
+        partials = queries  # each block is read by one program, which writes its sums there
+    else:
+        partials = empty(plan.splits, 2 * batch, plan.dim_pad)
+    loss = empty(*(() if reduce else (batch,)))
+    return Buffers(
+        loss=loss,
+        grad_z_s=empty(batch if need_grad else 0, dim),
+        losses=empty(batch) if reduce else loss,
+        queries=queries,
+        partials=partials,
+        stats=empty(plan.splits, 3, 2 * batch),
+        state=empty(2, dtype=torch.int64),
+    )
+
+
+def enqueue_launches(
+    memory: Tensor, pointer: Tensor, keys: Tensor, momentum: float
+) -> tuple[Launch, Launch]:
+    """The enqueue by itself: the slots, then the pointer."""
+    (size, dim), batch = memory.shape, keys.shape[0]
+    double = torch.float64 in (memory.dtype, keys.dtype)
+    write = Launch(
+        enqueue,
+        (batch,),
+        {
+            "memory": memory,
+            "pointer": pointer,
+            "keys": keys,
+            "size": size,
+            "keys_row": keys.stride(0),
+            "keys_dim": keys.stride(1),
+            "memory_row": memory.stride(0),
+            "memory_dim": memory.stride(1),
+            "momentum": momentum,
+        },
+        {
+            "DTYPE": tl.float64 if double else tl.float32,
+            "MOMENTUM": momentum != 0,
+            "DIM": dim,
+            "BLOCK_D": row_block(dim),
+        },
+        row_warps(dim),
+    )
+    move = Launch(advance, (1,), {"pointer": pointer, "batch": batch, "size": size}, {}, 1)
+    return write, move
+
+
+def step_launches(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    pointer: Tensor | None,
+    settings: Settings,
+    hardware: Hardware,
+    plan: Plan | None = None,
+) -> tuple[Buffers, tuple[Launch, Launch, Launch]]:
+    """What is launched, in order, and what it writes.
+
+    Args:
+        z_s, z_t: [B, D], B >= 1, any strides and floating dtype.
+        memory: [K, D], any strides; written where ``settings.enqueue`` is not "never".
+        pointer: int64 [1], for an enqueue.
+        settings: what is computed.
+        hardware: what it runs on.
+        plan: in place of the one that the table leads to.
+    """
+    (batch, dim), size = z_s.shape, memory.shape[0]
+    if plan is None:
+        plan = make_plan(
+            batch,
+            size,
+            dim,
+            settings.operand,
+            memory.element_size(),
+            settings.need_grad,
+            hardware,
+        )
+    buffers = allocate(z_s, plan, settings)
+    launches = (
+        _prepare(z_s, z_t, memory, pointer, buffers, plan, settings),
+        _attend(memory, buffers, plan, settings, hardware),
+        _combine(z_s, z_t, memory, pointer, buffers, plan, settings),
+    )
+    return buffers, launches
+
+
+def _embeddings(z_s: Tensor, z_t: Tensor, memory: Tensor) -> dict[str, int]:
+    """Sizes and strides that the first and the last kernel share."""
+    return {
+        "batch": z_s.shape[0],
+        "size": memory.shape[0],
+        "z_s_row": z_s.stride(0),
+        "z_s_dim": z_s.stride(1),
+        "z_t_row": z_t.stride(0),
+        "z_t_dim": z_t.stride(1),
+        "memory_row": memory.stride(0),
+        "memory_dim": memory.stride(1),
+    }
+
+
+def _row_constants(dim: int, plan: Plan, settings: Settings) -> dict[str, Any]:
+    return {
+        "ENQUEUE": settings.enqueue,
+        "MOMENTUM": settings.momentum != 0,
+        "TF32": settings.operand == "tf32",
+        "DIM": dim,
+        "DIM_PAD": plan.dim_pad,
+        "BLOCK_D": row_block(dim),
+    }
+
+
+def _prepare(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    pointer: Tensor | None,
+    buffers: Buffers,
+    plan: Plan,
+    settings: Settings,
+) -> Launch:
+    batch, dim = z_s.shape
+    return Launch(
+        prepare,
+        (batch,),
+        {
+            "z_s": z_s,
+            "z_t": z_t,
+            "memory": memory,
+            "pointer": buffers.state if pointer is None else pointer,
+            "queries": buffers.queries,
+            "state": buffers.state,
+            **_embeddings(z_s, z_t, memory),
+            "scale_s": LOG2_E / settings.tau_s,
+            "scale_t": LOG2_E / settings.tau_t,
+            "momentum": settings.momentum,
+        },
+        _row_constants(dim, plan, settings),
+        row_warps(dim),
+    )
+
+
+def _attend(
+    memory: Tensor, buffers: Buffers, plan: Plan, settings: Settings, hardware: Hardware
+) -> Launch:
+    size, dim = memory.shape
+    config = plan.config
+    taus = (settings.tau_s, settings.tau_t)
+    arguments = {
+        "queries": buffers.queries,
+        "memory": memory,
+        "partials": buffers.partials,
+        "stats": buffers.stats,
+        "batch": buffers.losses.shape[0],
+        "size": size,
+        "stride_row": memory.stride(0),
+        "stride_dim": memory.stride(1),
+        "tiles_per_split": plan.tiles_per_split,
+        "bound_s": SLACK * LOG2_E / settings.tau_s,
+        "bound_t": SLACK * LOG2_E / settings.tau_t,
+    }
+    # float16 holds no weight above 2^16, only shifted ones; the loss alone has them in float32.
+    bounded = settings.unit_memory and all(fits_float32(tau, size) for tau in taus)
+    constants = {
+        "OPERAND": TRITON_DTYPE[buffers.queries.dtype],
+        "INPUT_PRECISION": input_precision(hardware.family, settings.operand),
+        "UPCAST": hardware.family == "interpreter",
+        "BOUNDED": bounded and not (settings.need_grad and settings.operand == "float16"),
+        "EVEN": plan.even,
+        "DIM": dim,
+        "DIM_PAD": plan.dim_pad,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "STAGES": config.num_stages,
+    }
+    if settings.need_grad:
+        kernel, constants["BLOCK_D"] = attend, config.block_d
+    else:
+        kernel = attend_loss
+        del arguments["partials"]
+    return Launch(kernel, plan.grid, arguments, constants, config.num_warps, config.num_stages)
+
+
+def _combine(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    pointer: Tensor | None,
+    buffers: Buffers,
+    plan: Plan,
+    settings: Settings,
+) -> Launch:
+    batch, dim = z_s.shape
+    # Splits that are added side by side: as many as registers hold, whatever their number, so that
+    # no batch needs a kernel of its own.
+    split_block = min(16, 2048 // row_block(dim))
+    return Launch(
+        combine,
+        (batch,),
+        {
+            "z_s": z_s,
+            "z_t": z_t,
+            "memory": memory,
+            "pointer": buffers.state if pointer is None else pointer,
+            "partials": buffers.partials,
+            "stats": buffers.stats,
+            "state": buffers.state,
+            "losses": buffers.losses,
+            "loss": buffers.loss,
+            "grad_z_s": buffers.grad_z_s,
+            **_embeddings(z_s, z_t, memory),
+            "splits": plan.splits,
+            "scale_s": LOG2_E / settings.tau_s,
+            "inverse_tau_s": 1 / settings.tau_s,
+            "weight": 1 / batch if settings.reduction == 1 else 1.0,
+            "momentum": settings.momentum,
+        },
+        {
+            **_row_constants(dim, plan, settings),
+            "OPERAND": TRITON_DTYPE[buffers.queries.dtype],
+            "NEED_GRAD": settings.need_grad,
+            "REDUCE": settings.reduction != 0,
+            "SPLITS": max(256, next_power_of_2(plan.splits)),
+            "SPLIT_BLOCK": split_block,
+            "BLOCK_B": 1024,
+        },
+        4 if dim > 32 else 1,
+    )

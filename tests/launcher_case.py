@@ -1,0 +1,241 @@
+"""Run by test_launcher.py in a process whose libcuda.so.1 is the stub: the launches of csrc/cuda
+against those that Python describes, for kernels compiled for an H200."""
+
+import ctypes
+import functools
+import itertools
+import json
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+import triton
+from machine_code import CARDS
+
+from rrd_kernels.triton.compiled import compile_launch, describe
+from rrd_kernels.triton.configs import Hardware
+from rrd_kernels.triton.recipe import recipe_of
+from rrd_kernels.triton.step import ENQUEUES, Settings, step_launches
+
+CARD = CARDS["H200"]
+HARDWARE = Hardware(CARD.family, CARD.multiprocessors)
+CUDA = torch._C.DispatchKey.CUDA
+
+
+class StubLaunch(ctypes.Structure):
+    _fields_ = (
+        ("function", ctypes.c_int64),
+        ("grid", ctypes.c_int64 * 3),
+        ("block", ctypes.c_int64 * 3),
+        ("shared_bytes", ctypes.c_int64),
+        ("stream", ctypes.c_int64),
+        ("count", ctypes.c_int64),
+        ("parameters", ctypes.c_int64 * 64),
+    )
+
+
+stub = ctypes.CDLL("libcuda.so.1")
+kept_alive = []
+recipes = []
+
+
+def taken() -> list[StubLaunch]:
+    launches = (StubLaunch * 64)()
+    return list(launches[: stub.stub_take(launches)])
+
+
+def parameter_sizes(cubin: bytes) -> list[int]:
+    """What the machine code itself says that it is passed."""
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        listing = subprocess.run([program, "-elf", file.name], capture_output=True, text=True)
+    found = re.findall(r"Ordinal : 0x(\w+)\s+Offset\s+: 0x\w+\s+Size\s+: 0x(\w+)", listing.stdout)
+    return [size for _, size in sorted((int(o, 16), int(s, 16)) for o, s in found)]
+
+
+def loaded(launch):
+    """As a loaded kernel: its handle is what the stub knows of it."""
+    kernel = compile_launch(launch, CARD.target)
+    sizes = parameter_sizes(kernel.asm["cubin"])
+    handle = (ctypes.c_int64 * (len(sizes) + 1))(*sizes, 0)
+    kept_alive.append(handle)
+    return SimpleNamespace(function=ctypes.addressof(handle), metadata=kernel.metadata)
+
+
+def settings_of(arguments) -> Settings:
+    *numbers, operand, reduction, enqueue, momentum, need_grad = arguments[4:]
+    return Settings(*numbers, operand, reduction, need_grad, ENQUEUES[enqueue], momentum)
+
+
+def recipe(*arguments) -> list[int]:
+    inputs = tuple(None if tensor is None else tensor.detach() for tensor in arguments[:4])
+    buffers, launches = step_launches(*inputs, settings_of(arguments), HARDWARE)
+    kernels = [loaded(launch) for launch in launches]
+    recipes.append((launches, kernels))
+    return recipe_of(launches, kernels, buffers, inputs)
+
+
+def in_python(*arguments):
+    raise AssertionError("not by csrc/cuda")
+
+
+library = torch.library.Library("rrd_kernels", "IMPL")
+library.impl("triton_recipe", recipe, "CPU")
+library.impl("triton_step", in_python, "CPU")
+
+
+def call(operator, *arguments):
+    return getattr(torch.ops.rrd_kernels, operator).default._op_dk(CUDA, *arguments)
+
+
+def expected(launch, kernel, addresses) -> list[int | None]:
+    """Each parameter's bytes as an integer; None for what lies in the workspace."""
+    values = []
+    for name in launch.kernel.arg_names:
+        if name not in launch.arguments or describe(launch, name).constant is not None:
+            continue
+        value = launch.arguments[name]
+        if isinstance(value, torch.Tensor):
+            values.append(addresses.get(name))
+        elif isinstance(value, float):
+            values.append(int.from_bytes(struct.pack("<f", value), "little"))
+        else:
+            values.append(value)
+    return [*values, 0, 0]
+
+
+def check(operator, z_s, z_t, memory, pointer, options, need_grad) -> None:
+    state = () if pointer is None else (memory, pointer)
+    inputs = (z_s, z_t, memory) if pointer is None else (z_s, z_t)
+    loss, grad = call(operator, *state, *inputs, *options, need_grad)
+    addresses = {
+        "z_s": z_s.data_ptr(),
+        "z_t": z_t.data_ptr(),
+        "memory": memory.data_ptr(),
+        "loss": loss.data_ptr(),
+        "grad_z_s": grad.data_ptr(),
+    }
+    if pointer is not None:
+        addresses["pointer"] = pointer.data_ptr()
+    if loss.dim() == 1:
+        addresses["losses"] = loss.data_ptr()
+    launches, kernels = recipes[-1]
+    done = taken()
+    assert len(done) == len(launches) == 3
+    for launch, kernel, stubbed in zip(launches, kernels, done, strict=True):
+        assert stubbed.function == kernel.function
+        assert list(stubbed.grid) == [*launch.grid, *(1,) * (3 - len(launch.grid))]
+        assert list(stubbed.block) == [32 * launch.num_warps, 1, 1]
+        assert stubbed.shared_bytes == kernel.metadata.shared
+        wanted = expected(launch, kernel, addresses)
+        assert stubbed.count == len(wanted)
+        found = stubbed.parameters[: stubbed.count]
+        for value, want in zip(found, wanted, strict=True):
+            assert value != 0 if want is None else value == want % 2**64, (launch.kernel, wanted)
+    # What lies in the workspace is one buffer each, the same in every kernel, and none overlaps.
+    places: dict[str, set[tuple[int, int]]] = {}
+    for launch, stubbed in zip(launches, done, strict=True):
+        names = [n for n in launch.kernel.arg_names if n in launch.arguments]
+        names = [n for n in names if describe(launch, n).constant is None]
+        for name, value in zip(names, stubbed.parameters, strict=False):
+            tensor = launch.arguments[name]
+            if isinstance(tensor, torch.Tensor) and name not in {*addresses, "pointer"}:
+                places.setdefault(name, set()).add((value, value + tensor.nbytes))
+    assert {len(found) for found in places.values()} == {1}
+    ranges = sorted(found.pop() for found in places.values())
+    for (_, end), (begin, _) in itertools.pairwise(ranges):
+        assert end <= begin
+    assert {(begin - ranges[0][0]) % 512 for begin, _ in ranges} == {0}
+
+
+def main() -> None:
+    report = {}
+    torch.manual_seed(0)
+    for dim, precision, reduction, need_grad in (
+        (128, None, 1, True),
+        (128, "bfloat16", 0, True),
+        (24, "float32", 2, False),
+    ):
+        z_s, z_t = torch.randn(2, 8, dim)
+        memory = F.normalize(torch.randn(512, dim), dim=1)
+        pointer = torch.tensor([509])
+        common = (0.1, 0.02, True, precision, reduction)
+        check("relational_loss_forward", z_s, z_t, memory, None, common, need_grad)
+        for first in (True, False):
+            step = (*common, first, 0.25)
+            check("relational_step_forward_", z_s, z_t, memory, pointer, step, need_grad)
+
+    # The same kind of call again, on other tensors: no recipe is made, the addresses are new.
+    made = len(recipes)
+    options = (0.1, 0.02, True, None, 1)
+    z_s, z_t = torch.randn(8, 128), torch.randn(8, 128)
+    memory = F.normalize(torch.randn(512, 128), dim=1)
+    call("relational_loss_forward", z_s, z_t, memory, *options, True)
+    addresses = [launch.parameters[0] for launch in taken()]
+    assert (len(recipes), addresses[0]) == (made, z_s.data_ptr())
+    # Student and teacher may be one tensor in the first call of a kind, and two in the next.
+    one = torch.randn(9, 128)
+    call("relational_loss_forward", one, one, memory, *options, True)
+    call("relational_loss_forward", torch.randn(9, 128), one, memory, *options, True)
+    first, *_ = taken()[3:]
+    assert first.parameters[1] == one.data_ptr() != first.parameters[0]
+
+    # A thread without a context gets the device's primary one; that of device -1, for a CPU.
+    stub.stub_drop_context()
+    call("relational_loss_forward", z_s, z_t, memory, *options, True)
+    assert (stub.stub_drop_context(), len(taken())) == (999, 3)
+
+    # Whatever a launch depends on makes a recipe of its own.
+    made = len(recipes)
+    wide = torch.randn(8, 130)
+    for arguments in (
+        (wide[:, :128], z_t, memory, *options, True),
+        (wide[:, 1:129], z_t, memory, *options, True),
+        (z_s, z_t.half(), memory, *options, True),
+        (z_s, z_t, memory[:511], *options, True),
+        (z_s[:7], z_t[:7], memory, *options, True),
+        (z_s, z_t, memory, 0.2, 0.02, True, None, 1, True),
+        (z_s, z_t, memory, 0.1, 0.03, True, None, 1, True),
+        (z_s, z_t, memory, 0.1, 0.02, False, None, 1, True),
+        (z_s, z_t, memory, 0.1, 0.02, True, "tf32", 1, True),
+        (z_s, z_t, memory, 0.1, 0.02, True, None, 0, True),
+        (z_s, z_t, memory, *options, False),
+    ):
+        call("relational_loss_forward", *arguments)
+        made += 1
+        assert len(recipes) == made, arguments[3:]
+    # PyTorch's setting in its older form, then in its newer, after which the older cannot be read.
+    older, newer = torch.set_float32_matmul_precision, torch.backends.cuda.matmul
+    choices = [
+        (functools.partial(older, "highest"), "tf32x3"),
+        (functools.partial(older, "high"), "tf32"),
+        (functools.partial(older, "medium"), "tf32"),
+        (functools.partial(setattr, newer, "fp32_precision", "ieee"), "tf32x3"),
+        (functools.partial(setattr, newer, "fp32_precision", "tf32"), "tf32"),
+    ]
+    for batch, (choose, wanted) in enumerate(choices, start=1):
+        choose()
+        call("relational_loss_forward", z_s[:batch], z_t[:batch], memory, *options, True)
+        assert recipes[-1][0][1].constants["INPUT_PRECISION"] == wanted
+        assert recipes[-1][0][0].grid == (batch,)
+    newer.fp32_precision = "ieee"
+    taken()
+
+    stub.stub_answer(700)
+    try:
+        call("relational_loss_forward", z_s, z_t, memory, *options, True)
+    except RuntimeError as error:
+        report["error"] = str(error)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""What the Triton compiler makes of a launch, for a GPU that need not be there."""
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from rrd_kernels.triton.compiled import compile_launch
+from rrd_kernels.triton.configs import Hardware
+from rrd_kernels.triton.step import Launch, Settings, enqueue_launches, step_launches
+
+
+@dataclass(frozen=True)
+class Card:
+    """A target, and what its processors have."""
+
+    target: GPUTarget
+    family: str
+    multiprocessors: int
+    shared_bytes: int  # that one program may have
+    products: str  # pattern of the matrix instructions of its generation
+
+
+def cuda(capability: int, multiprocessors: int, shared_kib: int, products: str) -> Card:
+    target = GPUTarget("cuda", capability, 32)
+    return Card(target, f"sm_{capability}", multiprocessors, shared_kib * 1024, products)
+
+
+# NVIDIA: CUDA C++ Programming Guide, technical specifications per compute capability.
+# AMD: CDNA3 instruction set architecture, 64 KiB of LDS.
+CARDS = {
+    "A100": cuda(80, 108, 163, r"\bHMMA"),
+    "RTX 3090": cuda(86, 82, 99, r"\bHMMA"),
+    "H200": cuda(90, 132, 227, r"\bHGMMA"),
+    "B200": cuda(100, 148, 227, r"\bUTC\w*MMA"),
+    "MI300X": Card(GPUTarget("hip", "gfx942", 64), "gfx942", 304, 64 * 1024, r"v_mfma_"),
+}
+
+
+@dataclass(frozen=True)
+class Code:
+    """A compiled kernel's resources and instruction counts."""
+
+    registers: int  # of a thread
+    spilled: int  # bytes of stack, and instructions that reach local memory
+    shared: int  # bytes of a program
+    products: int  # matrix instructions of the card's generation
+    instructions: int
+
+
+def compile_for(launch: Launch, card: Card) -> Code:
+    """The launch's kernel, compiled and taken apart."""
+    kernel = compile_launch(launch, card.target)
+    shared = kernel.metadata.shared
+    if card.target.backend == "hip":
+        return _amd_code(kernel.asm["amdgcn"], shared, card)
+    return _nvidia_code(kernel.asm["cubin"], shared, card)
+
+
+def _nvidia_code(cubin: bytes, shared: int, card: Card) -> Code:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _cuobjdump("-res-usage", file.name)
+        sass = _cuobjdump("--dump-sass", file.name)
+    local_accesses = len(re.findall(r"\b(?:STL|LDL)\b", sass))
+    return Code(
+        registers=_number(r"REG:(\d+)", usage),
+        spilled=_number(r"STACK:(\d+)", usage) + _number(r"LOCAL:(\d+)", usage) + local_accesses,
+        shared=shared,
+        products=len(re.findall(card.products, sass)),
+        instructions=len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.MULTILINE)),
+    )
+
+
+def _amd_code(assembly: str, shared: int, card: Card) -> Code:
+    return Code(
+        registers=_number(r"\.vgpr_count:\s+(\d+)", assembly),
+        spilled=_number(r"\.vgpr_spill_count:\s+(\d+)", assembly)
+        + _number(r"\.private_segment_fixed_size:\s+(\d+)", assembly),
+        shared=shared,
+        products=len(re.findall(card.products, assembly)),
+        instructions=len(re.findall(r"^\t[a-z]\w+ ", assembly, re.MULTILINE)),
+    )
+
+
+def _cuobjdump(*arguments: str) -> str:
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    done = subprocess.run([program, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def _number(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    if match is None:
+        raise ValueError(f"no {pattern} in the compiler's report")
+    return int(match.group(1))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel of a step to compile."""
+
+    card: str  # a key of CARDS
+    batch: int
+    size: int
+    dim: int
+    settings: Settings
+    memory_dtype: torch.dtype
+    which: int  # of the step's launches
+    label: str  # what the rest does not say
+
+    def launch(self) -> Launch:
+        return step(
+            CARDS[self.card], self.batch, self.size, self.dim, self.settings, self.memory_dtype
+        )[self.which]
+
+    def __str__(self) -> str:
+        kernel = self.launch().kernel.__name__
+        return f"{kernel} {self.card} {self.settings.operand} D={self.dim} {self.label}"
+
+
+def compile_job(job: Job) -> Code:
+    return compile_for(job.launch(), CARDS[job.card])
+
+
+def step(
+    card: Card, batch: int, size: int, dim: int, settings: Settings, memory_dtype: torch.dtype
+) -> tuple[Launch, Launch, Launch]:
+    """A step's launches on tensors that have sizes and no memory."""
+    z_s, z_t = torch.empty(2, batch, dim, dtype=torch.float32, device="meta")
+    memory = torch.empty(size, dim, dtype=memory_dtype, device="meta")
+    pointer = torch.empty(1, dtype=torch.int64, device="meta")
+    hardware = Hardware(card.family, card.multiprocessors)
+    return step_launches(z_s, z_t, memory, pointer, settings, hardware)[1]
+
+
+def lone_enqueue(batch: int, size: int, dim: int, momentum: float) -> tuple[Launch, Launch]:
+    memory, keys = (torch.empty(rows, dim, device="meta") for rows in (size, batch))
+    pointer = torch.empty(1, dtype=torch.int64, device="meta")
+    return enqueue_launches(memory, pointer, keys, momentum)
+
+
+#: What has been compiled in this process, as rows of the printed table.
+REPORTED: list[tuple[str, Code]] = []
+
+
+def report(code: Code, name: str) -> None:
+    REPORTED.append((name, code))
+
+
+def table() -> str:
+    """All that was reported, aligned."""
+    heads = ("kernel", "registers", "spilled", "shared", "products", "instructions")
+    rows = [heads]
+    rows += [(name, *(str(value) for value in vars(code).values())) for name, code in REPORTED]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,209 @@
+"""make gpu-check writes down what happened, whatever happens."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gpu_check
+import pytest
+import run_files
+import stages
+import torch
+from stages import Stage
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def python(code: str, seconds: float = 60, **settings) -> Stage:
+    return Stage(settings.pop("name", "stage"), [sys.executable, "-c", code], seconds, **settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "tests/gpu_check.py", "--output", str(tmp_path / "check.json")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "No GPU" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_stage_is_in_the_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "GRACE_SECONDS", 2.0)
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    slow = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('what there is')"
+    planned = [
+        python("print('built')", name="build"),
+        python("import sys; sys.exit('broken')", name="fails"),
+        python(slow, 2, name="slow"),
+        python(deaf, 1, name="deaf"),
+        Stage("absent", ["no such program"], 60),
+        python("", name="unreadable", read=lambda output: {}[output]),
+        python("", name="needless", skip="not here"),
+        python("", name="benchmark", read=lambda output: {"record": {"rows": []}}),
+    ]
+    path = tmp_path / "folder" / "check.json"
+    assert not gpu_check.check(planned, {"gpu": "none"}, path)
+    report = json.loads(path.read_text())
+    found = {name: result["status"] for name, result in report["stages"].items()}
+    assert found == {
+        "build": "passed",
+        "fails": "failed",
+        "slow": "timed out",
+        "deaf": "timed out",
+        "absent": "failed",
+        "unreadable": "failed",
+        "needless": "skipped",
+        "benchmark": "passed",
+    }
+    assert "broken" in report["stages"]["fails"]["output_tail"]
+    assert "what there is" in report["stages"]["slow"]["output_tail"]
+    assert report["benchmark"] == {"rows": []}
+    assert report["passed"] is False
+
+
+def test_nothing_is_run_on_a_broken_build(tmp_path):
+    planned = [python("raise SystemExit(1)", name="build"), python("", name="tests")]
+    report = {}
+    assert not gpu_check.check(planned, report, tmp_path / "check.json")
+    assert report["stages"]["tests"] == {"status": "skipped", "reason": "it needs the build"}
+
+
+def test_a_stage_leaves_the_later_ones_their_least(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "SECONDS", 63.0)
+    planned = [
+        python("", name="build"),
+        python("import time; time.sleep(60)", name="slow"),
+        python("", name="last", least=60.0),
+        python("", name="needless", least=60.0, skip="not here"),
+    ]
+    report = {}
+    gpu_check.check(planned, report, tmp_path / "check.json")
+    assert report["stages"]["slow"]["status"] == "timed out"
+    assert report["stages"]["last"]["status"] == "passed"
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_stage_has_time_when_those_before_it_take_all_of_theirs(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda *args, **kwargs: "compute-sanitizer")
+    build, *others = gpu_check.plan(tmp_path, quick)
+    assert build.seconds + sum(stage.least for stage in others) <= gpu_check.SECONDS
+    assert all(0 < stage.least <= stage.seconds for stage in others)
+
+
+def test_all_stages_share_the_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "SECONDS", 0.0)
+    report = {}
+    assert not gpu_check.check([python("", name="build")], report, tmp_path / "check.json")
+    assert report["stages"]["build"]["status"] == "timed out"
+
+
+TESTS = """
+import os, pytest, signal
+
+def test_good(): pass
+
+def test_bad(): assert 1 == 2, "one is not two"
+
+@pytest.mark.skip(reason="no such device")
+def test_skipped(): pass
+
+@pytest.fixture
+def broken(): raise OSError("no fixture")
+
+def test_error(broken): pass
+
+def test_interrupted(): os.kill(os.getpid(), signal.SIGINT)
+
+def test_never_run(): pass
+"""
+
+
+def run_in(folder: Path, *options: str) -> dict[str, Any]:
+    """What came of the test files in ``folder``, as `make gpu-check` runs them."""
+    results = folder / "results"
+    command = [sys.executable, str(ROOT / "tests" / "run_files.py"), str(results)]
+    command += [f"--tests={folder}", f"--rootdir={folder}", "--workers=2", *options]
+    stage = Stage("tests", command, 60, read=lambda _: gpu_check.read_junit(results))
+    return stages.run(stage, folder, 60)
+
+
+def test_results_of_pytest_also_when_one_file_is_cut_short(tmp_path):
+    (tmp_path / "test_some.py").write_text(TESTS)
+    (tmp_path / "test_others.py").write_text("def test_good(): pass\ndef test_left_out(): pass\n")
+    (tmp_path / "test_none.py").write_text("def test_left_out(): pass\n")
+    (tmp_path / "test_lost.py").write_text("import os\ndef test_exit(): os._exit(7)\n")
+    result = run_in(tmp_path, "-k", "not left_out")
+    assert result["status"] == "failed"
+    assert result["counts"] == {"passed": 2, "failed": 2, "skipped": 1}
+    assert set(result["failures"]) == {"test_some::test_bad", "test_some::test_error"}
+    assert "one is not two" in result["failures"]["test_some::test_bad"]
+    assert result["skips"] == {"no such device": 1}
+    said = {line.split(":")[0]: line for line in result["output_tail"].splitlines()}
+    assert "exit code 2" in said["test_some.py"]
+    assert "passed" in said["test_others.py"]
+    assert "nothing selected" in said["test_none.py"]
+    assert "exit code 7" in said["test_lost.py"]
+
+
+@pytest.mark.parametrize(
+    ("expression", "exit_code"), [("good", 0), ("bad", 1), ("absent", run_files.NOTHING)]
+)
+def test_exit_code_of_all_files(expression, exit_code, tmp_path):
+    (tmp_path / "test_a.py").write_text("def test_good(): pass\n")
+    (tmp_path / "test_b.py").write_text("def test_bad(): assert False\n")
+    assert run_in(tmp_path, "-k", expression)["exit_code"] == exit_code
+
+
+def test_what_is_done_when_all_files_are_interrupted_counts(tmp_path):
+    """As by stages.py when time is up: all processes of the group, here by one of them."""
+    mark = repr(str(tmp_path / "mark"))
+    head = "import os, pathlib, signal, time\ndef test_good(): pass\n"
+    waits = f"def test_slow():\n    pathlib.Path({mark}).touch()\n    time.sleep(60)\n"
+    interrupts = (
+        f"def test_end():\n    while not os.path.exists({mark}): time.sleep(0.1)\n"
+        "    os.killpg(0, signal.SIGINT)\n    time.sleep(60)\n"
+    )
+    (tmp_path / "test_1.py").write_text(head + waits)
+    (tmp_path / "test_2.py").write_text(head + interrupts)
+    (tmp_path / "test_3.py").write_text(head)
+    result = run_in(tmp_path)
+    assert result["exit_code"] == run_files.INTERRUPTED
+    assert result["counts"] == {"passed": 2, "failed": 0, "skipped": 0}
+    assert "1 of 3 were not started" in result["output_tail"]
+
+
+def test_parts_of_a_file_hold_each_test_once():
+    """The longest are named in run_files.py, with expressions that together leave nothing out."""
+    for name, expressions in run_files.LONGEST.items():
+        assert (ROOT / "tests" / name).exists()
+        for words in ({"float32"}, {"bfloat16"}, {"float16"}, {"float32", "bfloat16"}, set()):
+            values = {word: word in words for word in ("float32", "bfloat16", "float16")}
+            met = [expression for expression in expressions if eval(expression or "True", values)]
+            assert len(met) == 1
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("========= ERROR SUMMARY: 0 errors\n", {"summary": "0 errors"}),
+        (
+            "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)\n",
+            {"summary": "2 hazards displayed (2 errors, 0 warnings)"},
+        ),
+        ("killed", {"summary": None}),
+    ],
+)
+def test_summary_of_the_sanitizer(output, expected):
+    assert gpu_check.read_sanitizer(output) == expected
+
+
+def test_a_device_without_sanitizer_is_no_failure():
+    found = gpu_check.read_sanitizer("========= Error: Device not supported.\n")
+    assert found["status"] == "skipped"

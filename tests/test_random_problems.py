@@ -1,0 +1,100 @@
+"""Any shape, stride, dtype and temperature, as hypothesis draws them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import draw
+
+from rrd_kernels import reference
+from rrd_kernels.functional import enqueue_
+
+hypothesis = pytest.importorskip("hypothesis")
+given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
+
+from test_enqueue import accuracy, pointer  # noqa: E402
+from test_properties import DTYPES, check  # noqa: E402
+
+
+def lay_out(rows: torch.Tensor, how: str) -> torch.Tensor:
+    """The same matrix in other strides."""
+    if how == "transposed":
+        return rows.T.contiguous().T
+    if how == "strided":
+        wide = rows.new_full((2 * rows.shape[0], rows.shape[1] + 3), torch.nan)
+        wide[::2, :-3] = rows
+        return wide[::2, :-3]
+    if how == "expanded":
+        return rows[:1].expand_as(rows)
+    return rows
+
+
+temperature = st.floats(0.02, 2.0)
+
+
+@settings(deadline=None)
+@given(
+    batch=st.integers(1, 70),
+    dim=st.integers(1, 150),
+    rows=st.integers(1, 400),
+    dtypes=st.tuples(*[st.sampled_from(DTYPES)] * 3),
+    layouts=st.tuples(*[st.sampled_from(["plain", "transposed", "strided", "expanded"])] * 3),
+    tau_s=temperature,
+    tau_t=temperature,
+    bounded=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_matches_float64(batch, dim, rows, dtypes, layouts, tau_s, tau_t, bounded, seed, device):
+    torch.manual_seed(seed)
+    problem = draw(batch, dim, rows, torch.float64, device, tau_s=tau_s, tau_t=tau_t)
+    for name, dtype, how in zip(("z_s", "z_t", "memory"), dtypes, layouts, strict=True):
+        setattr(problem, name, lay_out(getattr(problem, name).to(dtype), how))
+    check(problem, unit_memory=bounded)
+
+
+@settings(deadline=None)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    scale=st.floats(0.01, 50.0),
+    tau=st.floats(0.002, 0.02),
+    seed=st.integers(0, 2**31),
+)
+def test_online_softmax_takes_any_memory_and_small_temperatures(dtype, scale, tau, seed, device):
+    torch.manual_seed(seed)
+    problem = draw(9, 20, 300, torch.float64, device, tau_s=10 * tau, tau_t=tau)
+    problem.memory *= scale * torch.rand(300, 1, dtype=torch.float64).to(device)
+    for name in ("z_s", "z_t", "memory"):
+        setattr(problem, name, getattr(problem, name).to(dtype))
+    check(problem)
+
+
+@settings(deadline=None)
+@given(
+    size=st.integers(1, 50),
+    batch=st.integers(0, 50),
+    dim=st.integers(1, 40),
+    start=st.integers(0, 49),
+    dtypes=st.tuples(st.sampled_from(DTYPES), st.sampled_from(DTYPES)),
+    momentum=st.sampled_from([0.0, 0.4, 0.9]),
+    bad=st.sampled_from([None, float("nan"), float("inf"), -float("inf")]),
+    transposed=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_enqueue_matches_the_reference(
+    size, batch, dim, start, dtypes, momentum, bad, transposed, seed, device
+):
+    torch.manual_seed(seed)
+    batch, start = min(batch, size), start % size
+    memory = F.normalize(torch.randn(size, dim), dim=1).to(device, dtypes[0])
+    keys = torch.randn(batch, dim).to(device, dtypes[1])
+    if bad is not None and batch:
+        keys[batch // 2, dim // 2] = bad
+    if transposed:
+        memory, keys = memory.T.contiguous().T, keys.T.contiguous().T
+    wanted, wanted_ptr = memory.clone(), pointer(start, device)
+    reference.enqueue_(wanted, wanted_ptr, keys, momentum=momentum)
+    ptr = pointer(start, device)
+    enqueue_(memory, ptr, keys, momentum=momentum)
+    assert torch.equal(ptr, wanted_ptr)
+    # One rounding to the stored dtype, which may fall either way.
+    close = {"rtol": torch.finfo(dtypes[0]).eps, "atol": accuracy(device, *dtypes)}
+    torch.testing.assert_close(memory, wanted, **close)

@@ -1,0 +1,142 @@
+"""Every kernel and configuration, compiled for GPUs that need not be there.
+
+Asserted: no register spilled, shared memory within the card's, matrix instructions of the card's
+own generation. What was found is printed when the run ends; ``make kernels`` prints it alone.
+"""
+
+import itertools
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from interpreted import INTERPRETED
+from machine_code import CARDS, Job, compile_for, compile_job, lone_enqueue, report
+
+from rrd_kernels.triton.compiled import source_of
+from rrd_kernels.triton.configs import MAX_DIM, WIDTHS
+from rrd_kernels.triton.step import STORAGE, Settings
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+
+#: B and K of a problem that the table calls small, and of one that it calls large.
+SMALL, LARGE = (64, 16384), (1024, 65536)
+SIZES = {"small": SMALL, "large": LARGE, "loss alone": SMALL}
+PREPARE, ATTEND, COMBINE = range(3)
+
+
+def settings(operand, *, bounded=True, need_grad=True, **others) -> Settings:
+    return Settings(0.1, 0.02, bounded, operand, 1, need_grad, **others)
+
+
+@pytest.fixture(scope="session")
+def compiled(request):
+    """A future of each selected test's code: a process for each core compiles them."""
+    jobs = [
+        item.callspec.params["job"]
+        for item in request.session.items
+        if "job" in getattr(item, "fixturenames", ()) and hasattr(item, "callspec")
+    ]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield {job: pool.submit(compile_job, job) for job in jobs}
+        pool.shutdown(cancel_futures=True)
+
+
+def fits(job, compiled):
+    code = compiled[job].result()
+    report(code, str(job))
+    assert code.spilled == 0
+    assert code.shared <= CARDS[job.card].shared_bytes
+    return code
+
+
+def each(jobs):
+    return pytest.mark.parametrize("job", list(jobs), ids=str)
+
+
+def attention_jobs():
+    for card, operand, dim, part, path in itertools.product(
+        CARDS, STORAGE, WIDTHS, SIZES, ("bounded", "online")
+    ):
+        alone = part == "loss alone"
+        if path == "online" or operand != "float16" or alone:  # float16 weights are shifted
+            wanted = settings(operand, bounded=path == "bounded", need_grad=not alone)
+            label = f"{part} {path}"
+            yield Job(card, *SIZES[part], dim, wanted, STORAGE[operand], ATTEND, label)
+
+
+@each(attention_jobs())
+def test_attention(job, compiled):
+    assert fits(job, compiled).products > 0
+
+
+def mixed_jobs():
+    pairs = (("bfloat16", torch.float32), ("float32", torch.bfloat16))
+    for card, (operand, dtype), dim, part in itertools.product(CARDS, pairs, WIDTHS, SIZES):
+        wanted = settings(operand, need_grad=part != "loss alone")
+        label = f"{part} bounded, memory {str(dtype).removeprefix('torch.')}"
+        yield Job(card, *SIZES[part], dim, wanted, dtype, ATTEND, label)
+
+
+@each(mixed_jobs())
+def test_a_memory_of_another_dtype(job, compiled):
+    """float32 rows that become bfloat16 on their way, and the reverse."""
+    assert fits(job, compiled).products > 0
+
+
+def masked_jobs():
+    shapes = ((16384 + 5, 128), (16384, 100), (16384 + 5, 1000))
+    for card, (size, dim), operand, bounded, need_grad in itertools.product(
+        ("A100", "H200"), shapes, ("bfloat16", "float32"), (True, False), (True, False)
+    ):
+        wanted = settings(operand, bounded=bounded, need_grad=need_grad)
+        label = f"K={size} {'bounded' if bounded else 'online'}"
+        label += "" if need_grad else " loss alone"
+        yield Job(card, 64, size, dim, wanted, STORAGE[operand], ATTEND, label)
+
+
+@each(masked_jobs())
+def test_masks(job, compiled):
+    """Rows that fill no tile, D that fills no block: masks may spill a little, and must fit."""
+    code = compiled[job].result()
+    assert code.products > 0
+    assert code.shared <= CARDS[job.card].shared_bytes
+
+
+def row_jobs():
+    kinds = (("bfloat16", True, "before"), ("tf32", True, "after"), ("float32", False, "never"))
+    for card, dim, (operand, need_grad, enqueue), which in itertools.product(
+        CARDS, (128, MAX_DIM), kinds, (PREPARE, COMBINE)
+    ):
+        wanted = settings(operand, need_grad=need_grad, enqueue=enqueue, momentum=0.5)
+        label = f"enqueue {enqueue}" + ("" if need_grad else ", loss alone")
+        yield Job(card, *SMALL, dim, wanted, torch.float32, which, label)
+
+
+@each(row_jobs())
+def test_first_and_last_kernel(job, compiled):
+    fits(job, compiled)
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_enqueue_alone(name):
+    for launch in lone_enqueue(64, 16384, 128, momentum=0.5):
+        code = compile_for(launch, CARDS[name])
+        report(code, f"{launch.kernel.__name__} {name}")
+        assert code.spilled == 0
+
+
+def test_sizes_make_no_new_code():
+    """Neither the batch nor the memory's size is compiled in, but for tiles that are all full."""
+    wanted = settings("bfloat16", enqueue="before")
+    sizes = ((64, 16384), (63, 16384), (1, 16384), (64, 20480))
+    sources = [
+        [
+            source_of(Job("H200", *size, 128, wanted, torch.bfloat16, which, "").launch()).hash()
+            for which in (PREPARE, ATTEND, COMBINE)
+        ]
+        for size in sizes
+    ]
+    assert sources[1:] == sources[:1] * 3

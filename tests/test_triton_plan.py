@@ -1,0 +1,191 @@
+"""How problems are cut up, and what is registered: all that needs no GPU and no interpreter."""
+
+import math
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+hypothesis = pytest.importorskip("hypothesis")
+from machine_code import CARDS, step
+from problems import draw
+
+from rrd_kernels import functional, ops
+from rrd_kernels.ops import why_not_fused
+from rrd_kernels.triton import autotune, configs
+from rrd_kernels.triton.configs import MAX_DIM, WIDTHS, Hardware
+from rrd_kernels.triton.plan import make_plan
+from rrd_kernels.triton.step import STORAGE, Settings, allocate, fits_float32
+from rrd_kernels.triton.table import ATTENTION, LOSS
+
+given, st = hypothesis.given, hypothesis.strategies
+
+HARDWARE = [Hardware(card.family, card.multiprocessors) for card in CARDS.values()]
+sizes = {
+    "batch": st.integers(1, 20000),
+    "size": st.integers(1, 1 << 22),
+    "dim": st.integers(1, MAX_DIM),
+    "operand": st.sampled_from(list(STORAGE)),
+    "memory_bytes": st.sampled_from([2, 4]),
+    "need_grad": st.booleans(),
+    "hardware": st.sampled_from(HARDWARE),
+}
+
+
+@given(**sizes)
+def test_every_row_and_query_is_in_one_program(
+    batch, size, dim, operand, memory_bytes, need_grad, hardware
+):
+    plan = make_plan(batch, size, dim, operand, memory_bytes, need_grad, hardware)
+    config = plan.config
+    rows_per_split = plan.tiles_per_split * config.block_n
+    assert (plan.splits - 1) * rows_per_split < size <= plan.splits * rows_per_split
+    queries = 2 * batch if need_grad else batch
+    assert (plan.row_blocks - 1) * config.block_m < queries <= plan.row_blocks * config.block_m
+    assert plan.even == (size % config.block_n == 0)
+    if need_grad:
+        assert (plan.dim_blocks - 1) * config.block_d < dim <= plan.dim_blocks * config.block_d
+        # A tile is shared by both products only if it holds whole rows.
+        assert dim > config.block_k or config.block_k == config.block_d
+
+
+@given(**sizes)
+def test_extra_memory(batch, size, dim, operand, memory_bytes, need_grad, hardware):
+    """At most 16·B·D bytes + 32 MiB, whatever K is, with D as the products' 16 see it. In float32
+    with a D that two programs share, 4 bytes more for each element: their queries stay apart from
+    their sums."""
+    plan = make_plan(batch, size, dim, operand, memory_bytes, need_grad, hardware)
+    settings = Settings(0.1, 0.02, True, operand, 1, need_grad)
+    buffers = allocate(torch.empty(batch, dim, device="meta"), plan, settings)
+    allocated = {id(buffer): buffer.nbytes for buffer in buffers}
+    shared = plan.dim_blocks > 1 and STORAGE[operand] == torch.float32
+    allowed = (20 if shared else 16) * batch * plan.dim_pad + 32 * 2**20
+    assert sum(allocated.values()) <= allowed
+
+
+def test_small_problems_fill_the_chip():
+    for card in (CARDS["A100"], CARDS["H200"]):
+        hardware = Hardware(card.family, card.multiprocessors)
+        for batch in (64, 256):
+            plan = make_plan(batch, 16384, 128, "bfloat16", 2, True, hardware)
+            programs = math.prod(plan.grid)
+            assert 0.75 * card.multiprocessors <= programs <= card.multiprocessors
+
+
+def test_the_table_is_complete():
+    assert ATTENTION.keys() == LOSS.keys()
+    assert {card.family for card in CARDS.values()} | {"interpreter"} == ATTENTION.keys()
+    for family, operands in ATTENTION.items():
+        for operand in ("half", "tf32", "float32"):
+            assert tuple(operands[operand]) == tuple(LOSS[family][operand]) == WIDTHS
+            for small, large in operands[operand].values():
+                for config in (small, large):
+                    assert config.block_d >= config.block_k
+
+
+def test_bounded_only_where_float32_holds_the_sums():
+    assert fits_float32(0.02, 1 << 20)
+    assert fits_float32(0.0155, 1 << 18)
+    assert not fits_float32(0.0123, 1 << 20)
+    for size in (1, 1 << 10, 1 << 20):
+        for tau in torch.linspace(0.01, 0.1, 91).tolist():
+            if fits_float32(tau, size):
+                largest = torch.tensor(math.log2(math.e) / tau * (1 + 2.0**-7))
+                assert (size * torch.exp2(largest) * largest).isfinite()
+
+
+@pytest.mark.parametrize("operand", STORAGE)
+def test_float16_weights_are_never_unshifted(operand):
+    for need_grad in (True, False):
+        settings = Settings(0.1, 0.02, True, operand, 1, need_grad)
+        launch = step(CARDS["H200"], 64, 16384, 128, settings, torch.float32)[1]
+        assert launch.constants["BOUNDED"] == (not need_grad or operand != "float16")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["relational_loss_forward", "relational_step_forward_", "enqueue_", "triton_step"],
+)
+def test_registered_under_the_cuda_key(name):
+    """ROCm's devices have the same key."""
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"rrd_kernels::{name}", "CUDA")
+
+
+def test_a_device_without_kernels_is_named():
+    assert why_not_fused(torch.device("cpu")) is None
+    assert "not on meta" in why_not_fused(torch.device("meta"))
+    problem = draw(2, 4, 8, device="meta")
+    with pytest.raises(RuntimeError, match="not on meta"):
+        functional.relational_loss(problem.z_s, problem.z_t, problem.memory, backend="fused")
+
+
+@pytest.mark.parametrize("need_grad", [True, False])
+@pytest.mark.parametrize("operand", STORAGE)
+def test_autotuning_takes_what_measures_best(operand, need_grad, monkeypatch):
+    problem = draw(64, 128, 4096)
+    settings = Settings(0.1, 0.02, True, operand, 1, need_grad, enqueue="before")
+    offered = autotune.candidates(operand, 128, 4, need_grad)
+    measured = []
+
+    def milliseconds(call):
+        call()
+        return 1 / len(measured)  # each faster than the one before
+
+    def run(launches):
+        assert launches[0].constants["ENQUEUE"] == "never"  # it must not write the memory
+        measured.append(launches[1].constants)
+        if len(measured) == len(offered) > 1:
+            raise autotune.OutOfResources(300_000, 232_448, "shared memory")
+
+    monkeypatch.setattr(autotune, "run", run)
+    monkeypatch.setattr(autotune, "_best", {})
+    arguments = (problem.z_s, problem.z_t, problem.memory, settings, HARDWARE[2], milliseconds)
+    plan = autotune.best_plan(*arguments)
+    best = offered[max(0, len(offered) - 2)]  # the last did not fit
+    assert (plan.config.block_m, plan.config.block_n) == (best.block_m, best.block_n)
+    assert autotune.best_plan(*arguments) == plan
+    assert len(measured) == len(offered)
+
+
+def test_a_gpu_is_asked_for_once_and_not_by_dynamo(monkeypatch):
+    asked = []
+    monkeypatch.setattr(configs, "family_of", lambda index: asked.append(index) or "sm_90")
+    ops._family_of.cache_clear()
+    device = torch.device("cuda:3")
+
+    def negated(x):
+        return -x if why_not_fused(device) is None else x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled = torch.compile(negated, fullgraph=True, backend="eager")
+        assert compiled(torch.ones(())).item() == negated(torch.ones(())).item() == -1
+    assert asked == [3]
+    monkeypatch.undo()
+    ops._family_of.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("capability", "shared_kib", "family"),
+    [
+        ((7, 5), 64, None),
+        ((8, 0), 163, "sm_80"),
+        ((8, 6), 99, "sm_86"),
+        ((8, 7), 163, "sm_80"),
+        ((8, 9), 99, "sm_86"),
+        ((9, 0), 227, "sm_90"),
+        ((10, 0), 227, "sm_100"),
+        ((10, 3), 227, "sm_100"),
+        ((12, 0), 99, "sm_86"),
+    ],
+)
+def test_families(capability, shared_kib, family, monkeypatch):
+    properties = SimpleNamespace(
+        major=capability[0],
+        minor=capability[1],
+        shared_memory_per_block_optin=shared_kib * 1024,
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    assert configs.family_of(0) == family
