@@ -80,6 +80,7 @@ def test_unit_memory_beyond_the_bounded_range_falls_back(dtype, device):
 
 SIZES = [
     (252, 123, 507),
+    (5, 1000, 12),  # wide and short: on a GPU one split, of programs that share a query
     (64, 128, 16384),
     (1, 1, 1),
     (129, 1030, 97),

@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/as_strided.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
@@ -121,7 +122,11 @@ LossAndGrad run(const cuda::Recipe& recipe, const Call& call) {
   const auto floats = call.z_s.options().dtype(at::kFloat);
   at::Tensor loss =
       call.reduction == at::Reduction::None ? at::empty({batch}, floats) : at::empty({}, floats);
-  at::Tensor grad_z_s = at::empty({call.need_grad ? batch : 0, dim}, floats);
+  const int64_t rows = call.need_grad ? batch : 0;
+  at::Tensor grad_z_s = recipe.gradient_elements == rows * dim
+                            ? at::empty({rows, dim}, floats)
+                            : at::empty({recipe.gradient_elements}, floats)
+                                  .as_strided({rows, dim}, {dim, 1});
   const at::Tensor workspace =
       at::empty({recipe.workspace_bytes}, call.z_s.options().dtype(at::kByte));
   void* pointer = call.pointer ? call.pointer->mutable_data_ptr() : nullptr;

@@ -46,6 +46,7 @@ Recipe Recipe::parse(c10::ArrayRef<int64_t> encoded) {
   if (encoded.empty()) return recipe;
   Reader reader(encoded);
   recipe.workspace_bytes = reader.next();
+  recipe.gradient_elements = reader.next();
   while (!reader.at_end()) recipe.launches.push_back(read_launch(reader));
   return recipe;
 }

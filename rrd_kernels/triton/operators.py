@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,11 +36,7 @@ def _launches(
     return step_launches(z_s, z_t, memory, pointer, settings, hardware, plan)
 
 
-def triton_step(
-    z_s: Tensor,
-    z_t: Tensor,
-    memory: Tensor,
-    pointer: Tensor | None,
+def settings_of(
     tau_s: float,
     tau_t: float,
     unit_memory: bool,
@@ -48,18 +45,22 @@ def triton_step(
     enqueue: int,
     momentum: float,
     need_grad: bool,
+) -> Settings:
+    """From the numbers in the order in which the operators below take them."""
+    return Settings(
+        tau_s, tau_t, unit_memory, operand, reduction, need_grad, ENQUEUES[enqueue], momentum
+    )
+
+
+def triton_step(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    pointer: Tensor | None,
+    *numbers: Any,
 ) -> tuple[Tensor, Tensor]:
     """Loss and gradient, with the enqueue where there is one, launched from Python."""
-    settings = Settings(
-        tau_s,
-        tau_t,
-        unit_memory,
-        operand,
-        reduction,
-        need_grad,
-        ENQUEUES[enqueue],
-        momentum,
-    )
+    settings = settings_of(*numbers)
     if _has_kernels(z_s, memory, settings):
         buffers, launches = _launches(z_s, z_t, memory, pointer, settings)
         run(launches)
@@ -77,26 +78,10 @@ def triton_recipe(
     z_t: Tensor,
     memory: Tensor,
     pointer: Tensor | None,
-    tau_s: float,
-    tau_t: float,
-    unit_memory: bool,
-    operand: str,
-    reduction: int,
-    enqueue: int,
-    momentum: float,
-    need_grad: bool,
+    *numbers: Any,
 ) -> list[int]:
     """How ``csrc/cuda`` is to launch calls of this kind; empty where it is not to."""
-    settings = Settings(
-        tau_s,
-        tau_t,
-        unit_memory,
-        operand,
-        reduction,
-        need_grad,
-        ENQUEUES[enqueue],
-        momentum,
-    )
+    settings = settings_of(*numbers)
     # AMD's driver has launches of its own.
     if torch.version.hip is not None or not _has_kernels(z_s, memory, settings):
         return []

@@ -28,11 +28,17 @@ class Source(IntEnum):
     VALUE = 7
 
 
+def shares_storage(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
 def _places(
     buffers: Buffers, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None]
 ) -> tuple[dict[int, tuple[Source, int]], int]:
     """Where each tensor is found, by ``id``, and the bytes of the workspace."""
     places: dict[int, tuple[Source, int]] = {}
+    if shares_storage(buffers.grad_z_s, buffers.queries):
+        places[id(buffers.queries)] = (Source.GRADIENT, 0)
     offset = 0
     for name in ("queries", "partials", "stats", "losses", "state"):
         tensor = getattr(buffers, name)
@@ -87,7 +93,8 @@ def recipe_of(
         inputs: z_s, z_t, memory and pointer, in the order of :class:`Source`.
     """
     places, workspace_bytes = _places(buffers, inputs)
-    encoded = [workspace_bytes]
+    gradient = buffers.grad_z_s.untyped_storage().nbytes() // buffers.grad_z_s.element_size()
+    encoded = [workspace_bytes, gradient]
     for launch, kernel in zip(launches, kernels, strict=True):
         metadata = kernel.metadata
         if metadata.global_scratch_size or metadata.profile_scratch_size or metadata.num_ctas > 1:

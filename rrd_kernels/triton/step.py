@@ -62,7 +62,7 @@ class Buffers(NamedTuple):
     """What a step writes, beside the memory; only ``loss`` and ``grad_z_s`` outlive it."""
 
     loss: Tensor  # [] or [B] float32
-    grad_z_s: Tensor  # [B, D] or [0, D] float32
+    grad_z_s: Tensor  # [B, D] or [0, D] float32; may lie where ``queries`` does
     losses: Tensor  # [B] float32; ``loss`` itself without a reduction
     queries: Tensor  # [2B, DIM_PAD] in the operands' dtype
     partials: Tensor  # [splits, 2B, DIM_PAD] float32, or [0]
@@ -88,16 +88,22 @@ def allocate(z_s: Tensor, plan: Plan, settings: Settings) -> Buffers:
         return torch.empty(shape, dtype=dtype, device=z_s.device)
 
     queries = empty(2 * batch, plan.dim_pad, dtype=STORAGE[settings.operand])
+    grad_z_s = empty(0, dim)
     if not need_grad:
         partials = empty(0)
-    elif plan.splits == 1 and plan.dim_blocks == 1 and queries.dtype == torch.float32:
-        partials = queries  # each block is read by one program, which writes its sums there
-    else:
+    elif plan.splits > 1 or queries.dtype != torch.float32:
         partials = empty(plan.splits, 2 * batch, plan.dim_pad)
+        grad_z_s = empty(batch, dim)
+    elif plan.dim_blocks == 1:
+        partials = queries  # each block is read by one program, which writes its sums there
+        grad_z_s = empty(batch, dim)
+    else:
+        partials = empty(1, 2 * batch, plan.dim_pad)
+        grad_z_s = queries.view(-1)[: batch * dim].view(batch, dim)  # they have been read by then
     loss = empty(*(() if reduce else (batch,)))
     return Buffers(
         loss=loss,
-        grad_z_s=empty(batch if need_grad else 0, dim),
+        grad_z_s=grad_z_s,
         losses=empty(batch) if reduce else loss,
         queries=queries,
         partials=partials,
