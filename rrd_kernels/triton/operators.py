@@ -66,10 +66,10 @@ def triton_step(
         run(launches)
         return buffers.loss, buffers.grad_z_s
     if settings.enqueue == "before" and pointer is not None:
-        enqueue_(memory, pointer, z_t, momentum)
+        enqueue_(memory, pointer, z_t, settings.momentum)
     result = plain_forward(z_s, z_t, memory, settings)
     if settings.enqueue == "after" and pointer is not None:
-        enqueue_(memory, pointer, z_t, momentum)
+        enqueue_(memory, pointer, z_t, settings.momentum)
     return result
 
 
