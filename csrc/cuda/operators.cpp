@@ -123,10 +123,10 @@ LossAndGrad run(const cuda::Recipe& recipe, const Call& call) {
   at::Tensor loss =
       call.reduction == at::Reduction::None ? at::empty({batch}, floats) : at::empty({}, floats);
   const int64_t rows = call.need_grad ? batch : 0;
-  at::Tensor grad_z_s = recipe.gradient_elements == rows * dim
-                            ? at::empty({rows, dim}, floats)
-                            : at::empty({recipe.gradient_elements}, floats)
-                                  .as_strided({rows, dim}, {dim, 1});
+  at::Tensor grad_z_s =
+      recipe.gradient_elements == rows * dim
+          ? at::empty({rows, dim}, floats)
+          : at::empty({recipe.gradient_elements}, floats).as_strided({rows, dim}, {dim, 1});
   const at::Tensor workspace =
       at::empty({recipe.workspace_bytes}, call.z_s.options().dtype(at::kByte));
   void* pointer = call.pointer ? call.pointer->mutable_data_ptr() : nullptr;

@@ -39,7 +39,7 @@ struct Launch {
 struct Recipe {
   int64_t workspace_bytes = 0;
   int64_t gradient_elements = 0;  // that are allocated: more where the kernels begin it as scratch
-  std::vector<Launch> launches;  // none: not for this launcher
+  std::vector<Launch> launches;   // none: not for this launcher
 
   static Recipe parse(c10::ArrayRef<int64_t> encoded);
 };
