@@ -71,6 +71,10 @@ def run(stage: Stage, folder: Path, seconds: float) -> dict[str, Any]:
         return result | {"status": "failed", "reason": f"its results cannot be read: {error!r}"}
 
 
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _run(stage: Stage, folder: Path, limit: float, log: IO[str]) -> tuple[str, int | None]:
     """Status and exit code."""
     try:
@@ -82,6 +86,8 @@ def _run(stage: Stage, folder: Path, limit: float, log: IO[str]) -> tuple[str, i
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            # A shell's background jobs ignore SIGINT, and what ignores it passes that on.
+            preexec_fn=_hear_interrupts,
         )
     except OSError as error:
         log.write(str(error))
