@@ -29,7 +29,8 @@ compile_args = [
     "-Wextra",
     "-Wno-unused-parameter",  # the dispatcher fixes the signatures
     "-Wno-psabi",  # vectors are passed only between inlined functions
-    "-Wno-maybe-uninitialized",  # GCC 12's own AVX-512 headers
+    "-Wno-maybe-uninitialized",  # GCC 12's own AVX-512 headers, as is the next
+    "-Wno-uninitialized",
 ]
 link_args = []
 if sys.platform == "linux" and "backend: OpenMP" in torch.__config__.parallel_info():

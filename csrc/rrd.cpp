@@ -30,9 +30,31 @@ TORCH_LIBRARY(rrd_kernels, m) {
   // slot <- normalize(momentum * slot + (1 - momentum) * normalize(key)), pointer <- pointer + B.
   m.def("enqueue_(Tensor(a!) memory, Tensor(b!) pointer, Tensor keys, float momentum) -> ()");
 
+  // The loss over sampled rows: z_s against memory_v2 and z_t against memory_v1, at the rows
+  // contrast_idx [B, P]. With normalizers (Z_v1, Z_v2) logits are exp(s.m / nce_t) / Z / tau;
+  // without, s.m / tau. method: "dense", "gather" or "auto". Differentiable in z_s.
+  m.def(
+      "sampled_relational_loss(Tensor z_s, Tensor z_t, Tensor memory_v1, Tensor memory_v2, "
+      "Tensor contrast_idx, Tensor? normalizers, float tau_s, float tau_t, float nce_t, "
+      "str? precision, int reduction, str method) -> Tensor");
+  m.def(
+      "sampled_relational_loss_forward(Tensor z_s, Tensor z_t, Tensor memory_v1, "
+      "Tensor memory_v2, Tensor contrast_idx, Tensor? normalizers, float tau_s, float tau_t, "
+      "float nce_t, str? precision, int reduction, str method, bool need_grad) "
+      "-> (Tensor loss, Tensor grad_z_s)");
+
+  // normalizers[i] <- mean(exp(s.m / nce_t)) * n_data of view i, where it is negative and that is
+  // finite.
+  m.def(
+      "estimate_normalizers_(Tensor(a!) normalizers, Tensor z_s, Tensor z_t, Tensor memory_v1, "
+      "Tensor memory_v2, Tensor contrast_idx, float nce_t) -> ()");
+
+  // row <- normalize(momentum * row + (1 - momentum) * normalize(new)), at index.
+  m.def("momentum_update_(Tensor(a!) memory, Tensor index, Tensor rows, float momentum) -> ()");
+
   // What csrc/cuda asks of Triton, in Python. precision: one that is settled; enqueue: 0 never,
-  // 1 before, 2 after. The first
-  // computes a call; the second says how calls of its kind are launched, see csrc/cuda/recipe.h.
+  // 1 before, 2 after. The first computes a call; the second says how calls of its kind are
+  // launched, see csrc/cuda/recipe.h.
   m.def(
       "triton_step(Tensor z_s, Tensor z_t, Tensor(a!) memory, Tensor(b!)? pointer, float tau_s, "
       "float tau_t, bool unit_memory, str precision, int reduction, int enqueue, float momentum, "

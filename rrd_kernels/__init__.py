@@ -3,7 +3,18 @@
 from rrd_kernels import checkpoint, functional, ops, reference
 from rrd_kernels.loss import RRDLoss
 from rrd_kernels.memory import FifoMemory
+from rrd_kernels.momentum import MomentumMemory
+from rrd_kernels.sampling import ContrastSampler
 
 __version__ = "0.1.0"
 
-__all__ = ["FifoMemory", "RRDLoss", "checkpoint", "functional", "ops", "reference"]
+__all__ = [
+    "ContrastSampler",
+    "FifoMemory",
+    "MomentumMemory",
+    "RRDLoss",
+    "checkpoint",
+    "functional",
+    "ops",
+    "reference",
+]

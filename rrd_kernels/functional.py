@@ -11,33 +11,22 @@ from torch import Tensor
 
 from rrd_kernels import reference
 from rrd_kernels import validation as check
-from rrd_kernels.ops import why_not_fused
+from rrd_kernels.dispatch import settle_precision, use_fused
+from rrd_kernels.sampled import (
+    estimate_normalizers_,
+    momentum_update_,
+    sampled_relational_loss,
+)
 
-
-def _use_fused(backend: str, device: torch.device) -> bool:
-    check.check_choice("backend", backend, check.BACKENDS)
-    if backend == "reference":
-        return False
-    reason = why_not_fused(device)
-    if backend == "fused" and reason is not None:
-        raise RuntimeError(f"backend='fused', but there are no fused kernels to use: {reason}")
-    return reason is None
-
-
-def _settle_precision(precision: str | None, *tensors: Tensor) -> str | None:
-    """The format of the products' operands; ``None`` is float32 as PyTorch's global setting has it
-    at run time, which a compiled graph must not freeze."""
-    if precision is not None:
-        check.check_choice("precision", precision, check.PRECISIONS)
-        return precision
-    dtypes = {tensor.dtype for tensor in tensors}
-    if torch.float64 in dtypes:
-        return "float64"
-    if dtypes == {torch.bfloat16}:
-        return "bfloat16"
-    if dtypes == {torch.float16}:
-        return "float16"
-    return None
+__all__ = [
+    "enqueue_",
+    "estimate_normalizers_",
+    "momentum_update_",
+    "relational_loss",
+    "relational_step_",
+    "sampled_relational_loss",
+    "warmup",
+]
 
 
 def _check_loss(
@@ -128,8 +117,8 @@ def relational_loss(
         torch.Size([64, 128])
     """
     _check_loss(z_s, z_t, memory, tau_s, tau_t, reduction)
-    precision = _settle_precision(precision, z_s, z_t, memory)
-    if not _use_fused(backend, z_s.device):
+    precision = settle_precision(precision, z_s, z_t, memory)
+    if not use_fused(backend, z_s.device):
         return reference.relational_loss(
             z_s, z_t, memory, tau_s=tau_s, tau_t=tau_t, reduction=reduction
         )
@@ -187,7 +176,7 @@ def enqueue_(
     check.check_alike("keys", keys, "memory", memory, same_rows=False)
     check.check_not_empty("memory", memory)
     _check_write(memory, ptr, "keys", keys, momentum)
-    if not _use_fused(backend, memory.device):
+    if not use_fused(backend, memory.device):
         reference.enqueue_(memory, ptr, keys, momentum=momentum)
         return
     torch.ops.rrd_kernels.enqueue_(memory, ptr, keys.detach(), float(momentum))
@@ -250,8 +239,8 @@ def relational_step_(
     _check_loss(z_s, z_t, memory, tau_s, tau_t, reduction)
     _check_write(memory, ptr, "z_t", z_t, momentum)
     check.check_choice("enqueue", enqueue, check.ENQUEUES)
-    precision = _settle_precision(precision, z_s, z_t, memory)
-    if not _use_fused(backend, z_s.device):
+    precision = settle_precision(precision, z_s, z_t, memory)
+    if not use_fused(backend, z_s.device):
         return reference.relational_step_(
             z_s,
             z_t,

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from rrd_kernels import checkpoint
 from rrd_kernels import validation as check
 from rrd_kernels.memory import FifoMemory
+from rrd_kernels.momentum import MomentumMemory
 
-MEMORIES = {"fifo": FifoMemory}
+MEMORY_TYPES = ("fifo", "momentum")
 
 
 class Protocol(NamedTuple):
@@ -27,6 +28,16 @@ PROTOCOLS = {
 }
 
 
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _refuse(memory_type: str, settings: dict[str, Any]) -> None:
+    """Keywords of the other memory, which would be ignored."""
+    if names := ", ".join(_given(settings)):
+        raise ValueError(f"memory_type={memory_type!r} does not take {names}")
+
+
 class RRDLoss(nn.Module):
     """Relational Representation Distillation, a drop-in for the published ``RRDLoss(opt)``.
 
@@ -39,27 +50,31 @@ class RRDLoss(nn.Module):
         s_dim: width of the student's features. Required, here or in ``opt``.
         t_dim: width of the teacher's features. Required, here or in ``opt``.
         feat_dim: width D of the embeddings. Default 128.
-        nce_k: rows K of the memory. Default 16384; with fewer training samples than that, a memory
-            no larger than they are holds none of them twice.
+        nce_k: rows K of the FIFO memory, or negatives for each sample of the momentum memory.
+            Default 16384; with fewer training samples than that, a FIFO memory no larger than they
+            are holds none of them twice.
         nce_t_s: student temperature. Default 0.1 (protocol "2025") or 0.04 ("2024").
         nce_t_t: teacher temperature. Default 0.02 (protocol "2025") or 0.1 ("2024").
-        memory_type: ``"fifo"`` (default).
+        memory_type: ``"fifo"`` (default) or ``"momentum"``.
+        nce_t, nce_m, n_data, similarity, method, generator: with ``"momentum"`` only, as in
+            :class:`rrd_kernels.MomentumMemory`; the first three may be in ``opt``.
         protocol: the published code that is matched: ``"2025"`` (default), or ``"2024"`` for
             versions 1 to 3 of the paper, where the batch enters the memory after the loss.
-        enqueue: ``"before"`` or ``"after"``, in place of the protocol's order.
-        start, slot_momentum, precision, backend, device, dtype, memory_dtype: as in
-            :class:`rrd_kernels.FifoMemory`.
+        enqueue, start, slot_momentum: with ``"fifo"`` only, as in
+            :class:`rrd_kernels.FifoMemory`; ``enqueue`` in place of the protocol's order.
+        precision, backend, device, dtype, memory_dtype: as in either memory.
 
     Attributes:
         embed_s, embed_t: the projections; ``embed_t`` has no gradient.
-        memory: the :class:`rrd_kernels.FifoMemory`.
+        memory: the :class:`rrd_kernels.FifoMemory` or :class:`rrd_kernels.MomentumMemory`.
         tau_s, tau_t: the temperatures in use.
 
     Shapes:
         ``criterion(f_s, f_t)`` takes [B, s_dim] and [B, t_dim] features (or [B, dim, 1, 1]) of any
         floating dtype, any 1 <= B <= K in training, and returns a scalar: float64 with float64
         products, else float32.
-        ``criterion(f_s, f_t, idx, contrast_idx)`` is accepted too.
+        ``criterion(f_s, f_t, idx, contrast_idx=None)`` is for the momentum memory, which needs the
+        samples' numbers; the FIFO memory accepts and ignores both.
 
     A checkpoint of any published layout loads with ``load_state_dict``;
     :func:`rrd_kernels.checkpoint.to_layout` writes the older ones. ``eval()`` computes the loss and
@@ -92,9 +107,15 @@ class RRDLoss(nn.Module):
         nce_t_t: float | None = None,
         memory_type: str | None = None,
         protocol: str = "2025",
+        nce_t: float | None = None,
+        nce_m: float | None = None,
+        n_data: int | None = None,
+        similarity: str | None = None,
+        method: str | None = None,
+        generator: torch.Generator | None = None,
         enqueue: str | None = None,
-        start: str = "published",
-        slot_momentum: float = 0.0,
+        start: str | None = None,
+        slot_momentum: float | None = None,
         precision: str | None = None,
         backend: str = "auto",
         device: torch.device | str | None = None,
@@ -120,28 +141,51 @@ class RRDLoss(nn.Module):
         check.check_temperature("nce_t_s", tau_s)
         check.check_temperature("nce_t_t", tau_t)
         memory_type = setting("memory_type", memory_type, "fifo")
-        check.check_choice("memory_type", memory_type, tuple(MEMORIES))
+        check.check_choice("memory_type", memory_type, MEMORY_TYPES)
         size = setting("nce_k", nce_k, 16384)
         check.check_size("nce_k", size)
+        common: dict[str, Any] = {
+            "s_dim": setting("s_dim", s_dim),
+            "t_dim": setting("t_dim", t_dim),
+            "feat_dim": setting("feat_dim", feat_dim, 128),
+            "size": size,
+            "precision": precision,
+            "backend": backend,
+            "device": device,
+            "dtype": dtype,
+            "memory_dtype": memory_dtype,
+        }
+        for_fifo: dict[str, Any] = {
+            "enqueue": enqueue,
+            "start": start,
+            "slot_momentum": slot_momentum,
+        }
+        for_momentum: dict[str, Any] = {
+            "nce_t": nce_t,
+            "nce_m": nce_m,
+            "n_data": n_data,
+            "similarity": similarity,
+            "method": method,
+            "generator": generator,
+        }
+        if memory_type == "momentum" and protocol == "2024":
+            raise ValueError("protocol '2024' has no momentum memory; use protocol='2025'")
+        _refuse(memory_type, for_momentum if memory_type == "fifo" else for_fifo)
 
         super().__init__()
         self.protocol = protocol
         self.tau_s = float(tau_s)
         self.tau_t = float(tau_t)
-        self.memory = MEMORIES[memory_type](
-            setting("s_dim", s_dim),
-            setting("t_dim", t_dim),
-            setting("feat_dim", feat_dim, 128),
-            size,
-            enqueue=published.enqueue if enqueue is None else enqueue,
-            start=start,
-            slot_momentum=slot_momentum,
-            precision=precision,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-            memory_dtype=memory_dtype,
-        )
+        self.memory: FifoMemory | MomentumMemory
+        if memory_type == "fifo":
+            for_fifo["enqueue"] = published.enqueue if enqueue is None else enqueue
+            self.memory = FifoMemory(**_given(for_fifo), **common)
+            return
+        for_momentum["n_data"] = setting("n_data", n_data)
+        for name in ("nce_t", "nce_m"):
+            given = for_momentum[name]
+            for_momentum[name] = getattr(opt, name, None) if given is None else given
+        self.memory = MomentumMemory(**_given(for_momentum), **common)
 
     @property
     def embed_s(self) -> nn.Linear:
@@ -160,7 +204,7 @@ class RRDLoss(nn.Module):
         idx: Tensor | None = None,
         contrast_idx: Tensor | None = None,
     ) -> Tensor:
-        """The loss, a scalar; in training mode the memory takes up this batch's teacher rows."""
+        """The loss, a scalar; in training mode the memory takes up this batch's rows."""
         return self.memory(f_s, f_t, idx, contrast_idx, tau_s=self.tau_s, tau_t=self.tau_t)
 
     def warmup(self, batch_size: int, *, dtype: torch.dtype | None = None) -> None:

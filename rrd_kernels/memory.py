@@ -1,14 +1,15 @@
-"""Memories of earlier teacher embeddings: parameters and buffers, nothing numeric."""
+"""The FIFO memory of earlier teacher embeddings: parameters and buffers, nothing numeric."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rrd_kernels import functional
 from rrd_kernels import validation as check
+from rrd_kernels.embeddings import Embeddings
 
 STARTS = ("published", "unit")
 
@@ -17,17 +18,7 @@ STARTS = ("published", "unit")
 UNIT_SLACK = 2.0**-7
 
 
-def _project(linear: nn.Linear, features: Tensor) -> Tensor:
-    """Pooled features [B, dim] or [B, dim, 1, 1] through a projection, whatever their dtype."""
-    features = features.flatten(1)
-    # Autocast casts features and weight to its own dtype, but leaves float64 alone.
-    autocast = torch.is_autocast_enabled(features.device.type)
-    if not autocast or torch.float64 in (features.dtype, linear.weight.dtype):
-        features = features.to(linear.weight.dtype)
-    return linear(features)
-
-
-class FifoMemory(nn.Module):
+class FifoMemory(Embeddings):
     """The last K teacher embeddings, and the projections that lead to them.
 
     Args:
@@ -90,25 +81,17 @@ class FifoMemory(nn.Module):
         dtype: torch.dtype | None = None,
         memory_dtype: torch.dtype | None = None,
     ) -> None:
-        sizes = {"s_dim": s_dim, "t_dim": t_dim, "feat_dim": feat_dim, "size": size}
-        for name, value in sizes.items():
-            check.check_size(name, value)
+        check.check_size("size", size)
         check.check_choice("enqueue", enqueue, check.ENQUEUES)
         check.check_choice("start", start, STARTS)
         check.check_momentum("slot_momentum", slot_momentum)
         check.check_choice("backend", backend, check.BACKENDS)
-        if precision is not None:
-            check.check_choice("precision", precision, check.PRECISIONS)
-        if memory_dtype is not None:
-            check.check_dtype("memory_dtype", memory_dtype)
-        super().__init__()
+        check.check_numbers(precision, memory_dtype)
+        super().__init__(s_dim, t_dim, feat_dim, device=device, dtype=dtype)
         self.enqueue_order = enqueue
         self.slot_momentum = slot_momentum
         self.precision = precision
         self.backend = backend
-        # In the published order of random draws, so that equal seeds give equal state.
-        self.embed_s = nn.Linear(s_dim, feat_dim, device=device, dtype=dtype)
-        self.embed_t = nn.Linear(t_dim, feat_dim, device=device, dtype=dtype).requires_grad_(False)
         rows = torch.randn(size, feat_dim, device=device, dtype=dtype)
         rows = F.normalize(rows, dim=0 if start == "published" else 1)
         self.register_buffer("queue", rows.to(dtype=memory_dtype))
@@ -147,21 +130,13 @@ class FifoMemory(nn.Module):
         In training mode the teacher's rows enter the memory. ``idx`` and ``contrast_idx`` are not
         used; they make all memories callable alike.
         """
-        check.check_features("f_s", f_s, self.embed_s.in_features, self.queue.device)
-        check.check_features("f_t", f_t, self.embed_t.in_features, self.queue.device)
-        if f_s.shape[0] != f_t.shape[0]:
-            raise ValueError(
-                f"f_s and f_t must have the same batch; got {tuple(f_s.shape)} and "
-                f"{tuple(f_t.shape)}"
-            )
+        self.check_features(f_s, f_t, self.queue.device)
         if self.training and f_s.shape[0] > self.queue.shape[0]:
             raise ValueError(
                 f"a batch of {f_s.shape[0]} does not fit a memory of {self.queue.shape[0]} rows; "
                 f"make the memory (nce_k) larger"
             )
-        z_s = _project(self.embed_s, f_s)
-        with torch.no_grad():
-            z_t = _project(self.embed_t, f_t)
+        z_s, z_t = self.project(f_s, f_t)
         settings: dict[str, Any] = {
             "tau_s": tau_s,
             "tau_t": tau_t,

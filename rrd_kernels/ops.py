@@ -17,6 +17,10 @@ from torch import Tensor
 TRITON_FOUND = importlib.util.find_spec("triton") is not None
 
 
+#: The operators of the momentum memory.
+SAMPLED = ("sampled_relational_loss_forward", "estimate_normalizers_", "momentum_update_")
+
+
 def _load_extension() -> str | None:
     libraries = sorted(Path(__file__).parent.glob("_C*.so"))
     if not libraries:
@@ -109,9 +113,43 @@ def _register_fakes() -> None:
     ) -> tuple[Tensor, Tensor]:
         return _fake_forward(z_s, precision, reduction, need_grad)
 
-    @torch.library.register_fake("rrd_kernels::enqueue_")
-    def _(memory: Tensor, pointer: Tensor, keys: Tensor, momentum: float) -> None:
-        return None
+    @torch.library.register_fake("rrd_kernels::sampled_relational_loss")
+    def _(
+        z_s: Tensor,
+        z_t: Tensor,
+        memory_v1: Tensor,
+        memory_v2: Tensor,
+        contrast_idx: Tensor,
+        normalizers: Tensor | None,
+        tau_s: float,
+        tau_t: float,
+        nce_t: float,
+        precision: str | None,
+        reduction: int,
+        method: str,
+    ) -> Tensor:
+        return _fake_loss(z_s, precision, reduction)
+
+    @torch.library.register_fake("rrd_kernels::sampled_relational_loss_forward")
+    def _(
+        z_s: Tensor,
+        z_t: Tensor,
+        memory_v1: Tensor,
+        memory_v2: Tensor,
+        contrast_idx: Tensor,
+        normalizers: Tensor | None,
+        tau_s: float,
+        tau_t: float,
+        nce_t: float,
+        precision: str | None,
+        reduction: int,
+        method: str,
+        need_grad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        return _fake_forward(z_s, precision, reduction, need_grad)
+
+    for name in ("enqueue_", "estimate_normalizers_", "momentum_update_"):
+        torch.library.register_fake(f"rrd_kernels::{name}", lambda *_: None)
 
 
 # A registration lasts as long as its library object.
@@ -130,7 +168,7 @@ def _register_triton() -> torch.library.Library:
         library.impl(name, call, "CUDA")
 
     library = torch.library.Library("rrd_kernels", "IMPL")
-    for name in ("triton_step", "triton_recipe", "enqueue_"):
+    for name in ("triton_step", "triton_recipe", "enqueue_", *SAMPLED):
         register(name)
     return library
 

@@ -14,6 +14,13 @@ def _compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
+def _reduced(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    return total / max(loss.shape[0], 1) if reduction == "mean" else total
+
+
 def relational_loss(
     z_s: Tensor,
     z_t: Tensor,
@@ -48,10 +55,7 @@ def relational_loss(
     """
     with torch.autocast(z_s.device.type, enabled=False):  # it would round the logits
         loss = _losses(z_s, z_t, memory, tau_s, tau_t)
-    if reduction == "none":
-        return loss
-    total = loss.sum()
-    return total / max(loss.shape[0], 1) if reduction == "mean" else total
+    return _reduced(loss, reduction)
 
 
 def _losses(z_s: Tensor, z_t: Tensor, memory: Tensor, tau_s: float, tau_t: float) -> Tensor:
@@ -137,3 +141,150 @@ def relational_step_(
     if enqueue == "after":
         enqueue_(memory, ptr, z_t, momentum=momentum)
     return loss
+
+
+def _sampled_logits(
+    unit: Tensor,
+    memory: Tensor,
+    contrast_idx: Tensor,
+    normalizer: Tensor | None,
+    tau: float,
+    nce_t: float,
+) -> Tensor:
+    """[B, P] logits of unit rows against the sampled rows."""
+    rows = memory.detach()[contrast_idx].to(unit.dtype)
+    similarity = torch.einsum("bd,bpd->bp", unit, rows)
+    if normalizer is not None:
+        z = torch.where(normalizer > 0, normalizer, torch.nan)
+        similarity = torch.exp(similarity / nce_t) / z.to(unit.dtype)
+    return similarity / tau
+
+
+def sampled_relational_loss(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory_v1: Tensor,
+    memory_v2: Tensor,
+    contrast_idx: Tensor,
+    normalizers: Tensor | None = None,
+    *,
+    tau_s: float = 0.1,
+    tau_t: float = 0.02,
+    nce_t: float = 0.07,
+    reduction: str = "mean",
+) -> Tensor:
+    """Cross-entropy of the student's relations to sampled rows against the teacher's.
+
+    Args:
+        z_s: [B, D] student embeddings, unnormalised, floating; the gradient goes here.
+        z_t: [B, D] teacher embeddings, unnormalised.
+        memory_v1, memory_v2: [n_data, D] the students' rows and the teachers'.
+        contrast_idx: int [B, P], each sample's rows.
+        normalizers: [2], (Z_v1, Z_v2), for similarities exp(s.m / nce_t) / Z; a loss is NaN where
+            one is not positive. Default: similarities s.m.
+        tau_s: student temperature. Default 0.1.
+        tau_t: teacher temperature. Default 0.02.
+        nce_t: temperature of the exponential. Default 0.07.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``.
+
+    Returns:
+        A scalar, or [B] for ``"none"``; float64 if an input is, else float32.
+
+    Raises:
+        IndexError: PyTorch's own, for a row that is not in the memories.
+
+    Source: arXiv 2407.12073 and its published momentum memory.
+
+    Example:
+        >>> z_s, z_t, memory_v1, memory_v2 = torch.randn(4, 4, 8)
+        >>> contrast_idx = torch.randint(4, (4, 3))
+        >>> sampled_relational_loss(z_s, z_t, memory_v1, memory_v2, contrast_idx).shape
+        torch.Size([])
+    """
+    with torch.autocast(z_s.device.type, enabled=False):
+        dtype = _compute_dtype(z_s, z_t, memory_v1, memory_v2)
+        student = F.normalize(z_s.to(dtype), dim=1)
+        teacher = F.normalize(z_t.detach().to(dtype), dim=1)
+        z_v1, z_v2 = (None, None) if normalizers is None else normalizers.detach().unbind()
+        b = _sampled_logits(student, memory_v2, contrast_idx, z_v1, tau_s, nce_t)
+        a = _sampled_logits(teacher, memory_v1, contrast_idx, z_v2, tau_t, nce_t)
+        loss = -(a.softmax(dim=1) * b.log_softmax(dim=1)).sum(dim=1)
+    return _reduced(loss, reduction)
+
+
+@torch.no_grad()
+def estimate_normalizers_(
+    normalizers: Tensor,
+    z_s: Tensor,
+    z_t: Tensor,
+    memory_v1: Tensor,
+    memory_v2: Tensor,
+    contrast_idx: Tensor,
+    *,
+    nce_t: float = 0.07,
+) -> None:
+    """Sets each of (Z_v1, Z_v2) that is negative to mean(exp(s.m / nce_t)) * n_data of its view.
+
+    Args:
+        normalizers: [2], floating, changed in place; a value that would not be finite is not set.
+        z_s, z_t, memory_v1, memory_v2, contrast_idx, nce_t: as in :func:`sampled_relational_loss`.
+
+    Raises:
+        IndexError: PyTorch's own, for a row that is not in the memories.
+
+    Source: the published momentum memory of arXiv 2407.12073.
+
+    Example:
+        >>> normalizers = torch.full((2,), -1.0)
+        >>> memory = torch.zeros(50, 8)
+        >>> contrast_idx = torch.randint(50, (4, 3))
+        >>> estimate_normalizers_(normalizers, *torch.randn(2, 4, 8), memory, memory, contrast_idx)
+        >>> normalizers
+        tensor([50., 50.])
+    """
+    if contrast_idx.numel() == 0:
+        return
+    found = []
+    for z, memory in ((z_s, memory_v2), (z_t, memory_v1)):
+        unit = F.normalize(z.double(), dim=1)
+        similarity = _sampled_logits(unit, memory, contrast_idx, None, nce_t, nce_t)
+        found.append(similarity.exp().mean() * memory.shape[0])
+    value = torch.stack(found).to(normalizers.dtype)
+    unset = (normalizers < 0) & value.isfinite()
+    normalizers.copy_(torch.where(unset, value, normalizers))
+
+
+@torch.no_grad()
+def momentum_update_(memory: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:
+    """Moves the rows at ``index`` towards the unit rows of ``rows``, in place.
+
+    Each becomes ``normalize(momentum * row + (1 - momentum) * normalize(new))``. Where an index
+    occurs more than once, its last occurrence alone counts; a new row that is not finite leaves
+    the memory's as it was.
+
+    Args:
+        memory: [n_data, D], floating, changed in place.
+        index: int [B].
+        rows: [B, D], unnormalised.
+        momentum: how much of the old row stays, in [0, 1).
+
+    Raises:
+        IndexError: an index that is not in the memory, on the CPU.
+
+    Source: the published momentum memory of arXiv 2407.12073, with duplicates and refusal settled.
+
+    Example:
+        >>> memory = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> momentum_update_(memory, torch.tensor([1]), torch.tensor([[2.0, 0.0]]), 0.5)
+        >>> memory[1]
+        tensor([0.7071, 0.7071])
+    """
+    index = index.long()
+    batch = torch.arange(index.shape[0], device=index.device)
+    same = index[:, None] == index[None, :]
+    last = (same * batch).amax(1) if batch.numel() else batch
+    old = memory[index].double()
+    new = F.normalize(momentum * old + (1 - momentum) * F.normalize(rows.double(), dim=1), dim=1)
+    finite = rows.isfinite().all(dim=1, keepdim=True)
+    # Every occurrence writes what the last one does.
+    memory[index] = torch.where(finite, new, old).to(memory.dtype)[last]

@@ -10,6 +10,8 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 PRECISIONS = ("float64", "float32", "tf32", "float16", "bfloat16")
 REDUCTIONS = ("none", "mean", "sum")  # in the order of at::Reduction
 ENQUEUES = ("before", "after")
+SIMILARITIES = ("exponential", "cosine")
+METHODS = ("auto", "dense", "gather")
 BACKENDS = ("auto", "fused", "reference")
 
 
@@ -48,6 +50,14 @@ def check_dtype(name: str, value: object) -> None:
     if value not in DTYPES:
         wanted = ", ".join(map(str, DTYPES))
         raise ValueError(f"{name} must be one of {wanted}; got {value}")
+
+
+def check_numbers(precision: str | None, memory_dtype: torch.dtype | None) -> None:
+    """What a memory computes with and stores, where it is given."""
+    if precision is not None:
+        check_choice("precision", precision, PRECISIONS)
+    if memory_dtype is not None:
+        check_dtype("memory_dtype", memory_dtype)
 
 
 def check_tensor(name: str, value: object) -> Tensor:
@@ -130,4 +140,42 @@ def check_pointer(ptr: object, memory: Tensor) -> None:
     if ptr.device != memory.device:
         raise ValueError(
             f"ptr and memory must be on one device; got {ptr.device} and {memory.device}"
+        )
+
+
+def check_index(name: str, index: object, rows: Tensor, *, dims: int) -> None:
+    """``index`` is int64, [B] or [B, P], for the B rows of ``rows``."""
+    if not isinstance(index, Tensor) or index.dtype != torch.int64:
+        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"{name} must be an int64 Tensor; got {got}")
+    if index.dim() != dims or index.shape[0] != rows.shape[0]:
+        wanted = f"[{rows.shape[0]}]" if dims == 1 else f"[{rows.shape[0]}, P]"
+        raise ValueError(f"{name} must be {wanted}; got shape {tuple(index.shape)}")
+    if index.device != rows.device:
+        raise ValueError(
+            f"{name} and the embeddings must be on one device; got {index.device} and {rows.device}"
+        )
+
+
+def check_range(name: str, index: Tensor, rows: int) -> None:
+    """``index`` names rows, where it can be looked at without waiting for a GPU."""
+    if torch.compiler.is_compiling() or index.device.type != "cpu" or index.numel() == 0:
+        return
+    low, high = (int(value) for value in index.aminmax())
+    if low < 0 or high >= rows:
+        raise IndexError(f"{name} must be in [0, {rows}); got {low if low < 0 else high}")
+
+
+def check_normalizers(normalizers: object, memory: Tensor) -> None:
+    """``normalizers`` are (Z_v1, Z_v2)."""
+    wanted = (torch.float64, torch.float32)
+    if not isinstance(normalizers, Tensor) or normalizers.dtype not in wanted:
+        got = normalizers.dtype if isinstance(normalizers, Tensor) else type(normalizers).__name__
+        raise TypeError(f"normalizers must be a float64 or float32 Tensor; got {got}")
+    if tuple(normalizers.shape) != (2,):
+        raise ValueError(f"normalizers must have shape (2,); got {tuple(normalizers.shape)}")
+    if normalizers.device != memory.device:
+        raise ValueError(
+            f"normalizers and the memories must be on one device; got {normalizers.device} and "
+            f"{memory.device}"
         )

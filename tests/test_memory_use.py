@@ -70,3 +70,55 @@ class TestPeak:
         """The reference's four or more B x K matrices: else a flat line would prove nothing."""
         rows = 1 << 16
         assert peak(64, 128, rows, backend="reference") > 4 * 64 * rows * 4
+
+
+# The momentum memory at its official size: the published code gathers two tensors of 537 MB.
+SAMPLED = """
+import sys, torch
+from benchmarks.measure import peak_extra_memory
+from rrd_kernels.functional import sampled_relational_loss
+batch, columns, rows, dim = 64, 16385, 50000, 128
+method, stored, backend = sys.argv[1:]
+z_s, z_t = torch.randn(2, batch, dim)
+z_s.requires_grad_()
+memories = (torch.randn(2, rows, dim) / dim**0.5).to(getattr(torch, stored))
+contrast_idx = torch.randint(rows, (batch, columns))
+normalizers = torch.full((2,), 1e5)
+
+def step(columns=columns):
+    few = contrast_idx[:, :columns].contiguous()
+    loss = sampled_relational_loss(
+        z_s, z_t, *memories, few, normalizers, method=method, backend=backend
+    )
+    torch.autograd.grad(loss, z_s)
+
+if backend == "reference":
+    step(200)
+    print(peak_extra_memory(lambda: step(200)))
+else:
+    step()
+    print(min(peak_extra_memory(step) for _ in range(3)))
+"""
+
+
+def sampled_peak(*arguments: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", SAMPLED, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="the system does not count a peak")
+class TestSampledPeak:
+    @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("method", ["dense", "gather"])
+    def test_within_64_mib(self, method, stored):
+        assert sampled_peak(method, stored, "fused") <= 64 * MIB
+
+    def test_the_measure_sees_gathered_rows(self):
+        """Two tensors of B x P x D, here with 200 columns, of the reference."""
+        assert sampled_peak("auto", "float32", "reference") > 2 * 64 * 200 * 128 * 4

@@ -1,4 +1,4 @@
-// The derivative of the loss, for both operators that have one. Each is a backend operator, which
+// The derivative of the loss, for the operators that have one. Each is a backend operator, which
 // computes the derivative with the loss, and its attachment to z_s. Backward is then one
 // multiplication that never looks at the memory, which the next enqueue overwrites.
 #include <ATen/TensorSubclassLikeUtils.h>
@@ -95,6 +95,19 @@ at::Tensor differentiable_step(at::Tensor& memory, at::Tensor& pointer, const at
   });
 }
 
+at::Tensor differentiable_sampled_loss(const at::Tensor& z_s, const at::Tensor& z_t,
+                                       const at::Tensor& memory_v1, const at::Tensor& memory_v2,
+                                       const at::Tensor& contrast_idx,
+                                       const std::optional<at::Tensor>& normalizers, double tau_s,
+                                       double tau_t, double nce_t, Precision precision,
+                                       int64_t reduction, c10::string_view method) {
+  return differentiable(z_s, z_t, memory_v2, [&](bool need_grad) {
+    return sampled_relational_loss_forward(z_s, z_t, memory_v1, memory_v2, contrast_idx,
+                                           normalizers, tau_s, tau_t, nce_t, precision, reduction,
+                                           method, need_grad);
+  });
+}
+
 // Without autograd, which is inference mode.
 at::Tensor plain_loss(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory,
                       double tau_s, double tau_t, bool unit_memory, Precision precision,
@@ -110,16 +123,29 @@ at::Tensor plain_step(at::Tensor& memory, at::Tensor& pointer, const at::Tensor&
                                              precision, reduction, enqueue_first, momentum, false));
 }
 
+at::Tensor plain_sampled_loss(const at::Tensor& z_s, const at::Tensor& z_t,
+                              const at::Tensor& memory_v1, const at::Tensor& memory_v2,
+                              const at::Tensor& contrast_idx,
+                              const std::optional<at::Tensor>& normalizers, double tau_s,
+                              double tau_t, double nce_t, Precision precision, int64_t reduction,
+                              c10::string_view method) {
+  return std::get<0>(sampled_relational_loss_forward(z_s, z_t, memory_v1, memory_v2, contrast_idx,
+                                                     normalizers, tau_s, tau_t, nce_t, precision,
+                                                     reduction, method, false));
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rrd_kernels, Autograd, m) {
   m.impl("relational_loss", differentiable_loss);
   m.impl("relational_step_", differentiable_step);
+  m.impl("sampled_relational_loss", differentiable_sampled_loss);
 }
 
 TORCH_LIBRARY_IMPL(rrd_kernels, CompositeExplicitAutograd, m) {
   m.impl("relational_loss", plain_loss);
   m.impl("relational_step_", plain_step);
+  m.impl("sampled_relational_loss", plain_sampled_loss);
 }
 
 }  // namespace rrd

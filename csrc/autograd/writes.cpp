@@ -8,14 +8,15 @@
 namespace rrd {
 namespace {
 
-void refuse_inference_tensors(const at::Tensor& memory, const at::Tensor& pointer) {
-  TORCH_CHECK(!memory.is_inference() && !pointer.is_inference(),
+template <typename... Tensors>
+void refuse_inference_tensors(const Tensors&... written) {
+  TORCH_CHECK((!written.is_inference() && ...),
               "rrd_kernels: a memory made in inference mode can be written only there");
 }
 
-void bump_versions(const at::Tensor& memory, const at::Tensor& pointer) {
-  torch::autograd::impl::bump_version(memory);
-  torch::autograd::impl::bump_version(pointer);
+template <typename... Tensors>
+void bump_versions(const Tensors&... written) {
+  (torch::autograd::impl::bump_version(written), ...);
 }
 
 void tracked_enqueue(at::Tensor& memory, at::Tensor& pointer, const at::Tensor& keys,
@@ -42,11 +43,34 @@ LossAndGrad tracked_step(at::Tensor& memory, at::Tensor& pointer, const at::Tens
   return result;
 }
 
+void tracked_estimate(at::Tensor& normalizers, const at::Tensor& z_s, const at::Tensor& z_t,
+                      const at::Tensor& memory_v1, const at::Tensor& memory_v2,
+                      const at::Tensor& contrast_idx, double nce_t) {
+  refuse_inference_tensors(normalizers);
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    estimate_normalizers(normalizers, z_s, z_t, memory_v1, memory_v2, contrast_idx, nce_t);
+  }
+  bump_versions(normalizers);
+}
+
+void tracked_update(at::Tensor& memory, const at::Tensor& index, const at::Tensor& rows,
+                    double momentum) {
+  refuse_inference_tensors(memory);
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    momentum_update(memory, index, rows, momentum);
+  }
+  bump_versions(memory);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rrd_kernels, ADInplaceOrView, m) {
   m.impl("enqueue_", tracked_enqueue);
   m.impl("relational_step_forward_", tracked_step);
+  m.impl("estimate_normalizers_", tracked_estimate);
+  m.impl("momentum_update_", tracked_update);
 }
 
 }  // namespace rrd

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "cpu/sampled.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -71,10 +73,9 @@ Capability capability() {
   return best;
 }
 
-template <typename T>
-const AttentionKernel<T>& widest([[maybe_unused]] const AttentionKernel<T>& avx512,
-                                 [[maybe_unused]] const AttentionKernel<T>& avx2,
-                                 const AttentionKernel<T>& baseline) {
+template <typename Kernel>
+const Kernel& widest([[maybe_unused]] const Kernel& avx512, [[maybe_unused]] const Kernel& avx2,
+                     const Kernel& baseline) {
 #if defined(__x86_64__)
   if (capability() >= Capability::kAvx512) return avx512;
   if (capability() >= Capability::kAvx2) return avx2;
@@ -111,6 +112,16 @@ const AttentionKernel<float>& select_kernel<float>([[maybe_unused]] bool bfloat1
 template <>
 const AttentionKernel<double>& select_kernel<double>(bool) {
   return RRD_WIDEST(Double);
+}
+
+template <>
+const SampledKernel<float>& select_sampled_kernel<float>() {
+  return RRD_WIDEST(SampledFloat);
+}
+
+template <>
+const SampledKernel<double>& select_sampled_kernel<double>() {
+  return RRD_WIDEST(SampledDouble);
 }
 
 TORCH_LIBRARY_IMPL(rrd_kernels, CatchAll, m) {

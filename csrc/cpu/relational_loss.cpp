@@ -1,6 +1,5 @@
 // relational_loss_forward on the CPU: splits the work into tasks, runs them, merges them.
 #include <ATen/Parallel.h>
-#include <ATen/core/Reduction.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -8,43 +7,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <numeric>
 #include <tuple>
 
 #include "cpu/kernels.h"
+#include "cpu/tensors.h"
 
 namespace rrd::cpu {
 namespace {
-
-constexpr double kLog2E = 1.4426950408889634;
-
-// Elements of per-sample work that pay for waking another thread.
-constexpr int64_t kGrainElements = 1 << 15;
-
-int64_t grain(int64_t elements_per_item) {
-  return std::max<int64_t>(1, kGrainElements / elements_per_item);
-}
-
-Element element_of(at::ScalarType type) {
-  switch (type) {
-    case at::kFloat:
-      return Element::kFloat;
-    case at::kDouble:
-      return Element::kDouble;
-    case at::kBFloat16:
-      return Element::kBFloat16;
-    case at::kHalf:
-      return Element::kHalf;
-    default:
-      TORCH_CHECK_TYPE(false, "memory must be float64, float32, bfloat16 or float16, got ", type);
-  }
-}
-
-MemoryView view_of(const at::Tensor& memory) {
-  return {memory.const_data_ptr(), element_of(memory.scalar_type()),
-          memory.size(0),          memory.size(1),
-          memory.stride(0),        memory.stride(1)};
-}
 
 // What a memory of unit rows bounds |logit| by, in units of log2; one part in 64 for rows that
 // rounding has made longer.
@@ -94,15 +63,6 @@ Plan make_plan(const AttentionKernel<T>& kernel, int64_t batch, int64_t dim, int
   plan.splits = (rows + plan.split_rows - 1) / plan.split_rows;
   return plan;
 }
-
-template <typename T>
-struct Buffer {
-  explicit Buffer(int64_t size)
-      : storage(at::empty({size * int64_t(sizeof(T))}, at::TensorOptions(at::kByte))),
-        data(static_cast<T*>(storage.mutable_data_ptr())) {}
-  at::Tensor storage;
-  T* data;
-};
 
 template <typename T>
 struct Queries {
@@ -200,22 +160,6 @@ void attend(const AttentionKernel<T>& kernel, const Plan& plan, const MemoryView
       kernel.attend(task);
     }
   });
-}
-
-// The weight of each sample's loss in their reduction.
-double weight_of(int64_t reduction, int64_t batch) {
-  return reduction == at::Reduction::Mean ? 1.0 / std::max<int64_t>(batch, 1) : 1.0;
-}
-
-// In the order of the samples, whichever threads have computed them.
-template <typename T>
-at::Tensor reduce(const at::Tensor& losses, int64_t reduction) {
-  if (reduction == at::Reduction::None) return losses;
-  const T* values = losses.const_data_ptr<T>();
-  const double sum = std::accumulate(values, values + losses.numel(), 0.0);
-  at::Tensor reduced = at::empty({}, losses.options());
-  *reduced.mutable_data_ptr<T>() = T(sum * weight_of(reduction, losses.numel()));
-  return reduced;
 }
 
 template <typename T>

@@ -1,9 +1,10 @@
-// The kernels of attention_simd.inl for AVX-512.
+// The kernels of attention_simd.inl and sampled_simd.inl for AVX-512.
 #include <limits>
 #include <type_traits>
 
 #include "cpu/attention.h"
 #include "cpu/kernels.h"
+#include "cpu/sampled.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -26,10 +27,14 @@ namespace avx512 {
 #include "cpu/rows.inl"
 
 #include "cpu/attention_simd.inl"
+
+#include "cpu/sampled_simd.inl"
 }  // namespace avx512
 
 const AttentionKernel<float> kAvx512Float = avx512::simd_kernel<float>();
 const AttentionKernel<double> kAvx512Double = avx512::simd_kernel<double>();
+const SampledKernel<float> kAvx512SampledFloat = avx512::sampled_kernel<float>();
+const SampledKernel<double> kAvx512SampledDouble = avx512::sampled_kernel<double>();
 
 }  // namespace rrd::cpu
 

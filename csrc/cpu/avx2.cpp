@@ -1,9 +1,10 @@
-// The kernels of attention_simd.inl for AVX2.
+// The kernels of attention_simd.inl and sampled_simd.inl for AVX2.
 #include <limits>
 #include <type_traits>
 
 #include "cpu/attention.h"
 #include "cpu/kernels.h"
+#include "cpu/sampled.h"
 
 #if defined(__x86_64__)
 
@@ -25,10 +26,14 @@ namespace avx2 {
 #include "cpu/rows.inl"
 
 #include "cpu/attention_simd.inl"
+
+#include "cpu/sampled_simd.inl"
 }  // namespace avx2
 
 const AttentionKernel<float> kAvx2Float = avx2::simd_kernel<float>();
 const AttentionKernel<double> kAvx2Double = avx2::simd_kernel<double>();
+const SampledKernel<float> kAvx2SampledFloat = avx2::sampled_kernel<float>();
+const SampledKernel<double> kAvx2SampledDouble = avx2::sampled_kernel<double>();
 
 }  // namespace rrd::cpu
 

@@ -1,0 +1,60 @@
+// What the instruction-set kernels share with the operators of the momentum memory: the loss over
+// sampled rows. As in attention.h, nothing here includes PyTorch.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/attention.h"
+
+namespace rrd::cpu {
+
+// One sample's softmaxes. Their logits are nearly constant under the published similarity, so that
+// q - p cancels: all of it is in double, whose cost is small beside the products'.
+struct RelateTask {
+  double* student;  // [padded_count] similarities s.v2; becomes d loss / d similarity
+  double* teacher;  // [padded_count] similarities t.v1; overwritten
+  double* scratch;  // [padded_count]
+  int64_t count;    // P
+  bool need_grad;
+  bool exponential;      // logit = 2^(similarity * rate) * scale; else similarity * scale
+  double rate;           // log2(e) / nce_t
+  double student_scale;  // 1 / tau_s, over Z_v1 where exponential
+  double teacher_scale;
+  double derivative;  // of the logit: this, times the logit where exponential
+};
+
+template <typename T>
+struct SampledKernel {
+  int64_t (*padded_count)(int64_t count);
+  // out[p] = from[index[p]]
+  void (*pick)(const T* from, const int64_t* index, int64_t count, double* out);
+  // out[p] = unit . row index[p]; row is room for one row, [padded_dim]
+  void (*similarities)(const MemoryView& memory, const int64_t* index, int64_t count, const T* unit,
+                       T* row, double* out);
+  // out[dim] = sum_p weights[p] * row index[p]; row is room for two rows
+  void (*weighted_rows)(const MemoryView& memory, const int64_t* index, const double* weights,
+                        int64_t count, T* row, double* out);
+  // The sample's loss.
+  double (*relate)(const RelateTask& task);
+  // sum_p 2^(similarities[p] * rate); pads the array
+  double (*exponential_sum)(double* similarities, int64_t count, double rate);
+};
+
+#if defined(__x86_64__)
+extern const SampledKernel<float> kAvx512SampledFloat;
+extern const SampledKernel<double> kAvx512SampledDouble;
+extern const SampledKernel<float> kAvx2SampledFloat;
+extern const SampledKernel<double> kAvx2SampledDouble;
+#endif
+extern const SampledKernel<float> kBaselineSampledFloat;
+extern const SampledKernel<double> kBaselineSampledDouble;
+
+// The widest that this machine runs.
+template <typename T>
+const SampledKernel<T>& select_sampled_kernel();
+template <>
+const SampledKernel<float>& select_sampled_kernel<float>();
+template <>
+const SampledKernel<double>& select_sampled_kernel<double>();
+
+}  // namespace rrd::cpu

@@ -1,0 +1,341 @@
+// sampled_relational_loss_forward and estimate_normalizers_ on the CPU.
+//
+// Either all rows of the memories are multiplied and the wanted similarities are picked, or the
+// wanted rows are read one by one; then each sample's softmaxes, then its gradient by the same way.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "cpu/indices.h"
+#include "cpu/kernels.h"
+#include "cpu/sampled.h"
+#include "cpu/tensors.h"
+#include "operators.h"
+
+namespace rrd::cpu {
+namespace {
+
+template <typename T>
+struct Views {
+  at::Tensor unit_s, unit_t;  // [B, D] in T, rows padded
+  Buffer<T> norm;             // [2, B]
+  at::Tensor memory_v1, memory_v2, index;
+
+  const T* student(int64_t i) const { return unit_s.const_data_ptr<T>() + i * unit_s.stride(0); }
+  const T* teacher(int64_t i) const { return unit_t.const_data_ptr<T>() + i * unit_t.stride(0); }
+  const int64_t* wanted(int64_t i) const {
+    return index.const_data_ptr<int64_t>() + i * index.size(1);
+  }
+  int64_t batch() const { return index.size(0); }
+  int64_t count() const { return index.size(1); }
+  int64_t rows() const { return memory_v1.size(0); }
+  int64_t dim() const { return memory_v1.size(1); }
+};
+
+template <typename T>
+at::Tensor unit_rows(const at::Tensor& z, T* norm) {
+  const auto& kernel = select_kernel<T>(false);
+  const at::Tensor rows = z.to(c10::CppTypeToScalarType<T>::value).contiguous();
+  const int64_t batch = z.size(0), dim = z.size(1), padded = kernel.padded_dim(dim);
+  at::Tensor unit = at::empty({batch, padded}, rows.options());
+  at::parallel_for(0, batch, grain(dim), [&](int64_t begin, int64_t end) {
+    kernel.normalize(rows.const_data_ptr<T>() + begin * dim, end - begin, dim,
+                     unit.mutable_data_ptr<T>() + begin * padded, norm + begin);
+  });
+  return unit.narrow(1, 0, dim);
+}
+
+template <typename T>
+Views<T> views_of(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory_v1,
+                  const at::Tensor& memory_v2, const at::Tensor& contrast_idx) {
+  Buffer<T> norm(2 * z_s.size(0));
+  return {unit_rows<T>(z_s, norm.data),
+          unit_rows<T>(z_t, norm.data + z_s.size(0)),
+          norm,
+          memory_v1,
+          memory_v2,
+          contrast_idx.contiguous()};
+}
+
+// A memory's rows from `first` on in T, each row in one piece, a few megabytes at a time.
+template <typename T>
+at::Tensor converted(const at::Tensor& memory, int64_t first, int64_t count) {
+  const at::Tensor rows = memory.narrow(0, first, count).to(c10::CppTypeToScalarType<T>::value);
+  return rows.stride(1) == 1 ? rows : rows.contiguous();
+}
+
+template <typename T, typename Body>
+void for_chunks(const at::Tensor& memory, const Body& body) {
+  constexpr int64_t kChunkBytes = 4 << 20;
+  const bool as_it_is =
+      memory.scalar_type() == c10::CppTypeToScalarType<T>::value && memory.stride(1) == 1;
+  const int64_t rows = memory.size(0);
+  const int64_t chunk =
+      as_it_is ? rows : std::max<int64_t>(64, kChunkBytes / int64_t(sizeof(T)) / memory.size(1));
+  for (int64_t first = 0; first < rows; first += chunk) {
+    const int64_t count = std::min(chunk, rows - first);
+    body(first, count, converted<T>(memory, first, count));
+  }
+}
+
+// Samples whose similarities to all rows are held at once.
+template <typename T>
+int64_t dense_block(int64_t batch, int64_t rows) {
+  constexpr int64_t kBlockBytes = 32 << 20;  // of both views
+  return std::clamp<int64_t>(kBlockBytes / (2 * rows * int64_t(sizeof(T))), 1, batch);
+}
+
+// Whether multiplying everything costs less, in nanoseconds as docs/decisions.md has them measured
+// at D = 128 (all grow with D alike): what a row of the memories costs each block of samples, and
+// each sample; and what a wanted row costs that is read by itself.
+template <typename T>
+bool dense_is_cheaper(int64_t batch, int64_t count, int64_t rows) {
+  constexpr double kRow = 200, kRowAndSample = 8, kWanted = 75;
+  const double blocks = std::ceil(double(batch) / double(dense_block<T>(batch, rows)));
+  return double(rows) * (kRow * blocks + kRowAndSample * double(batch)) <=
+         kWanted * double(batch) * double(count);
+}
+
+struct Settings {
+  double tau_s, tau_t, nce_t;
+  std::optional<at::Tensor> normalizers;
+  int64_t reduction;
+  bool need_grad;
+};
+
+RelateTask relate_task(const Settings& settings, int64_t count) {
+  RelateTask task{};
+  task.count = count;
+  task.need_grad = settings.need_grad;
+  task.exponential = settings.normalizers.has_value();
+  task.rate = kLog2E / settings.nce_t;
+  task.student_scale = 1 / settings.tau_s;
+  task.teacher_scale = 1 / settings.tau_t;
+  task.derivative = task.exponential ? 1 / settings.nce_t : 1 / settings.tau_s;
+  if (task.exponential) {
+    const at::Tensor z = settings.normalizers->to(at::kDouble).contiguous();
+    const double* values = z.const_data_ptr<double>();
+    task.student_scale /= values[0] > 0 ? values[0] : std::nan("");
+    task.teacher_scale /= values[1] > 0 ? values[1] : std::nan("");
+  }
+  return task;
+}
+
+// One thread's arrays for one sample.
+template <typename T>
+struct Workspace {
+  Workspace(int64_t padded_count, int64_t dim)
+      : values(3 * padded_count + dim), rows(2 * (dim + 64)), stride(padded_count) {}
+  double* student() const { return values.data; }
+  double* teacher() const { return values.data + stride; }
+  double* scratch() const { return values.data + 2 * stride; }
+  double* output() const { return values.data + 3 * stride; }
+  Buffer<double> values;
+  Buffer<T> rows;
+  int64_t stride;
+};
+
+// Gradient of sample i from sum_p w_p v2_p, through the normalisation.
+template <typename T, typename Output>
+void write_gradient(const Views<T>& views, int64_t i, const Output* output, double weight,
+                    T* grad) {
+  const T* unit = views.student(i);
+  const double norm = double(views.norm.data[i]);
+  const bool clamped = norm <= kNormEps;  // then z / eps is linear in z
+  double radial = 0;
+  if (!clamped) {
+    for (int64_t d = 0; d < views.dim(); ++d) radial += double(output[d]) * double(unit[d]);
+  }
+  const double scale = weight / (clamped ? kNormEps : norm);
+  for (int64_t d = 0; d < views.dim(); ++d) {
+    grad[d] = T((double(output[d]) - radial * double(unit[d])) * scale);
+  }
+}
+
+template <typename T>
+void gather(const Views<T>& views, const RelateTask& settings, double weight, double* losses,
+            T* grad) {
+  const auto& kernel = select_sampled_kernel<T>();
+  const MemoryView v1 = view_of(views.memory_v1), v2 = view_of(views.memory_v2);
+  at::parallel_for(0, views.batch(), 1, [&](int64_t begin, int64_t end) {
+    const Workspace<T> space(kernel.padded_count(views.count()), views.dim());
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t* wanted = views.wanted(i);
+      RelateTask task = settings;
+      task.student = space.student();
+      task.teacher = space.teacher();
+      task.scratch = space.scratch();
+      kernel.similarities(v2, wanted, task.count, views.student(i), space.rows.data, task.student);
+      kernel.similarities(v1, wanted, task.count, views.teacher(i), space.rows.data, task.teacher);
+      losses[i] = kernel.relate(task);
+      if (!task.need_grad) continue;
+      kernel.weighted_rows(v2, wanted, task.student, task.count, space.rows.data, space.output());
+      write_gradient<T>(views, i, space.output(), weight, grad + i * views.dim());
+    }
+  });
+}
+
+template <typename T>
+void dense(const Views<T>& views, const RelateTask& settings, double weight, double* losses,
+           T* grad) {
+  const auto& kernel = select_sampled_kernel<T>();
+  const int64_t rows = views.rows(), dim = views.dim();
+  const int64_t block = dense_block<T>(views.batch(), rows);
+  const auto options = views.unit_s.options();
+  const at::Tensor all_s = at::empty({block, rows}, options);
+  const at::Tensor all_t = at::empty({block, rows}, options);
+  const at::Tensor all_output = at::empty({settings.need_grad ? block : 0, dim}, options);
+  for (int64_t first = 0; first < views.batch(); first += block) {
+    const int64_t count = std::min(block, views.batch() - first);
+    const at::Tensor similar_s = all_s.narrow(0, 0, count), similar_t = all_t.narrow(0, 0, count);
+    const auto multiply = [&](const at::Tensor& unit, const at::Tensor& memory,
+                              const at::Tensor& similar) {
+      for_chunks<T>(memory, [&](int64_t at, int64_t some, const at::Tensor& part) {
+        at::Tensor out = similar.narrow(1, at, some);
+        at::mm_out(out, unit.narrow(0, first, count), part.t());
+      });
+    };
+    multiply(views.unit_s, views.memory_v2, similar_s);
+    multiply(views.unit_t, views.memory_v1, similar_t);
+    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      const Workspace<T> space(kernel.padded_count(views.count()), 0);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t* wanted = views.wanted(first + i);
+        RelateTask task = settings;
+        task.student = space.student();
+        task.teacher = space.teacher();
+        task.scratch = space.scratch();
+        T* row = similar_s.mutable_data_ptr<T>() + i * rows;
+        kernel.pick(row, wanted, task.count, task.student);
+        kernel.pick(similar_t.const_data_ptr<T>() + i * rows, wanted, task.count, task.teacher);
+        losses[first + i] = kernel.relate(task);
+        if (!task.need_grad) continue;
+        std::fill_n(row, rows, T(0));
+        for (int64_t p = 0; p < task.count; ++p) row[wanted[p]] += T(task.student[p]);
+      }
+    });
+    if (!settings.need_grad) continue;
+    at::Tensor output = all_output.narrow(0, 0, count);
+    for_chunks<T>(views.memory_v2, [&](int64_t at, int64_t some, const at::Tensor& part) {
+      at::addmm_out(output, output, similar_s.narrow(1, at, some), part, at == 0 ? 0 : 1);
+    });
+    at::parallel_for(0, count, grain(dim), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        write_gradient<T>(views, first + i, output.const_data_ptr<T>() + i * dim, weight,
+                          grad + (first + i) * dim);
+      }
+    });
+  }
+}
+
+template <typename T>
+LossAndGrad forward(const Views<T>& views, const Settings& settings, c10::string_view method) {
+  const auto options = views.unit_s.options();
+  const int64_t batch = views.batch();
+  at::Tensor losses = at::empty({batch}, options);
+  at::Tensor grad = at::empty({settings.need_grad ? batch : 0, views.dim()}, options);
+  if (batch != 0) {
+    const RelateTask task = relate_task(settings, views.count());
+    std::vector<double> each(batch);
+    const double weight = weight_of(settings.reduction, batch);
+    T* grad_data = settings.need_grad ? grad.mutable_data_ptr<T>() : nullptr;
+    const bool all = method == "dense" ||
+                     (method == "auto" && dense_is_cheaper<T>(batch, views.count(), views.rows()));
+    (all ? dense<T> : gather<T>)(views, task, weight, each.data(), grad_data);
+    std::transform(each.begin(), each.end(), losses.mutable_data_ptr<T>(),
+                   [](double loss) { return T(loss); });
+  }
+  return {reduce<T>(losses, settings.reduction), grad};
+}
+
+// rrd_kernels.functional has checked everything but the indices; the rest is for callers of the
+// bare operators.
+void check(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory_v1,
+           const at::Tensor& memory_v2, const at::Tensor& contrast_idx) {
+  TORCH_CHECK_VALUE(z_s.dim() == 2 && z_s.sizes() == z_t.sizes() && memory_v1.dim() == 2 &&
+                        memory_v1.sizes() == memory_v2.sizes() &&
+                        memory_v1.size(1) == z_s.size(1) && memory_v1.numel() > 0 &&
+                        contrast_idx.dim() == 2 && contrast_idx.size(0) == z_s.size(0) &&
+                        contrast_idx.scalar_type() == at::kLong,
+                    "sampled_relational_loss: shapes ", z_s.sizes(), ", ", z_t.sizes(),
+                    ", memories ", memory_v1.sizes(), " and ", memory_v2.sizes(), " and indices ",
+                    contrast_idx.sizes(), " do not fit");
+  check_indices("contrast_idx", contrast_idx, memory_v1.size(0));
+}
+
+LossAndGrad sampled_relational_loss_forward(
+    const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory_v1,
+    const at::Tensor& memory_v2, const at::Tensor& contrast_idx,
+    const std::optional<at::Tensor>& normalizers, double tau_s, double tau_t, double nce_t,
+    Precision precision, int64_t reduction, c10::string_view method, bool need_grad) {
+  check(z_s, z_t, memory_v1, memory_v2, contrast_idx);
+  const Settings settings{tau_s, tau_t, nce_t, normalizers, reduction, need_grad};
+  if (precision == "float64") {
+    return forward(views_of<double>(z_s, z_t, memory_v1, memory_v2, contrast_idx), settings,
+                   method);
+  }
+  return forward(views_of<float>(z_s, z_t, memory_v1, memory_v2, contrast_idx), settings, method);
+}
+
+// The mean of exp(similarity / nce_t) over one view's sampled rows.
+template <typename T>
+double mean_exponential(const at::Tensor& unit, const at::Tensor& memory, const Views<T>& views,
+                        double nce_t) {
+  const auto& kernel = select_sampled_kernel<T>();
+  const MemoryView view = view_of(memory);
+  std::vector<double> sums(views.batch());
+  at::parallel_for(0, views.batch(), 1, [&](int64_t begin, int64_t end) {
+    const Workspace<T> space(kernel.padded_count(views.count()), views.dim());
+    for (int64_t i = begin; i < end; ++i) {
+      const T* row = unit.const_data_ptr<T>() + i * unit.stride(0);
+      kernel.similarities(view, views.wanted(i), views.count(), row, space.rows.data,
+                          space.student());
+      sums[i] = kernel.exponential_sum(space.student(), views.count(), kLog2E / nce_t);
+    }
+  });
+  return std::accumulate(sums.begin(), sums.end(), 0.0) / double(views.index.numel());
+}
+
+template <typename T>
+void estimate(const at::Tensor& normalizers, const Views<T>& views, double nce_t) {
+  const auto set = [&](int64_t view, const at::Tensor& unit, const at::Tensor& memory) {
+    at::Tensor slot = normalizers.select(0, view);
+    if (!(slot.item<double>() < 0)) return;
+    const double value = mean_exponential(unit, memory, views, nce_t) * double(views.rows());
+    if (std::isfinite(value)) slot.fill_(value);
+  };
+  set(0, views.unit_s, views.memory_v2);
+  set(1, views.unit_t, views.memory_v1);
+}
+
+void estimate_normalizers(at::Tensor& normalizers, const at::Tensor& z_s, const at::Tensor& z_t,
+                          const at::Tensor& memory_v1, const at::Tensor& memory_v2,
+                          const at::Tensor& contrast_idx, double nce_t) {
+  check(z_s, z_t, memory_v1, memory_v2, contrast_idx);
+  if (contrast_idx.numel() == 0 || !normalizers.lt(0).any().item<bool>()) return;
+  bool wide = false;
+  for (const at::Tensor* tensor : {&z_s, &z_t, &memory_v1, &memory_v2}) {
+    wide |= tensor->scalar_type() == at::kDouble;
+  }
+  if (wide) {
+    estimate(normalizers, views_of<double>(z_s, z_t, memory_v1, memory_v2, contrast_idx), nce_t);
+  } else {
+    estimate(normalizers, views_of<float>(z_s, z_t, memory_v1, memory_v2, contrast_idx), nce_t);
+  }
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rrd_kernels, CPU, m) {
+  m.impl("sampled_relational_loss_forward", sampled_relational_loss_forward);
+  m.impl("estimate_normalizers_", estimate_normalizers);
+}
+
+}  // namespace rrd::cpu

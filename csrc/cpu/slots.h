@@ -1,0 +1,40 @@
+// Writing one row of a memory, as enqueue_ and momentum_update_ do.
+#pragma once
+
+#include <ATen/core/TensorAccessor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "cpu/attention.h"
+
+namespace rrd::cpu {
+
+// A row and the multiplier that makes it a unit row, as torch.nn.functional.normalize has it.
+inline double inverse_norm(const std::vector<double>& row) {
+  double square = 0;
+  for (const double value : row) square += value * value;
+  return 1.0 / std::max(std::sqrt(square), kNormEps);
+}
+
+template <typename Stored>
+void write_slot(at::TensorAccessor<Stored, 1> slot, std::vector<double>& key, double momentum) {
+  // One sum finds a value that is not finite: such a row keeps what the slot held.
+  double check = 0;
+  for (const double value : key) check += value * 0.0;
+  if (check != 0.0) return;
+
+  const double scale = inverse_norm(key);
+  for (double& value : key) value *= scale;
+  if (momentum != 0.0) {
+    for (size_t d = 0; d < key.size(); ++d) {
+      key[d] = momentum * double(slot[d]) + (1.0 - momentum) * key[d];
+    }
+    const double again = inverse_norm(key);
+    for (double& value : key) value *= again;
+  }
+  for (size_t d = 0; d < key.size(); ++d) slot[d] = static_cast<Stored>(key[d]);
+}
+
+}  // namespace rrd::cpu

@@ -1,0 +1,261 @@
+"""The momentum memory: a row for each training sample, of student and teacher."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rrd_kernels import functional
+from rrd_kernels import validation as check
+from rrd_kernels.embeddings import Embeddings
+from rrd_kernels.sampling import draw_contrast_idx
+
+#: z_s, z_t, memory_v1, memory_v2, contrast_idx
+Views = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class ContrastRows(nn.Module):
+    """The state of a :class:`MomentumMemory`, under its published names.
+
+    Attributes:
+        params: [5] buffer: K, nce_t, Z_v1, Z_v2, nce_m; Z is -1 until the first batch.
+        memory_v1: [n_data, D] buffer, the students' rows.
+        memory_v2: [n_data, D] buffer, the teachers' rows.
+    """
+
+    params: Tensor
+    memory_v1: Tensor
+    memory_v2: Tensor
+
+    def __init__(
+        self,
+        n_data: int,
+        feat_dim: int,
+        size: int,
+        nce_t: float,
+        nce_m: float,
+        *,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        memory_dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        # Uniform deviates of the variance that makes a row's norm about 1, as published.
+        reach = 1 / (feat_dim / 3) ** 0.5
+        precise = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        params = torch.tensor([size, nce_t, -1, -1, nce_m], device=device, dtype=precise)
+        self.register_buffer("params", params)
+        for name in ("memory_v1", "memory_v2"):
+            rows = torch.rand(n_data, feat_dim, device=device, dtype=dtype)
+            self.register_buffer(name, rows.mul_(2 * reach).add_(-reach).to(memory_dtype))
+        self.size, self.nce_t, self.nce_m = size, float(nce_t), float(nce_m)
+        self.read_params()
+
+    def read_params(self) -> None:
+        """Takes K, nce_t and nce_m from ``params``; one host sync on a GPU."""
+        # Meta and fake tensors have no values; what fills them later is read again.
+        if not self.params.is_meta and type(self.params).__name__ != "FakeTensor":
+            size, self.nce_t, _, _, self.nce_m = self.params.tolist()
+            self.size = int(size)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.read_params()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ContrastRows":
+        params = self.params
+        super()._apply(fn, recurse)
+        if self.params.dtype in (torch.float16, torch.bfloat16):  # which would not hold Z
+            self.params = params.to(self.params.device)
+        return self
+
+
+class MomentumMemory(Embeddings):
+    """Rows of every training sample, which the batches that contain it move by momentum.
+
+    A student is compared with the teachers' rows, and a teacher with the students', at sampled
+    columns of which the first is the sample's own.
+
+    Args:
+        s_dim: width of the student's features.
+        t_dim: width of the teacher's features.
+        feat_dim: width D of the embeddings. Default 128.
+        size: K, the number of negatives that are drawn for each sample. Default 16384.
+        n_data: training samples, which is rows of each memory. Required.
+        nce_t: temperature T of the published similarity. Default 0.07.
+        nce_m: how much of a row stays when it is moved, in [0, 1). Default 0.5.
+        similarity: ``"exponential"`` (default), the published exp(s.m / T) / Z, under which the
+            loss stays near log(K + 1); or ``"cosine"``, s.m itself.
+        precision, method, backend: as in
+            :func:`rrd_kernels.functional.sampled_relational_loss`.
+        generator: for the negatives that are drawn here. Default: the device's own.
+        device, dtype: as in :class:`torch.nn.Linear`.
+        memory_dtype: what the rows are stored in: float64, float32, bfloat16 or float16. Default:
+            ``dtype``. They are drawn in ``dtype`` whatever it is.
+
+    Attributes:
+        embed_s: Linear(s_dim, feat_dim), trained.
+        embed_t: Linear(t_dim, feat_dim), without gradient.
+        contrast: the :class:`ContrastRows`. A state that is loaded brings its own K, nce_t and
+            nce_m, as it does in the published code.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+
+    Shapes: called as ``memory(f_s, f_t, idx, contrast_idx, tau_s=..., tau_t=...)`` with [B, s_dim]
+    and [B, t_dim] features (or [B, dim, 1, 1]) of any floating dtype, int64 ``idx`` [B],
+    the samples' numbers, and int64 ``contrast_idx`` [B, P], the columns, drawn where it is not
+    given; returns the mean loss, a scalar: float64 with float64 products, else float32.
+
+    Source: the published momentum memory of arXiv 2407.12073.
+
+    Example:
+        >>> import torch
+        >>> from rrd_kernels import MomentumMemory
+        >>> memory = MomentumMemory(s_dim=64, t_dim=256, size=1024, n_data=50000)
+        >>> f_s, f_t, idx = torch.randn(32, 64), torch.randn(32, 256), torch.arange(32)
+        >>> memory(f_s, f_t, idx, tau_s=0.1, tau_t=0.02).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        s_dim: int,
+        t_dim: int,
+        feat_dim: int = 128,
+        size: int = 16384,
+        *,
+        n_data: int,
+        nce_t: float = 0.07,
+        nce_m: float = 0.5,
+        similarity: str = "exponential",
+        precision: str | None = None,
+        method: str = "auto",
+        backend: str = "auto",
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        memory_dtype: torch.dtype | None = None,
+    ) -> None:
+        check.check_size("size", size)
+        check.check_size("n_data", n_data)
+        check.check_temperature("nce_t", nce_t)
+        check.check_momentum("nce_m", nce_m)
+        check.check_choice("similarity", similarity, check.SIMILARITIES)
+        check.check_choice("method", method, check.METHODS)
+        check.check_choice("backend", backend, check.BACKENDS)
+        check.check_numbers(precision, memory_dtype)
+        super().__init__(s_dim, t_dim, feat_dim, device=device, dtype=dtype)
+        self.similarity = similarity
+        self.precision = precision
+        self.method = method
+        self.backend = backend
+        self.generator = generator
+        self.contrast = ContrastRows(
+            n_data,
+            feat_dim,
+            size,
+            nce_t,
+            nce_m,
+            device=device,
+            dtype=dtype,
+            memory_dtype=memory_dtype,
+        )
+
+    @property
+    def n_data(self) -> int:
+        """Rows of each memory."""
+        return self.contrast.memory_v1.shape[0]
+
+    def forward(
+        self,
+        f_s: Tensor,
+        f_t: Tensor,
+        idx: Tensor | None = None,
+        contrast_idx: Tensor | None = None,
+        *,
+        tau_s: float,
+        tau_t: float,
+    ) -> Tensor:
+        """The loss of [B, s_dim] student against [B, t_dim] teacher features, a scalar.
+
+        In training mode the samples' rows of both memories move afterwards, and the first batch
+        sets Z. In evaluation nothing is changed: before Z is set, the batch's own is used.
+        """
+        rows = self.contrast
+        self.check_features(f_s, f_t, rows.params.device)
+        if idx is None:
+            raise ValueError(
+                "the momentum memory needs idx, the int64 [B] numbers of the batch's samples"
+            )
+        check.check_index("idx", idx, f_s, dims=1)
+        check.check_range("idx", idx, self.n_data)
+        if contrast_idx is None:
+            contrast_idx = draw_contrast_idx(idx, self.n_data, rows.size, generator=self.generator)
+        z_s, z_t = self.project(f_s, f_t)
+        views = (z_s, z_t, rows.memory_v1, rows.memory_v2, contrast_idx)
+        normalizers = None
+        if self.similarity == "exponential":
+            stored = rows.params[2:4]
+            normalizers = stored if self.training else stored.clone()
+            functional.estimate_normalizers_(
+                normalizers, *views, nce_t=rows.nce_t, backend=self.backend
+            )
+        loss = self._loss(views, normalizers, tau_s, tau_t)
+        if self.training:
+            for memory, new in ((rows.memory_v1, z_s), (rows.memory_v2, z_t)):
+                functional.momentum_update_(
+                    memory, idx, new.detach(), rows.nce_m, backend=self.backend
+                )
+        return loss
+
+    def _loss(self, views: Views, normalizers: Tensor | None, tau_s: float, tau_t: float) -> Tensor:
+        return functional.sampled_relational_loss(
+            *views,
+            normalizers,
+            tau_s=tau_s,
+            tau_t=tau_t,
+            nce_t=self.contrast.nce_t,
+            precision=self.precision,
+            method=self.method,
+            backend=self.backend,
+        )
+
+    def warmup(
+        self, batch_size: int, *, tau_s: float, tau_t: float, dtype: torch.dtype | None = None
+    ) -> None:
+        """Compiles what batches of this size will need; the memories stay as they are.
+
+        Args:
+            batch_size: B.
+            tau_s, tau_t: the temperatures that will be given.
+            dtype: of the projected embeddings; default: the weights', give autocast's under it.
+        """
+        check.check_size("batch_size", batch_size)
+        rows = self.contrast
+        device, dtype = rows.params.device, dtype or self.embed_s.weight.dtype
+        z_s, z_t = torch.zeros(2, batch_size, rows.memory_v1.shape[1], dtype=dtype, device=device)
+        contrast_idx = torch.zeros(batch_size, rows.size + 1, dtype=torch.int64, device=device)
+        for need_grad in (True, False):
+            leaf = z_s.detach().requires_grad_(need_grad)
+            views = (leaf, z_t, rows.memory_v1, rows.memory_v2, contrast_idx)
+            normalizers = None
+            if self.similarity == "exponential":
+                normalizers = torch.full_like(rows.params[2:4], -1)
+                functional.estimate_normalizers_(
+                    normalizers, *views, nce_t=rows.nce_t, backend=self.backend
+                )
+            loss = self._loss(views, normalizers, tau_s, tau_t)
+            if need_grad:
+                torch.autograd.grad(loss, leaf)
+        few = rows.memory_v1[:1].clone()
+        functional.momentum_update_(few, contrast_idx[:, 0], z_t, rows.nce_m, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return (
+            f"size={self.contrast.size}, n_data={self.n_data}, "
+            f"feat_dim={self.contrast.memory_v1.shape[1]}, similarity={self.similarity!r}"
+        )

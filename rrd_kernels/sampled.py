@@ -1,0 +1,233 @@
+"""The operators of the momentum memory, as functions; public through rrd_kernels.functional."""
+
+import torch
+from torch import Tensor
+
+from rrd_kernels import reference
+from rrd_kernels import validation as check
+from rrd_kernels.dispatch import settle_precision, use_fused
+
+
+def _check_views(
+    z_s: Tensor, z_t: Tensor, memory_v1: Tensor, memory_v2: Tensor, contrast_idx: Tensor
+) -> None:
+    rows = {"z_s": z_s, "z_t": z_t, "memory_v1": memory_v1, "memory_v2": memory_v2}
+    for name, value in rows.items():
+        check.check_rows(name, value)
+    check.check_alike("z_s", z_s, "z_t", z_t, same_rows=True)
+    check.check_alike("memory_v1", memory_v1, "memory_v2", memory_v2, same_rows=True)
+    check.check_alike("z_s", z_s, "memory_v1", memory_v1, same_rows=False)
+    check.check_not_empty("memory_v1", memory_v1)
+    check.check_index("contrast_idx", contrast_idx, z_s, dims=2)
+
+
+def sampled_relational_loss(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory_v1: Tensor,
+    memory_v2: Tensor,
+    contrast_idx: Tensor,
+    normalizers: Tensor | None = None,
+    *,
+    tau_s: float = 0.1,
+    tau_t: float = 0.02,
+    nce_t: float = 0.07,
+    reduction: str = "mean",
+    precision: str | None = None,
+    method: str = "auto",
+    backend: str = "auto",
+) -> Tensor:
+    r"""Cross-entropy of the student's relations to sampled rows against the teacher's.
+
+    With :math:`s_i, t_i` the normalised rows of ``z_s`` and ``z_t``, :math:`v^1, v^2` the rows of
+    the two memories and :math:`c_{ij}` those of sample i,
+
+    .. math::
+        \ell_i = -\sum_j \mathrm{softmax}_j(a_{ij}) \log \mathrm{softmax}_j(b_{ij}), \qquad
+        b_{ij} = f_1(s_i \cdot v^2_{c_{ij}}) / \tau_s, \quad
+        a_{ij} = f_2(t_i \cdot v^1_{c_{ij}}) / \tau_t.
+
+    f is the identity without ``normalizers``, and :math:`f_k(x) = \exp(x / T) / Z_k` with them, as
+    published; Z_k is near n_data times the mean of the exponential, so that these logits differ by
+    about 1 / (n_data τ) only and the loss stays at log P.
+
+    Nothing of size B·P·D exists. Where the sample wants most rows of the memories, all are
+    multiplied and the wanted similarities picked; else the wanted rows are read in place.
+
+    Args:
+        z_s: [B, D] student embeddings, unnormalised; float64, float32, bfloat16 or float16, any
+            strides. The only argument that receives a gradient, in its own dtype.
+        z_t: [B, D] teacher embeddings, unnormalised, same choice of dtypes.
+        memory_v1: [n_data, D] the students' rows, which the teacher is compared with; used as they
+            are, same choice of dtypes.
+        memory_v2: [n_data, D] the teachers' rows, which the student is compared with.
+        contrast_idx: int64 [B, P], the rows that each sample is compared with.
+        normalizers: [2], (Z_v1, Z_v2), see :func:`estimate_normalizers_`. The loss is NaN while
+            one of them is not positive. Default: none.
+        tau_s: student temperature, positive. Default 0.1.
+        tau_t: teacher temperature, positive. Default 0.02.
+        nce_t: temperature T of the exponential, positive; not used without ``normalizers``.
+            Default 0.07.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. The mean over no rows is zero.
+        precision: as in :func:`rrd_kernels.functional.relational_loss`. The softmax is float64 on
+            a CPU, and float32 or float64 on a GPU.
+        method: ``"dense"`` (all rows are multiplied), ``"gather"`` (the wanted rows are read) or
+            ``"auto"`` (default), the one that costs less; docs/decisions.md has the rule.
+        backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.
+
+    Returns:
+        A scalar, or [B] for ``"none"``; float64 with float64 products, else float32.
+
+    Raises:
+        TypeError: an argument of the wrong type; sparse, integer, complex or DTensor inputs.
+        ValueError: shapes or devices that do not agree, a value out of range.
+        IndexError: on a CPU, a row that is not in the memories; on a GPU that sample's loss and
+            gradient are NaN.
+        RuntimeError: ``backend="fused"`` without fused kernels. A second derivative raises
+            ``NotImplementedError``, a subclass of it.
+
+    Source: arXiv 2407.12073 and the momentum memory of its published code.
+
+    Example:
+        >>> import torch
+        >>> from rrd_kernels.functional import sampled_relational_loss
+        >>> z_s, z_t = torch.randn(64, 128, requires_grad=True), torch.randn(64, 128)
+        >>> memory_v1, memory_v2 = torch.randn(2, 5000, 128) / 128**0.5
+        >>> contrast_idx = torch.randint(5000, (64, 1025))
+        >>> sampled_relational_loss(z_s, z_t, memory_v1, memory_v2, contrast_idx).backward()
+        >>> z_s.grad.shape
+        torch.Size([64, 128])
+    """
+    _check_views(z_s, z_t, memory_v1, memory_v2, contrast_idx)
+    for name, value in (("tau_s", tau_s), ("tau_t", tau_t), ("nce_t", nce_t)):
+        check.check_temperature(name, value)
+    check.check_choice("reduction", reduction, check.REDUCTIONS)
+    check.check_choice("method", method, check.METHODS)
+    if contrast_idx.shape[1] == 0:
+        raise ValueError("contrast_idx must name at least one row for each sample; P is 0")
+    if normalizers is not None:
+        check.check_normalizers(normalizers, memory_v1)
+    precision = settle_precision(precision, z_s, z_t, memory_v1, memory_v2)
+    if not use_fused(backend, z_s.device):
+        return reference.sampled_relational_loss(
+            z_s,
+            z_t,
+            memory_v1,
+            memory_v2,
+            contrast_idx,
+            normalizers,
+            tau_s=tau_s,
+            tau_t=tau_t,
+            nce_t=nce_t,
+            reduction=reduction,
+        )
+    return torch.ops.rrd_kernels.sampled_relational_loss(
+        z_s,
+        z_t,
+        memory_v1,
+        memory_v2,
+        contrast_idx,
+        normalizers,
+        float(tau_s),
+        float(tau_t),
+        float(nce_t),
+        precision,
+        check.REDUCTIONS.index(reduction),
+        method,
+    )
+
+
+def estimate_normalizers_(
+    normalizers: Tensor,
+    z_s: Tensor,
+    z_t: Tensor,
+    memory_v1: Tensor,
+    memory_v2: Tensor,
+    contrast_idx: Tensor,
+    *,
+    nce_t: float = 0.07,
+    backend: str = "auto",
+) -> None:
+    """Sets each of (Z_v1, Z_v2) that is negative to mean(exp(s.m / nce_t)) * n_data of its view.
+
+    The published memory does so at its first batch and keeps them. Without a host sync; one that
+    is set already is left alone, at the cost of looking at it.
+
+    Args:
+        normalizers: [2] float64 or float32, changed in place. A mean that is not finite is not set.
+        z_s, z_t, memory_v1, memory_v2, contrast_idx, nce_t: as in :func:`sampled_relational_loss`.
+        backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.
+
+    Raises:
+        TypeError, ValueError, IndexError, RuntimeError: as there; nothing has been written then.
+
+    Source: the momentum memory of arXiv 2407.12073's published code.
+
+    Example:
+        >>> import torch
+        >>> from rrd_kernels.functional import estimate_normalizers_
+        >>> normalizers = torch.full((2,), -1.0)
+        >>> memory, contrast_idx = torch.zeros(50, 8), torch.randint(50, (4, 3))
+        >>> estimate_normalizers_(normalizers, *torch.randn(2, 4, 8), memory, memory, contrast_idx)
+        >>> normalizers
+        tensor([50., 50.])
+    """
+    _check_views(z_s, z_t, memory_v1, memory_v2, contrast_idx)
+    check.check_temperature("nce_t", nce_t)
+    check.check_normalizers(normalizers, memory_v1)
+    check.check_writable("normalizers", normalizers)
+    if not use_fused(backend, z_s.device):
+        reference.estimate_normalizers_(
+            normalizers, z_s, z_t, memory_v1, memory_v2, contrast_idx, nce_t=nce_t
+        )
+        return
+    torch.ops.rrd_kernels.estimate_normalizers_(
+        normalizers, z_s.detach(), z_t.detach(), memory_v1, memory_v2, contrast_idx, float(nce_t)
+    )
+
+
+def momentum_update_(
+    memory: Tensor, index: Tensor, rows: Tensor, momentum: float = 0.5, *, backend: str = "auto"
+) -> None:
+    """Moves the rows at ``index`` towards the unit rows of ``rows``, in place.
+
+    Each becomes ``normalize(momentum * row + (1 - momentum) * normalize(new))``. Where an index
+    occurs more than once, its last occurrence alone counts, on every device. A new row that is not
+    finite leaves the memory's as it was.
+
+    Args:
+        memory: [n_data, D]; float64, float32, bfloat16 or float16, any strides, changed in place.
+        index: int64 [B], any values that are rows of the memory.
+        rows: [B, D], unnormalised, same choice of dtypes.
+        momentum: how much of the old row stays, in [0, 1). Default 0.5.
+        backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.
+
+    Raises:
+        TypeError: an argument of the wrong type; sparse, integer, complex or DTensor inputs.
+        ValueError: shapes or devices that do not agree, momentum out of range, a memory that is
+            expanded or requires a gradient.
+        IndexError: on a CPU, an index that is not in the memory; nothing has been written then. On
+            a GPU such an index writes nothing.
+        RuntimeError: ``backend="fused"`` without fused kernels.
+
+    Source: the momentum memory of arXiv 2407.12073's published code.
+
+    Example:
+        >>> import torch
+        >>> from rrd_kernels.functional import momentum_update_
+        >>> memory = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> momentum_update_(memory, torch.tensor([1]), torch.tensor([[2.0, 0.0]]))
+        >>> memory[1]
+        tensor([0.7071, 0.7071])
+    """
+    check.check_rows("memory", memory)
+    check.check_rows("rows", rows)
+    check.check_alike("rows", rows, "memory", memory, same_rows=False)
+    check.check_not_empty("memory", memory)
+    check.check_writable("memory", memory)
+    check.check_index("index", index, rows, dims=1)
+    check.check_momentum("momentum", momentum)
+    if not use_fused(backend, memory.device):
+        reference.momentum_update_(memory, index, rows, momentum)
+        return
+    torch.ops.rrd_kernels.momentum_update_(memory, index, rows.detach(), float(momentum))

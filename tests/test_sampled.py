@@ -1,0 +1,286 @@
+"""sampled_relational_loss: right by both methods, in every precision, whatever it is given."""
+
+import dataclasses
+
+import pytest
+import torch
+from interpreted import INTERPRETED
+from sampled_problems import METHODS, SIMILARITIES, draw, views, within
+
+from rrd_kernels import reference
+from rrd_kernels.functional import momentum_update_, sampled_relational_loss
+
+PRECISION = {torch.float64: "float64", torch.float32: "float32"}
+# B, P, n_data, D
+SIZES = [
+    (1, 1, 1, 1),
+    (5, 7, 13, 20),
+    (3, 1, 9, 8),
+    (6, 40, 300, 130),
+    (2, 33, 17, 300),
+    (2, 20, 30, 1000),
+    (3, 20, 30, 1030),
+    (33, 257, 70, 64),
+    (8, 1025, 5000, 128),
+]
+if INTERPRETED:
+    SIZES = [size for size in SIZES if size[0] * size[2] <= 3000]
+
+method = pytest.mark.parametrize("method", METHODS)
+similarity = pytest.mark.parametrize("similarity", SIMILARITIES)
+
+
+@method
+@similarity
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", PRECISION, ids=str)
+def test_against_float64(dtype, size, similarity, method, device):
+    problem = draw(*size, similarity, dtype, device)
+    assert within(problem, problem.results(method=method), PRECISION[dtype])
+
+
+@method
+@similarity
+@pytest.mark.parametrize("mistake", ["views", "column", "tau_s", "tau_t", "normalizer", "nce_t"])
+def test_the_bounds_see_small_mistakes(mistake, similarity, method, device):
+    problem = draw(6, 40, 300, 24, similarity, device=device)
+    wrong = dataclasses.replace(problem)
+    if mistake == "views":
+        wrong.memory_v1, wrong.memory_v2 = problem.memory_v2, problem.memory_v1
+    elif mistake == "column":
+        wrong.contrast_idx = problem.contrast_idx[:, :-1]
+    elif similarity == "cosine" and mistake in ("normalizer", "nce_t"):
+        pytest.skip("not used")
+    elif mistake == "normalizer":
+        wrong.normalizers = problem.normalizers.flip(0)
+    else:
+        setattr(wrong, mistake, getattr(problem, mistake) * 1.01)
+    assert within(problem, problem.results(method=method), "float32")
+    assert not within(problem, wrong.results(method=method), "float32")
+
+
+@method
+@similarity
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_memory_of_another_dtype(stored, similarity, method, device):
+    problem = draw(5, 30, 50, 24, similarity, torch.float32, device, memory_dtype=stored)
+    precision = "float64" if stored == torch.float64 else "float32"
+    loss, grad = problem.results(method=method)
+    assert (loss.dtype, grad.dtype) == (
+        torch.float64 if stored == torch.float64 else torch.float32,
+        torch.float32,
+    )
+    leaf = problem.z_s.double()
+    found = dataclasses.replace(problem, z_s=leaf).results(method=method, precision=precision)
+    assert within(problem, found, precision)
+
+
+@method
+@similarity
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_inputs(dtype, similarity, method, device):
+    """On a CPU these are computed in float32."""
+    problem = draw(5, 30, 50, 24, similarity, dtype, device)
+    loss, grad = problem.results(method=method)
+    assert loss.dtype == torch.float32
+    assert grad.dtype == dtype
+    if device.type == "cpu" and not INTERPRETED:
+        leaf = problem.z_s.float()
+        found = dataclasses.replace(problem, z_s=leaf).results(method=method)
+        assert within(problem, found, "float32")
+        # The gradient of a leaf of that dtype is this one, rounded.
+        assert torch.equal(found[1].to(dtype), grad)
+
+
+@method
+@similarity
+def test_columns_that_repeat_count_as_often(similarity, method, device):
+    problem = draw(4, 10, 6, 16, similarity, device=device)  # ten of six: some repeat
+    assert within(problem, problem.results(method=method), "float32")
+
+
+@method
+@similarity
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_reductions(reduction, similarity, method, device):
+    problem = draw(7, 20, 40, 16, similarity, torch.float64, device)
+    losses, grads = problem.results(method=method)
+    leaf = dataclasses.replace(problem, z_s=problem.z_s.requires_grad_())
+    loss = leaf.call(sampled_relational_loss, reduction=reduction, method=method)
+    (grad,) = torch.autograd.grad(loss.sum(), leaf.z_s)
+    divisor = 7 if reduction == "mean" else 1
+    wanted = losses if reduction == "none" else losses.sum() / divisor
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(grad, grads / divisor)
+
+
+@method
+@similarity
+def test_the_loss_alone_is_the_same(similarity, method, device):
+    problem = draw(7, 20, 40, 16, similarity, torch.float64, device)
+    with torch.no_grad():
+        alone = problem.call(sampled_relational_loss, reduction="none", method=method)
+    torch.testing.assert_close(alone, problem.results(method=method)[0])
+
+
+@method
+@similarity
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradcheck(reduction, similarity, method):
+    problem = draw(3, 6, 9, 5, similarity, torch.float64)
+    problem.nce_t, problem.tau_s, problem.tau_t = 0.5, 0.3, 0.2
+    if problem.normalizers is not None:
+        problem.normalizers.fill_(2.0)
+
+    def function(z_s):
+        leaf = dataclasses.replace(problem, z_s=z_s)
+        return leaf.call(sampled_relational_loss, reduction=reduction, method=method)
+
+    assert torch.autograd.gradcheck(function, problem.z_s.requires_grad_())
+
+
+@method
+@similarity
+def test_equal_runs_give_equal_bits(similarity, method, device):
+    problem = draw(9, 200, 400, 40, similarity, device=device)
+    first, second = (problem.results(method=method) for _ in range(2))
+    for value, wanted in zip(first, second, strict=True):
+        assert torch.equal(value, wanted)
+
+
+@method
+def test_any_strides(method, device):
+    problem = draw(6, 30, 50, 24, device=device)
+    wanted = problem.results(method=method)
+    wide = torch.stack((problem.z_s, problem.z_t), dim=2)
+    found = dataclasses.replace(
+        problem,
+        z_s=wide[..., 0],
+        z_t=wide[..., 1],
+        memory_v1=problem.memory_v1.T.contiguous().T,
+        memory_v2=torch.cat((problem.memory_v2, problem.memory_v2), dim=1)[:, :24],
+        contrast_idx=problem.contrast_idx.T.contiguous().T,
+    ).results(method=method)
+    for value, expected in zip(found, wanted, strict=True):
+        torch.testing.assert_close(value, expected)
+    row = dataclasses.replace(problem, z_t=problem.z_t[:1].expand(6, 24))
+    assert within(row, row.results(method=method), "float32")
+
+
+@method
+def test_empty_batch(method, device):
+    problem = draw(3, 5, 9, 8, device=device)
+    for name in ("z_s", "z_t", "contrast_idx"):
+        setattr(problem, name, getattr(problem, name)[:0])
+    problem.z_s.requires_grad_()
+    loss = problem.call(sampled_relational_loss, method=method)
+    loss.backward()
+    assert loss.item() == 0
+    assert problem.z_s.grad.shape == (0, 8)
+    assert problem.call(sampled_relational_loss, method=method, reduction="none").shape == (0,)
+
+
+@method
+@similarity
+def test_zero_row_and_row_that_is_not_finite(similarity, method, device):
+    problem = draw(4, 12, 20, 8, similarity, torch.float64, device)
+    problem.z_s[1] = 0
+    assert within(problem, problem.results(method=method), "float64")
+    problem.z_s[2, 3] = float("nan")
+    loss, _ = problem.results(method=method)
+    assert loss.isnan().tolist() == [False, False, True, False]
+
+
+@method
+@pytest.mark.parametrize("value", [-1.0, 0.0, float("nan")])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_normalizers_that_are_not_set(backend, value, method, device):
+    problem = draw(4, 12, 20, 8, device=device)
+    problem.normalizers[1] = value
+    loss = problem.call(sampled_relational_loss, method=method, backend=backend)
+    assert loss.isnan()
+
+
+@method
+def test_backward_after_the_memory_has_moved(method, device):
+    problem = draw(4, 12, 20, 8, device=device)
+    problem.z_s.requires_grad_()
+    (wanted,) = torch.autograd.grad(
+        problem.call(sampled_relational_loss, method=method), problem.z_s
+    )
+    loss = problem.call(sampled_relational_loss, method=method)
+    index = torch.arange(4, device=device)
+    momentum_update_(problem.memory_v2, index, torch.randn(4, 8, device=device))
+    (grad,) = torch.autograd.grad(loss, problem.z_s)
+    assert torch.equal(grad, wanted)
+
+
+def test_no_second_derivative_and_no_forward_mode(device):
+    problem = draw(4, 12, 20, 8, device=device)
+    problem.z_s.requires_grad_()
+    loss = problem.call(sampled_relational_loss, backend="fused")
+    (grad,) = torch.autograd.grad(loss, problem.z_s, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        (grad.square().sum() + problem.z_s.sum()).backward()
+
+    def function(z_s):
+        return dataclasses.replace(problem, z_s=z_s).call(sampled_relational_loss)
+
+    tangent = torch.ones_like(problem.z_s)
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(function, (problem.z_s.detach(),), (tangent,))
+
+
+@pytest.mark.parametrize("wrong", [-1, 20, 2**62, -(2**63)])
+@method
+def test_column_that_is_not_a_row(method, wrong, device):
+    problem = draw(4, 12, 20, 8, device=device)
+    problem.contrast_idx[2, 5] = wrong
+    if device.type == "cpu" and not INTERPRETED:
+        with pytest.raises(IndexError, match=f"contrast_idx has {wrong}.*20 rows"):
+            problem.results(method=method)
+        return
+    loss, grad = problem.results(method=method)
+    assert loss.isnan().tolist() == [False, False, True, False]
+    assert grad[2].isnan().all()
+    assert grad[[0, 1, 3]].isfinite().all()
+
+
+def test_auto_takes_one_of_the_two(device):
+    for size in ((16, 300, 50, 8), (2, 3, 3000, 8)):
+        problem = draw(*size, device=device)
+        found = problem.results(method="auto")[1]
+        assert any(torch.equal(found, problem.results(method=m)[1]) for m in METHODS)
+
+
+def test_opcheck():
+    problem = draw(4, 12, 20, 8, torch.float32)
+    problem.z_s.requires_grad_()
+    numbers = (0.1, 0.02, 0.07, None, 1, "auto")
+    torch.library.opcheck(
+        torch.ops.rrd_kernels.sampled_relational_loss.default,
+        (*views(problem), problem.normalizers, *numbers),
+    )
+    problem.z_s.requires_grad_(False)
+    torch.library.opcheck(
+        torch.ops.rrd_kernels.estimate_normalizers_.default,
+        (torch.full((2,), -1.0), *views(problem), 0.07),
+    )
+    torch.library.opcheck(
+        torch.ops.rrd_kernels.momentum_update_.default,
+        (problem.memory_v1, torch.arange(4), problem.z_s, 0.5),
+    )
+
+
+def test_the_published_similarity_is_flat_and_the_cosine_is_not(device):
+    """What the README says of the loss: near ln P, whatever the student has learnt."""
+    rows, columns = (500, 60) if INTERPRETED else (50000, 1025)
+    problem = draw(4, columns, rows, 32, "exponential", torch.float64, device)
+    with torch.no_grad():
+        flat = problem.call(reference.sampled_relational_loss)
+        problem.normalizers = None
+        cosine = problem.call(reference.sampled_relational_loss)
+    limit = torch.tensor(columns).log().item()
+    if not INTERPRETED:
+        assert abs(flat.item() - limit) < 1e-3
+    assert abs(cosine.item() - limit) > 0.5
