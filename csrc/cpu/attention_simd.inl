@@ -87,9 +87,8 @@ struct Tile {
 };
 
 template <typename T>
-Tile<T> load_tile(const AttentionTask<T>& task, int64_t row, int64_t count, T* scratch) {
+Tile<T> load_tile(const MemoryView& memory, int64_t row, int64_t count, T* scratch) {
   using B = Blocking<T>;
-  const MemoryView& memory = task.memory;
   const Element own = sizeof(T) == sizeof(float) ? Element::kFloat : Element::kDouble;
   const int64_t padded = padded_dim<T>(memory.dim);
   if (memory.element == own && memory.column_stride == 1 && padded == memory.dim &&
@@ -281,7 +280,7 @@ void attend_rows(const AttentionTask<T>& task) {
 
   for (int64_t row = task.row_begin; row < task.row_end; row += B::kRowTile) {
     const int64_t left = task.row_end - row;
-    const Tile<T> tile = load_tile(task, row, left < B::kRowTile ? left : B::kRowTile, rows);
+    const Tile<T> tile = load_tile(task.memory, row, left < B::kRowTile ? left : B::kRowTile, rows);
     Prefetch prefetch(task.memory, row + tile.count, task.row_end, B::kRowTile,
                       task.panels * B::kRowTile / B::kLogitRows);
     for (int64_t panel = 0; panel < task.panels; ++panel) {

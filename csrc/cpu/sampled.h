@@ -26,6 +26,15 @@ struct RelateTask {
 template <typename T>
 struct SampledKernel {
   int64_t (*padded_count)(int64_t count);
+  // Elements of room that the next two need.
+  int64_t (*tile_room)(int64_t dim);
+  // out[i * stride + j] = unit row i . memory row j, for j in [begin, end) and i in [0, batch).
+  // packed: AttentionKernel::pack of 2 * lanes unit rows a panel, the second half as its teachers.
+  void (*all_similarities)(const MemoryView& memory, int64_t begin, int64_t end, const void* packed,
+                           int64_t batch, T* out, int64_t stride, T* room);
+  // out[i, padded_dim] = sum over j in [begin, end) of weights[i * stride + j] * row j
+  void (*all_weighted_rows)(const MemoryView& memory, int64_t begin, int64_t end, const T* weights,
+                            int64_t stride, int64_t batch, T* out, T* room);
   // out[p] = from[index[p]]
   void (*pick)(const T* from, const int64_t* index, int64_t count, double* out);
   // out[p] = unit . row index[p]; row is room for one row, [padded_dim]

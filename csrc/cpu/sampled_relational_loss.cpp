@@ -4,9 +4,7 @@
 // wanted rows are read one by one; then each sample's softmaxes, then its gradient by the same way.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -24,7 +22,7 @@ namespace {
 
 template <typename T>
 struct Views {
-  at::Tensor unit_s, unit_t;  // [B, D] in T, rows padded
+  at::Tensor unit_s, unit_t;  // [B and more, padded_dim] in T
   Buffer<T> norm;             // [2, B]
   at::Tensor memory_v1, memory_v2, index;
 
@@ -44,12 +42,15 @@ at::Tensor unit_rows(const at::Tensor& z, T* norm) {
   const auto& kernel = select_kernel<T>(false);
   const at::Tensor rows = z.to(c10::CppTypeToScalarType<T>::value).contiguous();
   const int64_t batch = z.size(0), dim = z.size(1), padded = kernel.padded_dim(dim);
-  at::Tensor unit = at::empty({batch, padded}, rows.options());
+  // And rows of zeros, so that the last panel is full.
+  const int64_t extra = kRoles * kernel.lanes;
+  at::Tensor unit = at::empty({batch + extra, padded}, rows.options());
+  unit.narrow(0, batch, extra).zero_();
   at::parallel_for(0, batch, grain(dim), [&](int64_t begin, int64_t end) {
     kernel.normalize(rows.const_data_ptr<T>() + begin * dim, end - begin, dim,
                      unit.mutable_data_ptr<T>() + begin * padded, norm + begin);
   });
-  return unit.narrow(1, 0, dim);
+  return unit;
 }
 
 template <typename T>
@@ -62,27 +63,6 @@ Views<T> views_of(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor
           memory_v1,
           memory_v2,
           contrast_idx.contiguous()};
-}
-
-// A memory's rows from `first` on in T, each row in one piece, a few megabytes at a time.
-template <typename T>
-at::Tensor converted(const at::Tensor& memory, int64_t first, int64_t count) {
-  const at::Tensor rows = memory.narrow(0, first, count).to(c10::CppTypeToScalarType<T>::value);
-  return rows.stride(1) == 1 ? rows : rows.contiguous();
-}
-
-template <typename T, typename Body>
-void for_chunks(const at::Tensor& memory, const Body& body) {
-  constexpr int64_t kChunkBytes = 4 << 20;
-  const bool as_it_is =
-      memory.scalar_type() == c10::CppTypeToScalarType<T>::value && memory.stride(1) == 1;
-  const int64_t rows = memory.size(0);
-  const int64_t chunk =
-      as_it_is ? rows : std::max<int64_t>(64, kChunkBytes / int64_t(sizeof(T)) / memory.size(1));
-  for (int64_t first = 0; first < rows; first += chunk) {
-    const int64_t count = std::min(chunk, rows - first);
-    body(first, count, converted<T>(memory, first, count));
-  }
 }
 
 // Samples whose similarities to all rows are held at once.
@@ -143,19 +123,19 @@ struct Workspace {
 };
 
 // Gradient of sample i from sum_p w_p v2_p, through the normalisation.
-template <typename T, typename Output>
-void write_gradient(const Views<T>& views, int64_t i, const Output* output, double weight,
+template <typename T>
+void write_gradient(const Views<T>& views, int64_t i, const double* output, double weight,
                     T* grad) {
   const T* unit = views.student(i);
   const double norm = double(views.norm.data[i]);
   const bool clamped = norm <= kNormEps;  // then z / eps is linear in z
   double radial = 0;
   if (!clamped) {
-    for (int64_t d = 0; d < views.dim(); ++d) radial += double(output[d]) * double(unit[d]);
+    for (int64_t d = 0; d < views.dim(); ++d) radial += output[d] * double(unit[d]);
   }
   const double scale = weight / (clamped ? kNormEps : norm);
   for (int64_t d = 0; d < views.dim(); ++d) {
-    grad[d] = T((double(output[d]) - radial * double(unit[d])) * scale);
+    grad[d] = T((output[d] - radial * double(unit[d])) * scale);
   }
 }
 
@@ -182,28 +162,60 @@ void gather(const Views<T>& views, const RelateTask& settings, double weight, do
   });
 }
 
+// Unit rows as AttentionKernel::pack lays them out, 2 * lanes samples to a panel.
+template <typename T>
+Buffer<char> packed_panels(const at::Tensor& unit, int64_t first, int64_t panels, int64_t dim) {
+  const auto& kernel = select_kernel<T>(false);
+  const int64_t stride = unit.stride(0);
+  const T* rows = unit.const_data_ptr<T>() + first * stride;
+  Buffer<char> packed(panels * kernel.panel_bytes(dim));
+  at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const T* samples = rows + panel * kRoles * kernel.lanes * stride;
+      kernel.pack(samples, samples + kernel.lanes * stride, kernel.lanes, dim, T(1), T(1),
+                  packed.data + panel * kernel.panel_bytes(dim));
+    }
+  });
+  return packed;
+}
+
+// Runs body(begin, end, room) over the rows of a memory, `each` at a time.
+template <typename T, typename Body>
+void over_rows(int64_t rows, int64_t each, int64_t dim, const Body& body) {
+  const int64_t parts = (rows + each - 1) / each;
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    const Buffer<T> room(select_sampled_kernel<T>().tile_room(dim));
+    for (int64_t part = begin; part < end; ++part) {
+      body(part, part * each, std::min(rows, (part + 1) * each), room.data);
+    }
+  });
+}
+
 template <typename T>
 void dense(const Views<T>& views, const RelateTask& settings, double weight, double* losses,
            T* grad) {
   const auto& kernel = select_sampled_kernel<T>();
   const int64_t rows = views.rows(), dim = views.dim();
   const int64_t block = dense_block<T>(views.batch(), rows);
-  const auto options = views.unit_s.options();
-  const at::Tensor all_s = at::empty({block, rows}, options);
-  const at::Tensor all_t = at::empty({block, rows}, options);
-  const at::Tensor all_output = at::empty({settings.need_grad ? block : 0, dim}, options);
+  const int64_t width = kRoles * select_kernel<T>(false).lanes;
+  const int64_t padded = select_kernel<T>(false).padded_dim(dim);
+  const MemoryView v1 = view_of(views.memory_v1), v2 = view_of(views.memory_v2);
+  const Buffer<T> all_s(block * rows), all_t(block * rows);
+  // Splits that do not depend on the number of threads up to four, as in relational_loss.cpp.
+  constexpr int64_t kSplitRows = 512, kRowsAtOnce = 960;
+  const int64_t most = 2 * std::max<int64_t>(4, at::get_num_threads());
+  const int64_t splits = std::clamp<int64_t>(rows / kSplitRows, 1, most);
+  const int64_t split_rows = (rows + splits - 1) / splits;
+  const Buffer<T> outputs(settings.need_grad ? splits * block * padded : 0);
   for (int64_t first = 0; first < views.batch(); first += block) {
     const int64_t count = std::min(block, views.batch() - first);
-    const at::Tensor similar_s = all_s.narrow(0, 0, count), similar_t = all_t.narrow(0, 0, count);
-    const auto multiply = [&](const at::Tensor& unit, const at::Tensor& memory,
-                              const at::Tensor& similar) {
-      for_chunks<T>(memory, [&](int64_t at, int64_t some, const at::Tensor& part) {
-        at::Tensor out = similar.narrow(1, at, some);
-        at::mm_out(out, unit.narrow(0, first, count), part.t());
-      });
-    };
-    multiply(views.unit_s, views.memory_v2, similar_s);
-    multiply(views.unit_t, views.memory_v1, similar_t);
+    const int64_t panels = (count + width - 1) / width;
+    const Buffer<char> student = packed_panels<T>(views.unit_s, first, panels, dim);
+    const Buffer<char> teacher = packed_panels<T>(views.unit_t, first, panels, dim);
+    over_rows<T>(rows, kRowsAtOnce, dim, [&](int64_t, int64_t begin, int64_t end, T* room) {
+      kernel.all_similarities(v2, begin, end, student.data, count, all_s.data, rows, room);
+      kernel.all_similarities(v1, begin, end, teacher.data, count, all_t.data, rows, room);
+    });
     at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
       const Workspace<T> space(kernel.padded_count(views.count()), 0);
       for (int64_t i = begin; i < end; ++i) {
@@ -212,9 +224,9 @@ void dense(const Views<T>& views, const RelateTask& settings, double weight, dou
         task.student = space.student();
         task.teacher = space.teacher();
         task.scratch = space.scratch();
-        T* row = similar_s.mutable_data_ptr<T>() + i * rows;
+        T* row = all_s.data + i * rows;
         kernel.pick(row, wanted, task.count, task.student);
-        kernel.pick(similar_t.const_data_ptr<T>() + i * rows, wanted, task.count, task.teacher);
+        kernel.pick(all_t.data + i * rows, wanted, task.count, task.teacher);
         losses[first + i] = kernel.relate(task);
         if (!task.need_grad) continue;
         std::fill_n(row, rows, T(0));
@@ -222,14 +234,19 @@ void dense(const Views<T>& views, const RelateTask& settings, double weight, dou
       }
     });
     if (!settings.need_grad) continue;
-    at::Tensor output = all_output.narrow(0, 0, count);
-    for_chunks<T>(views.memory_v2, [&](int64_t at, int64_t some, const at::Tensor& part) {
-      at::addmm_out(output, output, similar_s.narrow(1, at, some), part, at == 0 ? 0 : 1);
+    over_rows<T>(rows, split_rows, dim, [&](int64_t split, int64_t begin, int64_t end, T* room) {
+      kernel.all_weighted_rows(v2, begin, end, all_s.data, rows, count,
+                               outputs.data + split * block * padded, room);
     });
-    at::parallel_for(0, count, grain(dim), [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, count, grain(splits * dim), [&](int64_t begin, int64_t end) {
+      std::vector<double> output(dim);
       for (int64_t i = begin; i < end; ++i) {
-        write_gradient<T>(views, first + i, output.const_data_ptr<T>() + i * dim, weight,
-                          grad + (first + i) * dim);
+        std::fill(output.begin(), output.end(), 0.0);
+        for (int64_t split = 0; split * split_rows < rows; ++split) {
+          const T* part = outputs.data + (split * block + i) * padded;
+          for (int64_t d = 0; d < dim; ++d) output[d] += double(part[d]);
+        }
+        write_gradient<T>(views, first + i, output.data(), weight, grad + (first + i) * dim);
       }
     });
   }

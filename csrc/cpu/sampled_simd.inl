@@ -3,6 +3,102 @@
 inline int64_t padded_count(int64_t count) { return round_up(count, Vector<double>::kLanes); }
 
 template <typename T>
+int64_t tile_room(int64_t dim) {
+  using B = Blocking<T>;
+  return B::kRowTile * (padded_dim<T>(dim) + kRoles * B::kLanes);
+}
+
+template <typename T>
+void all_similarities(const MemoryView& memory, int64_t begin, int64_t end, const void* packed,
+                      int64_t batch, T* out, int64_t stride, T* room) {
+  using B = Blocking<T>;
+  constexpr int64_t kWidth = kRoles * B::kLanes;  // samples of a panel
+  T* block = room + B::kRowTile * padded_dim<T>(memory.dim);
+  for (int64_t row = begin; row < end; row += B::kRowTile) {
+    const int64_t count = end - row < B::kRowTile ? end - row : B::kRowTile;
+    const Tile<T> tile = load_tile<T>(memory, row, count, room);
+    for (int64_t first = 0; first < batch; first += kWidth) {
+      const T* panel = static_cast<const T*>(packed) + first * memory.dim;
+      for (int64_t r = 0; r < count; r += B::kLogitRows) {
+        Vec<T> similarity[B::kLogitRows][kRoles];
+        logits<T>(tile.rows + r * tile.stride, tile.stride, panel, memory.dim, similarity);
+#pragma GCC unroll 16
+        for (int64_t k = 0; k < B::kLogitRows; ++k) {
+          store<T>(block + (r + k) * kWidth, similarity[k][kStudent]);
+          store<T>(block + (r + k) * kWidth + B::kLanes, similarity[k][kTeacher]);
+        }
+      }
+      // Each sample's in one piece, so that picking from them stays within a core's cache.
+      for (int64_t i = 0; i < kWidth && first + i < batch; ++i) {
+        T* to = out + (first + i) * stride + row;
+        for (int64_t r = 0; r < count; ++r) to[r] = block[r * kWidth + i];
+      }
+    }
+  }
+}
+
+// out[kSamples, kVectors * lanes] += weights of a tile's rows, times these
+template <int64_t kSamples, int64_t kVectors, typename T>
+RRD_INLINE void add_weighted(const Tile<T>& tile, const T* weights, int64_t stride, T* out,
+                             int64_t padded, int64_t d) {
+  constexpr int64_t kLanes = Vector<T>::kLanes;
+  Vec<T> sum[kSamples][kVectors] = {};
+  for (int64_t r = 0; r < tile.count; ++r) {
+    Vec<T> row[kVectors];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kVectors; ++v) row[v] = load(tile.rows + r * tile.stride + d + v * kLanes);
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kSamples; ++i) {
+      const Vec<T> weight = broadcast(weights[i * stride + r]);
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < kVectors; ++v) sum[i][v] += weight * row[v];
+    }
+  }
+  // The tile's sum first, then the whole: fewer additions follow one another.
+  for (int64_t i = 0; i < kSamples; ++i) {
+    for (int64_t v = 0; v < kVectors; ++v) {
+      T* to = out + i * padded + d + v * kLanes;
+      store<T>(to, load(to) + sum[i][v]);
+    }
+  }
+}
+
+template <int64_t kSamples, typename T>
+RRD_INLINE void add_weighted_rows(const Tile<T>& tile, const T* weights, int64_t stride, T* out,
+                                  int64_t padded) {
+  constexpr int64_t kVectors = Blocking<T>::kOutputVectors, kLanes = Vector<T>::kLanes;
+  int64_t d = 0;
+  for (; d + kVectors * kLanes <= padded; d += kVectors * kLanes) {
+    add_weighted<kSamples, kVectors, T>(tile, weights, stride, out, padded, d);
+  }
+  for (; d < padded; d += kLanes) {
+    add_weighted<kSamples, 1, T>(tile, weights, stride, out, padded, d);
+  }
+}
+
+template <typename T>
+void all_weighted_rows(const MemoryView& memory, int64_t begin, int64_t end, const T* weights,
+                       int64_t stride, int64_t batch, T* out, T* room) {
+  using B = Blocking<T>;
+  constexpr int64_t kSamples = B::kOutputQueries;
+  const int64_t padded = padded_dim<T>(memory.dim);
+  for (int64_t k = 0; k < batch * padded; ++k) out[k] = 0;
+  for (int64_t row = begin; row < end; row += B::kRowTile) {
+    const int64_t count = end - row < B::kRowTile ? end - row : B::kRowTile;
+    const Tile<T> tile = load_tile<T>(memory, row, count, room);
+    const Tile<T> rows = {tile.rows, tile.stride, count};
+    int64_t i = 0;
+    for (; i + kSamples <= batch; i += kSamples) {
+      add_weighted_rows<kSamples, T>(rows, weights + i * stride + row, stride, out + i * padded,
+                                     padded);
+    }
+    for (; i < batch; ++i) {
+      add_weighted_rows<1, T>(rows, weights + i * stride + row, stride, out + i * padded, padded);
+    }
+  }
+}
+
+template <typename T>
 void pick(const T* from, const int64_t* index, int64_t count, double* out) {
   for (int64_t p = 0; p < count; ++p) out[p] = double(from[index[p]]);
 }
@@ -151,5 +247,6 @@ inline double exponential_sum(double* values, int64_t count, double rate) {
 
 template <typename T>
 constexpr SampledKernel<T> sampled_kernel() {
-  return {padded_count, pick<T>, similarities<T>, weighted_rows<T>, relate, exponential_sum};
+  return {padded_count,         tile_room<T>, all_similarities<T>, all_weighted_rows<T>, pick<T>,
+          similarities<T>, weighted_rows<T>, relate, exponential_sum};
 }
