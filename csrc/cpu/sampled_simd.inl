@@ -46,7 +46,8 @@ RRD_INLINE void add_weighted(const Tile<T>& tile, const T* weights, int64_t stri
   for (int64_t r = 0; r < tile.count; ++r) {
     Vec<T> row[kVectors];
 #pragma GCC unroll 4
-    for (int64_t v = 0; v < kVectors; ++v) row[v] = load(tile.rows + r * tile.stride + d + v * kLanes);
+    for (int64_t v = 0; v < kVectors; ++v)
+      row[v] = load(tile.rows + r * tile.stride + d + v * kLanes);
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kSamples; ++i) {
       const Vec<T> weight = broadcast(weights[i * stride + r]);
@@ -247,6 +248,7 @@ inline double exponential_sum(double* values, int64_t count, double rate) {
 
 template <typename T>
 constexpr SampledKernel<T> sampled_kernel() {
-  return {padded_count,         tile_room<T>, all_similarities<T>, all_weighted_rows<T>, pick<T>,
-          similarities<T>, weighted_rows<T>, relate, exponential_sum};
+  return {padded_count,         tile_room<T>, all_similarities<T>,
+          all_weighted_rows<T>, pick<T>,      similarities<T>,
+          weighted_rows<T>,     relate,       exponential_sum};
 }
