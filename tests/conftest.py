@@ -1,8 +1,10 @@
 """Fixtures that every test gets: the devices, and uninitialised memory that shows."""
 
 import contextlib
+import multiprocessing
 import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -47,8 +49,23 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def compiled(request: pytest.FixtureRequest):
+    """A future of each selected test's machine code: a process for each core compiles them."""
+    from machine_code import compile_job
+
+    jobs = [
+        item.callspec.params["job"]
+        for item in request.session.items
+        if "job" in getattr(item, "fixturenames", ()) and hasattr(item, "callspec")
+    ]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield {job: pool.submit(compile_job, job) for job in jobs}
+        pool.shutdown(cancel_futures=True)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the Triton compiler made of the kernels, where test_triton_compile.py has run."""
+    """What the Triton compiler made of the kernels, where tests have compiled them."""
     machine_code = sys.modules.get("machine_code")
     if machine_code is not None and machine_code.REPORTED:
         terminalreporter.section("compiled Triton kernels")

@@ -51,8 +51,16 @@ def replace_cpu_kernels() -> None:
         last = (precision or "float32", reduction, 1 if first else 2, momentum, need_grad)
         return operators.triton_step(*inputs, memory, pointer, *numbers, *last)
 
+    def sampled_forward(*arguments: object) -> tuple[Tensor, Tensor]:
+        *tensors_and_numbers, precision, reduction, method, need_grad = arguments
+        last = (precision or "float32", reduction, method, need_grad)
+        return operators.sampled_relational_loss_forward(*tensors_and_numbers, *last)
+
     library = torch.library.Library("rrd_kernels", "IMPL")
     library.impl("relational_loss_forward", loss_forward, "CPU", allow_override=True)
     library.impl("relational_step_forward_", step_forward, "CPU")
     library.impl("enqueue_", operators.enqueue_, "CPU", allow_override=True)
+    library.impl("sampled_relational_loss_forward", sampled_forward, "CPU", allow_override=True)
+    for name in ("estimate_normalizers_", "momentum_update_"):
+        library.impl(name, getattr(operators, name), "CPU", allow_override=True)
     _libraries.append(library)

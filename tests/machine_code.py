@@ -3,15 +3,21 @@
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
 from rrd_kernels.triton.compiled import compile_launch
 from rrd_kernels.triton.configs import Hardware
+from rrd_kernels.triton.momentum import update_launch
+from rrd_kernels.triton.normalizers import normalizer_launches
+from rrd_kernels.triton.sampled_step import Inputs, SampledSettings, sampled_launches
 from rrd_kernels.triton.step import Launch, Settings, enqueue_launches, step_launches
 
 
@@ -125,7 +131,60 @@ class Job:
         return f"{kernel} {self.card} {self.settings.operand} D={self.dim} {self.label}"
 
 
-def compile_job(job: Job) -> Code:
+@dataclass(frozen=True)
+class SampledJob:
+    """One kernel of the sampled loss to compile."""
+
+    card: str  # a key of CARDS
+    size: int  # of the memories
+    dim: int
+    settings: SampledSettings
+    exponential: bool
+    memory_dtype: torch.dtype
+    kernel: str  # its name
+
+    def launch(self) -> Launch:
+        launches = sampled(
+            CARDS[self.card],
+            self.size,
+            self.dim,
+            self.settings,
+            self.exponential,
+            self.memory_dtype,
+        )
+        return next(launch for launch in launches if launch.kernel.__name__ == self.kernel)
+
+    def __str__(self) -> str:
+        similarity = "exponential" if self.exponential else "cosine"
+        memory = str(self.memory_dtype).removeprefix("torch.")
+        return (
+            f"{self.kernel} {self.card} {self.settings.operand} D={self.dim} {similarity}, "
+            f"memory {memory}" + ("" if self.settings.need_grad else ", loss alone")
+        )
+
+
+def sampled_inputs(size: int, dim: int, exponential: bool, memory_dtype: torch.dtype) -> Inputs:
+    """64 samples of 4097 columns, as tensors that have sizes and no memory."""
+    z_s, z_t = torch.empty(2, 64, dim, device="meta")
+    memory_v1, memory_v2 = torch.empty(2, size, dim, dtype=memory_dtype, device="meta")
+    contrast_idx = torch.empty(64, 4097, dtype=torch.int64, device="meta")
+    normalizers = torch.empty(2, device="meta") if exponential else None
+    return Inputs(z_s, z_t, memory_v1, memory_v2, contrast_idx, normalizers)
+
+
+def sampled(
+    card: Card,
+    size: int,
+    dim: int,
+    settings: SampledSettings,
+    exponential: bool,
+    memory_dtype: torch.dtype,
+) -> list[Launch]:
+    inputs = sampled_inputs(size, dim, exponential, memory_dtype)
+    return sampled_launches(inputs, settings, Hardware(card.family, card.multiprocessors))[1]
+
+
+def compile_job(job: Job | SampledJob) -> Code:
     return compile_for(job.launch(), CARDS[job.card])
 
 
@@ -146,12 +205,38 @@ def lone_enqueue(batch: int, size: int, dim: int, momentum: float) -> tuple[Laun
     return enqueue_launches(memory, pointer, keys, momentum)
 
 
+def update_alone(batch: int, size: int, dim: int) -> Launch:
+    memory, rows = (torch.empty(count, dim, device="meta") for count in (size, batch))
+    index = torch.empty(batch, dtype=torch.int64, device="meta")
+    return update_launch(memory, index, rows, momentum=0.5)
+
+
+def normalizer_estimate(card: Card, size: int, dim: int) -> tuple[Launch, Launch]:
+    inputs = sampled_inputs(size, dim, True, torch.float32)
+    assert inputs.normalizers is not None
+    hardware = Hardware(card.family, card.multiprocessors)
+    return normalizer_launches(inputs.normalizers, *inputs[:5], 0.07, hardware)
+
+
 #: What has been compiled in this process, as rows of the printed table.
 REPORTED: list[tuple[str, Code]] = []
 
 
 def report(code: Code, name: str) -> None:
     REPORTED.append((name, code))
+
+
+def fits(job: Job | SampledJob, compiled: dict[Job | SampledJob, Future[Code]]) -> Code:
+    """The job's code, reported, in which nothing is spilled and which the card has room for."""
+    code = compiled[job].result()
+    report(code, str(job))
+    assert code.spilled == 0
+    assert code.shared <= CARDS[job.card].shared_bytes
+    return code
+
+
+def each(jobs: Iterable[Job | SampledJob]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("job", list(jobs), ids=str)
 
 
 def table() -> str:

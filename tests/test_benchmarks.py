@@ -4,19 +4,32 @@ import functools
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import readme, record, run, targets
-from benchmarks.agreement import Agreement, Errors
-from benchmarks.cases import CPU_CASES, CUDA_CASES, Case, draw
-from benchmarks.figures import CUDA_UNITS
-from benchmarks.measure import Spread
-from benchmarks.peers import Compiled, Fused, PublishedEager, implementations
+from benchmarks.agreement import Errors, agreement
+from benchmarks.cases import (
+    CPU_CASES,
+    CUDA_CASES,
+    Case,
+    DrawCase,
+    MomentumCase,
+    cases_for,
+    from_fields,
+)
+from benchmarks.figures import CPU_UNITS, CUDA_UNITS
+from benchmarks.implementations import implementations
+from benchmarks.inputs import draw
+from benchmarks.measure import CLEAR_REFS, Spread
+from benchmarks.momentum import FusedMomentum, PublishedMomentum
+from benchmarks.negatives import PublishedLoader, Sampler
+from benchmarks.peers import Compiled, Fused, PublishedEager
 from benchmarks.run import Absent, Row, Timing, run_case
+from rrd_kernels import functional
 from rrd_kernels.functional import relational_loss
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,13 +41,15 @@ FORMATS = [
     replace(SMALL, dtype_name="bfloat16"),
     replace(SMALL, dtype_name="float16"),
 ]
+MOMENTUM = MomentumCase(8, 64, "float32", n_data=500)
+DRAWS = DrawCase(8, 64, n_data=500)
 
 
 @pytest.mark.parametrize("case", FORMATS, ids=lambda case: case.format)
 def test_every_implementation_agrees_before_it_is_timed(case, device):
     results = run_case(case, 0.0, device, memory=device.type == "cuda")
     assert [result.implementation for result in results] == [
-        kind.name for kind in implementations(device)
+        kind.name for kind in implementations(case, device)
     ]
     if device.type == "cpu":  # a GPU may lack some of PyTorch's kernels
         assert all(isinstance(result, Row) for result in results)
@@ -49,12 +64,12 @@ def test_every_implementation_agrees_before_it_is_timed(case, device):
 def test_what_is_compiled_agrees(case, device, monkeypatch):
     # Inductor would take half a minute for what is seen here: the writes in a graph, the numbers.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    memory, batches = draw(case, device)
-    agreement = Agreement(case, memory, batches[0])
-    agreement.check(PublishedEager(memory, case.tau_s, case.tau_t))
-    step = Compiled(memory, case.tau_s, case.tau_t)
-    agreement.check(step)
-    twin = PublishedEager(memory, case.tau_s, case.tau_t)
+    state, batches = draw(case, device)
+    judge = agreement(case, state, batches[0])
+    judge.check(PublishedEager(case, state))
+    step = Compiled(case, state)
+    judge.check(step)
+    twin = PublishedEager(case, state)
     twin(*batches[0])
     assert torch.equal(step.memory, twin.memory)
     assert torch.equal(step.pointer, twin.pointer)
@@ -92,13 +107,113 @@ class TooLarge(Fused):
 def test_a_wrong_implementation_is_not_timed_but_the_others_are(
     wrong, outcome, reason, monkeypatch
 ):
-    monkeypatch.setattr(run, "implementations", lambda device: [PublishedEager, wrong])
+    monkeypatch.setattr(run, "implementations", lambda case, device: [PublishedEager, wrong])
     published, ours = run_case(SMALL, 0.0, memory=False)
     assert isinstance(published, Row)
     assert isinstance(ours, Absent)
     assert ours.outcome == outcome
     assert reason in ours.reason
     assert "\n" not in ours.reason
+
+
+def test_the_momentum_memory_is_measured():
+    memory = CLEAR_REFS.exists()
+    results = run_case(MOMENTUM, 0.0, memory=memory)
+    assert [result.implementation for result in results] == ["published eager", "rrd_kernels"]
+    for result in results:
+        assert isinstance(result, Row), result
+        assert result.errors.memory < 1e-6
+        assert not memory or result.extra_bytes is not None
+
+
+@pytest.mark.parametrize("method", ["dense", "gather"])
+def test_the_momentum_memory_agrees_either_way(method, device, monkeypatch):
+    loss = functools.partial(functional.sampled_relational_loss, method=method)
+    monkeypatch.setattr(functional, "sampled_relational_loss", loss)
+    state, batches = draw(MOMENTUM, device)
+    judge = agreement(MOMENTUM, state, batches[0])
+    for kind in implementations(MOMENTUM, device):
+        judge.check(kind(MOMENTUM, state))
+
+
+class AnotherGradient(FusedMomentum):
+    def __call__(self, *batch):
+        loss, grad = super().__call__(*batch)
+        return loss, 1.001 * grad
+
+
+class AnotherLoss(PublishedMomentum):
+    def __call__(self, *batch):
+        loss, grad = super().__call__(*batch)
+        return 1.00001 * loss, grad
+
+
+class SwappedNormalizers(PublishedMomentum):
+    def __call__(self, *batch):
+        self.params[2:4] = self.params[2:4].flip(0)
+        return super().__call__(*batch)
+
+
+class WithoutUpdate(FusedMomentum):
+    def __call__(self, *batch):
+        before = self.memory_v2.clone()
+        result = super().__call__(*batch)
+        self.memory_v2.copy_(before)
+        return result
+
+
+class StrayWrite(FusedMomentum):
+    def __call__(self, z_s, z_t, idx, contrast_idx):
+        result = super().__call__(z_s, z_t, idx, contrast_idx)
+        self.memory_v1[(idx[0] + 1) % len(self.memory_v1)] += 1e-3
+        return result
+
+
+@pytest.mark.parametrize(
+    "wrong", [AnotherGradient, AnotherLoss, SwappedNormalizers, WithoutUpdate, StrayWrite]
+)
+def test_a_wrong_step_of_the_momentum_memory_is_not_timed_but_the_other_is(wrong, monkeypatch):
+    kinds = [PublishedMomentum, FusedMomentum]
+    replaced = [wrong if issubclass(wrong, kind) else kind for kind in kinds]
+    monkeypatch.setattr(run, "implementations", lambda case, device: replaced)
+    results = run_case(MOMENTUM, 0.0, memory=False)
+    for kind, result in zip(replaced, results, strict=True):
+        assert isinstance(result, Absent if kind is wrong else Row), result
+        assert kind is not wrong or "ArithmeticError" in result.reason
+
+
+def test_draws_are_measured():
+    results = run_case(DRAWS, 0.0, memory=False)
+    assert [result.implementation for result in results] == ["published loader", "rrd_kernels"]
+    assert all(isinstance(result, Row) and result.rate is None for result in results)
+
+
+class Repeats(Sampler):
+    def __call__(self, idx):
+        columns = super().__call__(idx)
+        columns[0, 1] = columns[0, 2]
+        return columns
+
+
+class OfItsOwnClass(Sampler):
+    def __call__(self, idx):
+        columns = super().__call__(idx)
+        columns[0, 1] = idx[0]
+        return columns
+
+
+class OfAnother(Sampler):
+    def __call__(self, idx):
+        return super().__call__(idx.flip(0))
+
+
+@pytest.mark.parametrize("wrong", [Repeats, OfItsOwnClass, OfAnother])
+def test_wrong_draws_are_not_timed(wrong, monkeypatch):
+    monkeypatch.setattr(run, "implementations", lambda case, device: [PublishedLoader, wrong])
+    published, ours = run_case(DRAWS, 0.0, memory=False)
+    assert isinstance(published, Row)
+    assert isinstance(ours, Absent)
+    assert "ArithmeticError" in ours.reason
 
 
 def test_command_writes_a_record_and_keeps_the_one_before(tmp_path):
@@ -135,7 +250,15 @@ def test_cases_are_told_apart_by_their_names(cases):
 def test_names_of_cases():
     assert Case(64, 16384, "float32", matmul_precision="high").name == "tf32 64×16384"
     assert Case(1024, 65536, "bfloat16", dim=64).name == "bfloat16 1024×65536 D=64"
-    assert {target.case for target in targets.TARGETS} == {case.name for case in CUDA_CASES}
+    assert MOMENTUM.name == "float32 momentum 8×64 of 500"
+    assert {target.case for target in targets.CUDA_TARGETS} == {case.name for case in CUDA_CASES}
+    assert {target.case for target in targets.CPU_TARGETS} <= {case.name for case in CPU_CASES}
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_a_record_gives_its_cases_back(device_type):
+    for case in cases_for(torch.device(device_type)):
+        assert from_fields(json.loads(json.dumps(asdict(case)))) == case
 
 
 def row(
@@ -183,7 +306,7 @@ def results_of_a_gpu():
 def test_targets_are_compared_with_what_was_measured():
     found = {
         (outcome.case, outcome.figure): outcome
-        for outcome in targets.outcomes(results_of_a_gpu(), RATES)
+        for outcome in targets.outcomes(results_of_a_gpu(), RATES, targets.CUDA_TARGETS)
     }
     graph = found[TINY.name, "µs in a CUDA graph"]
     assert (graph.limit, graph.measured, graph.met) == (12, pytest.approx(12.5), False)
@@ -202,7 +325,7 @@ def test_tables_of_a_gpu(capsys):
     table = pytest.importorskip("benchmarks.table")
     results = results_of_a_gpu()
     table.print_table(results, CUDA_UNITS, RATES)
-    table.print_targets(targets.outcomes(results, RATES))
+    table.print_targets(targets.outcomes(results, RATES, targets.CUDA_TARGETS))
     printed = capsys.readouterr().out
     assert "12.5 [12.5–12.5]" in printed
     assert "torch.compile not available, it broke: bfloat16 64×16384" in printed
@@ -217,6 +340,43 @@ def test_readme_table_of_a_gpu():
         "| bfloat16 64×16384 | 300 | not available | 200 (cuDNN) | 40.0 | 7.5 | – | 5.0 "
         "| 30.0 → 12.5 | 86% | 3.0 → 3.0 | 1.2e-02 → 4.6e-03 |"
     )
+
+
+def results_of_the_momentum_memory():
+    case = targets.MOMENTUM
+    return [
+        row(case, "published eager", 2.0, gradient_error=3e-5),
+        row(case, "rrd_kernels", 0.125, gradient_error=2e-6, published_eager=16.0),
+        replace(row(DRAWS, "published loader", 0.064), errors=None),
+        replace(row(DRAWS, "rrd_kernels", 0.016, published_loader=4.0), errors=None),
+    ]
+
+
+def test_the_momentum_memory_has_its_targets_and_tables(capsys):
+    table = pytest.importorskip("benchmarks.table")
+    results = results_of_the_momentum_memory()
+    met = {
+        outcome.figure: outcome.met
+        for outcome in targets.outcomes(results, {}, targets.CPU_TARGETS)
+    }
+    assert met == {"× published eager": True, "extra MiB": True}
+    table.print_table(results, CPU_UNITS, {}, title="momentum memory")
+    printed = capsys.readouterr().out
+    assert printed.startswith("momentum memory")
+    assert "16.00" in printed
+    assert "4.00" in printed
+    assert "GFLOP/s" not in printed
+
+
+def test_readme_table_of_the_momentum_memory():
+    results = results_of_the_momentum_memory()
+    rows = json.loads(json.dumps([record.of_result(result) for result in results]))
+    lines = readme.table({"machine": {"before": {"mm_gflops": {}}}, "rows": rows}).splitlines()
+    assert lines[0].startswith("| momentum memory | published, ms | rrd_kernels, ms |")
+    assert lines[2:] == [
+        f"| {targets.MOMENTUM.name} | 2000 | 125 | 16.0 | 3.0 → 3.0 | 3.0e-05 → 2.0e-06 |",
+        f"| {DRAWS.name} | 64.0 | 16.0 | 4.0 | 3.0 → 3.0 | – → – |",
+    ]
 
 
 def test_readme_shows_committed_records():

@@ -5,15 +5,13 @@ own generation. What was found is printed when the run ends; ``make kernels`` pr
 """
 
 import itertools
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 from interpreted import INTERPRETED
-from machine_code import CARDS, Job, compile_for, compile_job, lone_enqueue, report
+from machine_code import CARDS, Job, compile_for, each, fits, lone_enqueue, report
 
 from rrd_kernels.triton.compiled import source_of
 from rrd_kernels.triton.configs import MAX_DIM, WIDTHS
@@ -29,31 +27,6 @@ PREPARE, ATTEND, COMBINE = range(3)
 
 def settings(operand, *, bounded=True, need_grad=True, **others) -> Settings:
     return Settings(0.1, 0.02, bounded, operand, 1, need_grad, **others)
-
-
-@pytest.fixture(scope="session")
-def compiled(request):
-    """A future of each selected test's code: a process for each core compiles them."""
-    jobs = [
-        item.callspec.params["job"]
-        for item in request.session.items
-        if "job" in getattr(item, "fixturenames", ()) and hasattr(item, "callspec")
-    ]
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield {job: pool.submit(compile_job, job) for job in jobs}
-        pool.shutdown(cancel_futures=True)
-
-
-def fits(job, compiled):
-    code = compiled[job].result()
-    report(code, str(job))
-    assert code.spilled == 0
-    assert code.shared <= CARDS[job.card].shared_bytes
-    return code
-
-
-def each(jobs):
-    return pytest.mark.parametrize("job", list(jobs), ids=str)
 
 
 def attention_jobs():

@@ -94,15 +94,16 @@ def logits_of(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """Logits [BLOCK_M, BLOCK_N] of a tile, -inf beyond the memory, and the tile itself where one
-    block holds a whole row."""
+    block holds a whole row. With UNROLL all queries are held in registers."""
     logits = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     tile = load_tile(
         memory, first, size, stride_row, stride_dim, 0, OPERAND, EVEN, DIM, BLOCK_N, BLOCK_K
     )
     logits = product(q, tl.trans(tile), logits, INPUT_PRECISION, UPCAST)
-    if DIM <= 128:
+    if UNROLL:
         for at in tl.static_range(BLOCK_K, DIM, BLOCK_K):
             more_q = load_queries(queries, rows, count, at, DIM_PAD, BLOCK_K)
             more = load_tile(
@@ -120,7 +121,6 @@ def logits_of(
             )
             logits = product(more_q, tl.trans(more), logits, INPUT_PRECISION, UPCAST)
     else:
-        # A loop at run time: unrolled, all queries would be held in registers.
         for at in tl.range(BLOCK_K, DIM, BLOCK_K):
             more_q = load_queries(queries, rows, count, at, DIM_PAD, BLOCK_K)
             more = load_tile(
@@ -194,6 +194,7 @@ def attend(
             logits, tile = logits_of(
                 q, queries, rows, count, memory, first, size, stride_row, stride_dim, OPERAND,
                 INPUT_PRECISION, UPCAST, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+                DIM <= 128,
             )  # fmt: skip
             if DIM > BLOCK_K:
                 tile = load_tile(
@@ -221,6 +222,7 @@ def attend(
         logits, tile = logits_of(
             q, queries, rows, count, memory, first, size, stride_row, stride_dim, OPERAND,
             INPUT_PRECISION, UPCAST, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+            DIM <= 128,
         )  # fmt: skip
         if DIM > BLOCK_K:
             tile = load_tile(

@@ -142,10 +142,12 @@ def both_logits(
     logits_s, _ = logits_of(
         q_s, queries, rows_s, count, memory, first, size, stride_row, stride_dim, OPERAND,
         INPUT_PRECISION, UPCAST, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+        DIM <= 128,
     )  # fmt: skip
     logits_t, _ = logits_of(
         q_t, queries, rows_t, count, memory, first, size, stride_row, stride_dim, OPERAND,
         INPUT_PRECISION, UPCAST, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+        DIM <= 128,
     )  # fmt: skip
     finite_s = logits_s
     if not EVEN:

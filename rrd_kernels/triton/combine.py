@@ -53,6 +53,31 @@ def merged_output(
 
 
 @triton.jit
+def through_norm(grad, unit, norm):
+    """The derivative by a row out of that by its unit row."""
+    along = tl.sum(grad * unit, axis=0)
+    # A row shorter than the norm's clamp is divided by a constant: no projection there.
+    along = tl.where(norm > 1e-12, along, 0.0)
+    return (grad - along * unit) / norm
+
+
+@triton.jit
+def add_losses(state, losses, loss, batch, weight, BLOCK_B: tl.constexpr):
+    """The last program to come here writes ``loss`` = weight * sum(losses), added in one order
+    whichever program that is."""
+    # Every thread's loss is out before one of them counts this program as done.
+    tl.debug_barrier()
+    done = tl.atomic_add(state + 1, 1, sem="acq_rel")
+    if done == batch - 1:
+        total = tl.zeros((BLOCK_B,), tl.float32)
+        for first_loss in tl.range(0, batch, BLOCK_B):
+            b = first_loss + tl.arange(0, BLOCK_B)
+            # Not from this multiprocessor's own cache.
+            total += tl.load(losses + b, mask=b < batch, other=0.0, cache_modifier=".cg")
+        tl.store(loss, tl.sum(total, axis=0) * weight)
+
+
+@triton.jit
 def combine(
     z_s,
     z_t,
@@ -92,8 +117,7 @@ def combine(
 ):
     """One program a sample: ``losses[i]`` and ``grad_z_s[i]``, the derivative times ``weight``.
 
-    With REDUCE the last program to end writes ``loss`` = weight * sum(losses), added in one order
-    whichever program that is.
+    With REDUCE the last of them adds the losses.
     """
     i = tl.program_id(0)
     count = 2 * batch
@@ -115,10 +139,7 @@ def combine(
         query = query_of(unit, scale_s, OPERAND, TF32).to(tl.float32)
         centre = tl.sum(query * output_t, axis=0)
         grad = (output_s - output_t) * inverse_tau_s
-        along = tl.sum(grad * unit, axis=0)
-        # A row shorter than the norm's clamp is divided by a constant: no projection there.
-        along = tl.where(norm > 1e-12, along, 0.0)
-        grad = (grad - along * unit) / norm * weight
+        grad = through_norm(grad, unit, norm) * weight
         tl.store(grad_z_s + i.to(tl.int64) * DIM + d, grad, mask=d < DIM)
     else:
         split = tl.arange(0, SPLITS)
@@ -145,13 +166,4 @@ def combine(
         if i == 0:
             tl.store(pointer, (tl.load(state) + batch) % size)
     if REDUCE:
-        # Every thread's loss is out before one of them counts this program as done.
-        tl.debug_barrier()
-        done = tl.atomic_add(state + 1, 1, sem="acq_rel")
-        if done == batch - 1:
-            total = tl.zeros((BLOCK_B,), tl.float32)
-            for first_loss in tl.range(0, batch, BLOCK_B):
-                b = first_loss + tl.arange(0, BLOCK_B)
-                # Not from this multiprocessor's own cache.
-                total += tl.load(losses + b, mask=b < batch, other=0.0, cache_modifier=".cg")
-            tl.store(loss, tl.sum(total, axis=0) * weight)
+        add_losses(state, losses, loss, batch, weight, BLOCK_B)

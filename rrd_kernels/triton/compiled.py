@@ -20,6 +20,7 @@ POINTER_TYPE = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.int64: "*i64",
+    torch.int32: "*i32",
 }
 #: Bytes, or elements of a stride, whose multiples allow whole vectors to be loaded.
 ALIGNMENT = 16

@@ -12,6 +12,11 @@ from rrd_kernels.triton.configs import MAX_DIM, MAX_ROWS, hardware_of
 from rrd_kernels.triton.launch import compiled, run
 from rrd_kernels.triton.plain import plain_forward
 from rrd_kernels.triton.recipe import recipe_of
+from rrd_kernels.triton.sampled_operators import (
+    estimate_normalizers_,
+    momentum_update_,
+    sampled_relational_loss_forward,
+)
 from rrd_kernels.triton.step import (
     ENQUEUES,
     Buffers,
@@ -20,6 +25,16 @@ from rrd_kernels.triton.step import (
     enqueue_launches,
     step_launches,
 )
+
+#: What rrd_kernels/ops.py looks for here.
+__all__ = [
+    "enqueue_",
+    "estimate_normalizers_",
+    "momentum_update_",
+    "sampled_relational_loss_forward",
+    "triton_recipe",
+    "triton_step",
+]
 
 
 def _has_kernels(z_s: Tensor, memory: Tensor, settings: Settings) -> bool:

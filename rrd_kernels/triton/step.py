@@ -176,7 +176,7 @@ def step_launches(
         )
     buffers = allocate(z_s, plan, settings)
     launches = (
-        _prepare(z_s, z_t, memory, pointer, buffers, plan, settings),
+        prepare_launch(z_s, z_t, memory, pointer, buffers.queries, buffers.state, settings),
         _attend(memory, buffers, plan, settings, hardware),
         _combine(z_s, z_t, memory, pointer, buffers, plan, settings),
     )
@@ -197,26 +197,27 @@ def _embeddings(z_s: Tensor, z_t: Tensor, memory: Tensor) -> dict[str, int]:
     }
 
 
-def _row_constants(dim: int, plan: Plan, settings: Settings) -> dict[str, Any]:
+def _row_constants(dim: int, dim_pad: int, settings: Settings) -> dict[str, Any]:
     return {
         "ENQUEUE": settings.enqueue,
         "MOMENTUM": settings.momentum != 0,
         "TF32": settings.operand == "tf32",
         "DIM": dim,
-        "DIM_PAD": plan.dim_pad,
+        "DIM_PAD": dim_pad,
         "BLOCK_D": row_block(dim),
     }
 
 
-def _prepare(
+def prepare_launch(
     z_s: Tensor,
     z_t: Tensor,
     memory: Tensor,
     pointer: Tensor | None,
-    buffers: Buffers,
-    plan: Plan,
+    queries: Tensor,
+    state: Tensor,
     settings: Settings,
 ) -> Launch:
+    """The queries out of the embeddings, and the enqueue where it comes before."""
     batch, dim = z_s.shape
     return Launch(
         prepare,
@@ -225,15 +226,15 @@ def _prepare(
             "z_s": z_s,
             "z_t": z_t,
             "memory": memory,
-            "pointer": buffers.state if pointer is None else pointer,
-            "queries": buffers.queries,
-            "state": buffers.state,
+            "pointer": state if pointer is None else pointer,
+            "queries": queries,
+            "state": state,
             **_embeddings(z_s, z_t, memory),
             "scale_s": LOG2_E / settings.tau_s,
             "scale_t": LOG2_E / settings.tau_t,
             "momentum": settings.momentum,
         },
-        _row_constants(dim, plan, settings),
+        _row_constants(dim, queries.shape[1], settings),
         row_warps(dim),
     )
 
@@ -280,6 +281,23 @@ def _attend(
     return Launch(kernel, plan.grid, arguments, constants, config.num_warps, config.num_stages)
 
 
+def merge_constants(dim: int, splits: int, need_grad: bool, reduction: int) -> dict[str, Any]:
+    """What a last kernel is compiled for, beside the width of its rows."""
+    return {
+        "NEED_GRAD": need_grad,
+        "REDUCE": reduction != 0,
+        "SPLITS": max(256, next_power_of_2(splits)),
+        # Splits that are added side by side: as many as registers hold, whatever their number, so
+        # that no batch needs a kernel of its own.
+        "SPLIT_BLOCK": min(16, 2048 // row_block(dim)),
+        "BLOCK_B": 1024,
+    }
+
+
+def merge_warps(dim: int) -> int:
+    return 4 if dim > 32 else 1
+
+
 def _combine(
     z_s: Tensor,
     z_t: Tensor,
@@ -290,9 +308,6 @@ def _combine(
     settings: Settings,
 ) -> Launch:
     batch, dim = z_s.shape
-    # Splits that are added side by side: as many as registers hold, whatever their number, so that
-    # no batch needs a kernel of its own.
-    split_block = min(16, 2048 // row_block(dim))
     return Launch(
         combine,
         (batch,),
@@ -315,13 +330,9 @@ def _combine(
             "momentum": settings.momentum,
         },
         {
-            **_row_constants(dim, plan, settings),
+            **_row_constants(dim, plan.dim_pad, settings),
             "OPERAND": TRITON_DTYPE[buffers.queries.dtype],
-            "NEED_GRAD": settings.need_grad,
-            "REDUCE": settings.reduction != 0,
-            "SPLITS": max(256, next_power_of_2(plan.splits)),
-            "SPLIT_BLOCK": split_block,
-            "BLOCK_B": 1024,
+            **merge_constants(dim, plan.splits, settings.need_grad, settings.reduction),
         },
-        4 if dim > 32 else 1,
+        merge_warps(dim),
     )

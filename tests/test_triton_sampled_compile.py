@@ -1,0 +1,128 @@
+"""The momentum memory's kernels, compiled for GPUs that need not be there, as
+test_triton_compile.py does the others."""
+
+import itertools
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from interpreted import INTERPRETED
+from machine_code import (
+    CARDS,
+    SampledJob,
+    compile_for,
+    each,
+    fits,
+    normalizer_estimate,
+    report,
+    sampled,
+    update_alone,
+)
+
+from rrd_kernels.triton.compiled import source_of
+from rrd_kernels.triton.configs import MAX_DIM, WIDTHS
+from rrd_kernels.triton.sampled_step import SampledSettings
+from rrd_kernels.triton.step import STORAGE
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+
+#: Rows of a memory that fill every tile, and that do not.
+EVEN, ODD = 49984, 50000 + 5
+DENSE = ("dense_statistics", "dense_gradient")
+GATHER = ("gather_statistics", "gather_gradient")
+
+
+def settings(operand, method, need_grad=True) -> SampledSettings:
+    return SampledSettings(0.1, 0.02, 0.07, operand, 1, method, need_grad)
+
+
+def dense_jobs():
+    for card, operand, dim, exponential, kernel in itertools.product(
+        CARDS, STORAGE, WIDTHS, (False, True), DENSE
+    ):
+        wanted = settings(operand, "dense")
+        yield SampledJob(card, EVEN, dim, wanted, exponential, STORAGE[operand], kernel)
+
+
+@each(dense_jobs())
+def test_dense(job, compiled):
+    assert fits(job, compiled).products > 0
+
+
+def mixed_jobs():
+    pairs = (("bfloat16", torch.float32), ("float32", torch.bfloat16))
+    for card, (operand, dtype), dim, kernel in itertools.product(CARDS, pairs, WIDTHS, DENSE):
+        yield SampledJob(card, EVEN, dim, settings(operand, "dense"), True, dtype, kernel)
+
+
+@each(mixed_jobs())
+def test_memories_of_another_dtype(job, compiled):
+    """float32 rows that become bfloat16 on their way, and the reverse."""
+    assert fits(job, compiled).products > 0
+
+
+def masked_jobs():
+    shapes = ((ODD, 128), (EVEN, 100), (ODD, 1000))
+    for card, (size, dim), operand, kernel in itertools.product(
+        ("A100", "H200"), shapes, ("bfloat16", "float32"), DENSE
+    ):
+        wanted = settings(operand, "dense")
+        yield SampledJob(card, size, dim, wanted, True, STORAGE[operand], kernel)
+
+
+@each(masked_jobs())
+def test_masks(job, compiled):
+    """Rows that fill no tile, D that fills no block: masks may spill a little, and must fit."""
+    code = compiled[job].result()
+    assert code.products > 0
+    assert code.shared <= CARDS[job.card].shared_bytes
+
+
+def gather_jobs():
+    for card, dim, dtype, kernel in itertools.product(
+        CARDS, (*WIDTHS, 100), (torch.float32, torch.bfloat16), GATHER
+    ):
+        yield SampledJob(card, ODD, dim, settings("float32", "gather"), True, dtype, kernel)
+
+
+@each(gather_jobs())
+def test_gather(job, compiled):
+    fits(job, compiled)
+
+
+def end_jobs():
+    for card, dim, need_grad, kernel in itertools.product(
+        CARDS, (128, MAX_DIM), (False, True), ("prepare", "count", "sampled_combine")
+    ):
+        wanted = settings("bfloat16", "dense", need_grad)
+        yield SampledJob(card, ODD, dim, wanted, True, torch.float32, kernel)
+
+
+@each(end_jobs())
+def test_other_kernels(job, compiled):
+    fits(job, compiled)
+
+
+@pytest.mark.parametrize("dim", [128, MAX_DIM])
+@pytest.mark.parametrize("name", CARDS)
+def test_update_and_estimate(name, dim):
+    for launch in (update_alone(64, EVEN, dim), *normalizer_estimate(CARDS[name], EVEN, dim)):
+        code = compile_for(launch, CARDS[name])
+        report(code, f"{launch.kernel.__name__} {name} D={dim}")
+        assert code.spilled == 0
+
+
+def test_sizes_make_no_new_code():
+    """The memory's size is not compiled in, but for tiles that are all full."""
+    for method in ("dense", "gather"):
+        sources = [
+            [
+                source_of(launch).hash()
+                for launch in sampled(
+                    CARDS["H200"], size, 128, settings("tf32", method), True, torch.float32
+                )
+            ]
+            for size in (EVEN, 12800)
+        ]
+        assert sources[0] == sources[1]
