@@ -1,6 +1,7 @@
 """Measures all cases, or some: ``python -m benchmarks --help``."""
 
 import argparse
+import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,12 +10,12 @@ from pathlib import Path
 import torch
 
 from benchmarks import cuda, hardware, record
-from benchmarks.cases import Case, cases_for
+from benchmarks.cases import AnyCase, Case, cases_for
 from benchmarks.figures import CPU_UNITS, CUDA_UNITS, Units
 from benchmarks.measure import busy_cores, float32_matmul_precision, matmul_rate
 from benchmarks.peers import Fused
 from benchmarks.run import Absent, Result, run_case
-from benchmarks.targets import Outcome, outcomes
+from benchmarks.targets import Outcome, outcomes, targets_for
 
 #: Cores that other work may keep busy without a warning.
 NEGLIGIBLE_WORK = 0.1
@@ -27,15 +28,18 @@ MATMUL_SECONDS = {"cpu": 2.0, "cuda": 0.5}
 
 EXPLANATION = """\
 A step is: enqueue the teacher's rows, mean loss, gradient with respect to the
-student's embeddings (D = 128 where no other is named). Each implementation must
-first agree with the float64 reference; then they take turns.
+student's embeddings (D = 128 where no other is named). Of the momentum memory,
+which --cases momentum selects, it is: loss over B×K drawn rows of so many,
+gradient, update of both memories; and its negatives are drawn for one batch, on
+the host, in one process. Each implementation must first agree with the float64
+reference; then they take turns.
 
   ms, µs             of a step, by the host's clock
   µs in a graph      of a step in the replay of a CUDA graph, by the device's clock
   GFLOP/s, TFLOP/s   8·B·D·K operations, counted alike for all implementations,
                      in a graph where there is one
   % of mm            share of what torch.mm reaches in that format in the same run
-  × eager, × compile, × SDPA
+  × published, × compile, × SDPA
                      how many times faster than that peer by the host's clock,
                      median over the rounds; of several SDPA kernels the fastest
                      counts, the one with 1.00
@@ -61,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
         "--cases",
         default="",
         metavar="TEXT",
-        help="only the cases whose name contains TEXT, such as bfloat16 or 256x65536 "
+        help="only the cases whose name contains TEXT, such as bfloat16, momentum or 256x65536 "
         "(default: all)",
     )
     parser.add_argument(
@@ -93,12 +97,13 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def look_at_machine(cases: Sequence[Case], device: torch.device) -> record.Machine:
+def look_at_machine(cases: Sequence[AnyCase], device: torch.device) -> record.Machine:
     busy = busy_cores()
     if busy is not None and busy > NEGLIGIBLE_WORK:
         report(f"other work keeps {busy:.1f} of {os.cpu_count()} cores busy: times will be off")
     rates = {}
-    for case in {case.format: case for case in cases}.values():
+    multiplying = {case.format: case for case in cases if isinstance(case, Case)}
+    for case in multiplying.values():
         with float32_matmul_precision(case.matmul_precision):
             rates[case.format] = matmul_rate(
                 case.dtype, device, MATMUL_SIZES[device.type], MATMUL_SECONDS[device.type]
@@ -126,15 +131,15 @@ def show(
     except ModuleNotFoundError as error:  # a machine with PyTorch and little else
         report(f"no tables: {error}")
         return
-    if results:
-        table.print_table(results, units, ceilings)
+    for section, of_section in itertools.groupby(results, key=lambda result: result.case.section):
+        table.print_table(list(of_section), units, ceilings, title=section)
     if reached:
         table.print_targets(reached)
 
 
 def main() -> None:
     arguments = parse_arguments()
-    cases: list[Case] = arguments.cases
+    cases: list[AnyCase] = arguments.cases
     device: torch.device = arguments.device
     units = CPU_UNITS if device.type == "cpu" else CUDA_UNITS
     environment = record.environment(device)
@@ -150,7 +155,7 @@ def main() -> None:
     finally:  # a GPU that has failed stays so, and what was measured before is kept
         looks = [machine for machine in (before, after) if machine]
         ceilings = {name: max(look.mm_rate[name] for look in looks) for name in before.mm_rate}
-        reached = outcomes(results, ceilings) if device.type == "cuda" else []
+        reached = outcomes(results, ceilings, targets_for(device))
         path = arguments.output or record.default_path(device)
         path = record.write(path, environment, results, before, after, reached)
         show(results, reached, units, ceilings)

@@ -1,27 +1,54 @@
-"""The sizes that are measured, and the tensors drawn for them."""
+"""The sizes that are measured."""
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-#: z_s and z_t, each [B, D].
-Embeddings = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Case:
-    """One size of the step; the defaults are those of protocol "2025"."""
+class AnyCase:
+    """What is common to all: a batch of B against K rows."""
+
+    #: The heading under which a table shows it.
+    section: ClassVar[str]
 
     batch: int
     rows: int
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Tells it from all others of a device."""
+
+    @property
+    def format(self) -> str | None:
+        """What the products' operands are rounded to, a dtype's name or ``"tf32"``, if any are."""
+        return None
+
+    @property
+    def matmul_precision(self) -> str:
+        """For float32 products: what torch.set_float32_matmul_precision is told."""
+        return "highest"
+
+    @property
+    def operations(self) -> int | None:
+        """Of any implementation, where they can be counted alike."""
+        return None
+
+
+@dataclass(frozen=True)
+class Case(AnyCase):
+    """One size of the FIFO memory's step; the defaults are those of protocol "2025"."""
+
+    section = "FIFO memory"
+
     dtype_name: str
     dim: int = 128
     tau_s: float = 0.1
     tau_t: float = 0.02
-    #: For float32 products: what torch.set_float32_matmul_precision is told.
     matmul_precision: str = "highest"
 
     @property
@@ -35,22 +62,62 @@ class Case:
 
     @property
     def format(self) -> str:
-        """What the products' operands are rounded to, a dtype's name or ``"tf32"``."""
         tf32 = self.dtype_name == "float32" and self.matmul_precision == "high"
         return "tf32" if tf32 else self.dtype_name
 
     @property
-    def operations(self) -> int:
+    def operations(self) -> int | None:
         """Loss and gradient as attention: two products for each of 2B queries."""
         return 8 * self.batch * self.dim * self.rows
 
 
-CPU_CASES = (
+@dataclass(frozen=True, kw_only=True)
+class MomentumCase(Case):
+    """One size of the momentum memory's step, each sample against itself and K drawn rows."""
+
+    section = "momentum memory"
+
+    #: Rows of each memory.
+    n_data: int
+    nce_t: float = 0.07
+    nce_m: float = 0.5
+
+    @property
+    def name(self) -> str:
+        return f"{self.format} momentum {self.batch}×{self.rows} of {self.n_data}"
+
+    @property
+    def operations(self) -> None:
+        """Not alike: all rows can be multiplied, or those that were drawn."""
+
+
+@dataclass(frozen=True)
+class DrawCase(AnyCase):
+    """One size of the draws that the momentum memory needs: K rows of other classes a sample."""
+
+    section = MomentumCase.section
+
+    n_data: int
+
+    @property
+    def name(self) -> str:
+        return f"momentum negatives {self.batch}×{self.rows} of {self.n_data}"
+
+
+#: Sizes of CIFAR-100 with the published K; and more rows than a batch wants of them.
+MOMENTUM_CASES = (
+    MomentumCase(64, 16384, "float32", n_data=50000),
+    MomentumCase(64, 4096, "float32", n_data=400000),
+)
+
+CPU_CASES: tuple[AnyCase, ...] = (
     Case(64, 16384, "float32"),
     Case(256, 65536, "float32"),
     Case(64, 16384, "bfloat16"),
     Case(256, 65536, "bfloat16"),
     Case(1024, 65536, "bfloat16"),
+    *MOMENTUM_CASES,
+    DrawCase(64, 16384, 50000),
 )
 
 CUDA_CASES = (
@@ -69,33 +136,16 @@ CUDA_CASES = (
     Case(1024, 65536, "bfloat16", dim=256),
     Case(4096, 262144, "bfloat16", dim=256),
     Case(1024, 65536, "float16"),
+    *MOMENTUM_CASES,
 )
 
 
-def cases_for(device: torch.device) -> tuple[Case, ...]:
+def cases_for(device: torch.device) -> tuple[AnyCase, ...]:
     return CPU_CASES if device.type == "cpu" else CUDA_CASES
 
 
-def draw(
-    case: Case, device: torch.device, sets: int = 4, seed: int = 0
-) -> tuple[Tensor, Sequence[Embeddings]]:
-    """A memory of unit rows and ``sets`` batches of embeddings, as features of 100 classes.
-
-    Without classes each teacher row would be alone with itself, its probability 1 on the slot that
-    has just been written, and a wrong attention over the other rows would not show.
-    """
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, device=device)
-
-    centres = normal(100, case.dim)
-
-    def features(count: int) -> tuple[Tensor, Tensor]:
-        labels = torch.randint(len(centres), (count,), generator=generator, device=device)
-        student = centres[labels] + normal(count, case.dim)
-        teacher = centres[labels] + 0.3 * normal(count, case.dim)
-        return student.to(case.dtype), teacher.to(case.dtype)
-
-    memory = F.normalize(features(case.rows)[1].float(), dim=1).to(case.dtype)
-    return memory, [features(case.batch) for _ in range(sets)]
+def from_fields(fields: Mapping[str, Any]) -> AnyCase:
+    """The case whose fields these are, as a record has them."""
+    if "n_data" not in fields:
+        return Case(**fields)
+    return MomentumCase(**fields) if "dtype_name" in fields else DrawCase(**fields)

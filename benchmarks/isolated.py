@@ -6,18 +6,21 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.cases import Case, draw
+from benchmarks.cases import AnyCase, from_fields
+from benchmarks.implementations import implementations
+from benchmarks.inputs import draw
 from benchmarks.measure import CLEAR_REFS, peak_extra_memory
-from benchmarks.peers import implementations
 from benchmarks.step import Step
 
 
-def isolated_peak_memory(case: Case, implementation: type[Step]) -> int | None:
+def isolated_peak_memory(case: AnyCase, implementation: type[Step]) -> int | None:
     """Bytes, on the CPU; ``None`` where the system does not count them."""
     if not CLEAR_REFS.exists():
         return None
@@ -28,15 +31,19 @@ def isolated_peak_memory(case: Case, implementation: type[Step]) -> int | None:
     return int(done.stdout)
 
 
-def step_peak_memory(case: Case, implementation: type[Step]) -> int:
-    """Bytes, in this process, after a step on a small memory has made what is made only once."""
-    memory, [embeddings] = draw(case, torch.device("cpu"), sets=1)
-    implementation(memory[: 2 * case.batch], case.tau_s, case.tau_t)(*embeddings)
-    step = implementation(memory, case.tau_s, case.tau_t)
-    return peak_extra_memory(lambda: step(*embeddings))
+def step_peak_memory(case: AnyCase, implementation: type[Step]) -> int:
+    """Bytes, in this process, after a step of few rows has made what is made only once."""
+
+    def prepared(case: AnyCase) -> Callable[[], object]:
+        state, [batch] = draw(case, torch.device("cpu"), sets=1)
+        return partial(implementation(case, state), *batch)
+
+    prepared(replace(case, rows=2 * case.batch))()
+    return peak_extra_memory(prepared(case))
 
 
 if __name__ == "__main__":
     name, case_json = sys.argv[1:]
-    by_name = {step.name: step for step in implementations(torch.device("cpu"))}
-    print(step_peak_memory(Case(**json.loads(case_json)), by_name[name]))
+    case = from_fields(json.loads(case_json))
+    by_name = {step.name: step for step in implementations(case, torch.device("cpu"))}
+    print(step_peak_memory(case, by_name[name]))

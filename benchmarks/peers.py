@@ -1,16 +1,16 @@
-"""The implementations that are compared: the published code, compiled code, SDPA, this package."""
+"""The FIFO memory's step: as published, compiled, and this package's."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cases import Case
-from benchmarks.sdpa import CpuFlash, Cudnn, Efficient, Flash
-from benchmarks.step import Step
+from benchmarks.cases import AnyCase, Case
+from benchmarks.inputs import State
+from benchmarks.step import FifoStep
 from rrd_kernels import functional
 
 
-class PublishedEager(Step):
+class PublishedEager(FifoStep):
     """What the code published with arXiv 2407.12073 does, in its order and with its copies."""
 
     name = "published eager"
@@ -36,7 +36,7 @@ class PublishedEager(Step):
         self.pointer[0] = (start + batch) % size
 
 
-class Compiled(Step):
+class Compiled(FifoStep):
     """torch.compile of the published arithmetic, freed of its copies and its host sync.
 
     Not of the reference, which would compute half-precision products in float32.
@@ -47,14 +47,15 @@ class Compiled(Step):
     #: B and K for which compiling is waited for.
     sizes = ((64, 16384), (256, 16384), (1024, 65536))
 
-    def __init__(self, memory: Tensor, tau_s: float, tau_t: float) -> None:
-        super().__init__(memory, tau_s, tau_t)
+    def __init__(self, case: Case, state: State) -> None:
+        super().__init__(case, state)
         # Compiled anew: with what an earlier case has left, shapes would become dynamic.
         torch.compiler.reset()
         self._loss = torch.compile(self._eager_loss, fullgraph=True, dynamic=False)
 
     @classmethod
-    def why_not(cls, case: Case) -> str | None:
+    def why_not(cls, case: AnyCase) -> str | None:
+        assert isinstance(case, Case)
         wanted = (case.batch, case.rows) in cls.sizes and case.dim == 128
         return None if wanted else "not compiled at this size"
 
@@ -74,7 +75,7 @@ class Compiled(Step):
         return cross_entropy.sum(dim=1).mean()
 
 
-class Fused(Step):
+class Fused(FifoStep):
     """This package's operators, with no fall-back to the reference."""
 
     name = "rrd_kernels"
@@ -92,10 +93,3 @@ class Fused(Step):
             backend="fused",
         )
         return self._backward(loss, z_s)
-
-
-def implementations(device: torch.device) -> list[type[Step]]:
-    """Those that run on ``device``, the published code first and this package last."""
-    if device.type == "cpu":
-        return [PublishedEager, CpuFlash, Fused]
-    return [PublishedEager, Compiled, Flash, Efficient, Cudnn, Fused]

@@ -7,14 +7,15 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import Case
+from benchmarks.cases import AnyCase, MomentumCase, from_fields
 from benchmarks.figures import CPU_UNITS, CUDA_UNITS, MISSING, Units, best_sdpa, three_digits
 from benchmarks.paths import ROOT
-from benchmarks.peers import Compiled, CpuFlash, Fused, PublishedEager
+from benchmarks.peers import Compiled, Fused, PublishedEager
+from benchmarks.sdpa import CpuFlash
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- benchmark: {path} -->\n", "<!-- end of benchmark -->\n"
@@ -29,6 +30,11 @@ CUDA_HEAD = (
     "| extra MiB, eager → ours | gradient's error, eager → ours |\n"
     "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
 )
+MOMENTUM_HEAD = (
+    "| {section} | published, {time} | rrd_kernels, {time} | × published "
+    "| extra MiB, published → ours | gradient's error, published → ours |\n"
+    "|---|--:|--:|--:|--:|--:|\n"
+)
 
 #: As in a record, by implementation; without "seconds" where there are no figures.
 Rows = Mapping[str, dict[str, Any]]
@@ -41,17 +47,32 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def table(record: dict[str, Any]) -> str:
-    """The record as a Markdown table, one line a case."""
-    cases: dict[Case, dict[str, dict[str, Any]]] = {}
+    """The record as Markdown tables, one for each kind of memory, one line a case."""
+    sections: dict[str, dict[AnyCase, dict[str, dict[str, Any]]]] = {}
     for row in record["rows"]:
-        cases.setdefault(Case(**row["case"]), {})[row["implementation"]] = row
-    looks = [look for look in record["machine"].values() if look]
-    head, cells = (CUDA_HEAD, _cuda_cells) if "gpu" in record else (CPU_HEAD, _cpu_cells)
-    lines = []
-    for case, rows in cases.items():
-        ceiling = max(look["mm_gflops"][case.format] for look in looks)
-        lines.append("| " + " | ".join([case.name, *cells(rows, ceiling)]) + " |\n")
-    return head + "".join(lines)
+        case = from_fields(row["case"])
+        cases = sections.setdefault(case.section, {})
+        cases.setdefault(case, {})[row["implementation"]] = row
+    on_gpu = "gpu" in record
+    tables = []
+    for section, cases in sections.items():
+        if section == MomentumCase.section:
+            units = CUDA_UNITS if on_gpu else CPU_UNITS
+            head = MOMENTUM_HEAD.format(section=section, time=units.time)
+            lines = [_line(case, _momentum_cells(rows, units)) for case, rows in cases.items()]
+        else:
+            head, cells = (CUDA_HEAD, _cuda_cells) if on_gpu else (CPU_HEAD, _cpu_cells)
+            looks = [look["mm_gflops"] for look in record["machine"].values() if look]
+            lines = [
+                _line(case, cells(rows, max(look[case.format] for look in looks)))
+                for case, rows in cases.items()
+            ]
+        tables.append(head + "".join(lines))
+    return "\n".join(tables)
+
+
+def _line(case: AnyCase, cells: Sequence[str]) -> str:
+    return "| " + " | ".join([case.name, *cells]) + " |\n"
 
 
 def _cpu_cells(rows: Rows, ceiling: float) -> list[str]:
@@ -81,6 +102,18 @@ def _cuda_cells(rows: Rows, ceiling: float) -> list[str]:
     ]
 
 
+def _momentum_cells(rows: Rows, units: Units) -> list[str]:
+    published, ours = rows.values()
+    graph = f" ({_time(ours['replay'], units)} in a graph)" if ours.get("replay") else ""
+    return [
+        _time(published, units),
+        _time(ours, units) + graph,
+        _speedup(ours, published),
+        _extra_memory(published, ours),
+        _gradient_error(published, ours),
+    ]
+
+
 def _time(row: Mapping[str, Any], units: Units) -> str:
     if "seconds" not in row:
         return row.get("outcome", MISSING)
@@ -88,7 +121,7 @@ def _time(row: Mapping[str, Any], units: Units) -> str:
 
 
 def _speedup(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> str:
-    if "seconds" not in peer:
+    if "seconds" not in peer or "seconds" not in ours:
         return MISSING
     return f"{ours['speedup'][peer['implementation']]:.1f}"
 
@@ -103,7 +136,8 @@ def _extra_memory(eager: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
 def _gradient_error(eager: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """Relative to float64, in the Frobenius norm."""
     return " → ".join(
-        f"{row['errors']['gradient']:.1e}" if "errors" in row else MISSING for row in (eager, ours)
+        f"{row['errors']['gradient']:.1e}" if row.get("errors") else MISSING
+        for row in (eager, ours)
     )
 
 

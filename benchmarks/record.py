@@ -110,4 +110,5 @@ def write(
 
 def of_result(result: Result) -> dict[str, Any]:
     record = asdict(result)
-    return {**record, "gflops": result.rate / 1e9} if isinstance(result, Row) else record
+    rate = result.rate if isinstance(result, Row) else None
+    return record if rate is None else {**record, "gflops": rate / 1e9}

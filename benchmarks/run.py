@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from benchmarks import cuda
-from benchmarks.agreement import Agreement, Errors
-from benchmarks.cases import Case, Embeddings, draw
+from benchmarks.agreement import Check, Errors, agreement
+from benchmarks.cases import AnyCase
+from benchmarks.implementations import implementations
+from benchmarks.inputs import Batch, State, draw
 from benchmarks.isolated import isolated_peak_memory
 from benchmarks.measure import Spread, float32_matmul_precision, interleaved, wall_time
-from benchmarks.peers import implementations
 from benchmarks.step import Step
 
 #: How long a GPU is kept busy between two looks at a clock, and the most calls in that time.
@@ -36,7 +36,7 @@ class Timing:
 class Row:
     """One implementation on one case."""
 
-    case: Case
+    case: AnyCase
     implementation: str
     #: By the host's clock, as a training loop sees it.
     seconds: Spread
@@ -44,24 +44,25 @@ class Row:
     speedup: Mapping[str, float]
     #: ``None`` where it was not measured.
     extra_bytes: int | None
-    errors: Errors
+    #: ``None`` of draws, which are right or wrong.
+    errors: Errors | None
     #: By the device's clock in the replay of a CUDA graph; ``None`` where there is none.
     replay: Timing | None = None
     #: Why a GPU has no replay.
     not_captured: str | None = None
 
     @property
-    def rate(self) -> float:
-        """Operations per second, counted alike for all implementations."""
+    def rate(self) -> float | None:
+        """Operations per second, counted alike for all implementations, where they can be."""
         spread = self.replay.seconds if self.replay else self.seconds
-        return self.case.operations / spread.median
+        return self.case.operations / spread.median if self.case.operations else None
 
 
 @dataclass(frozen=True)
 class Absent:
     """One implementation that has no figures on one case."""
 
-    case: Case
+    case: AnyCase
     implementation: str
     #: A few words: not measured, not available, out of memory.
     outcome: str
@@ -76,13 +77,13 @@ class Ready:
     """A step that agrees with the reference, and the graph of one step for each batch."""
 
     step: Step
-    errors: Errors
+    errors: Errors | None
     graph: torch.cuda.CUDAGraph | None
     not_captured: str | None
 
 
 def run_case(
-    case: Case, seconds: float, device: torch.device | str = "cpu", memory: bool = True
+    case: AnyCase, seconds: float, device: torch.device | str = "cpu", memory: bool = True
 ) -> list[Result]:
     """Checks, then times, every implementation that runs on ``device``.
 
@@ -97,10 +98,11 @@ def run_case(
     """
     device = torch.device(device)
     with float32_matmul_precision(case.matmul_precision):
-        slots, batches = draw(case, device)
-        agreement = Agreement(case, slots, batches[0])
+        state, batches = draw(case, device)
+        judge = agreement(case, state, batches[0])
         prepared = {
-            kind.name: _prepare(kind, agreement, slots, batches) for kind in implementations(device)
+            kind.name: _prepare(kind, case, judge, state, batches)
+            for kind in implementations(case, device)
         }
         ready = {name: found for name, found in prepared.items() if isinstance(found, Ready)}
         walls = _wall_times(ready, batches, device, seconds)
@@ -127,22 +129,21 @@ def run_case(
 
 
 def _prepare(
-    kind: type[Step], agreement: Agreement, slots: Tensor, batches: Sequence[Embeddings]
+    kind: type[Step], case: AnyCase, judge: Check, state: State, batches: Sequence[Batch]
 ) -> Ready | Absent:
-    case = agreement.case
     if reason := kind.why_not(case):
         return Absent(case, kind.name, "not measured", reason)
     try:
-        step = kind(slots, case.tau_s, case.tau_t)
-        errors = agreement.check(step)
+        step = kind(case, state)
+        errors = judge.check(step)
     except torch.OutOfMemoryError as error:
         return Absent(case, kind.name, "out of memory", _first_line(error))
     except Exception as error:  # a compiler's, a library's: the others can be measured still
         return Absent(case, kind.name, "not available", _first_line(error))
     graph, not_captured = None, None
-    if slots.is_cuda and step.waits_for_device:
+    if _on_gpu(step) and step.waits_for_device:
         not_captured = "it waits for the device"
-    elif slots.is_cuda:
+    elif _on_gpu(step):
         try:
             graph = _capture(step, batches)
         except Exception as error:  # as above; it can be timed without a graph
@@ -150,16 +151,26 @@ def _prepare(
     return Ready(step, errors, graph, not_captured)
 
 
-def _capture(step: Step, batches: Sequence[Embeddings]) -> torch.cuda.CUDAGraph:
+def _on_gpu(step: Step) -> bool:
+    return step.state[0].is_cuda
+
+
+def _capture(step: Step, batches: Sequence[Batch]) -> torch.cuda.CUDAGraph:
     """One step of each batch, replayed once to see that it is they that the graph holds."""
-    graph, outputs = cuda.capture([partial(step, *batch) for batch in batches])
+    calls = [partial(step, *batch) for batch in batches]
+    graph, outputs = cuda.capture(calls)
     loss, grad = outputs[-1]
     loss.fill_(torch.nan)
     grad.fill_(torch.nan)
-    taken = sum(len(z_t) for _, z_t in batches)
-    slot = (int(step.pointer) + taken) % len(step.memory)
+    before = [tensor.clone() for tensor in step.state]
     graph.replay()
-    if int(step.pointer) != slot or not (loss.isfinite() & grad.isfinite().all()):
+    replayed = [tensor.clone() for tensor in step.state]
+    for tensor, value in zip(step.state, before, strict=True):
+        tensor.copy_(value)
+    for call in calls:
+        call()
+    same = all(map(torch.equal, step.state, replayed))
+    if not same or not (loss.isfinite() & grad.isfinite().all()):
         raise RuntimeError("the replay does not do the steps")
     return graph
 
@@ -171,7 +182,7 @@ def _first_line(error: Exception) -> str:
 
 def _wall_times(
     ready: Mapping[str, Ready],
-    batches: Sequence[Embeddings],
+    batches: Sequence[Batch],
     device: torch.device,
     seconds: float,
 ) -> dict[str, list[float]]:
@@ -202,7 +213,7 @@ def _calls_in_a_block(timer: Callable[[int], float]) -> int:
     return max(1, min(BLOCK_CALLS, round(BLOCK_SECONDS / timer(3))))
 
 
-def _over_batches(step: Step, batches: Sequence[Embeddings]) -> Callable[[], object]:
+def _over_batches(step: Step, batches: Sequence[Batch]) -> Callable[[], object]:
     """Each call takes the next batch, so that none is in cache because it was just there."""
     following = itertools.cycle(batches)
     return lambda: step(*next(following))
@@ -218,7 +229,7 @@ def _median_ratio(numerators: list[float], denominators: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
-def _extra_bytes(case: Case, step: Step, embeddings: Embeddings) -> int | None:
-    if step.memory.is_cuda:
-        return cuda.peak_extra_memory(partial(step, *embeddings))
+def _extra_bytes(case: AnyCase, step: Step, batch: Batch) -> int | None:
+    if _on_gpu(step):
+        return cuda.peak_extra_memory(partial(step, *batch))
     return isolated_peak_memory(case, type(step))

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cases import Case
-from benchmarks.step import Step
+from benchmarks.cases import AnyCase, Case
+from benchmarks.step import FifoStep
 
 
-class SDPA(Step):
+class SDPA(FifoStep):
     """Attention with K = V = memory and one head.
 
     Both temperatures go into the queries and the gradient into closed form, so nothing of size
@@ -22,7 +22,8 @@ class SDPA(Step):
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
 
     @classmethod
-    def why_not(cls, case: Case) -> str | None:
+    def why_not(cls, case: AnyCase) -> str | None:
+        assert isinstance(case, Case)
         return None if case.dtype_name in cls.dtypes else f"takes {' and '.join(cls.dtypes)} only"
 
     @torch.no_grad()

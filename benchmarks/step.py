@@ -1,47 +1,69 @@
-"""What every implementation that is compared does: one training step."""
+"""What every implementation that is compared does: one training step, or one batch of draws."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
+from benchmarks.cases import AnyCase, Case
+from benchmarks.inputs import State
 
 
 class Step(ABC):
-    """Enqueue the teacher's rows, then the mean loss and its gradient with respect to z_s.
+    """One implementation of what a case measures.
 
     Args:
-        memory: [K, D] unit rows; each step owns a copy, which its calls go on filling.
-        tau_s: student temperature.
-        tau_t: teacher temperature.
+        case: the settings.
+        state: as drawn for the case; each step owns a copy, which its calls go on changing.
     """
 
     name: ClassVar[str]
     #: Waits for the device in the middle, which a CUDA graph cannot hold.
     waits_for_device: ClassVar[bool] = False
+
+    def __init__(self, case: AnyCase, state: State) -> None:
+        self.state = tuple(tensor.clone() for tensor in state)
+
+    # Any: each kind takes the tensors of its batches by their names.
+    @abstractmethod
+    def __call__(self, *batch: Any, **_: Any) -> Any:
+        """What is timed, of one batch."""
+
+    @classmethod
+    def why_not(cls, case: AnyCase) -> str | None:
+        """The reason for which ``case`` is left out, if it is."""
+        return None
+
+
+class TrainingStep(Step):
+    """Mean loss, its gradient with respect to z_s, and what is written to the memory.
+
+    Called with a batch, it returns the loss, a scalar, and the gradient [B, D] times loss_scale.
+    """
+
     #: Rounds similarities to the embeddings' dtype, as the published code does.
     rounds_similarities: ClassVar[bool] = False
 
-    def __init__(self, memory: Tensor, tau_s: float, tau_t: float) -> None:
-        self.memory = memory.clone()
-        self.pointer = torch.zeros(1, dtype=torch.int64, device=memory.device)
-        self.tau_s = tau_s
-        self.tau_t = tau_t
+    def __init__(self, case: Case, state: State) -> None:
+        super().__init__(case, state)
+        self.tau_s = case.tau_s
+        self.tau_t = case.tau_t
         # As GradScaler does: p / B as such would underflow in float16.
-        self.loss_scale = 1024.0 if memory.dtype == torch.float16 else 1.0
-
-    @abstractmethod
-    def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss, a scalar, and gradient [B, D] times loss_scale, for unnormalised embeddings."""
-
-    @classmethod
-    def why_not(cls, case: Case) -> str | None:
-        """The reason for which ``case`` is left out, if it is."""
-        return None
+        self.loss_scale = 1024.0 if case.dtype == torch.float16 else 1.0
 
     def _backward(self, loss: Tensor, z_s: Tensor) -> tuple[Tensor, Tensor]:
         loss.backward(torch.full_like(loss, self.loss_scale))
         assert z_s.grad is not None
         return loss.detach(), z_s.grad
+
+
+class FifoStep(TrainingStep):
+    """The teacher's rows are enqueued first."""
+
+    def __init__(self, case: Case, state: State) -> None:
+        super().__init__(case, state)
+        self.memory, self.pointer = self.state
+
+    @abstractmethod
+    def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]: ...

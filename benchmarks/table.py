@@ -10,6 +10,7 @@ from rich.text import Text
 
 from benchmarks.figures import CPU_UNITS, MISSING, Units, best_sdpa, three_digits
 from benchmarks.measure import Spread
+from benchmarks.negatives import PublishedLoader
 from benchmarks.peers import Compiled, PublishedEager
 from benchmarks.run import Absent, Result, Row
 from benchmarks.targets import Outcome
@@ -19,9 +20,15 @@ WIDTH = 160
 
 TITLES = ("case", "implementation")
 
+#: What a case's published code is called.
+PUBLISHED = (PublishedEager.name, PublishedLoader.name)
+
 
 def print_table(
-    results: Sequence[Result], units: Units = CPU_UNITS, ceilings: Mapping[str, float] | None = None
+    results: Sequence[Result],
+    units: Units = CPU_UNITS,
+    ceilings: Mapping[str, float] | None = None,
+    title: str | None = None,
 ) -> None:
     """Prints ``results``, those of one case together; a figure that none of them has is left out.
 
@@ -29,24 +36,26 @@ def print_table(
         results: of one run.
         units: of its times and rates.
         ceilings: the rate of torch.mm by format, if it was measured.
+        title: what is printed above, if anything.
     """
     lines = []
     for _, group in itertools.groupby(results, key=lambda result: result.case):
         of_case = list(group)
-        best = best_sdpa({row.implementation: row.rate for row in of_case if isinstance(row, Row)})
+        rates = {row.implementation: row.rate for row in of_case if isinstance(row, Row)}
+        best = best_sdpa({name: rate for name, rate in rates.items() if rate is not None})
         lines += [_figures(result, best, units, ceilings or {}) for result in of_case]
-    shown = [title for title in lines[0] if any(line[title] != MISSING for line in lines)]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for title in TITLES:
-        table.add_column(title, no_wrap=True)
-    for title in shown:
-        table.add_column(Text(title), justify="right", no_wrap=True)
+    shown = [column for column in lines[0] if any(line[column] != MISSING for line in lines)]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    for column in TITLES:
+        table.add_column(column, no_wrap=True)
+    for column in shown:
+        table.add_column(Text(column), justify="right", no_wrap=True)
     previous = None
     for result, line in zip(results, lines, strict=True):
         if previous and result.case != previous:
             table.add_section()
         name = "" if result.case == previous else result.case.name
-        table.add_row(name, result.implementation, *(Text(line[title]) for title in shown))
+        table.add_row(name, result.implementation, *(Text(line[column]) for column in shown))
         previous = result.case
     _print(table)
     for reason, where in _reasons(results).items():
@@ -62,7 +71,7 @@ def _figures(
         f"{units.time} in a graph",
         units.rate,
         "% of mm",
-        "× eager",
+        "× published",
         "× compile",
         "× SDPA",
         "extra MiB",
@@ -70,13 +79,14 @@ def _figures(
     if isinstance(result, Absent):
         return dict.fromkeys(titles, MISSING) | {titles[0]: result.outcome}
     row = result
-    ceiling = ceilings.get(row.case.format)
+    published = next((name for name in PUBLISHED if name in row.speedup), None)
+    ceiling = ceilings.get(row.case.format or "")
     cells = (
         _spread(row.seconds, units),
         _spread(row.replay.seconds, units) if row.replay else MISSING,
-        f"{row.rate / units.operations:.0f}",
-        MISSING if ceiling is None else f"{row.rate / ceiling:.0%}",
-        *(_speedup(row, peer) for peer in (PublishedEager.name, Compiled.name, best)),
+        MISSING if row.rate is None else f"{row.rate / units.operations:.0f}",
+        MISSING if row.rate is None or ceiling is None else f"{row.rate / ceiling:.0%}",
+        *(_speedup(row, peer) for peer in (published, Compiled.name, best)),
         MISSING if row.extra_bytes is None else f"{row.extra_bytes / 2**20:.1f}",
     )
     return dict(zip(titles, cells, strict=True))

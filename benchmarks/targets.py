@@ -1,21 +1,23 @@
-"""What the fused step is to reach on an H200, and whether it does."""
+"""What the fused step is to reach, on an H200 and on a CPU, and whether it does."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.cases import CUDA_CASES
+import torch
+
+from benchmarks.cases import CUDA_CASES, MOMENTUM_CASES, MomentumCase
 from benchmarks.peers import Compiled, Fused, PublishedEager
 from benchmarks.run import Result, Row
 
 MIB = 1 << 20
 
 #: Of a row and torch.mm's rate in its format. ``None`` where it was not measured.
-FIGURES: Mapping[str, Callable[[Row, float], float | None]] = {
+FIGURES: Mapping[str, Callable[[Row, float | None], float | None]] = {
     "µs in a CUDA graph": lambda row, mm: 1e6 * row.replay.seconds.median if row.replay else None,
     "µs without a graph": lambda row, mm: 1e6 * row.seconds.median,
     "× published eager": lambda row, mm: row.speedup.get(PublishedEager.name),
     "× torch.compile": lambda row, mm: row.speedup.get(Compiled.name),
-    "share of torch.mm": lambda row, mm: row.rate / mm,
+    "share of torch.mm": lambda row, mm: row.rate / mm if row.rate and mm else None,
     "extra MiB": lambda row, mm: None if row.extra_bytes is None else row.extra_bytes / MIB,
 }
 
@@ -35,7 +37,11 @@ class Target:
     relative_to: str | None = None
 
 
-TARGETS = (
+#: The published size; the other has no limit to its times.
+MOMENTUM = MOMENTUM_CASES[0]
+MOMENTUM_MEMORY = tuple(Target(case.name, "extra MiB", AT_MOST, 64) for case in MOMENTUM_CASES)
+
+CUDA_TARGETS = (
     Target("bfloat16 64×16384", "µs in a CUDA graph", AT_MOST, 12),
     Target("bfloat16 256×16384", "µs in a CUDA graph", AT_MOST, 20),
     Target("bfloat16 64×16384", "µs without a graph", AT_MOST, 60),
@@ -61,8 +67,21 @@ TARGETS = (
     *(
         Target(case.name, "extra MiB", AT_MOST, 16 * case.batch * case.dim / MIB + 32)
         for case in CUDA_CASES
+        if not isinstance(case, MomentumCase)
     ),
+    Target(MOMENTUM.name, "µs in a CUDA graph", AT_MOST, 100),
+    Target(MOMENTUM.name, "× published eager", AT_LEAST, 8),
+    *MOMENTUM_MEMORY,
 )
+
+CPU_TARGETS = (
+    Target(MOMENTUM.name, "× published eager", AT_LEAST, 10),
+    *MOMENTUM_MEMORY,
+)
+
+
+def targets_for(device: torch.device) -> Sequence[Target]:
+    return CPU_TARGETS if device.type == "cpu" else CUDA_TARGETS
 
 
 @dataclass(frozen=True)
@@ -84,18 +103,23 @@ class Outcome:
         return self.measured >= self.limit
 
 
-def outcomes(results: Sequence[Result], mm_rates: Mapping[str, float]) -> list[Outcome]:
+def outcomes(
+    results: Sequence[Result], mm_rates: Mapping[str, float], targets: Sequence[Target]
+) -> list[Outcome]:
     """Of the targets whose case was run.
 
     Args:
-        results: of one run on a GPU.
+        results: of one run.
         mm_rates: operations per second of torch.mm by format, in that run.
+        targets: of the device that it ran on.
     """
     ours = {row.case.name: row for row in results if row.implementation == Fused.name}
 
     def measure(case: str, figure: str) -> float | None:
         row = ours.get(case)
-        return FIGURES[figure](row, mm_rates[row.case.format]) if isinstance(row, Row) else None
+        if not isinstance(row, Row):
+            return None
+        return FIGURES[figure](row, mm_rates.get(row.case.format or ""))
 
     def outcome(target: Target) -> Outcome:
         limit: float | None = target.limit
@@ -105,4 +129,4 @@ def outcomes(results: Sequence[Result], mm_rates: Mapping[str, float]) -> list[O
         measured = measure(target.case, target.figure)
         return Outcome(target.case, target.figure, target.bound, limit, measured)
 
-    return [outcome(target) for target in TARGETS if target.case in ours]
+    return [outcome(target) for target in targets if target.case in ours]

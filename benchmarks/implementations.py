@@ -1,0 +1,23 @@
+"""The implementations that are compared on a case."""
+
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks.cases import AnyCase, DrawCase, MomentumCase
+from benchmarks.momentum import FusedMomentum, PublishedMomentum
+from benchmarks.negatives import PublishedLoader, Sampler
+from benchmarks.peers import Compiled, Fused, PublishedEager
+from benchmarks.sdpa import CpuFlash, Cudnn, Efficient, Flash
+from benchmarks.step import Step
+
+
+def implementations(case: AnyCase, device: torch.device) -> Sequence[type[Step]]:
+    """Those that run on ``device``, the published code first and this package last."""
+    if isinstance(case, DrawCase):
+        return [PublishedLoader, Sampler]
+    if isinstance(case, MomentumCase):
+        return [PublishedMomentum, FusedMomentum]
+    if device.type == "cpu":
+        return [PublishedEager, CpuFlash, Fused]
+    return [PublishedEager, Compiled, Flash, Efficient, Cudnn, Fused]

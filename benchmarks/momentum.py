@@ -1,0 +1,103 @@
+"""The momentum memory's step: as published, and this package's."""
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.cases import Case
+from benchmarks.inputs import State
+from benchmarks.peers import Fused, PublishedEager
+from benchmarks.step import TrainingStep
+from rrd_kernels import functional
+
+
+class MomentumStep(TrainingStep):
+    """Both memories' rows at idx move after the similarities are taken."""
+
+    def __init__(self, case: Case, state: State) -> None:
+        super().__init__(case, state)
+        self.memory_v1, self.memory_v2, self.params = self.state
+
+    @abstractmethod
+    def __call__(
+        self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class PublishedMomentum(MomentumStep):
+    """What the published code does: gathers rows of both memories, [B, P, D] each, and reads its
+    constants on the host at every step."""
+
+    name = PublishedEager.name
+    waits_for_device = True
+    rounds_similarities = True
+
+    def __call__(
+        self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        z_s = z_s.detach().requires_grad_()
+        student = F.normalize(z_s, dim=1)
+        teacher = F.normalize(z_t, dim=1)
+        similarities = self._similarities(student, teacher, idx, contrast_idx)
+        student_logits, teacher_logits = similarities[0] / self.tau_s, similarities[1] / self.tau_t
+        cross_entropy = -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1))
+        return self._backward(cross_entropy.sum(dim=1).mean(), z_s)
+
+    def _similarities(
+        self, student: Tensor, teacher: Tensor, idx: Tensor, contrast_idx: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """exp(s.m / T) / Z of both, [B, P]; then moves the rows at idx."""
+        _, nce_t, z_v1, z_v2, nce_m = (value.item() for value in self.params)
+        # Both are there at once, until this function ends.
+        rows_v1 = self._gathered(self.memory_v1, contrast_idx)
+        out_t = torch.exp(torch.bmm(rows_v1, teacher[:, :, None]) / nce_t)
+        rows_v2 = self._gathered(self.memory_v2, contrast_idx)
+        out_s = torch.exp(torch.bmm(rows_v2, student[:, :, None]) / nce_t)
+        out_s, out_t = out_s / z_v1, out_t / z_v2
+        with torch.no_grad():
+            self._update(self.memory_v1, idx, student, nce_m)
+            self._update(self.memory_v2, idx, teacher, nce_m)
+        return out_s.squeeze(2), out_t.squeeze(2)
+
+    @staticmethod
+    def _gathered(memory: Tensor, contrast_idx: Tensor) -> Tensor:
+        rows = torch.index_select(memory, 0, contrast_idx.view(-1))
+        return rows.view(*contrast_idx.shape, memory.shape[1])
+
+    @staticmethod
+    def _update(memory: Tensor, idx: Tensor, unit: Tensor, nce_m: float) -> None:
+        rows = torch.index_select(memory, 0, idx)
+        rows.mul_(nce_m).add_(unit * (1 - nce_m))
+        norm = rows.pow(2).sum(dim=1, keepdim=True).pow(0.5)
+        memory.index_copy_(0, idx, rows / norm)
+
+
+class FusedMomentum(MomentumStep):
+    """This package's operators, in the order of its module, with no fall-back to the reference."""
+
+    name = Fused.name
+
+    def __init__(self, case: Case, state: State) -> None:
+        super().__init__(case, state)
+        _, self.nce_t, _, _, self.nce_m = self.params.tolist()
+
+    def __call__(
+        self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        z_s = z_s.detach().requires_grad_()
+        views = (z_s, z_t, self.memory_v1, self.memory_v2, contrast_idx)
+        normalizers = self.params[2:4]
+        functional.estimate_normalizers_(normalizers, *views, nce_t=self.nce_t, backend="fused")
+        loss = functional.sampled_relational_loss(
+            *views,
+            normalizers,
+            tau_s=self.tau_s,
+            tau_t=self.tau_t,
+            nce_t=self.nce_t,
+            backend="fused",
+        )
+        for memory, rows in ((self.memory_v1, z_s.detach()), (self.memory_v2, z_t)):
+            functional.momentum_update_(memory, idx, rows, self.nce_m, backend="fused")
+        return self._backward(loss, z_s)
