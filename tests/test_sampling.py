@@ -44,9 +44,7 @@ def make(request, device, monkeypatch):
     if request.param == "host" and device.type != "cpu":
         pytest.skip("on a GPU there is one way")
     if request.param == "device":
-        monkeypatch.setattr(
-            ContrastSampler, "_distinct_on_host", ContrastSampler._distinct_on_device
-        )
+        monkeypatch.setattr(ContrastSampler, "_draw_on_host", ContrastSampler._draw_on_device)
     return lambda *args, **kwargs: ContrastSampler(*args, device=device, **kwargs)
 
 
