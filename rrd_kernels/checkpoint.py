@@ -23,7 +23,8 @@ def to_layout(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
     """A criterion's state in a published layout, for the code of that time to load.
 
     Args:
-        state_dict: ``criterion.state_dict()`` of a FIFO :class:`rrd_kernels.RRDLoss`.
+        state_dict: ``criterion.state_dict()`` of a :class:`rrd_kernels.RRDLoss`, with a FIFO
+            memory for the older layouts.
         layout: ``"2025"``, ``"2024-09"`` or ``"2024-07"``.
 
     Returns:
@@ -46,6 +47,8 @@ def to_layout(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
         raise ValueError(f"state_dict must be RRDLoss.state_dict(); got the keys {foreign}")
     if layout == "2025":
         return dict(state_dict)
+    if f"{_PREFIX}contrast.params" in state_dict:
+        raise ValueError(f"layout {layout!r} has no momentum memory; only '2025' has")
     renamed = {}
     for key, value in state_dict.items():
         name = key.removeprefix(_PREFIX)

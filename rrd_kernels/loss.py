@@ -35,7 +35,10 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
 def _refuse(memory_type: str, settings: dict[str, Any]) -> None:
     """Keywords of the other memory, which would be ignored."""
     if names := ", ".join(_given(settings)):
-        raise ValueError(f"memory_type={memory_type!r} does not take {names}")
+        other = "momentum" if memory_type == "fifo" else "fifo"
+        raise ValueError(
+            f"memory_type={memory_type!r} does not take {names}; memory_type={other!r} does"
+        )
 
 
 class RRDLoss(nn.Module):
@@ -46,7 +49,9 @@ class RRDLoss(nn.Module):
 
     Args:
         opt: any object with the attributes ``s_dim``, ``t_dim``, ``feat_dim``, ``nce_k``,
-            ``nce_t_s``, ``nce_t_t``, ``memory_type``, such as the published script's namespace.
+            ``nce_t_s``, ``nce_t_t``, ``memory_type``, and for the momentum memory ``nce_t``,
+            ``nce_m``, ``n_data``, such as the published script's namespace. Nothing else is read
+            from it: ``similarity`` or ``protocol`` must be keywords.
         s_dim: width of the student's features. Required, here or in ``opt``.
         t_dim: width of the teacher's features. Required, here or in ``opt``.
         feat_dim: width D of the embeddings. Default 128.
@@ -57,7 +62,7 @@ class RRDLoss(nn.Module):
         nce_t_t: teacher temperature. Default 0.02 (protocol "2025") or 0.1 ("2024").
         memory_type: ``"fifo"`` (default) or ``"momentum"``.
         nce_t, nce_m, n_data, similarity, method, generator: with ``"momentum"`` only, as in
-            :class:`rrd_kernels.MomentumMemory`; the first three may be in ``opt``.
+            :class:`rrd_kernels.MomentumMemory`.
         protocol: the published code that is matched: ``"2025"`` (default), or ``"2024"`` for
             versions 1 to 3 of the paper, where the batch enters the memory after the loss.
         enqueue, start, slot_momentum: with ``"fifo"`` only, as in
@@ -71,8 +76,8 @@ class RRDLoss(nn.Module):
 
     Shapes:
         ``criterion(f_s, f_t)`` takes [B, s_dim] and [B, t_dim] features (or [B, dim, 1, 1]) of any
-        floating dtype, any 1 <= B <= K in training, and returns a scalar: float64 with float64
-        products, else float32.
+        floating dtype, any B (with a FIFO memory B <= K in training), and returns a scalar:
+        float64 with float64 products, else float32.
         ``criterion(f_s, f_t, idx, contrast_idx=None)`` is for the momentum memory, which needs the
         samples' numbers; the FIFO memory accepts and ignores both.
 
@@ -125,9 +130,12 @@ class RRDLoss(nn.Module):
         check.check_choice("protocol", protocol, tuple(PROTOCOLS))
         published = PROTOCOLS[protocol]
 
-        if isinstance(opt, Mapping):
+        # Some dicts, those of option files, have attributes too.
+        plain = isinstance(opt, Mapping) and not hasattr(opt, "s_dim")
+        if plain or isinstance(opt, int | float | str):
             raise TypeError(
-                "opt must have attributes, as a namespace; use RRDLoss(**opt) for a dict"
+                f"opt must have attributes, as a namespace has; got {type(opt).__name__}: for a "
+                f"dict give types.SimpleNamespace(**opt)"
             )
 
         def setting(name: str, given: Any, default: Any = None) -> Any:

@@ -42,8 +42,9 @@ class FifoMemory(Embeddings):
         queue: [K, D] buffer.
         queue_ptr: int64 [1] buffer, the next slot.
         unit_rows: whether every row's norm is at most 1, so that the bounded softmax applies.
-            Looked at when the memory is made and when a state is loaded. Where it has become
-            untrue since, results stay right, at the price of a second pass.
+            Looked at when the memory is made and when a state is loaded, which can make it false
+            and not true again: a resumed training then rounds as the unbroken one does. Where it
+            has become untrue since, results stay right, at the price of a second pass.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -97,6 +98,7 @@ class FifoMemory(Embeddings):
         self.register_buffer("queue", rows.to(dtype=memory_dtype))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64, device=device))
         self.unit_rows = False
+        self._inspected = False
         self.inspect_rows()
 
     def inspect_rows(self) -> None:
@@ -105,6 +107,7 @@ class FifoMemory(Embeddings):
         if not self.queue.is_meta and type(self.queue).__name__ != "FakeTensor":
             norms = torch.linalg.vector_norm(self.queue, dim=1, dtype=self._norm_dtype())
             self.unit_rows = bool((norms <= 1 + UNIT_SLACK).all())
+            self._inspected = True
 
     def _norm_dtype(self) -> torch.dtype:
         return torch.promote_types(self.queue.dtype, torch.float32)
@@ -112,8 +115,10 @@ class FifoMemory(Embeddings):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        may_be = self.unit_rows or not self._inspected
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.inspect_rows()
+        self.unit_rows = self.unit_rows and may_be
 
     def forward(
         self,

@@ -15,6 +15,22 @@ from rrd_kernels.sampling import draw_contrast_idx
 Views = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
+def _checked(params: Tensor) -> list[float]:
+    """The five numbers of ``params``, which a checkpoint may have brought.
+
+    Raises:
+        ValueError: K, nce_t or nce_m is out of range.
+    """
+    if params.is_meta:
+        return params.new_zeros(5, device="cpu").tolist()
+    size, nce_t, z_v1, z_v2, nce_m = params.tolist()
+    if not (size >= 1 and size == int(size)):
+        raise ValueError(f"params must begin with K, a positive whole number; got {size}")
+    check.check_temperature("nce_t, the second of params,", nce_t)
+    check.check_momentum("nce_m, the fifth of params,", nce_m)
+    return [size, nce_t, z_v1, z_v2, nce_m]
+
+
 class ContrastRows(nn.Module):
     """The state of a :class:`MomentumMemory`, under its published names.
 
@@ -56,13 +72,17 @@ class ContrastRows(nn.Module):
         """Takes K, nce_t and nce_m from ``params``; one host sync on a GPU."""
         # Meta and fake tensors have no values; what fills them later is read again.
         if not self.params.is_meta and type(self.params).__name__ != "FakeTensor":
-            size, self.nce_t, _, _, self.nce_m = self.params.tolist()
+            size, self.nce_t, _, _, self.nce_m = _checked(self.params)
             self.size = int(size)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        params = state_dict.get(f"{prefix}params")
+        if isinstance(params, Tensor) and params.shape == self.params.shape:
+            _checked(params)  # before anything is copied
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.params = self.params.to(torch.promote_types(self.params.dtype, torch.float32))
         self.read_params()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ContrastRows":
@@ -88,10 +108,12 @@ class MomentumMemory(Embeddings):
         nce_t: temperature T of the published similarity. Default 0.07.
         nce_m: how much of a row stays when it is moved, in [0, 1). Default 0.5.
         similarity: ``"exponential"`` (default), the published exp(s.m / T) / Z, under which the
-            loss stays near log(K + 1); or ``"cosine"``, s.m itself.
+            loss stays near log(K + 1) until a student's row is almost its teacher's, and then
+            falls to zero; or ``"cosine"``, s.m itself.
         precision, method, backend: as in
             :func:`rrd_kernels.functional.sampled_relational_loss`.
-        generator: for the negatives that are drawn here. Default: the device's own.
+        generator: for the negatives that are drawn here; its state is not in the state_dict, and
+            ``torch.compile(fullgraph=True)`` does not take one. Default: the device's own.
         device, dtype: as in :class:`torch.nn.Linear`.
         memory_dtype: what the rows are stored in: float64, float32, bfloat16 or float16. Default:
             ``dtype``. They are drawn in ``dtype`` whatever it is.
@@ -186,13 +208,15 @@ class MomentumMemory(Embeddings):
         sets Z. In evaluation nothing is changed: before Z is set, the batch's own is used.
         """
         rows = self.contrast
+        check.check_temperature("tau_s", tau_s)
+        check.check_temperature("tau_t", tau_t)
         self.check_features(f_s, f_t, rows.params.device)
         if idx is None:
             raise ValueError(
                 "the momentum memory needs idx, the int64 [B] numbers of the batch's samples"
             )
         check.check_index("idx", idx, f_s, dims=1)
-        check.check_range("idx", idx, self.n_data)
+        check.check_range("idx", idx, self.n_data, " = n_data")
         if contrast_idx is None:
             contrast_idx = draw_contrast_idx(idx, self.n_data, rows.size, generator=self.generator)
         z_s, z_t = self.project(f_s, f_t)

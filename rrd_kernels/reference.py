@@ -284,7 +284,9 @@ def momentum_update_(memory: Tensor, index: Tensor, rows: Tensor, momentum: floa
     same = index[:, None] == index[None, :]
     last = (same * batch).amax(1) if batch.numel() else batch
     old = memory[index].double()
-    new = F.normalize(momentum * old + (1 - momentum) * F.normalize(rows.double(), dim=1), dim=1)
+    new = F.normalize(rows.double(), dim=1)
+    if momentum:
+        new = F.normalize(momentum * old + (1 - momentum) * new, dim=1)
     finite = rows.isfinite().all(dim=1, keepdim=True)
     # Every occurrence writes what the last one does.
     memory[index] = torch.where(finite, new, old).to(memory.dtype)[last]

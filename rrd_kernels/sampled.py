@@ -48,8 +48,9 @@ def sampled_relational_loss(
         a_{ij} = f_2(t_i \cdot v^1_{c_{ij}}) / \tau_t.
 
     f is the identity without ``normalizers``, and :math:`f_k(x) = \exp(x / T) / Z_k` with them, as
-    published; Z_k is near n_data times the mean of the exponential, so that these logits differ by
-    about 1 / (n_data τ) only and the loss stays at log P.
+    published. Z_k is near n_data times the mean of the exponential, so that these logits are all
+    about 1 / (n_data τ), and the loss log P, but for a column whose cosine is so near 1 that its
+    exponential outweighs Z; then that column has all the weight.
 
     Nothing of size B·P·D exists. Where the sample wants most rows of the memories, all are
     multiplied and the wanted similarities picked; else the wanted rows are read in place.
@@ -59,7 +60,8 @@ def sampled_relational_loss(
             strides. The only argument that receives a gradient, in its own dtype.
         z_t: [B, D] teacher embeddings, unnormalised, same choice of dtypes.
         memory_v1: [n_data, D] the students' rows, which the teacher is compared with; used as they
-            are, same choice of dtypes.
+            are, same choice of dtypes. All must be finite: multiplied densely, one that is not
+            makes the gradients of all samples NaN.
         memory_v2: [n_data, D] the teachers' rows, which the student is compared with.
         contrast_idx: int64 [B, P], the rows that each sample is compared with.
         normalizers: [2], (Z_v1, Z_v2), see :func:`estimate_normalizers_`. The loss is NaN while
@@ -109,6 +111,7 @@ def sampled_relational_loss(
         check.check_normalizers(normalizers, memory_v1)
     precision = settle_precision(precision, z_s, z_t, memory_v1, memory_v2)
     if not use_fused(backend, z_s.device):
+        check.check_range("contrast_idx", contrast_idx, memory_v1.shape[0])
         return reference.sampled_relational_loss(
             z_s,
             z_t,
@@ -177,6 +180,7 @@ def estimate_normalizers_(
     check.check_normalizers(normalizers, memory_v1)
     check.check_writable("normalizers", normalizers)
     if not use_fused(backend, z_s.device):
+        check.check_range("contrast_idx", contrast_idx, memory_v1.shape[0])
         reference.estimate_normalizers_(
             normalizers, z_s, z_t, memory_v1, memory_v2, contrast_idx, nce_t=nce_t
         )
@@ -228,6 +232,7 @@ def momentum_update_(
     check.check_index("index", index, rows, dims=1)
     check.check_momentum("momentum", momentum)
     if not use_fused(backend, memory.device):
+        check.check_range("index", index, memory.shape[0])
         reference.momentum_update_(memory, index, rows, momentum)
         return
     torch.ops.rrd_kernels.momentum_update_(memory, index, rows.detach(), float(momentum))

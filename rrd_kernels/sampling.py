@@ -1,6 +1,7 @@
 """Which rows of a momentum memory a sample is compared with."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,10 @@ def draw_contrast_idx(
         >>> draw_contrast_idx(torch.tensor([3, 8]), 50000, 1024).shape
         torch.Size([2, 1025])
     """
-    drawn = torch.randint(n_data, (idx.shape[0], size + 1), generator=generator, device=idx.device)
+    # Without a generator the argument is left out: torch.compile with sizes that change has no
+    # other way.
+    given: dict[str, Any] = {} if generator is None else {"generator": generator}
+    drawn = torch.randint(n_data, (idx.shape[0], size + 1), device=idx.device, **given)
     drawn[:, 0] = idx
     return drawn
 
@@ -76,7 +80,12 @@ class ContrastSampler:
     ) -> None:
         check.check_size("size", size)
         check.check_choice("mode", mode, MODES)
-        targets = torch.as_tensor(targets, device="cpu")
+        try:
+            targets = torch.as_tensor(targets, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"targets must be integers: {error}") from error
+        if targets.numel() == 0:
+            raise ValueError("targets must not be empty")
         if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
             raise TypeError(f"targets must be integers; got {targets.dtype}")
         if targets.dim() != 1:
@@ -84,7 +93,7 @@ class ContrastSampler:
         _, classes, counts = torch.unique(targets, return_inverse=True, return_counts=True)
         if len(counts) < 2:
             raise ValueError(
-                f"targets must be of two classes at least, for negatives; got {len(counts)}"
+                f"targets must name two classes at least, for negatives; they name {len(counts)}"
             )
         self.size = size
         self.mode = mode
@@ -101,7 +110,10 @@ class ContrastSampler:
     def __call__(self, idx: Tensor) -> Tensor:
         """The columns of samples ``idx``, [B, K + 1]."""
         if not isinstance(idx, Tensor) or idx.dtype != torch.int64 or idx.dim() != 1:
-            raise TypeError("idx must be an int64 Tensor [B]")
+            got = (
+                f"{idx.dtype} {list(idx.shape)}" if isinstance(idx, Tensor) else type(idx).__name__
+            )
+            raise TypeError(f"idx must be an int64 Tensor [B]; got {got}")
         device = self.order.device
         idx = idx.to(device)
         check.check_range("idx", idx, len(self.order))

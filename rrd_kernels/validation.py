@@ -27,7 +27,8 @@ def check_number(name: str, value: object) -> None:
 
 def check_temperature(name: str, value: float) -> None:
     check_number(name, value)
-    if not (math.isfinite(value) and value > 0):
+    # Comparisons alone, which torch.compile can follow for a number that changes.
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite; got {value}")
 
 
@@ -157,13 +158,13 @@ def check_index(name: str, index: object, rows: Tensor, *, dims: int) -> None:
         )
 
 
-def check_range(name: str, index: Tensor, rows: int) -> None:
+def check_range(name: str, index: Tensor, rows: int, what: str = "") -> None:
     """``index`` names rows, where it can be looked at without waiting for a GPU."""
     if torch.compiler.is_compiling() or index.device.type != "cpu" or index.numel() == 0:
         return
     low, high = (int(value) for value in index.aminmax())
     if low < 0 or high >= rows:
-        raise IndexError(f"{name} must be in [0, {rows}); got {low if low < 0 else high}")
+        raise IndexError(f"{name} must be in [0, {rows}{what}); got {low if low < 0 else high}")
 
 
 def check_normalizers(normalizers: object, memory: Tensor) -> None:

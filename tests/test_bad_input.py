@@ -281,7 +281,7 @@ def test_a_memory_of_inference_mode_is_not_half_written(write):
 
 
 def test_a_dict_of_settings_is_named():
-    with raises(TypeError, "RRDLoss(**opt)"):
+    with raises(TypeError, "got dict", "SimpleNamespace(**opt)"):
         RRDLoss(SIZES)
 
 

@@ -138,6 +138,12 @@ def test_own_state_has_the_published_keys_and_shapes(name):
 
 
 def test_layout_errors():
+    momentum = RRDLoss(
+        s_dim=6, t_dim=5, feat_dim=8, nce_k=12, memory_type="momentum", n_data=20
+    ).state_dict()
+    assert checkpoint.to_layout(momentum, "2025").keys() == momentum.keys()
+    with pytest.raises(ValueError, match="no momentum memory"):
+        checkpoint.to_layout(momentum, "2024-09")
     with pytest.raises(ValueError, match="layout must be one of"):
         checkpoint.to_layout({}, "2023")
     with pytest.raises(ValueError, match=r"RRDLoss.state_dict\(\)"):

@@ -332,6 +332,14 @@ class TestUnitRows:
         oracle.load_state_dict(state)
         torch.testing.assert_close(loss, oracle.eval()(f_s, f_t))
 
+    def test_loading_takes_the_promise_back_and_never_gives_it(self):
+        """Else a resumed training would round otherwise than the unbroken one."""
+        short, unit = make(nce_k=6), make(nce_k=6, start="unit")
+        short.load_state_dict(unit.state_dict())
+        assert not short.memory.unit_rows
+        unit.load_state_dict(unit.state_dict())
+        assert unit.memory.unit_rows
+
     def test_not_a_number_does_not_count(self):
         memory = FifoMemory(4, 4, 8, 4096)
         memory.queue[5, 3] = float("nan")

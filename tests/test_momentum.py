@@ -165,6 +165,34 @@ def test_a_state_brings_its_own_constants():
     )
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "text"),
+    [
+        (0, float("nan"), "begin with K"),
+        (0, -1.0, "begin with K"),
+        (1, 0.0, "nce_t"),
+        (4, 1.0, "nce_m"),
+    ],
+)
+def test_a_state_with_bad_constants_is_refused_whole(place, value, text):
+    state = make().state_dict()
+    state["memory.contrast.params"] = state["memory.contrast.params"].clone()
+    state["memory.contrast.params"][place] = value
+    criterion = make()
+    before = copy.deepcopy(criterion.memory.contrast.state_dict())
+    with pytest.raises(ValueError, match=text):
+        criterion.load_state_dict(state)
+    assert same_state(criterion.memory.contrast.state_dict(), before)
+
+
+def test_a_half_precision_state_is_loaded_into_float32():
+    state = {key: value.half() for key, value in make().state_dict().items()}
+    criterion = make()
+    criterion.load_state_dict(state, assign=True)
+    assert criterion.memory.contrast.params.dtype == torch.float32
+    assert criterion.memory.contrast.memory_v1.dtype == torch.float16
+
+
 def test_copies_and_pickles():
     criterion = make()
     criterion(*batch_of())
@@ -229,12 +257,16 @@ def test_compiled_training_steps(backend, similarity, device):
         torch.testing.assert_close(criterion.state_dict()[key], value, msg=key)
 
 
-def test_compiled_with_negatives_of_its_own():
+def test_compiled_with_negatives_of_its_own_and_batches_of_several_sizes():
     torch.compiler.reset()
     criterion = make()
     compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
-    f_s, f_t, idx, _ = batch_of()
-    assert compiled(f_s, f_t, idx).isfinite()
+    for batch in (10, 7, 1):
+        f_s, f_t, idx, _ = batch_of(batch)
+        assert compiled(f_s, f_t, idx).isfinite()
+    # A number that changes becomes a symbol.
+    criterion.load_state_dict(make(nce_t=0.2).state_dict())
+    assert compiled(*batch_of(7)).isfinite()
 
 
 def test_warmup_changes_nothing(device):
@@ -299,6 +331,12 @@ class TestBadInput:
         value = batch_of()[2 if name == "idx" else 3]
         value[(3, 5)[: value.dim()]] = wrong
         self.refused(criterion, IndexError, name, str(wrong), **{name: value})
+
+    @pytest.mark.parametrize("name", ["tau_s", "tau_t"])
+    def test_temperatures(self, criterion, name):
+        settings = {"tau_s": 0.1, "tau_t": 0.02, name: -1.0}
+        with pytest.raises(ValueError, match=f"{name} must be positive"):
+            criterion.memory(*batch_of(), **settings)
 
     def test_features(self, criterion):
         self.refused(criterion, ValueError, "f_s", "[B, 12]", f_s=torch.randn(10, 11))

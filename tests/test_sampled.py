@@ -8,7 +8,11 @@ from interpreted import INTERPRETED
 from sampled_problems import METHODS, SIMILARITIES, draw, views, within
 
 from rrd_kernels import reference
-from rrd_kernels.functional import momentum_update_, sampled_relational_loss
+from rrd_kernels.functional import (
+    estimate_normalizers_,
+    momentum_update_,
+    sampled_relational_loss,
+)
 
 PRECISION = {torch.float64: "float64", torch.float32: "float32"}
 # B, P, n_data, D
@@ -246,6 +250,32 @@ def test_column_that_is_not_a_row(method, wrong, device):
     assert grad[[0, 1, 3]].isfinite().all()
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the reference, and the CPU's bare operator")
+def test_what_the_reference_and_the_bare_operator_refuse():
+    problem = draw(4, 12, 20, 8)
+    problem.contrast_idx[2, 5] = -1
+    before = problem.normalizers.clone()
+    with pytest.raises(IndexError, match=r"contrast_idx must be in \[0, 20\)"):
+        problem.call(sampled_relational_loss, backend="reference")
+    unset = torch.full((2,), -1.0)
+    with pytest.raises(IndexError, match="contrast_idx"):
+        estimate_normalizers_(unset, *views(problem), backend="reference")
+    assert torch.equal(unset, torch.full((2,), -1.0))
+    with pytest.raises(IndexError, match="index must be in"):
+        momentum_update_(
+            problem.memory_v1, torch.tensor([-1]), torch.ones(1, 8), backend="reference"
+        )
+    problem.contrast_idx[2, 5] = 0
+    operator = torch.ops.rrd_kernels.sampled_relational_loss
+    for normalizers, idx, method, text in (
+        (before[:1], problem.contrast_idx, "auto", "normalizers must be"),
+        (before, problem.contrast_idx[:, :0], "auto", "contrast_idx is"),
+        (before, problem.contrast_idx, "sparse", "no method"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            operator(*views(problem)[:4], idx, normalizers, 0.1, 0.02, 0.07, None, 1, method)
+
+
 def test_auto_takes_one_of_the_two(device):
     for size in ((16, 300, 50, 8), (2, 3, 3000, 8)):
         problem = draw(*size, device=device)
@@ -272,15 +302,27 @@ def test_opcheck():
     )
 
 
-def test_the_published_similarity_is_flat_and_the_cosine_is_not(device):
-    """What the README says of the loss: near ln P, whatever the student has learnt."""
-    rows, columns = (500, 60) if INTERPRETED else (50000, 1025)
-    problem = draw(4, columns, rows, 32, "exponential", torch.float64, device)
-    with torch.no_grad():
-        flat = problem.call(reference.sampled_relational_loss)
-        problem.normalizers = None
-        cosine = problem.call(reference.sampled_relational_loss)
+def test_what_the_published_similarity_does_to_the_loss():
+    """What the README says: at ln P while the cosines of a student's and its teacher's rows are
+    moderate, near zero when they are high; and the cosine's own is neither."""
+    rows, columns, dim = 50000, 1025, 128
+    problem = draw(4, columns, rows, dim, "exponential", torch.float64)
     limit = torch.tensor(columns).log().item()
-    if not INTERPRETED:
-        assert abs(flat.item() - limit) < 1e-3
-    assert abs(cosine.item() - limit) > 0.5
+    z_s = torch.nn.functional.normalize(problem.z_s, dim=1)
+    own = problem.contrast_idx[:, 0] = torch.arange(4)
+
+    def loss_at(cosine):
+        """With the sample's own rows at this cosine from its embeddings."""
+        for z, memory in ((z_s, problem.memory_v2), (problem.z_t, problem.memory_v1)):
+            unit = torch.nn.functional.normalize(z, dim=1)
+            other = torch.randn_like(unit)
+            other -= (other * unit).sum(1, keepdim=True) * unit
+            other = torch.nn.functional.normalize(other, dim=1)
+            memory[own] = cosine * unit + (1 - cosine**2) ** 0.5 * other
+        return problem.call(reference.sampled_relational_loss).item()
+
+    assert abs(loss_at(0.0) - limit) < 1e-2
+    assert abs(loss_at(0.5) - limit) < 1e-2
+    assert loss_at(0.9) < 1e-3
+    problem.normalizers = None
+    assert abs(loss_at(0.5) - limit) > 0.5

@@ -41,6 +41,9 @@ def dense_jobs():
     for card, operand, dim, exponential, kernel in itertools.product(
         CARDS, STORAGE, WIDTHS, (False, True), DENSE
     ):
+        # The cosine's kernels are those that spill first: one card is enough for the others.
+        if exponential and card != "H200":
+            continue
         wanted = settings(operand, "dense")
         yield SampledJob(card, EVEN, dim, wanted, exponential, STORAGE[operand], kernel)
 
@@ -52,7 +55,7 @@ def test_dense(job, compiled):
 
 def mixed_jobs():
     pairs = (("bfloat16", torch.float32), ("float32", torch.bfloat16))
-    for card, (operand, dtype), dim, kernel in itertools.product(CARDS, pairs, WIDTHS, DENSE):
+    for card, (operand, dtype), dim, kernel in itertools.product(CARDS, pairs, (128, 1024), DENSE):
         yield SampledJob(card, EVEN, dim, settings(operand, "dense"), True, dtype, kernel)
 
 

@@ -287,12 +287,21 @@ void check(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memor
   check_indices("contrast_idx", contrast_idx, memory_v1.size(0));
 }
 
+void check_normalizers(const at::Tensor& normalizers) {
+  TORCH_CHECK_VALUE(normalizers.dim() == 1 && normalizers.size(0) == 2,
+                    "normalizers must be [2], got ", normalizers.sizes());
+}
+
 LossAndGrad sampled_relational_loss_forward(
     const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory_v1,
     const at::Tensor& memory_v2, const at::Tensor& contrast_idx,
     const std::optional<at::Tensor>& normalizers, double tau_s, double tau_t, double nce_t,
     Precision precision, int64_t reduction, c10::string_view method, bool need_grad) {
   check(z_s, z_t, memory_v1, memory_v2, contrast_idx);
+  if (normalizers) check_normalizers(*normalizers);
+  TORCH_CHECK_VALUE(contrast_idx.size(1) > 0, "sampled_relational_loss: contrast_idx is [B, 0]");
+  TORCH_CHECK_VALUE(method == "auto" || method == "dense" || method == "gather",
+                    "sampled_relational_loss: no method is called ", method);
   const Settings settings{tau_s, tau_t, nce_t, normalizers, reduction, need_grad};
   if (precision == "float64") {
     return forward(views_of<double>(z_s, z_t, memory_v1, memory_v2, contrast_idx), settings,
@@ -336,6 +345,7 @@ void estimate_normalizers(at::Tensor& normalizers, const at::Tensor& z_s, const 
                           const at::Tensor& memory_v1, const at::Tensor& memory_v2,
                           const at::Tensor& contrast_idx, double nce_t) {
   check(z_s, z_t, memory_v1, memory_v2, contrast_idx);
+  check_normalizers(normalizers);
   if (contrast_idx.numel() == 0 || !normalizers.lt(0).any().item<bool>()) return;
   bool wide = false;
   for (const at::Tensor* tensor : {&z_s, &z_t, &memory_v1, &memory_v2}) {

@@ -32,7 +32,7 @@ RATIO = 16
 RESIDENT = 16
 
 #: Elements of the rows that a program gathers at a time.
-GATHERED = 4096
+GATHERED = 2048
 
 
 class SampledPlan(NamedTuple):

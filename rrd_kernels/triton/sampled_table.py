@@ -1,7 +1,7 @@
 """Block sizes of the sampled loss's dense kernels, by device family, operands and width.
 
 Chosen as table.py's: the largest that compile without a spilled register, within the family's
-shared memory.
+shared memory, with Triton 3.6 too.
 """
 
 from rrd_kernels.triton.table import Config
@@ -71,7 +71,7 @@ DENSE: dict[str, dict[str, dict[int, Config]]] = {
     "sm_100": {
         "half": {
             64: Config(64, 64, 64, 64, 4, 2),
-            128: Config(64, 64, 128, 128, 4, 2),
+            128: Config(64, 64, 128, 128, 8, 2),
             256: Config(64, 64, 64, 128, 4, 2),
             1024: Config(64, 64, 64, 128, 4, 2),
         },
@@ -83,9 +83,9 @@ DENSE: dict[str, dict[str, dict[int, Config]]] = {
         },
         "float32": {
             64: Config(64, 32, 64, 64, 8, 2),
-            128: Config(64, 64, 32, 128, 8, 2),
-            256: Config(64, 64, 32, 128, 8, 2),
-            1024: Config(64, 64, 32, 128, 8, 2),
+            128: Config(64, 32, 32, 128, 8, 2),
+            256: Config(64, 32, 32, 128, 8, 2),
+            1024: Config(64, 32, 32, 128, 8, 2),
         },
     },
     "gfx942": {
