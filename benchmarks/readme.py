@@ -1,6 +1,7 @@
 """Puts a record's table into the README: ``python -m benchmarks.readme RECORD.json``.
 
-The table takes the place of the one that shows the same kind of device, a CPU or a GPU.
+The table takes the place of the one that shows the same kind of device, a CPU or a GPU, and the
+same kinds of memory.
 """
 
 import argparse
@@ -141,6 +142,12 @@ def _gradient_error(eager: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     )
 
 
+def kind(record: Mapping[str, Any]) -> tuple[bool, frozenset[str]]:
+    """Whether a record is of a GPU, and of which memories."""
+    sections = frozenset(from_fields(row["case"]).section for row in record["rows"])
+    return "gpu" in record, sections
+
+
 def section(path: Path) -> str:
     """What stands in the README for the record at ``path``, markers included."""
     return BEGIN.format(path=path.relative_to(ROOT).as_posix()) + table(load(path)) + END
@@ -156,13 +163,13 @@ def main() -> None:
     parser.add_argument("record", type=Path, help="a JSON file that python -m benchmarks wrote")
     path = parser.parse_args().record.resolve()
     text = README.read_text()
-    on_gpu = "gpu" in load(path)
+    shown = kind(load(path))
     for match in SECTION.finditer(text):
-        if ("gpu" in load(ROOT / match[1])) == on_gpu:
+        if kind(load(ROOT / match[1])) == shown:
             README.write_text(text[: match.start()] + section(path) + text[match.end() :])
             return
     sys.exit(
-        f"README.md has no table of a {'GPU' if on_gpu else 'CPU'}; where it is to stand, write\n"
+        "README.md has no table of this kind of device and memory; where it is to stand, write\n"
         + BEGIN.format(path=path.relative_to(ROOT).as_posix())
         + END
     )

@@ -126,7 +126,7 @@ def print_targets(outcomes: Sequence[Outcome]) -> None:
             MISSING if value is None else _figure(value, outcome.figure)
             for value in (outcome.limit, outcome.measured)
         )
-        met = "yes" if outcome.met else "no"
+        met = MISSING if outcome.measured is None else "yes" if outcome.met else "no"
         table.add_row(outcome.case, f"{outcome.bound} {limit} {outcome.figure}", measured, met)
     _print(table)
 

@@ -77,7 +77,7 @@ int64_t dense_block(int64_t batch, int64_t rows) {
 // each sample; and what a wanted row costs that is read by itself.
 template <typename T>
 bool dense_is_cheaper(int64_t batch, int64_t count, int64_t rows) {
-  constexpr double kRow = 200, kRowAndSample = 8, kWanted = 75;
+  constexpr double kRow = 200, kRowAndSample = 6, kWanted = 92;
   const double blocks = std::ceil(double(batch) / double(dense_block<T>(batch, rows)));
   return double(rows) * (kRow * blocks + kRowAndSample * double(batch)) <=
          kWanted * double(batch) * double(count);
