@@ -1,0 +1,57 @@
+"""Checkpoints in the published layout, written so that a kill at any moment loses nothing."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def write_atomically(state: dict[str, Any], path: Path) -> None:
+    """``path`` is either the old file or the new one, whole, whenever the process ends.
+
+    Args:
+        state: what ``torch.save`` is given.
+        path: in a folder that exists.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """A checkpoint, tensors and plain values only.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is no checkpoint, or holds more than tensors.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(state, dict) or "model" not in state:
+        raise ValueError(f"{path} holds no dict with a model's state under 'model'")
+    return state
+
+
+def random_state() -> dict[str, Any]:
+    """Of every generator that training draws from."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state_all([value.cpu() for value in state["cuda"]])

@@ -1,0 +1,233 @@
+"""Image sets of 32×32 pixels, each whole in memory: CIFAR-100 and -10, STL-10 and others."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torchvision import datasets
+
+from augment import Augmentation
+
+SIDE = 32
+TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+# Images in the archive's two parts: fewer were not unpacked to the end.
+TINY_IMAGENET_COUNTS = {"train": 100_000, "val": 10_000}
+
+Channels = tuple[float, float, float]
+
+CROP_AND_FLIP = Augmentation()
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """N images with labels, on the CPU.
+
+    Attributes:
+        images: uint8 [N, 3, 32, 32], red, green, blue.
+        labels: int64 [N], numbers of ``classes``.
+        classes: the names.
+        mean, std: what the loaders normalise with, of values in [0, 1]. Those that the published
+            scripts use for this set, or for digits its own; ``dataclasses.replace`` changes them.
+        augmentation: what the training loaders may do to these images.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    mean: Channels
+    std: Channels
+    augmentation: Augmentation = CROP_AND_FLIP
+
+    def first(self, count: int | None) -> "ImageSet":
+        """The set with no more than its first ``count`` images; all of them for None."""
+        return replace(self, images=self.images[:count], labels=self.labels[:count])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load(name: str, root: str | Path = "data", train: bool = True) -> ImageSet:
+    """The training or the test images of one of ``DATA_SETS``.
+
+    Args:
+        name: ``"cifar100"``, ``"cifar10"``, ``"stl10"`` (the labelled images), ``"tiny-imagenet"``
+            (``val/`` is its test set) or ``"digits"`` (scikit-learn's own, which needs no file).
+            Larger images are resized to 32×32.
+        root: the folder that holds, or is to hold, the sets' folders. What torchvision can download
+            is downloaded there. It compares md5 sums at each start, so that what is left of a
+            download that broke off is never taken for the set.
+        train: training (default) or test images.
+
+    Raises:
+        ValueError: an unknown name.
+        FileNotFoundError: the files are not there and could not be downloaded; says which folders
+            were expected and the official address.
+        RuntimeError: Tiny-ImageNet is there, but not whole.
+
+    Example:
+        >>> len(load("digits", train=False))
+        599
+    """
+    if name not in DATA_SETS:
+        raise ValueError(f"there is no data set {name!r}; there are {', '.join(DATA_SETS)}")
+    return DATA_SETS[name](Path(root).expanduser(), train)
+
+
+def _cifar100(root: Path, train: bool) -> ImageSet:
+    kind = datasets.CIFAR100
+    data = _from_torchvision(kind, root, "train, test and meta", train=train)
+    return _cifar(data)
+
+
+def _cifar10(root: Path, train: bool) -> ImageSet:
+    kind = datasets.CIFAR10
+    data = _from_torchvision(
+        kind, root, "data_batch_1 to _5, test_batch, batches.meta", train=train
+    )
+    return _cifar(data)
+
+
+def _cifar(data: Any) -> ImageSet:
+    # CIFAR-10 too is published with CIFAR-100's mean and deviation.
+    return ImageSet(
+        torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(),
+        torch.tensor(data.targets),
+        tuple(data.classes),
+        mean=(0.5071, 0.4867, 0.4408),
+        std=(0.2675, 0.2565, 0.2761),
+    )
+
+
+def _stl10(root: Path, train: bool) -> ImageSet:
+    split = "train" if train else "test"
+    files = "train_X.bin, train_y.bin, unlabeled_X.bin, test_X.bin, test_y.bin, class_names.txt"
+    data = _from_torchvision(datasets.STL10, root, files, split=split)
+    return ImageSet(
+        _in_memory(data.data.transpose(0, 2, 3, 1), Image.fromarray),
+        torch.from_numpy(data.labels).long(),
+        tuple(data.classes),
+        mean=(0.4467, 0.4398, 0.4066),
+        std=(0.2603, 0.2566, 0.2712),
+    )
+
+
+def _from_torchvision(kind: Any, root: Path, files: str, **split: bool | str) -> Any:
+    """A torchvision data set, downloaded if it is not in ``root`` yet."""
+    try:
+        return kind(root, download=False, **split)
+    except RuntimeError:
+        pass  # not there, or not with the official md5 sums
+    try:
+        kind(root, download=True, **split)
+        return kind(root, download=False, **split)  # STL10 does not check what it downloaded
+    except (OSError, HTTPException, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"{kind.__name__} was looked for in {root / kind.base_folder}, which should hold the "
+            f"official files ({files}); they are not there or damaged, and downloading them failed "
+            f"({error}). Fetch {kind.url} and leave it, packed or unpacked, in {root}."
+        ) from error
+
+
+def _tiny_imagenet(root: Path, train: bool) -> ImageSet:
+    folder = root / "tiny-imagenet-200"
+    part = "train" if train else "val"
+    if not all((folder / each).is_dir() for each in TINY_IMAGENET_COUNTS):
+        raise FileNotFoundError(
+            f"Tiny-ImageNet was looked for in {folder}, which should hold train/<class>/ and "
+            f"val/<class>/ with the images. Fetch {TINY_IMAGENET_URL} and unpack it in {root}."
+        )
+    # The classes of either part are the training folders, so that both number them alike.
+    classes, numbers = datasets.folder.find_classes(folder / "train")
+    if (folder / part / "images").is_dir():
+        samples = _annotated(folder / part, numbers)
+    else:
+        extensions = datasets.folder.IMG_EXTENSIONS
+        samples = datasets.folder.make_dataset(
+            folder / part, numbers, extensions=extensions, allow_empty=True
+        )
+    if len(samples) != TINY_IMAGENET_COUNTS[part]:
+        raise RuntimeError(
+            f"{folder / part} holds {len(samples)} images of the {len(classes)} classes of "
+            f"{folder / 'train'}, not {TINY_IMAGENET_COUNTS[part]}. Remove {folder} and unpack "
+            f"{TINY_IMAGENET_URL} again."
+        )
+    paths, labels = zip(*samples, strict=True)
+    return ImageSet(
+        _in_memory(paths, _opened),
+        torch.tensor(labels),
+        tuple(classes),
+        mean=(0.4802, 0.4481, 0.3975),
+        std=(0.2770, 0.2691, 0.2821),
+    )
+
+
+def _annotated(folder: Path, numbers: dict[str, int]) -> list[tuple[str, int]]:
+    """The archive's own val/, one folder for all classes, in the order of an ImageFolder."""
+    lines = (folder / "val_annotations.txt").read_text().splitlines()
+    labels = {
+        name: numbers[label]
+        for name, label, *_ in (line.split("\t") for line in lines)
+        if label in numbers
+    }
+    present = (path for path in (folder / "images").iterdir() if path.name in labels)
+    samples = ((str(path), labels[path.name]) for path in present)
+    return sorted(samples, key=lambda sample: sample[::-1])
+
+
+def _opened(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise RuntimeError(f"{path} is damaged ({error}); unpack its archive again") from error
+
+
+def _in_memory(sources: Sequence[Any], opened: Callable[[Any], Image.Image]) -> Tensor:
+    """uint8 [N, 3, 32, 32], resized by PIL as torchvision's Resize does, in threads."""
+    images = np.empty((len(sources), SIDE, SIDE, 3), np.uint8)
+
+    def fill(number: int) -> None:
+        image = opened(sources[number])
+        images[number] = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+    with ThreadPoolExecutor() as threads:
+        for _ in threads.map(fill, range(len(sources))):
+            pass
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _digits(root: Path, train: bool) -> ImageSet:
+    """Two thirds for training and one for the test, as the quickstart splits them."""
+    pixels, labels = load_digits(return_X_y=True)
+    parts = train_test_split(pixels, labels, test_size=1 / 3, stratify=labels, random_state=0)
+    pixels, labels = parts[0::2] if train else parts[1::2]
+    grey = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) * (255 / 16)
+    large = F.interpolate(grey, size=(SIDE, SIDE), mode="bilinear").round().to(torch.uint8)
+    return ImageSet(
+        large.expand(-1, 3, -1, -1).contiguous(),
+        torch.as_tensor(labels),
+        tuple("0123456789"),
+        mean=(0.3054, 0.3054, 0.3054),
+        std=(0.3236, 0.3236, 0.3236),
+        # A mirrored digit is another sign: 2 looks like 5, and 3 or 7 like none.
+        augmentation=Augmentation(flip=False),
+    )
+
+
+DATA_SETS: dict[str, Callable[[Path, bool], ImageSet]] = {
+    "digits": _digits,
+    "cifar100": _cifar100,
+    "cifar10": _cifar10,
+    "stl10": _stl10,
+    "tiny-imagenet": _tiny_imagenet,
+}

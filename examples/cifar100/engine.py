@@ -1,0 +1,265 @@
+"""The training loop that teachers, students and probes share."""
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+import checkpoint
+from data import ImageSet, load
+from loaders import EvaluationLoader, TrainLoader, train_loader
+from losses import check_finite, correct
+from run import Run
+
+#: Of the loss's value, on a GPU, where each look waits for the device.
+STEPS_BETWEEN_LOOKS = 50
+
+#: From a batch to the loss, its terms and the logits.
+Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor], Tensor]]
+
+
+def prepare(options: argparse.Namespace) -> torch.device:
+    """Seeds and settings of the process; the device of the run."""
+    if options.deterministic:
+        # cuBLAS's condition for it, which must be there before it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.manual_seed(options.seed)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.benchmark = not options.deterministic
+    return torch.device(device)
+
+
+def make_data(
+    options: argparse.Namespace, device: torch.device
+) -> tuple[ImageSet, tuple[TrainLoader, EvaluationLoader]]:
+    """The training images, and the loaders of training and test images, as the options say."""
+    train, test = (
+        load(options.dataset, options.data_folder, part).first(options.images)
+        for part in (True, False)
+    )
+    batches = train_loader(
+        options.loader,
+        train,
+        options.batch_size,
+        seed=options.seed,
+        device=device,
+        workers=options.num_workers,
+    )
+    return train, (batches, EvaluationLoader(test, 4 * options.batch_size, device=device))
+
+
+class Sums:
+    """Sums over an epoch, on the device: nothing is read back at a step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, name: str, value: Tensor) -> None:
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.values[name] = self.values.get(name, zero) + value.detach()
+
+    def means(self, count: int) -> dict[str, float]:
+        return {name: value.item() / max(count, 1) for name, value in self.values.items()}
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: EvaluationLoader,
+    device: torch.device,
+    amp: contextlib.AbstractContextManager,
+) -> dict[str, float]:
+    """Mean cross-entropy, and top-1 and top-5 accuracy in percent, in evaluation mode."""
+    model.eval()
+    sums, count = Sums(device), 0
+    for images, labels, _ in loader:
+        with amp:
+            logits = model(images)
+        loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+        sums.add("loss", loss)
+        sums.add("acc", 100 * correct(logits, labels, 1))
+        sums.add("acc_top5", 100 * correct(logits, labels, 5))
+        count += len(labels)
+    return sums.means(count)
+
+
+class Trainer:
+    """SGD over epochs, with checkpoints from which a killed run goes on to the same weights.
+
+    Args:
+        options: the command line's, see options.py.
+        run: where it writes.
+        model: what is trained and evaluated, on ``device``.
+        modules: everything with a state, by its key in a checkpoint; ``model`` among them.
+        step: from a batch to the loss.
+        loaders: of training and test images.
+        device: of all tensors.
+        learning_rate: the first.
+    """
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        run: Run,
+        model: nn.Module,
+        modules: Mapping[str, nn.Module],
+        step: Step,
+        loaders: tuple[TrainLoader, EvaluationLoader],
+        device: torch.device,
+        learning_rate: float,
+    ) -> None:
+        self.options, self.run, self.device = options, run, device
+        self.model, self.modules, self.step = model, modules, step
+        self.train_loader, self.test_loader = loaders
+        self.learning_rate = learning_rate
+        parameters = [p for module in modules.values() for p in module.parameters()]
+        self.optimizer = torch.optim.SGD(
+            [p for p in parameters if p.requires_grad],
+            lr=learning_rate,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
+        self.epoch, self.batch, self.count = 1, 0, 0
+        self.best = 0.0
+        self.sums = Sums(device)
+        self.console = Console(width=None if Console().is_terminal else 100)
+
+    def amp(self) -> contextlib.AbstractContextManager:
+        """Autocast, where it is asked for."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.options.amp)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that what comes next depends on, in the published layout and beyond it."""
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "best_acc": self.best,
+            "accuracy": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": checkpoint.random_state(),
+            "sums": dict(self.sums.values),
+            "count": self.count,
+        } | {key: module.state_dict() for key, module in self.modules.items()}
+
+    def resume(self) -> None:
+        """Goes back to the last checkpoint, if there is one.
+
+        Raises:
+            ValueError: the checkpoint is not of such a training.
+        """
+        saved = self.run.saved()
+        if saved is None:
+            return
+        missing = self.state().keys() - saved.keys()
+        if missing:
+            raise ValueError(f"{self.run.last} is no run to go on with: no {sorted(missing)}")
+        for key, module in self.modules.items():
+            module.load_state_dict(saved[key])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.epoch, self.batch, self.count = saved["epoch"], saved["batch"], saved["count"]
+        self.best = saved["best_acc"]
+        self.sums.values = {name: v.to(self.device) for name, v in saved["sums"].items()}
+        checkpoint.set_random_state(saved["random"])
+        self.console.print(f"going on in epoch {self.epoch} after {self.batch} batches")
+
+    def fit(self) -> float:
+        """Trains to the last epoch; the best test accuracy in percent."""
+        self.resume()
+        while self.epoch <= self.options.epochs:
+            started = time.perf_counter()
+            seen = self.count
+            self._set_learning_rate()
+            self._train_epoch()
+            seconds = time.perf_counter() - started
+            images_per_second = (self.count - seen) / seconds
+            trained = self.sums.means(self.count)
+            tested = evaluate(self.model, self.test_loader, self.device, self.amp())
+            values = (
+                {f"train_{name}": value for name, value in trained.items()}
+                | {f"test_{name}": value for name, value in tested.items()}
+                | {
+                    "learning_rate": self.optimizer.param_groups[0]["lr"],
+                    "images_per_second": images_per_second,
+                }
+            )
+            best = tested["acc"] > self.best
+            self.best = max(self.best, tested["acc"])
+            epoch = self.epoch
+            # The state at the start of the next epoch.
+            self.epoch, self.batch, self.count, self.sums = epoch + 1, 0, 0, Sums(self.device)
+            self.run.log(epoch, values)
+            self.run.save(self.state(), best=best)
+            self.console.print(
+                f"epoch {epoch:3d}  loss {trained['loss']:.4f}  train {trained['acc']:.2f} %  "
+                f"test {tested['acc']:.2f} %  best {self.best:.2f} %  "
+                f"{images_per_second:.0f} images/s",
+                highlight=False,
+            )
+        return self.best
+
+    def _set_learning_rate(self) -> None:
+        options = self.options
+        steps = sum(self.epoch > epoch for epoch in options.lr_decay_epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * options.lr_decay_rate**steps
+
+    def _train_epoch(self) -> None:
+        for module in self.modules.values():
+            module.train()
+        total = len(self.train_loader)
+        look = 1 if self.device.type == "cpu" else STEPS_BETWEEN_LOOKS
+        columns = (TextColumn("epoch {task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(
+            *columns,
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=self.options.quiet or not self.console.is_terminal,
+        ) as progress:
+            task = progress.add_task(str(self.epoch), total=total, completed=self.batch)
+            for images, labels, idx in self.train_loader.epoch(self.epoch, self.batch):
+                loss, terms = self._train_batch(images, labels, idx, total)
+                if self.batch % look == 0 or self.batch == total:
+                    check_finite(loss, terms, self.batch)
+                progress.advance(task)
+                every = self.options.save_steps * self.options.accumulate
+                if every and self.batch % every == 0 and self.batch < total:
+                    check_finite(loss, terms, self.batch)
+                    self.run.save(self.state())
+
+    def _train_batch(
+        self, images: Tensor, labels: Tensor, idx: Tensor, total: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.options.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with self.amp():
+            loss, terms, logits = self.step(images, labels, idx)
+        # The last batches of an epoch may be fewer than the others' steps have.
+        accumulate = self.options.accumulate
+        first = self.batch // accumulate * accumulate
+        together = min(accumulate, total - first)
+        self.scaler.scale(loss / together).backward()
+        self.batch += 1
+        if self.batch - first == together:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.count += len(labels)
+        self.sums.add("loss", loss * len(labels))
+        for name, value in terms.items():
+            self.sums.add(name, value * len(labels))
+        self.sums.add("acc", 100 * correct(logits.detach(), labels, 1))
+        return loss.detach(), terms

@@ -1,0 +1,255 @@
+"""Batches of an image set: training epochs that can be resumed anywhere, and evaluation."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import functional as transform
+
+from augment import Draws, crop_and_flip, draw, normalise
+from data import ImageSet
+
+
+class Batch(NamedTuple):
+    """Normalised images float32 [B, 3, 32, 32], and labels and the samples' numbers, int64 [B]."""
+
+    images: Tensor
+    labels: Tensor
+    idx: Tensor
+
+
+class TrainLoader(ABC):
+    """Shuffled, augmented epochs; both kinds give the same batches for the same seed.
+
+    An epoch's order and every sample's crop and flip are drawn before it from (seed, epoch) alone.
+    They depend on neither the device, the number of workers nor where the epoch is entered, and
+    no global random state is used.
+
+    Args:
+        images: the training set.
+        batch_size: samples in each batch; the last may be smaller.
+        seed: not negative. Default 0.
+        device: where the batches are wanted. Default: the CPU.
+        drop_last: leave a smaller last batch out. Default False.
+
+    Raises:
+        ValueError: a batch size below one, a negative seed, or no batch in an epoch.
+
+    Example:
+        >>> loader = DeviceLoader(load("digits"), 64)
+        >>> for images, labels, idx in loader.epoch(3, start_batch=10): ...
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        drop_last: bool = False,
+    ) -> None:
+        if batch_size < 1 or seed < 0:
+            raise ValueError(f"{batch_size=} must be positive and {seed=} not negative")
+        self.images = images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.device = torch.device(device)
+        self.drop_last = drop_last
+        if len(self) == 0:
+            raise ValueError(f"{len(images)} samples make no batch of {batch_size}, {drop_last=}")
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        full, rest = divmod(len(self.images), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from ``start_batch`` on, the same as of an unbroken epoch.
+
+        Args:
+            epoch: its number, not negative; each has its own order and augmentations.
+            start_batch: 0 (default) to ``len(self)``, which leaves nothing.
+
+        Returns:
+            An iterator of ``Batch``, on the device.
+
+        Raises:
+            ValueError: a number out of range.
+        """
+        if epoch < 0 or not 0 <= start_batch <= len(self):
+            raise ValueError(f"{epoch=} is negative, or {start_batch=} not in 0 to {len(self)}")
+        # NumPy mixes both numbers into a seed; torch.Generator takes one, of 32 bits on a CPU. The
+        # epoch comes first, being one word: a long seed's second would stand in for the epoch.
+        generator = np.random.default_rng((epoch, self.seed))
+        order = torch.from_numpy(generator.permutation(len(self.images)))
+        draws = draw(len(self.images), self.images.augmentation, generator)
+        stop = len(self) * self.batch_size if self.drop_last else len(order)
+        return self._batches(order[start_batch * self.batch_size : stop], draws)
+
+    @abstractmethod
+    def _batches(self, order: Tensor, draws: Draws) -> Iterator[Batch]:
+        """The samples ``order``, int64 on the CPU, in batches; ``draws`` are of the whole set."""
+
+
+class DeviceLoader(TrainLoader):
+    """The whole set stays on the device, and each batch is augmented there at once.
+
+    No workers, no copies and no host sync within an epoch. Takes 3 KB of the device's memory for
+    each sample: 150 MB for CIFAR-100, 307 MB for Tiny-ImageNet. Arguments: ``TrainLoader``'s.
+    """
+
+    @cached_property
+    def _resident(self) -> "_Resident":
+        return _Resident(self.images, self.device)
+
+    def _batches(self, order: Tensor, draws: Draws) -> Iterator[Batch]:
+        padding = self.images.augmentation.padding
+        order, draws = order.to(self.device, non_blocking=True), draws.to(self.device)
+        for first in range(0, len(order), self.batch_size):
+            idx = order[first : first + self.batch_size]
+            pixels = crop_and_flip(self._resident.pixels[idx], draws.rows(idx), padding)
+            yield Batch(self._resident.normalised(pixels), self._resident.labels[idx], idx)
+
+
+class WorkerLoader(TrainLoader):
+    """The published pipeline: PIL and torchvision's transforms, sample by sample in processes.
+
+    Args:
+        workers: processes, started anew for each epoch; 0 works in this one. Default 8.
+
+    The others are ``TrainLoader``'s.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        drop_last: bool = False,
+        workers: int = 8,
+    ) -> None:
+        super().__init__(images, batch_size, seed=seed, device=device, drop_last=drop_last)
+        self.workers = workers
+
+    def _batches(self, order: Tensor, draws: Draws) -> Iterator[Batch]:
+        loader = DataLoader(
+            _AugmentedByPil(self.images, draws),
+            self.batch_size,
+            sampler=order.tolist(),
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            # DataLoader seeds its workers from here; by default it would advance PyTorch's global
+            # state, which a run that is resumed would then find one draw further.
+            generator=torch.Generator(),
+        )
+        for batch in loader:
+            yield Batch(*(part.to(self.device, non_blocking=True) for part in batch))
+
+
+class _AugmentedByPil(Dataset[tuple[Tensor, int, int]]):
+    """RandomCrop, RandomHorizontalFlip, ToTensor and Normalize, with choices made beforehand."""
+
+    def __init__(self, images: ImageSet, draws: Draws) -> None:
+        self.images = images
+        self.draws = draws
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int, int]:
+        pixels = self.images.images[number]
+        side = pixels.shape[-1]
+        top, left, flip = (int(choice[number]) for choice in self.draws)
+        image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        image = transform.pad(image, [self.images.augmentation.padding], fill=0)
+        image = transform.crop(image, top, left, side, side)
+        if flip:
+            image = transform.hflip(image)
+        values = transform.normalize(transform.to_tensor(image), self.images.mean, self.images.std)
+        return values, int(self.images.labels[number]), number
+
+
+class EvaluationLoader:
+    """Every sample once, in its order and as it is.
+
+    Args:
+        images: the set, kept on the device whole.
+        batch_size: samples in each batch; the last may be smaller.
+        device: where it is kept and the batches come. Default: the CPU.
+
+    Iterating gives ``Batch``; ``len`` is the number of batches.
+
+    Raises:
+        ValueError: a batch size below one.
+    """
+
+    def __init__(
+        self, images: ImageSet, batch_size: int, *, device: torch.device | str = "cpu"
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"{batch_size=} must be positive")
+        self.images = images
+        self.batch_size = batch_size
+        self._resident = _Resident(images, torch.device(device))
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        pixels, labels = self._resident.pixels, self._resident.labels
+        numbers = torch.arange(len(labels), device=labels.device)
+        for first in range(0, len(labels), self.batch_size):
+            batch = slice(first, first + self.batch_size)
+            yield Batch(self._resident.normalised(pixels[batch]), labels[batch], numbers[batch])
+
+
+class _Resident:
+    """An image set on a device, uint8, and its normalisation there."""
+
+    def __init__(self, images: ImageSet, device: torch.device) -> None:
+        self.pixels = images.images.to(device)
+        self.labels = images.labels.to(device)
+        self._mean = torch.tensor(images.mean, device=device).view(-1, 1, 1)
+        self._std = torch.tensor(images.std, device=device).view(-1, 1, 1)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        return normalise(pixels, self._mean, self._std)
+
+
+LOADERS = ("device", "workers")
+
+
+def train_loader(
+    kind: str,
+    images: ImageSet,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    drop_last: bool = False,
+    workers: int = 8,
+) -> TrainLoader:
+    """A ``DeviceLoader`` for ``"device"``, a ``WorkerLoader`` for ``"workers"``.
+
+    Args:
+        kind: one of ``LOADERS``.
+        workers: for ``"workers"`` alone.
+
+    The others, and what they raise, are ``TrainLoader``'s.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind == "device":
+        return DeviceLoader(images, batch_size, seed=seed, device=device, drop_last=drop_last)
+    if kind == "workers":
+        return WorkerLoader(
+            images, batch_size, seed=seed, device=device, drop_last=drop_last, workers=workers
+        )
+    raise ValueError(f"there is no loader {kind!r}; there are {', '.join(LOADERS)}")

@@ -1,0 +1,176 @@
+"""Pictures of finished runs: curves, logit correlations, features.
+
+    python examples/cifar100/plot.py curves save/student_model/* --output curves.png
+    python examples/cifar100/plot.py correlation --path_t TEACHER.pth --path_s STUDENT.pth ...
+    python examples/cifar100/plot.py tsne --path_t TEACHER.pth --path_s STUDENT.pth ...
+
+Several students are drawn side by side.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+from sklearn.manifold import TSNE
+
+import options as flags
+from data import DATA_SETS, ImageSet, load
+from loaders import EvaluationLoader
+from models import ImageClassifier
+from teacher import load_teacher
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+DPI = 150
+
+
+def curves(folders: list[Path], output: Path) -> None:
+    """Training loss and test accuracy of each run, by epoch."""
+    figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for folder in folders:
+        with (folder / "epochs.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        epochs = [int(row["epoch"]) for row in rows]
+        marker = "o" if len(rows) < 10 else None
+        loss.plot(epochs, [float(row["train_loss"]) for row in rows], marker=marker)
+        accuracy.plot(
+            epochs, [float(row["test_acc"]) for row in rows], marker=marker, label=folder.name
+        )
+    for axes, name in ((loss, "training loss"), (accuracy, "test accuracy, %")):
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", fontsize=8)
+    _save(figure, output)
+
+
+class Outputs(NamedTuple):
+    """What a network makes of N images: features [N, dim], logits [N, classes], labels [N]."""
+
+    features: np.ndarray
+    logits: np.ndarray
+    labels: np.ndarray
+
+
+@torch.no_grad()
+def outputs(network: ImageClassifier, images: ImageSet, count: int) -> Outputs:
+    """Of the first N = ``count`` images."""
+    features, logits, labels = [], [], []
+    for batch in EvaluationLoader(images.first(count), 256):
+        found, scores = network(batch.images, is_feat=True)
+        features.append(found[-1])
+        logits.append(scores)
+        labels.append(batch.labels)
+    return Outputs(*(torch.cat(parts).numpy() for parts in (features, logits, labels)))
+
+
+def correlation(
+    teacher: np.ndarray, students: dict[str, np.ndarray], classes: tuple[str, ...], output: Path
+) -> None:
+    """The difference of teacher's and student's correlations between classes' logits [N, classes]:
+    pale where the student has the teacher's relations."""
+    wanted = np.corrcoef(teacher, rowvar=False)
+    differences = {
+        name: wanted - np.corrcoef(logits, rowvar=False) for name, logits in students.items()
+    }
+    largest = max(np.abs(difference).max() for difference in differences.values())
+    figure, axes = plt.subplots(
+        1, len(students), figsize=(5 * len(students) + 1, 5), squeeze=False, layout="constrained"
+    )
+    for ax, (name, difference) in zip(axes[0], differences.items(), strict=True):
+        image = ax.imshow(difference, cmap="RdBu_r", vmin=-largest, vmax=largest)
+        ax.set_title(f"{name}\nmean |difference| {np.abs(difference).mean():.3f}", fontsize=9)
+        if len(classes) <= 20:
+            ax.set_xticks(range(len(classes)), classes, rotation=90)
+            ax.set_yticks(range(len(classes)), classes)
+    bar = figure.colorbar(image, ax=axes[0].tolist(), shrink=0.8)
+    bar.set_label("correlation of logits, teacher − student")
+    _save(figure, output)
+
+
+def tsne(
+    networks: dict[str, np.ndarray], labels: np.ndarray, classes: tuple[str, ...], output: Path
+) -> None:
+    """Each network's features [N, dim] in two dimensions, coloured by class [N]."""
+    figure, axes = plt.subplots(
+        1, len(networks), figsize=(4.5 * len(networks), 4.8), squeeze=False, layout="constrained"
+    )
+    colours = plt.get_cmap("tab20" if len(classes) > 10 else "tab10")
+    for ax, (name, features) in zip(axes[0], networks.items(), strict=True):
+        perplexity = min(30, (len(features) - 1) / 3)
+        points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+        for number, label in enumerate(np.unique(labels)):
+            own = points[labels == label]
+            colour = colours(number % colours.N)
+            ax.scatter(*own.T, s=6, color=colour, label=classes[label])
+        ax.set_title(name, fontsize=9)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    if len(classes) <= 20:
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside right upper", fontsize=8, markerscale=2)
+    _save(figure, output)
+
+
+def _save(figure: plt.Figure, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=DPI)
+    plt.close(figure)
+    print(output)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = flags.parser_of(__doc__)
+    pictures = parser.add_subparsers(dest="picture", required=True, metavar="PICTURE")
+    picture = pictures.add_parser("curves", help="loss and accuracy by epoch")
+    picture.add_argument("runs", nargs="+", type=Path, help="folders that hold an epochs.csv")
+    picture.add_argument("--output", default=Path("curves.png"), type=Path)
+    for name, meaning in (
+        ("correlation", "difference of the logits' correlations, teacher against students"),
+        ("tsne", "teacher's and students' features in two dimensions"),
+    ):
+        picture = pictures.add_parser(name, help=meaning)
+        picture.add_argument("--path_t", type=Path, required=True, help="the teacher's checkpoint")
+        picture.add_argument("--model_t", metavar="ARCH", help="default: from its folder's name")
+        picture.add_argument(
+            "--path_s", type=Path, nargs="+", required=True, help="the students' checkpoints"
+        )
+        picture.add_argument("--dataset", default="digits", choices=tuple(DATA_SETS))
+        picture.add_argument("--data_folder", default="data", type=Path)
+        picture.add_argument("--images", default=2000, type=flags.at_least(10), help="of the test")
+        picture.add_argument("--output", default=Path(f"{name}.png"), type=Path)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    if options.picture == "curves":
+        curves(options.runs, options.output)
+        return
+    images = load(options.dataset, options.data_folder, train=False)
+    classes = len(images.classes)
+    teacher = outputs(
+        load_teacher(options.path_t, classes, options.model_t), images, options.images
+    )
+    students = {}
+    for path in options.path_s:
+        name = path.stem.removesuffix("_best").removesuffix("_last")
+        network = load_teacher(path, classes, name)
+        students[path.absolute().parent.name] = outputs(network, images, options.images)
+    if options.picture == "correlation":
+        logits = {name: found.logits for name, found in students.items()}
+        correlation(teacher.logits, logits, images.classes, options.output)
+    else:
+        features = {"teacher": teacher.features}
+        features |= {name: found.features for name, found in students.items()}
+        tsne(features, teacher.labels, images.classes, options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""A run's folder: settings, epochs as CSV and for TensorBoard, checkpoints."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+import checkpoint
+
+
+class Run:
+    """Where one training writes.
+
+    Args:
+        folder: of this run; made where it is not there.
+        name: of the model, for its checkpoints ``<name>_best.pth`` and ``<name>_last.pth``.
+        resume: go on with what the folder holds; else a folder that holds a checkpoint is refused.
+
+    Raises:
+        FileExistsError: the folder holds a run already, and ``resume`` is false.
+    """
+
+    def __init__(self, folder: Path, name: str, *, resume: bool) -> None:
+        self.folder = folder
+        self.best = folder / f"{name}_best.pth"
+        self.last = folder / f"{name}_last.pth"
+        self.epochs = folder / "epochs.csv"
+        if self.last.exists() and not resume:
+            raise FileExistsError(
+                f"{folder} holds a run already: --resume goes on with it, another --trial starts "
+                f"beside it"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer: SummaryWriter | None = None
+
+    def saved(self) -> dict[str, Any] | None:
+        """The last checkpoint, if there is one."""
+        return checkpoint.read(self.last) if self.last.exists() else None
+
+    def save(self, state: dict[str, Any], *, best: bool = False) -> None:
+        checkpoint.write_atomically(state, self.last)
+        if best:
+            checkpoint.write_atomically(state, self.best)
+
+    def log(self, epoch: int, values: dict[str, float]) -> None:
+        """A row of epochs.csv, in place of those from this epoch on, which a killed run may have
+        left, and a point of every TensorBoard curve."""
+        rows = [row for row in self.rows() if int(row["epoch"]) < epoch]
+        rows.append({"epoch": str(epoch)} | {name: f"{v:.6g}" for name, v in values.items()})
+        temporary = self.epochs.with_suffix(".new")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[-1]))
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(self.epochs)
+        if self._writer is None:
+            # What a killed run logged beyond its checkpoint is not shown twice.
+            self._writer = SummaryWriter(str(self.folder), purge_step=epoch)
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, epoch)
+        self._writer.flush()
+
+    def rows(self) -> list[dict[str, str]]:
+        """epochs.csv as it is now."""
+        if not self.epochs.exists():
+            return []
+        with self.epochs.open(newline="") as file:
+            return list(csv.DictReader(file))

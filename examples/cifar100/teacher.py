@@ -1,0 +1,99 @@
+"""Published checkpoints as frozen teachers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from models import ImageClassifier, model_dict
+
+LAYOUT = "<arch>_vanilla/ckpt_epoch_240.pth, for example resnet32x4_vanilla/ckpt_epoch_240.pth"
+
+
+def load_teacher(path: str | Path, num_classes: int, model: str | None = None) -> ImageClassifier:
+    """The network of a checkpoint: on the CPU, in eval mode, without gradients.
+
+    Args:
+        path: a file of ``torch.save`` with a dict that has the state_dict under ``model``, with or
+            without the ``module.`` that DataParallel puts before its keys. No code in it is run.
+        num_classes: the number of classes that it was trained for.
+        model: its architecture, a key of ``model_dict``; by default read from the folder's name,
+            which is ``<arch>`` or begins with ``<arch>_``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the architecture is unknown, or the file is not a checkpoint of it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; expected is .../{LAYOUT}")
+    architecture = architecture_of(path) if model is None else model
+    if architecture not in model_dict:
+        raise ValueError(f"no architecture is called {architecture!r}; {_known()}")
+    state = _read_state(path)
+    teacher = model_dict[architecture](num_classes=num_classes)
+    mismatch = _mismatch(state, teacher.state_dict())
+    if mismatch:
+        raise ValueError(
+            f"{path} does not fit {architecture} with {num_classes} classes: {mismatch}"
+        )
+    teacher.load_state_dict(state)
+    return teacher.eval().requires_grad_(False)
+
+
+def architecture_of(path: Path) -> str:
+    """The architecture that the name of the checkpoint's folder begins with."""
+    folder = path.absolute().parent.name
+    for architecture in model_dict:
+        # With the underscore: resnet8 is not resnet8x4.
+        if f"{folder}_".startswith(f"{architecture}_"):
+            return architecture
+    raise ValueError(
+        f"the folder's name {folder!r} does not begin with an architecture's; expected is "
+        f".../{LAYOUT}; else name the architecture. {_known()}"
+    )
+
+
+def _known() -> str:
+    return f"known are {', '.join(model_dict)}"
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        # Damage can raise anything; anything but tensors and plain values could be a program.
+        raise ValueError(
+            f"{path} was refused: it is damaged or holds more than tensors and plain values. If "
+            "you trust it, save the state_dict anew: torch.save({'model': state_dict}, path)"
+        ) from error
+    state = content.get("model") if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        found = list(content) if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"{path} should hold a dict with a state_dict under 'model'; got {found}")
+    state = dict(state)
+    consume_prefix_in_state_dict_if_present(state, "module.")
+    return state
+
+
+def _mismatch(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What hinders loading, in short: a wrong architecture differs in hundreds of keys."""
+    shapes = [
+        f"{key} {list(state[key].shape)}, not {list(value.shape)}"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    kinds = {
+        "missing": [key for key in wanted if key not in state],
+        "unexpected": [key for key in state if key not in wanted],
+        "of another shape": shapes,
+    }
+    return "; ".join(
+        f"{len(keys)} {kind} ({'; '.join(keys[:3])}{'; ...' if len(keys) > 3 else ''})"
+        for kind, keys in kinds.items()
+        if keys
+    )

@@ -1,0 +1,159 @@
+"""Distils a teacher into a student: r·CE + a·KD + b·RRD.
+
+    python examples/cifar100/train_student.py --dataset cifar100 \\
+        --path_t save/models/resnet32x4_vanilla/ckpt_epoch_240.pth \\
+        --model_s resnet8x4 --distill rrd -r 1 -a 0 -b 1
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import options as flags
+from data import DATA_SETS, ImageSet
+from engine import Step, Trainer, make_data, prepare
+from losses import DistillationLoss
+from models import ImageClassifier, model_dict
+from rrd_kernels import ContrastSampler, RRDLoss
+from rrd_kernels.sampling import MODES
+from run import Run
+from teacher import architecture_of, load_teacher
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = flags.parser_of(__doc__)
+    group = parser.add_argument_group("distillation")
+    flags.add_architecture(group, "--model_s", "the student", "resnet8")
+    group.add_argument("--path_t", type=Path, help="the teacher's checkpoint")
+    flags.add_architecture(group, "--model_t", "its architecture (default: from its folder's name)")
+    group.add_argument(
+        "--distill", default="kd", choices=("kd", "rrd", "none"), help="what is distilled"
+    )
+    group.add_argument("-r", "--gamma", default=1.0, type=float, help="weight of cross-entropy")
+    group.add_argument(
+        "-a", "--alpha", type=float, help="weight of KD (default: 1 with kd, else 0)"
+    )
+    group.add_argument(
+        "-b", "--beta", type=float, help="weight of RRD (default: 1 with rrd, else 0)"
+    )
+    group.add_argument("--kd_T", default=4.0, type=float, help="temperature of KD")
+    group = parser.add_argument_group("relational loss")
+    group.add_argument("--feat_dim", default=128, type=int, help="width of the embeddings")
+    group.add_argument("--nce_k", default=16384, type=int, help="rows, or negatives")
+    group.add_argument("--nce_t_s", type=float, help="student temperature (default: protocol's)")
+    group.add_argument("--nce_t_t", type=float, help="teacher temperature (default: protocol's)")
+    group.add_argument("--protocol", default="2025", choices=("2025", "2024"), help="whose code")
+    group.add_argument(
+        "--memory_type", default="fifo", choices=("fifo", "momentum"), help="which memory"
+    )
+    group.add_argument("--nce_t", default=0.07, type=float, help="of the momentum memory")
+    group.add_argument("--nce_m", default=0.5, type=float, help="of the momentum memory")
+    group.add_argument(
+        "--similarity",
+        default="exponential",
+        choices=("exponential", "cosine"),
+        help="of the momentum memory",
+    )
+    group.add_argument(
+        "--mode", default="exact", choices=MODES, help="first column of the momentum memory"
+    )
+    flags.add_data(parser, tuple(DATA_SETS))
+    flags.add_optimization(parser)
+    flags.add_run(parser)
+    options = parser.parse_args(arguments)
+    if options.alpha is None:
+        options.alpha = float(options.distill == "kd")
+    if options.beta is None:
+        options.beta = float(options.distill == "rrd")
+    if options.distill == "none" and (options.alpha or options.beta):
+        parser.error("--distill none takes no -a and no -b")
+    if options.distill == "kd" and options.beta:
+        parser.error("--distill kd takes no -b; --distill rrd takes both weights")
+    if options.distill != "none" and options.path_t is None:
+        parser.error(f"--distill {options.distill} needs --path_t, the teacher's checkpoint")
+    return options
+
+
+def make_rrd(
+    options: argparse.Namespace,
+    student: ImageClassifier,
+    teacher: ImageClassifier,
+    train: ImageSet,
+    device: torch.device,
+) -> tuple[RRDLoss, ContrastSampler | None]:
+    """The relational loss, and what draws its negatives where it needs any."""
+    momentum = options.memory_type == "momentum"
+    criterion = RRDLoss(
+        options,
+        s_dim=student.feature_dim,
+        t_dim=teacher.feature_dim,
+        protocol=options.protocol,
+        n_data=len(train) if momentum else None,
+        similarity=options.similarity if momentum else None,
+    ).to(device)
+    if not momentum:
+        return criterion, None
+    sampler = ContrastSampler(train.labels, options.nce_k, mode=options.mode, device=device)
+    return criterion, sampler
+
+
+def make_step(
+    student: ImageClassifier,
+    teacher: ImageClassifier | None,
+    criterion: DistillationLoss,
+    sampler: ContrastSampler | None,
+) -> Step:
+    def step(
+        images: Tensor, labels: Tensor, idx: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        features, logits = student(images, is_feat=True)
+        taught = None
+        if teacher is not None:
+            with torch.no_grad():
+                teacher_features, teacher_logits = teacher(images, is_feat=True)
+            taught = (teacher_features[-1], teacher_logits)
+        contrast_idx = sampler(idx) if sampler is not None else None
+        loss, terms = criterion((features[-1], logits), taught, labels, idx, contrast_idx)
+        return loss, terms, logits
+
+    return step
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    device = prepare(options)
+    options.learning_rate = flags.learning_rate_of(options.model_s, options.learning_rate)
+    train, loaders = make_data(options, device)
+    classes = len(train.classes)
+    student = model_dict[options.model_s](num_classes=classes).to(device)
+    teacher = None
+    if options.distill != "none":
+        teacher = load_teacher(options.path_t, classes, options.model_t).to(device)
+        options.model_t = options.model_t or architecture_of(options.path_t)
+    rrd, sampler = None, None
+    if teacher is not None and options.beta:
+        rrd, sampler = make_rrd(options, student, teacher, train, device)
+    weights = (options.gamma, options.alpha, options.beta)
+    criterion = DistillationLoss(*weights, options.kd_T, rrd).to(device)
+
+    name = (
+        f"S:{options.model_s}_T:{options.model_t}_{options.dataset}_{options.distill}"
+        f"_r:{options.gamma:g}_a:{options.alpha:g}_b:{options.beta:g}_{options.trial}"
+    )
+    run = Run(options.save_folder / "student_model" / name, options.model_s, resume=options.resume)
+    flags.write_settings(options, run.folder / "settings.json")
+    flags.apply_to_model(options, student)
+    if teacher is not None and options.channels_last:
+        teacher = teacher.to(memory_format=torch.channels_last)
+
+    modules = {"model": student, "criterion": criterion}
+    step = make_step(student, teacher, criterion, sampler)
+    trainer = Trainer(options, run, student, modules, step, loaders, device, options.learning_rate)
+    best = trainer.fit()
+    print(f"best test accuracy {best:.2f} %; {run.best}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""A linear probe on a frozen student's features: how well they transfer to another data set.
+
+    python examples/cifar100/transfer_student.py --dataset stl10 --classes 100 \\
+        --path_s save/student_model/.../resnet8x4_best.pth
+"""
+
+import argparse
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import options as flags
+from data import DATA_SETS
+from engine import Trainer, make_data, prepare
+from models import ImageClassifier, model_dict
+from run import Run
+from teacher import load_teacher
+
+
+class Probe(nn.Module):
+    """One linear layer on the last feature of a frozen network.
+
+    Args:
+        network: what makes features of images [B, 3, 32, 32]; stays in evaluation mode.
+        num_classes: of the data set that is probed.
+    """
+
+    def __init__(self, network: ImageClassifier, num_classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self.linear = nn.Linear(network.feature_dim, num_classes)
+
+    def train(self, mode: bool = True) -> "Probe":
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        features, _ = self.network(images, is_feat=True)
+        return self.linear(features[-1])
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = flags.parser_of(__doc__)
+    group = parser.add_argument_group("student")
+    group.add_argument("--path_s", type=Path, required=True, help="the student's checkpoint")
+    flags.add_architecture(group, "--model_s", "its architecture (default: from its name)")
+    group.add_argument(
+        "--classes", default=100, type=flags.at_least(1), help="that it was trained for"
+    )
+    flags.add_data(parser, tuple(DATA_SETS))
+    flags.add_optimization(parser)
+    flags.add_run(parser)
+    options = parser.parse_args(arguments)
+    if options.model_s is None:
+        options.model_s = options.path_s.stem.removesuffix("_best").removesuffix("_last")
+        if options.model_s not in model_dict:
+            parser.error(f"--model_s is needed: {options.path_s.name} does not begin with one")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    device = prepare(options)
+    options.learning_rate = flags.learning_rate_of(options.model_s, options.learning_rate)
+    train, loaders = make_data(options, device)
+    student = load_teacher(options.path_s, options.classes, options.model_s)
+    probe = Probe(student, len(train.classes)).to(device)
+
+    name = f"{options.path_s.absolute().parent.name}_to_{options.dataset}_{options.trial}"
+    run = Run(options.save_folder / "transfer" / name, "probe", resume=options.resume)
+    flags.write_settings(options, run.folder / "settings.json")
+    flags.apply_to_model(options, probe)
+
+    def step(
+        images: Tensor, labels: Tensor, idx: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        logits = probe(images)
+        return cross_entropy(logits.float(), labels), {}, logits
+
+    modules = {"model": probe}
+    trainer = Trainer(options, run, probe, modules, step, loaders, device, options.learning_rate)
+    best = trainer.fit()
+    print(f"best test accuracy of a linear probe {best:.2f} %; {run.best}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""The scripts of examples/cifar100, on digits, in settings so small that figures mean nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+for package in ("PIL", "matplotlib", "rich", "sklearn", "tensorboard", "torchvision"):
+    pytest.importorskip(package)
+
+from PIL import Image
+
+import engine
+import plot
+import train_student
+import train_teacher
+import transfer_student
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "examples" / "cifar100"
+SMALL = ["--images", "80", "--batch_size", "16", "--epochs", "2", "--quiet", "--device", "cpu"]
+SMALL += ["--learning_rate", "0.01", "--num_workers", "0"]
+
+
+@pytest.fixture(autouse=True)
+def as_a_process_of_its_own():
+    """The scripts set the deterministic mode for themselves."""
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A teacher's last checkpoint."""
+    folder = tmp_path_factory.mktemp("teacher")
+    train_teacher.main(["--model", "resnet14", "--save_folder", str(folder), *SMALL])
+    (path,) = folder.glob("models/resnet14_digits_trial_0/resnet14_last.pth")
+    return path
+
+
+def student(teacher, folder, *options):
+    """Trains one; its folder."""
+    path = [] if "none" in options else ["--path_t", str(teacher)]
+    train_student.main([*path, "--save_folder", str(folder), *SMALL, *options])
+    (run,) = folder.glob("student_model/*")
+    return run
+
+
+KINDS = {
+    "kd": ["--distill", "kd"],
+    "rrd": ["--distill", "rrd", "--nce_k", "64"],
+    "rrd 2024 and kd": ["--distill", "rrd", "-a", "0.5", "--nce_k", "64", "--protocol", "2024"],
+    "momentum": ["--distill", "rrd", "--memory_type", "momentum", "--nce_k", "32"],
+    "momentum, relaxed": [
+        *("--distill", "rrd", "--memory_type", "momentum", "--nce_k", "32"),
+        *("--mode", "relax", "--similarity", "cosine"),
+    ],
+    "none": ["--distill", "none"],
+    "workers": ["--distill", "kd", "--loader", "workers"],
+    "bf16": ["--distill", "rrd", "--nce_k", "64", "--amp", "bf16", "--channels_last"],
+    "accumulate": ["--distill", "rrd", "--nce_k", "64", "--accumulate", "2"],
+}
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_students(options, teacher, tmp_path):
+    run = student(teacher, tmp_path, *options)
+    settings = json.loads((run / "settings.json").read_text())
+    assert settings["distill"] == options[1]
+    rows = (run / "epochs.csv").read_text().splitlines()
+    assert rows[0].startswith("epoch,train_loss")
+    assert [row.split(",")[0] for row in rows[1:]] == ["1", "2"]
+    assert list(run.glob("events.out.tfevents.*"))
+    for name in ("best", "last"):
+        saved = torch.load(run / f"resnet8_{name}.pth", weights_only=True)
+        assert saved.keys() >= {"epoch", "model", "best_acc", "optimizer"}
+    assert saved["epoch"] == 3  # where it would go on
+
+
+def state_of(run):
+    return torch.load(run / "resnet8_last.pth", weights_only=True)
+
+
+def assert_equal(a, b, name="state"):
+    """Bit for bit, whatever is nested in what."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), name
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), name
+        for key in a:
+            assert_equal(a[key], b[key], f"{name}.{key}")
+    elif isinstance(a, (list, tuple)):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{name}.{i}")
+    else:
+        assert a == b, name
+
+
+@pytest.mark.parametrize("memory", ["fifo", "momentum"])
+@pytest.mark.parametrize("stop", [0, 3, 7])
+def test_a_run_that_is_cut_off_goes_on_to_the_same_weights(
+    stop, memory, teacher, tmp_path, monkeypatch
+):
+    options = ["--distill", "rrd", "--nce_k", "40", "--memory_type", memory, "--save_steps", "2"]
+    options += ["--similarity", "cosine"]
+    whole = state_of(student(teacher, tmp_path / "whole", *options))
+    real, calls = engine.Trainer._train_batch, []
+
+    def interrupted(self, *arguments):
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Trainer, "_train_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            student(teacher, tmp_path / "cut", *options)
+    torch.rand(5)  # whatever else has drawn in between
+    resumed = student(teacher, tmp_path / "cut", *options, "--resume")
+    assert_equal(state_of(resumed), whole)
+    assert (resumed / "epochs.csv").read_text().count("\n") == 3
+
+
+def test_a_killed_process_goes_on_to_the_same_weights(teacher, tmp_path):
+    """By SIGKILL, at two moments that nobody has chosen."""
+    options = ["--distill", "rrd", "--nce_k", "40", "--save_steps", "1"]
+    whole = state_of(student(teacher, tmp_path / "whole", *options))
+    command = [sys.executable, str(SCRIPTS / "train_student.py"), "--path_t", str(teacher)]
+    command += ["--save_folder", str(tmp_path / "killed"), *SMALL, *options, "--resume"]
+    for _ in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("killed/*/*/*.pth")}
+        while process.poll() is None:
+            now = {path: path.stat().st_mtime_ns for path in tmp_path.glob("killed/*/*/*.pth")}
+            if now != before:
+                break
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (run,) = tmp_path.glob("killed/student_model/*")
+    assert_equal(state_of(run), whole)
+    # No half-written file is left but that of a process that was killed while it wrote.
+    assert len(list(run.glob(".*"))) <= 2
+
+
+def test_transfer_and_pictures(teacher, tmp_path, capsys):
+    run = student(teacher, tmp_path, "--distill", "kd")
+    checkpoint = run / "resnet8_last.pth"
+    transfer_student.main(
+        ["--path_s", str(checkpoint), "--classes", "10", "--save_folder", str(tmp_path), *SMALL]
+    )
+    assert "linear probe" in capsys.readouterr().out
+    (probe,) = tmp_path.glob("transfer/*/probe_last.pth")
+    state = torch.load(probe, weights_only=True)["model"]
+    frozen = torch.load(checkpoint, weights_only=True)["model"]
+    assert_equal({key: state[f"network.{key}"] for key in frozen}, frozen)
+
+    plot.main(["curves", str(run), str(run), "--output", str(tmp_path / "curves.png")])
+    for name in ("correlation", "tsne"):
+        arguments = ["--path_t", str(teacher), "--path_s", str(checkpoint), str(checkpoint)]
+        plot.main([name, *arguments, "--images", "60", "--output", str(tmp_path / f"{name}.png")])
+    for name in ("curves", "correlation", "tsne"):
+        assert min(Image.open(tmp_path / f"{name}.png").size) > 300
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(teacher, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"the loss is .* at step .*Lower --learning_rate"):
+        student(teacher, tmp_path, "--distill", "kd", "--learning_rate", "1e30")
+    assert not list(tmp_path.glob("**/*.pth"))
+
+
+def test_a_run_is_not_overwritten(teacher, tmp_path):
+    run = student(teacher, tmp_path, "--distill", "kd")
+    before = (run / "resnet8_last.pth").read_bytes()
+    with pytest.raises(FileExistsError, match="--resume"):
+        student(teacher, tmp_path, "--distill", "kd")
+    assert (run / "resnet8_last.pth").read_bytes() == before
+
+
+def test_accumulated_gradients_are_those_of_the_larger_batch(tmp_path):
+    """Of a network without batch norm, which would see the smaller batches."""
+
+    class Linear(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(3 * 32 * 32, 10)
+
+        def forward(self, images):
+            return self.linear(images.flatten(1))
+
+    found = []
+    for batch_size, accumulate in ((32, 1), (8, 4)):
+        options = train_teacher.parse_arguments(
+            [*SMALL, "--batch_size", str(batch_size), "--accumulate", str(accumulate)]
+        )
+        device = engine.prepare(options)
+        _, loaders = engine.make_data(options, device)
+        model = Linear()
+
+        def step(images, labels, idx, model=model):
+            logits = model(images)
+            return torch.nn.functional.cross_entropy(logits, labels), {}, logits
+
+        run = engine.Run(tmp_path / str(accumulate), "linear", resume=False)
+        trainer = engine.Trainer(options, run, model, {"model": model}, step, loaders, device, 0.1)
+        trainer.fit()
+        found.append(model.linear.weight.detach())
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--distill", "rrd"], "needs --path_t"),
+        (["--distill", "none", "-b", "1"], "takes no -a and no -b"),
+        (["--distill", "kd", "-b", "1", "--path_t", "x"], "takes no -b"),
+        (["--epochs", "0"], "at least 1"),
+        (["--lr_decay_epochs", "a,b"], "separated by commas"),
+        (["--model_s", "resnet9"], "invalid choice"),
+    ],
+    ids=str,
+)
+def test_command_lines_that_are_refused(arguments, text, capsys):
+    with pytest.raises(SystemExit):
+        train_student.parse_arguments(arguments)
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["train_teacher", "train_student", "transfer_student", "plot"])
+def test_help(script):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / f"{script}.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_the_published_numbers_are_quoted_as_they_are():
+    published = json.loads((Path(__file__).parent / "data/published_results.json").read_text())
+    text = (SCRIPTS / "README.md").read_text()
+    columns = ("teacher", "student", "KD", "CRD", "RRD 2024", "RRD 2025", "RRD+KD 2025")
+    for kind in ("same_architecture", "different_architecture"):
+        for number, pair in enumerate(published[kind]["pairs"]):
+            figures = [f"{published[kind][column][number]:.2f}" for column in columns]
+            assert f"| {' | '.join([*pair.split('->'), *figures])} |\n" in text
