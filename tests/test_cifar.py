@@ -16,8 +16,10 @@ for package in ("PIL", "matplotlib", "rich", "sklearn", "tensorboard", "torchvis
 
 from PIL import Image
 
+import compare
 import engine
 import plot
+import speed
 import train_student
 import train_teacher
 import transfer_student
@@ -233,7 +235,9 @@ def test_command_lines_that_are_refused(arguments, text, capsys):
     assert text in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("script", ["train_teacher", "train_student", "transfer_student", "plot"])
+@pytest.mark.parametrize(
+    "script", ["train_teacher", "train_student", "transfer_student", "plot", "compare", "speed"]
+)
 def test_help(script):
     done = subprocess.run(
         [sys.executable, str(SCRIPTS / f"{script}.py"), "--help"],
@@ -253,3 +257,41 @@ def test_the_published_numbers_are_quoted_as_they_are():
         for number, pair in enumerate(published[kind]["pairs"]):
             figures = [f"{published[kind][column][number]:.2f}" for column in columns]
             assert f"| {' | '.join([*pair.split('->'), *figures])} |\n" in text
+
+
+def test_speed(tmp_path, capsys):
+    record = tmp_path / "speed.json"
+    small = ["--model_t", "resnet14", "--model_s", "resnet8", "--batch_size", "4"]
+    speed.main(
+        [*small, "--nce_k", "64", "--seconds", "0", "--device", "cpu", "--output", str(record)]
+    )
+    rows = json.loads(record.read_text())["rows"]
+    assert [row["step"] for row in rows] == [speed.ALONE, speed.EAGER, speed.FUSED]
+    assert all(row["images_per_second"] > 0 for row in rows)
+    assert "loss's share" in capsys.readouterr().out
+
+
+def test_speed_refuses_losses_that_differ(monkeypatch):
+    def wrong(self, f_s, f_t):
+        return 1.01 * torch.ones(()) * f_s.sum()
+
+    monkeypatch.setattr(speed.PublishedRRD, "forward", wrong)
+    options = speed.parse_arguments(["--model_t", "resnet8", "--batch_size", "4", "--nce_k", "64"])
+    with pytest.raises(RuntimeError, match="differ"):
+        speed.measure(options)
+
+
+def test_compare(teacher, tmp_path, capsys, monkeypatch):
+    methods = {name: compare.METHODS[name] for name in ("student alone", "RRD + KD")}
+    monkeypatch.setattr(compare, "METHODS", methods)
+    record = tmp_path / "record.json"
+    arguments = ["--seeds", "2", "--path_t", str(teacher), "--save_folder", str(tmp_path)]
+    arguments += ["--output", str(record), *SMALL, "--nce_k", "64"]
+    compare.main(arguments)
+    first = json.loads(record.read_text())["accuracy"]
+    assert {name: len(values) for name, values in first.items()} == dict.fromkeys(methods, 2)
+    assert "±" in capsys.readouterr().out
+    # What is there is not trained again.
+    monkeypatch.setattr(engine.Trainer, "_train_epoch", lambda self: pytest.fail("trained again"))
+    compare.main(arguments)
+    assert json.loads(record.read_text())["accuracy"] == first

@@ -32,9 +32,13 @@ def prepare(options: argparse.Namespace) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.manual_seed(options.seed)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = not options.deterministic
-    return torch.device(device)
+    return device_of(options)
+
+
+def device_of(options: argparse.Namespace) -> torch.device:
+    """The one that is named, or a GPU if there is one."""
+    return torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def make_data(

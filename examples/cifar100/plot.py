@@ -41,7 +41,7 @@ def curves(folders: list[Path], output: Path) -> None:
         accuracy.plot(
             epochs, [float(row["test_acc"]) for row in rows], marker=marker, label=folder.name
         )
-    for axes, name in ((loss, "training loss"), (accuracy, "test accuracy, %")):
+    for axes, name in ((loss, "training loss, total"), (accuracy, "test accuracy, %")):
         axes.set_xlabel("epoch")
         axes.set_ylabel(name)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -81,7 +81,7 @@ def correlation(
     }
     largest = max(np.abs(difference).max() for difference in differences.values())
     figure, axes = plt.subplots(
-        1, len(students), figsize=(5 * len(students) + 1, 5), squeeze=False, layout="constrained"
+        1, len(students), figsize=(5 * len(students) + 1.5, 6), squeeze=False, layout="constrained"
     )
     for ax, (name, difference) in zip(axes[0], differences.items(), strict=True):
         image = ax.imshow(difference, cmap="RdBu_r", vmin=-largest, vmax=largest)

@@ -121,7 +121,8 @@ def make_step(
     return step
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> Path:
+    """Runs the script; the run's folder."""
     options = parse_arguments(arguments)
     device = prepare(options)
     options.learning_rate = flags.learning_rate_of(options.model_s, options.learning_rate)
@@ -153,6 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     trainer = Trainer(options, run, student, modules, step, loaders, device, options.learning_rate)
     best = trainer.fit()
     print(f"best test accuracy {best:.2f} %; {run.best}")
+    return run.folder
 
 
 if __name__ == "__main__":

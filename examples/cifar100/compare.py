@@ -1,0 +1,79 @@
+"""Students by several methods and seeds from one teacher: accuracies, mean ± deviation.
+
+    python examples/cifar100/compare.py --model_s resnet8 --seeds 3 --path_t TEACHER.pth \\
+        --epochs 10 --lr_decay_epochs 6,8
+
+What is not named here goes to train_student.py as it is. Runs that are there are not run again.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import engine
+import options as flags
+import train_student
+from benchmarks.record import environment
+
+#: As train_student.py takes them; the weights are the published ones.
+METHODS = {
+    "student alone": ["--distill", "none"],
+    "KD": ["--distill", "kd"],
+    "RRD": ["--distill", "rrd"],
+    "RRD 2024": ["--distill", "rrd", "--protocol", "2024"],
+    "RRD + KD": ["--distill", "rrd", "-a", "1"],
+}
+
+
+def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = flags.parser_of(__doc__)
+    parser.add_argument("--seeds", default=3, type=flags.at_least(1), help="students per method")
+    parser.add_argument("--path_t", required=True, help="the teacher's checkpoint")
+    parser.add_argument("--save_folder", default="save", type=Path, help="where runs are kept")
+    parser.add_argument("--output", type=Path, help="where a JSON record goes")
+    return parser.parse_known_args(arguments)
+
+
+def accuracy_of(arguments: list[str]) -> float:
+    """Test accuracy in percent after the last epoch of the run, which is made or finished first.
+
+    The last, not the best: choosing an epoch by the test set would flatter all methods.
+    """
+    folder = train_student.main([*arguments, "--resume", "--quiet"])
+    with (folder / "epochs.csv").open(newline="") as file:
+        return float(list(csv.DictReader(file))[-1]["test_acc"])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options, others = parse_arguments(arguments)
+    found: dict[str, list[float]] = {}
+    for method, own in METHODS.items():
+        path = [] if "none" in own else ["--path_t", options.path_t]
+        for seed in range(options.seeds):
+            trial = ["--seed", str(seed), "--trial", f"{method.replace(' ', '')}-{seed}"]
+            where = ["--save_folder", str(options.save_folder)]
+            found.setdefault(method, []).append(accuracy_of([*others, *own, *path, *trial, *where]))
+    table = Table(title="test accuracy after the last epoch, %")
+    for title in ("method", "mean ± deviation", "by seed"):
+        table.add_column(title)
+    for method, values in found.items():
+        deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        by_seed = "  ".join(f"{value:.2f}" for value in values)
+        table.add_row(method, f"{statistics.mean(values):.2f}{deviation}", by_seed)
+    console = Console()
+    (console if console.is_terminal else Console(width=100)).print(table)
+    if options.output:
+        device = engine.device_of(train_student.parse_arguments([*others, "--distill", "none"]))
+        record = environment(device) | {"arguments": others, "accuracy": found}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(record, indent=2) + "\n")
+        print(f"written to {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Images per second of a whole distillation step, with the published eager loss and with this one.
+
+    python examples/cifar100/speed.py --model_t resnet32x4 --model_s resnet8x4
+
+Random images and weights; the same student, teacher and optimizer in each row, which take turns.
+The loss's share is what its row takes beyond the row without a relational loss.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import options as flags
+from benchmarks.measure import Spread, busy_cores, interleaved_times
+from benchmarks.record import environment
+from engine import device_of
+from models import ImageClassifier, model_dict
+from rrd_kernels import RRDLoss
+
+ALONE, EAGER, FUSED = "no relational loss", "published eager", "rrd_kernels"
+
+
+class PublishedRRD(nn.Module):
+    """The published FIFO loss with the copies, the host sync and the B×K matrices of its code.
+
+    Args:
+        criterion: whose projections, memory and temperatures are used; they are copied.
+    """
+
+    queue: Tensor
+    queue_ptr: Tensor
+
+    def __init__(self, criterion: RRDLoss) -> None:
+        super().__init__()
+        memory = criterion.memory
+        self.embed_s = nn.Linear(memory.embed_s.in_features, memory.embed_s.out_features)
+        self.embed_t = nn.Linear(memory.embed_t.in_features, memory.embed_t.out_features)
+        self.embed_s.load_state_dict(memory.embed_s.state_dict())
+        self.embed_t.load_state_dict(memory.embed_t.state_dict())
+        self.tau_s, self.tau_t = criterion.tau_s, criterion.tau_t
+        self.register_buffer("queue", criterion.state_dict()["memory.queue"].clone())
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
+
+    def forward(self, f_s: Tensor, f_t: Tensor) -> Tensor:
+        student = F.normalize(self.embed_s(f_s), dim=1)
+        with torch.no_grad():
+            teacher = F.normalize(self.embed_t(f_t), dim=1)
+            start = int(self.queue_ptr)
+            self.queue[start : start + len(teacher)] = teacher
+            self.queue_ptr[0] = (start + len(teacher)) % len(self.queue)
+        b = student @ self.queue.clone().T / self.tau_s
+        a = teacher @ self.queue.clone().T / self.tau_t
+        return -(a.softmax(dim=1) * b.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = flags.parser_of(__doc__)
+    group = parser.add_argument_group("step")
+    flags.add_architecture(group, "--model_t", "the teacher", "resnet32x4")
+    flags.add_architecture(group, "--model_s", "the student", "resnet8x4")
+    group.add_argument("--batch_size", default=64, type=flags.at_least(1), help="images of a step")
+    group.add_argument(
+        "--nce_k", default=16384, type=flags.at_least(1), help="rows, a multiple of the batch"
+    )
+    group.add_argument("--device", help="cpu, cuda ... (default: a GPU if there is one)")
+    group.add_argument("--amp", choices=("bf16", "fp16"), help="autocast of the networks")
+    group.add_argument("--seconds", default=60.0, type=float, help="how long to measure")
+    group.add_argument("--output", type=Path, help="where a JSON record goes")
+    options = parser.parse_args(arguments)
+    if options.nce_k % options.batch_size:
+        parser.error("the published loss needs an --nce_k that the batch divides")
+    return options
+
+
+def make_step(
+    options: argparse.Namespace,
+    networks: tuple[ImageClassifier, ImageClassifier],
+    criterion: nn.Module | None,
+    batch: tuple[Tensor, Tensor],
+) -> Callable[[], Tensor]:
+    """One step of SGD on a batch; returns the loss."""
+    student, teacher = networks
+    images, labels = batch
+    modules = nn.ModuleList([student] if criterion is None else [student, criterion])
+    trained = [p for p in modules.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(options.amp)
+
+    def step() -> Tensor:
+        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+            with torch.no_grad():
+                taught, _ = teacher(images, is_feat=True)
+            features, logits = student(images, is_feat=True)
+        loss = F.cross_entropy(logits.float(), labels)
+        if criterion is not None:
+            loss = loss + criterion(features[-1].float(), taught[-1].float())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def measure(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of each kind of step in each round.
+
+    Raises:
+        RuntimeError: the two losses do not agree at their first step.
+    """
+    device = device_of(options)
+    torch.manual_seed(0)
+    student = model_dict[options.model_s](num_classes=100).to(device).train()
+    teacher = model_dict[options.model_t](num_classes=100).to(device).eval().requires_grad_(False)
+    criterion = RRDLoss(
+        s_dim=student.feature_dim, t_dim=teacher.feature_dim, nce_k=options.nce_k
+    ).to(device)
+    published = PublishedRRD(criterion).to(device)
+    published.embed_t.requires_grad_(False)
+    images = torch.randn(options.batch_size, 3, 32, 32, device=device)
+    batch = (images, torch.randint(100, (options.batch_size,), device=device))
+    features = torch.randn(options.batch_size, student.feature_dim, device=device)
+    taught = torch.randn(options.batch_size, teacher.feature_dim, device=device)
+    difference = abs(criterion(features, taught) - published(features, taught)).item()
+    if not difference < 1e-3:  # of two float32 losses near log K; a wrong one is off by far more
+        raise RuntimeError(f"the two losses differ by {difference}")
+    networks = (student, teacher)
+    steps = {
+        ALONE: make_step(options, networks, None, batch),
+        EAGER: make_step(options, networks, published, batch),
+        FUSED: make_step(options, networks, criterion, batch),
+    }
+    return interleaved_times(steps, device, options.seconds)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    busy = busy_cores()
+    times = measure(options)
+    table = Table(title=f"{options.model_t} → {options.model_s}, batch {options.batch_size}")
+    for title in ("step", "ms [p20–p80]", "images/s", "loss's ms", "loss's share"):
+        table.add_column(title, justify="left" if title == "step" else "right")
+    rows = []
+    for name, found in times.items():
+        spread = Spread.of(found)
+        # Of one round: a machine that slows down slows both alike.
+        own = statistics.median(x - y for x, y in zip(found, times[ALONE], strict=True))
+        share = statistics.median((x - y) / x for x, y in zip(found, times[ALONE], strict=True))
+        images_per_second = options.batch_size / spread.median
+        rows.append(
+            {
+                "step": name,
+                "seconds": asdict(spread),
+                "images_per_second": images_per_second,
+                "loss_seconds": own,
+                "loss_share": share,
+            }
+        )
+        table.add_row(
+            name,
+            f"{1e3 * spread.median:.1f} [{1e3 * spread.p20:.1f}–{1e3 * spread.p80:.1f}]",
+            f"{images_per_second:.0f}",
+            "–" if name == ALONE else f"{1e3 * own:.1f}",
+            "–" if name == ALONE else f"{share:.1%}",
+        )
+    console = Console()
+    (console if console.is_terminal else Console(width=100)).print(table)
+    if busy:
+        print(f"{busy:.1f} cores were busy with other work before")
+    if options.output:
+        settings = {name: value for name, value in vars(options).items() if name != "output"}
+        record = environment(device_of(options)) | {
+            "settings": settings,
+            "busy_cores": busy,
+            "rows": rows,
+        }
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(record, indent=2) + "\n")
+        print(f"written to {options.output}")
+
+
+if __name__ == "__main__":
+    main()
