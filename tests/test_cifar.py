@@ -26,7 +26,7 @@ import transfer_student
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "examples" / "cifar100"
 SMALL = ["--images", "80", "--batch_size", "16", "--epochs", "2", "--quiet", "--device", "cpu"]
-SMALL += ["--learning_rate", "0.01", "--num_workers", "0"]
+SMALL += ["--learning_rate", "0.01", "--num_workers", "0", "--save_freq", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,10 @@ def test_students(options, teacher, tmp_path):
     for name in ("best", "last"):
         saved = torch.load(run / f"resnet8_{name}.pth", weights_only=True)
         assert saved.keys() >= {"epoch", "model", "best_acc", "optimizer"}
-    assert saved["epoch"] == 3  # where it would go on
+    assert (saved["epoch"], saved["next_epoch"]) == (2, 3)
+    assert torch.load(run / "ckpt_epoch_2.pth", weights_only=True).keys() == {
+        *("epoch", "accuracy", "model")
+    }
 
 
 def state_of(run):
@@ -88,7 +91,9 @@ def state_of(run):
 
 
 def assert_equal(a, b, name="state"):
-    """Bit for bit, whatever is nested in what."""
+    """Bit for bit, whatever is nested in what, but for the command line's own words."""
+    if name == "state.settings":
+        return
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b), name
     elif isinstance(a, dict):
@@ -102,13 +107,22 @@ def assert_equal(a, b, name="state"):
         assert a == b, name
 
 
-@pytest.mark.parametrize("memory", ["fifo", "momentum"])
+RESUMED = {
+    "fifo": ["--save_steps", "2"],
+    "momentum": ["--save_steps", "2", "--memory_type", "momentum", "--similarity", "cosine"],
+    "all at once": [
+        *("--save_steps", "1", "--accumulate", "2", "--amp", "bf16", "--loader", "workers"),
+        *("--channels_last", "-a", "1", "--memory_type", "momentum", "--mode", "relax"),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", RESUMED)
 @pytest.mark.parametrize("stop", [0, 3, 7])
 def test_a_run_that_is_cut_off_goes_on_to_the_same_weights(
-    stop, memory, teacher, tmp_path, monkeypatch
+    stop, kind, teacher, tmp_path, monkeypatch
 ):
-    options = ["--distill", "rrd", "--nce_k", "40", "--memory_type", memory, "--save_steps", "2"]
-    options += ["--similarity", "cosine"]
+    options = ["--distill", "rrd", "--nce_k", "40", *RESUMED[kind]]
     whole = state_of(student(teacher, tmp_path / "whole", *options))
     real, calls = engine.Trainer._train_batch, []
 
@@ -155,9 +169,7 @@ def test_a_killed_process_goes_on_to_the_same_weights(teacher, tmp_path):
 def test_transfer_and_pictures(teacher, tmp_path, capsys):
     run = student(teacher, tmp_path, "--distill", "kd")
     checkpoint = run / "resnet8_last.pth"
-    transfer_student.main(
-        ["--path_s", str(checkpoint), "--classes", "10", "--save_folder", str(tmp_path), *SMALL]
-    )
+    transfer_student.main(["--path_s", str(checkpoint), "--save_folder", str(tmp_path), *SMALL])
     assert "linear probe" in capsys.readouterr().out
     (probe,) = tmp_path.glob("transfer/*/probe_last.pth")
     state = torch.load(probe, weights_only=True)["model"]
@@ -176,6 +188,55 @@ def test_a_loss_that_is_not_finite_stops_the_run(teacher, tmp_path):
     with pytest.raises(FloatingPointError, match=r"the loss is .* at step .*Lower --learning_rate"):
         student(teacher, tmp_path, "--distill", "kd", "--learning_rate", "1e30")
     assert not list(tmp_path.glob("**/*.pth"))
+
+
+def test_weights_that_are_not_finite_are_not_saved(teacher, tmp_path, monkeypatch):
+    """By the epoch's last step, whose own loss was still right."""
+    real = engine.Trainer._train_batch
+
+    def spoilt(self, *arguments):
+        result = real(self, *arguments)
+        if (self.epoch, self.batch) == (2, 5):
+            next(self.model.parameters()).data.fill_(float("nan"))
+        return result
+
+    monkeypatch.setattr(engine.Trainer, "_train_batch", spoilt)
+    with pytest.raises(FloatingPointError, match="not finite in epoch 2"):
+        student(teacher, tmp_path, "--distill", "kd")
+    for path in tmp_path.glob("**/resnet8_*.pth"):
+        saved = torch.load(path, weights_only=True)
+        assert saved["epoch"] == 1
+        assert all(value.isfinite().all() for value in saved["model"].values())
+
+
+@pytest.mark.parametrize("fails", ["best", "last"])
+def test_a_kill_between_two_checkpoints_loses_neither(fails, teacher, tmp_path, monkeypatch):
+    real = engine.checkpoint.write_atomically
+
+    def killed(state, path):
+        if path.stem.endswith(fails):
+            raise KeyboardInterrupt
+        real(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.checkpoint, "write_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            student(teacher, tmp_path, "--distill", "kd")
+    run = student(teacher, tmp_path, "--distill", "kd", "--resume")
+    best, last = (
+        torch.load(run / f"resnet8_{name}.pth", weights_only=True) for name in ("best", "last")
+    )
+    assert best["accuracy"] == last["best_acc"]
+
+
+def test_a_run_goes_on_with_its_own_settings_only(teacher, tmp_path):
+    run = student(teacher, tmp_path, "--distill", "kd")
+    before = (run / "settings.json").read_text()
+    with pytest.raises(ValueError, match=r"kd_T was 4.0 and is 9.0; seed was 0 and is 7"):
+        student(teacher, tmp_path, "--distill", "kd", "--resume", "--kd_T", "9", "--seed", "7")
+    assert (run / "settings.json").read_text() == before
+    student(teacher, tmp_path, "--distill", "kd", "--resume", "--epochs", "3")
+    assert (run / "epochs.csv").read_text().count("\n") == 4
 
 
 def test_a_run_is_not_overwritten(teacher, tmp_path):
@@ -202,6 +263,7 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(tmp_path):
         options = train_teacher.parse_arguments(
             [*SMALL, "--batch_size", str(batch_size), "--accumulate", str(accumulate)]
         )
+        options.images = 76  # the last batch is smaller in both, and so is the last group
         device = engine.prepare(options)
         _, loaders = engine.make_data(options, device)
         model = Linear()
@@ -226,6 +288,11 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(tmp_path):
         (["--epochs", "0"], "at least 1"),
         (["--lr_decay_epochs", "a,b"], "separated by commas"),
         (["--model_s", "resnet9"], "invalid choice"),
+        (["--distill", "rrd", "--path_t", "x", "--nce_k", "63"], "not be smaller"),
+        (
+            ["--distill", "rrd", "--path_t", "x", "--memory_type=momentum", "--protocol=2024"],
+            "no momentum memory",
+        ),
     ],
     ids=str,
 )

@@ -32,6 +32,7 @@ METHODS = {
 
 def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = flags.parser_of(__doc__)
+    parser.allow_abbrev = False
     parser.add_argument("--seeds", default=3, type=flags.at_least(1), help="students per method")
     parser.add_argument("--path_t", required=True, help="the teacher's checkpoint")
     parser.add_argument("--save_folder", default="save", type=Path, help="where runs are kept")
@@ -76,4 +77,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    flags.run_script(main)

@@ -48,9 +48,13 @@ class ImageSet:
     std: Channels
     augmentation: Augmentation = CROP_AND_FLIP
 
-    def first(self, count: int | None) -> "ImageSet":
-        """The set with no more than its first ``count`` images; all of them for None."""
-        return replace(self, images=self.images[:count], labels=self.labels[:count])
+    def thinned(self, count: int | None) -> "ImageSet":
+        """The set with no more than ``count`` images, evenly spaced, since some sets lie in the
+        order of their classes; all of them for None."""
+        if count is None or count >= len(self):
+            return self
+        chosen = torch.arange(count) * len(self) // count
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     def __len__(self) -> int:
         return len(self.labels)

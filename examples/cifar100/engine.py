@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 import checkpoint
+import options as flags
 from data import ImageSet, load
 from loaders import EvaluationLoader, TrainLoader, train_loader
 from losses import check_finite, correct
@@ -46,7 +48,7 @@ def make_data(
 ) -> tuple[ImageSet, tuple[TrainLoader, EvaluationLoader]]:
     """The training images, and the loaders of training and test images, as the options say."""
     train, test = (
-        load(options.dataset, options.data_folder, part).first(options.images)
+        load(options.dataset, options.data_folder, part).thinned(options.images)
         for part in (True, False)
     )
     batches = train_loader(
@@ -134,7 +136,7 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
         self.epoch, self.batch, self.count = 1, 0, 0
-        self.best = 0.0
+        self.best, self.accuracy = -1.0, 0.0
         self.sums = Sums(device)
         self.console = Console(width=None if Console().is_terminal else 100)
 
@@ -146,10 +148,12 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything that what comes next depends on, in the published layout and beyond it."""
         return {
-            "epoch": self.epoch,
+            "epoch": self.epoch - 1,  # the last that is finished
+            "next_epoch": self.epoch,
             "batch": self.batch,
             "best_acc": self.best,
-            "accuracy": self.best,
+            "accuracy": self.accuracy,
+            "settings": flags.plain_settings(self.options),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": checkpoint.random_state(),
@@ -169,12 +173,13 @@ class Trainer:
         missing = self.state().keys() - saved.keys()
         if missing:
             raise ValueError(f"{self.run.last} is no run to go on with: no {sorted(missing)}")
+        flags.check_unchanged(self.options, saved["settings"])
         for key, module in self.modules.items():
             module.load_state_dict(saved[key])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
-        self.epoch, self.batch, self.count = saved["epoch"], saved["batch"], saved["count"]
-        self.best = saved["best_acc"]
+        self.epoch, self.batch, self.count = saved["next_epoch"], saved["batch"], saved["count"]
+        self.best, self.accuracy = saved["best_acc"], saved["accuracy"]
         self.sums.values = {name: v.to(self.device) for name, v in saved["sums"].items()}
         checkpoint.set_random_state(saved["random"])
         self.console.print(f"going on in epoch {self.epoch} after {self.batch} batches")
@@ -182,6 +187,7 @@ class Trainer:
     def fit(self) -> float:
         """Trains to the last epoch; the best test accuracy in percent."""
         self.resume()
+        flags.write_settings(self.options, self.run.folder / "settings.json")
         while self.epoch <= self.options.epochs:
             started = time.perf_counter()
             seen = self.count
@@ -199,13 +205,16 @@ class Trainer:
                     "images_per_second": images_per_second,
                 }
             )
+            self._check_weights(tested["loss"])
             best = tested["acc"] > self.best
-            self.best = max(self.best, tested["acc"])
+            self.best, self.accuracy = max(self.best, tested["acc"]), tested["acc"]
             epoch = self.epoch
             # The state at the start of the next epoch.
             self.epoch, self.batch, self.count, self.sums = epoch + 1, 0, 0, Sums(self.device)
             self.run.log(epoch, values)
             self.run.save(self.state(), best=best)
+            if epoch % self.options.save_freq == 0:
+                self.run.keep(epoch, self.state())
             self.console.print(
                 f"epoch {epoch:3d}  loss {trained['loss']:.4f}  train {trained['acc']:.2f} %  "
                 f"test {tested['acc']:.2f} %  best {self.best:.2f} %  "
@@ -213,6 +222,22 @@ class Trainer:
                 highlight=False,
             )
         return self.best
+
+    def _check_weights(self, loss: float = 0.0) -> None:
+        """Before anything is written: the last step may have spoilt what its own loss did not show.
+
+        Raises:
+            FloatingPointError: a weight, a running statistic or the test loss is not finite.
+        """
+        tensors = [t for module in self.modules.values() for t in module.state_dict().values()]
+        norms = torch._foreach_norm([t for t in tensors if t.is_floating_point()])
+        stuck = self.scaler.is_enabled() and self.scaler.get_scale() < 2.0**-10
+        if stuck or not (math.isfinite(loss) and torch.stack(norms).isfinite().all()):
+            raise FloatingPointError(
+                f"the weights or their gradients are not finite in epoch {self.epoch}. Lower "
+                f"--learning_rate, or try --amp bf16 in place of fp16; the last checkpoint is from "
+                f"before."
+            )
 
     def _set_learning_rate(self) -> None:
         options = self.options
@@ -242,6 +267,7 @@ class Trainer:
                 every = self.options.save_steps * self.options.accumulate
                 if every and self.batch % every == 0 and self.batch < total:
                     check_finite(loss, terms, self.batch)
+                    self._check_weights()
                     self.run.save(self.state())
 
     def _train_batch(
@@ -255,7 +281,10 @@ class Trainer:
         accumulate = self.options.accumulate
         first = self.batch // accumulate * accumulate
         together = min(accumulate, total - first)
-        self.scaler.scale(loss / together).backward()
+        # Each image counts alike, also in a last batch that is smaller.
+        size, images_in_all = self.options.batch_size, len(self.train_loader.images)
+        in_group = min((first + together) * size, images_in_all) - first * size
+        self.scaler.scale(loss * (len(labels) / in_group)).backward()
         self.batch += 1
         if self.batch - first == together:
             self.scaler.step(self.optimizer)

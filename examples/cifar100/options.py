@@ -1,10 +1,13 @@
 """The command lines: the published scripts' flags, names and defaults, and a few more."""
 
 import argparse
+import hashlib
 import json
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -101,8 +104,14 @@ def add_optimization(parser: argparse.ArgumentParser) -> None:
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
-    group.add_argument("--trial", "-t", default="0", help="names the run")
+    group.add_argument("--trial", "-t", default="0", help="names the run; --seed makes it another")
     group.add_argument("--seed", default=0, type=int, help="of weights, order and augmentation")
+    group.add_argument(
+        "--save_freq", default=40, type=at_least(1), help="keeps ckpt_epoch_N.pth every N epochs"
+    )
+    for unused in ("--print_freq", "--tb_freq", "--init_epochs", "--hint_layer"):
+        # Of the published scripts: old command lines go on working.
+        group.add_argument(unused, type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     group.add_argument("--save_folder", default="save", type=Path, help="where runs are kept")
     group.add_argument(
         "--resume", action="store_true", help="go on from the run's last checkpoint, if it has one"
@@ -136,13 +145,60 @@ def apply_to_model(options: argparse.Namespace, model: nn.Module) -> None:
         model.compile()
 
 
-def write_settings(options: argparse.Namespace, path: Path) -> None:
-    """The resolved settings as JSON beside the run."""
+#: What may be another when a run goes on: it changes neither order, nor data, nor arithmetic.
+MAY_CHANGE = (
+    *("data_folder", "epochs", "num_workers", "quiet", "resume", "save_folder", "save_freq"),
+    *("save_steps", "path_t", "path_s"),  # networks are known by their digest
+)
 
-    def plain(value: object) -> object:
+
+def plain_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The resolved settings as JSON has them."""
+
+    def plain(value: Any) -> Any:
         if isinstance(value, Path):
             return str(value)
-        raise TypeError(f"no JSON for {type(value).__name__}")
+        return list(value) if isinstance(value, tuple) else value
 
-    text = json.dumps(vars(options), indent=2, sort_keys=True, default=plain)
-    path.write_text(text + "\n")
+    return {name: plain(value) for name, value in sorted(vars(options).items())}
+
+
+def check_unchanged(options: argparse.Namespace, saved: dict[str, Any]) -> None:
+    """The settings of a run that goes on are those that it began with.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    now = plain_settings(options)
+    changed = [
+        f"{name} was {saved.get(name)} and is {now.get(name)}"
+        for name in sorted(saved.keys() | now.keys())
+        if name not in MAY_CHANGE and saved.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"--resume goes on with the settings of the run: {'; '.join(changed)}. Another --trial "
+            f"starts a run of its own"
+        )
+
+
+def write_settings(options: argparse.Namespace, path: Path) -> None:
+    """The resolved settings as JSON beside the run."""
+    path.write_text(json.dumps(plain_settings(options), indent=2) + "\n")
+
+
+def digest_of(model: nn.Module) -> str:
+    """Of a network's weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """``main`` with what a user can mend as one line in place of a traceback."""
+    try:
+        main()
+    except (FileExistsError, FileNotFoundError, FloatingPointError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -60,9 +60,9 @@ class Outputs(NamedTuple):
 
 @torch.no_grad()
 def outputs(network: ImageClassifier, images: ImageSet, count: int) -> Outputs:
-    """Of the first N = ``count`` images."""
+    """Of N = ``count`` images."""
     features, logits, labels = [], [], []
-    for batch in EvaluationLoader(images.first(count), 256):
+    for batch in EvaluationLoader(images.thinned(count), 256):
         found, scores = network(batch.images, is_feat=True)
         features.append(found[-1])
         logits.append(scores)
@@ -97,11 +97,18 @@ def correlation(
 def tsne(
     networks: dict[str, np.ndarray], labels: np.ndarray, classes: tuple[str, ...], output: Path
 ) -> None:
-    """Each network's features [N, dim] in two dimensions, coloured by class [N]."""
+    """Each network's features [N, dim] in two dimensions, coloured by class [N].
+
+    Of many classes twenty are drawn, evenly spaced: colours could not tell more apart.
+    """
+    shown = np.unique(np.linspace(0, len(classes) - 1, min(len(classes), 20)).astype(int))
+    kept = np.isin(labels, shown)
+    labels = labels[kept]
+    networks = {name: features[kept] for name, features in networks.items()}
     figure, axes = plt.subplots(
         1, len(networks), figsize=(4.5 * len(networks), 4.8), squeeze=False, layout="constrained"
     )
-    colours = plt.get_cmap("tab20" if len(classes) > 10 else "tab10")
+    colours = plt.get_cmap("tab20" if len(shown) > 10 else "tab10")
     for ax, (name, features) in zip(axes[0], networks.items(), strict=True):
         perplexity = min(30, (len(features) - 1) / 3)
         points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
@@ -112,9 +119,8 @@ def tsne(
         ax.set_title(name, fontsize=9)
         ax.set_xticks([])
         ax.set_yticks([])
-    if len(classes) <= 20:
-        handles, names = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside right upper", fontsize=8, markerscale=2)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", fontsize=8, markerscale=2)
     _save(figure, output)
 
 
@@ -158,11 +164,12 @@ def main(arguments: list[str] | None = None) -> None:
     teacher = outputs(
         load_teacher(options.path_t, classes, options.model_t), images, options.images
     )
-    students = {}
+    students: dict[str, Outputs] = {}
     for path in options.path_s:
-        name = path.stem.removesuffix("_best").removesuffix("_last")
-        network = load_teacher(path, classes, name)
-        students[path.absolute().parent.name] = outputs(network, images, options.images)
+        label = path.absolute().parent.name
+        if label in students:
+            label = f"{label}/{path.stem} ({len(students)})"
+        students[label] = outputs(load_teacher(path, classes), images, options.images)
     if options.picture == "correlation":
         logits = {name: found.logits for name, found in students.items()}
         correlation(teacher.logits, logits, images.classes, options.output)
@@ -173,4 +180,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    flags.run_script(main)

@@ -32,6 +32,8 @@ class Run:
                 f"beside it"
             )
         folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob(".*.pth.*"):  # of a process that was killed while it wrote
+            unfinished.unlink()
         self._writer: SummaryWriter | None = None
 
     def saved(self) -> dict[str, Any] | None:
@@ -39,9 +41,15 @@ class Run:
         return checkpoint.read(self.last) if self.last.exists() else None
 
     def save(self, state: dict[str, Any], *, best: bool = False) -> None:
-        checkpoint.write_atomically(state, self.last)
+        # The best first: the last says already that it is there.
         if best:
             checkpoint.write_atomically(state, self.best)
+        checkpoint.write_atomically(state, self.last)
+
+    def keep(self, epoch: int, state: dict[str, Any]) -> None:
+        """An epoch's model under the published name, beside the last and the best."""
+        kept = {name: state[name] for name in ("epoch", "accuracy", "model")}
+        checkpoint.write_atomically(kept, self.folder / f"ckpt_epoch_{epoch}.pth")
 
     def log(self, epoch: int, values: dict[str, float]) -> None:
         """A row of epochs.csv, in place of those from this epoch on, which a killed run may have
@@ -50,7 +58,8 @@ class Run:
         rows.append({"epoch": str(epoch)} | {name: f"{v:.6g}" for name, v in values.items()})
         temporary = self.epochs.with_suffix(".new")
         with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[-1]))
+            columns = dict.fromkeys(name for row in rows for name in row)
+            writer = csv.DictWriter(file, fieldnames=list(columns), restval="")
             writer.writeheader()
             writer.writerows(rows)
         temporary.replace(self.epochs)

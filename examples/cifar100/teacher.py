@@ -43,9 +43,27 @@ def load_teacher(path: str | Path, num_classes: int, model: str | None = None) -
     return teacher.eval().requires_grad_(False)
 
 
+def classes_of(path: str | Path) -> int:
+    """How many classes a checkpoint was trained for: the width of its last bias.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_teacher`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    biases = [value for key, value in _read_state(path).items() if key.endswith(".bias")]
+    if not biases:
+        raise ValueError(f"{path} holds no network: nothing in it is a bias")
+    return len(biases[-1])
+
+
 def architecture_of(path: Path) -> str:
-    """The architecture that the name of the checkpoint's folder begins with."""
+    """The architecture that the name of the checkpoint's folder begins with, or after ``_S_`` that
+    of a student."""
     folder = path.absolute().parent.name
+    if "_S_" in folder:
+        folder = folder.split("_S_", 1)[1]
     for architecture in model_dict:
         # With the underscore: resnet8 is not resnet8x4.
         if f"{folder}_".startswith(f"{architecture}_"):

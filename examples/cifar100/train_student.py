@@ -71,6 +71,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--distill none takes no -a and no -b")
     if options.distill == "kd" and options.beta:
         parser.error("--distill kd takes no -b; --distill rrd takes both weights")
+    if options.beta and options.memory_type == "fifo" and options.nce_k < options.batch_size:
+        parser.error("--nce_k must not be smaller than --batch_size")
+    if options.beta and options.memory_type == "momentum" and options.protocol == "2024":
+        parser.error("--protocol 2024 has no momentum memory")
     if options.distill != "none" and options.path_t is None:
         parser.error(f"--distill {options.distill} needs --path_t, the teacher's checkpoint")
     return options
@@ -125,6 +129,7 @@ def main(arguments: list[str] | None = None) -> Path:
     """Runs the script; the run's folder."""
     options = parse_arguments(arguments)
     device = prepare(options)
+    options.device = str(device)
     options.learning_rate = flags.learning_rate_of(options.model_s, options.learning_rate)
     train, loaders = make_data(options, device)
     classes = len(train.classes)
@@ -133,18 +138,19 @@ def main(arguments: list[str] | None = None) -> Path:
     if options.distill != "none":
         teacher = load_teacher(options.path_t, classes, options.model_t).to(device)
         options.model_t = options.model_t or architecture_of(options.path_t)
+        options.teacher_digest = flags.digest_of(teacher)
     rrd, sampler = None, None
     if teacher is not None and options.beta:
         rrd, sampler = make_rrd(options, student, teacher, train, device)
+        options.nce_t_s, options.nce_t_t = rrd.tau_s, rrd.tau_t
     weights = (options.gamma, options.alpha, options.beta)
     criterion = DistillationLoss(*weights, options.kd_T, rrd).to(device)
 
     name = (
-        f"S:{options.model_s}_T:{options.model_t}_{options.dataset}_{options.distill}"
-        f"_r:{options.gamma:g}_a:{options.alpha:g}_b:{options.beta:g}_{options.trial}"
+        f"{options.distill.upper()}_{options.dataset}_S_{options.model_s}_T_{options.model_t}"
+        f"_r_{options.gamma:g}_a_{options.alpha:g}_b_{options.beta:g}_trial_{options.trial}"
     )
     run = Run(options.save_folder / "student_model" / name, options.model_s, resume=options.resume)
-    flags.write_settings(options, run.folder / "settings.json")
     flags.apply_to_model(options, student)
     if teacher is not None and options.channels_last:
         teacher = teacher.to(memory_format=torch.channels_last)
@@ -158,4 +164,4 @@ def main(arguments: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    flags.run_script(main)

@@ -30,11 +30,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     device = prepare(options)
+    options.device = str(device)
     options.learning_rate = flags.learning_rate_of(options.model, options.learning_rate)
     train, loaders = make_data(options, device)
     name = f"{options.model}_{options.dataset}_trial_{options.trial}"
     run = Run(options.save_folder / "models" / name, options.model, resume=options.resume)
-    flags.write_settings(options, run.folder / "settings.json")
 
     model = model_dict[options.model](num_classes=len(train.classes)).to(device)
     flags.apply_to_model(options, model)
@@ -53,4 +53,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    flags.run_script(main)

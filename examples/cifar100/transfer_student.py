@@ -1,6 +1,6 @@
 """A linear probe on a frozen student's features: how well they transfer to another data set.
 
-    python examples/cifar100/transfer_student.py --dataset stl10 --classes 100 \\
+    python examples/cifar100/transfer_student.py --dataset stl10 \\
         --path_s save/student_model/.../resnet8x4_best.pth
 """
 
@@ -15,7 +15,7 @@ from data import DATA_SETS
 from engine import Trainer, make_data, prepare
 from models import ImageClassifier, model_dict
 from run import Run
-from teacher import load_teacher
+from teacher import classes_of, load_teacher
 
 
 class Probe(nn.Module):
@@ -46,12 +46,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("student")
     group.add_argument("--path_s", type=Path, required=True, help="the student's checkpoint")
     flags.add_architecture(group, "--model_s", "its architecture (default: from its name)")
-    group.add_argument(
-        "--classes", default=100, type=flags.at_least(1), help="that it was trained for"
-    )
     flags.add_data(parser, tuple(DATA_SETS))
     flags.add_optimization(parser)
     flags.add_run(parser)
+    parser.set_defaults(epochs=120, lr_decay_epochs=(30, 60, 90))
     options = parser.parse_args(arguments)
     if options.model_s is None:
         options.model_s = options.path_s.stem.removesuffix("_best").removesuffix("_last")
@@ -63,14 +61,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     device = prepare(options)
+    options.device = str(device)
     options.learning_rate = flags.learning_rate_of(options.model_s, options.learning_rate)
     train, loaders = make_data(options, device)
-    student = load_teacher(options.path_s, options.classes, options.model_s)
+    student = load_teacher(options.path_s, classes_of(options.path_s), options.model_s)
+    options.student_digest = flags.digest_of(student)
     probe = Probe(student, len(train.classes)).to(device)
 
     name = f"{options.path_s.absolute().parent.name}_to_{options.dataset}_{options.trial}"
     run = Run(options.save_folder / "transfer" / name, "probe", resume=options.resume)
-    flags.write_settings(options, run.folder / "settings.json")
     flags.apply_to_model(options, probe)
 
     def step(
@@ -86,4 +85,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    flags.run_script(main)
