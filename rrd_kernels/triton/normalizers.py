@@ -1,7 +1,7 @@
 """The normalizers' estimate, as two kernels and their launches. In float64: once in a training, and
 what it sets stays.
 
-Both kernels look at the normalizers on the device and do nothing where both are set.
+Both kernels look at the normalizers on the device, and do nothing for one that is set.
 """
 
 import torch
@@ -19,26 +19,19 @@ from rrd_kernels.triton.step import Launch
 
 @triton.jit
 def add_exponentials(
-    normalizers,
-    z_s,
-    z_t,
-    memory_v1,
-    memory_v2,
+    normalizer,
+    z,
+    memory,
     contrast_idx,
     sums,
     size,
     columns,
-    z_s_row,
-    z_s_dim,
-    z_t_row,
-    z_t_dim,
-    v1_row,
-    v1_dim,
-    v2_row,
-    v2_dim,
+    z_row,
+    z_dim,
+    memory_row,
+    memory_dim,
     contrast_row,
     contrast_dim,
-    normalizers_dim,
     columns_per_split,
     inverse_nce_t,
     DTYPE: tl.constexpr,
@@ -46,28 +39,20 @@ def add_exponentials(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Grid: samples, splits of the columns. ``sums[0 / 1, program]``: of exp(s.m / nce_t)."""
+    """Grid: samples, splits of the columns. ``sums[program]``: of exp(z.m / nce_t)."""
     i, split = tl.program_id(0), tl.program_id(1)
     begin = split * columns_per_split
     end = tl.minimum(begin + columns_per_split, columns)
-    unset = (tl.load(normalizers) < 0) | (tl.load(normalizers + normalizers_dim) < 0)
-    end = tl.where(unset, end, begin)
-    student, _ = unit_row(load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D, DTYPE))
-    teacher, _ = unit_row(load_row(z_t, i, z_t_row, z_t_dim, DIM, BLOCK_D, DTYPE))
-    student *= inverse_nce_t
-    teacher *= inverse_nce_t
-    sum_s = tl.zeros((BLOCK_P,), DTYPE)
-    sum_t = tl.zeros((BLOCK_P,), DTYPE)
+    end = tl.where(tl.load(normalizer) < 0, end, begin)
+    query, _ = unit_row(load_row(z, i, z_row, z_dim, DIM, BLOCK_D, DTYPE))
+    query *= inverse_nce_t
+    total = tl.zeros((BLOCK_P,), DTYPE)
     for first in tl.range(begin, end, BLOCK_P):
         p = first + tl.arange(0, BLOCK_P)
         index, present = load_index(contrast_idx, i, p, columns, size, contrast_row, contrast_dim)
-        b = products_with(student, memory_v2, index, present, v2_row, v2_dim, DIM, BLOCK_D)
-        a = products_with(teacher, memory_v1, index, present, v1_row, v1_dim, DIM, BLOCK_D)
-        sum_s += tl.where(p < columns, tl.exp(b), 0.0)
-        sum_t += tl.where(p < columns, tl.exp(a), 0.0)
-    program = i * tl.num_programs(1) + split
-    tl.store(sums + program, tl.sum(sum_s, axis=0))
-    tl.store(sums + tl.num_programs(0) * tl.num_programs(1) + program, tl.sum(sum_t, axis=0))
+        logits = products_with(query, memory, index, present, memory_row, memory_dim, DIM, BLOCK_D)
+        total += tl.where(p < columns, tl.exp(logits), 0.0)
+    tl.store(sums + i * tl.num_programs(1) + split, tl.sum(total, axis=0))
 
 
 @triton.jit
@@ -96,48 +81,44 @@ def normalizer_launches(
     contrast_idx: Tensor,
     nce_t: float,
     hardware: Hardware,
-) -> tuple[Launch, Launch]:
-    """The estimate for B, P >= 1."""
+) -> tuple[Launch, Launch, Launch]:
+    """The estimate for B, P >= 1: the sums of either normalizer, then both."""
     (batch, dim), size = z_s.shape, memory_v1.shape[0]
     columns = contrast_idx.shape[1]
     plan = gather_plan(batch, columns, dim, hardware)
     programs = batch * plan.splits
     sums = torch.empty((2, programs), dtype=torch.float64, device=z_s.device)
-    add = Launch(
-        add_exponentials,
-        (batch, plan.splits),
-        {
-            "normalizers": normalizers,
-            "z_s": z_s,
-            "z_t": z_t,
-            "memory_v1": memory_v1,
-            "memory_v2": memory_v2,
-            "contrast_idx": contrast_idx,
-            "sums": sums,
-            "size": size,
-            "columns": columns,
-            "z_s_row": z_s.stride(0),
-            "z_s_dim": z_s.stride(1),
-            "z_t_row": z_t.stride(0),
-            "z_t_dim": z_t.stride(1),
-            "v1_row": memory_v1.stride(0),
-            "v1_dim": memory_v1.stride(1),
-            "v2_row": memory_v2.stride(0),
-            "v2_dim": memory_v2.stride(1),
-            "contrast_row": contrast_idx.stride(0),
-            "contrast_dim": contrast_idx.stride(1),
-            "normalizers_dim": normalizers.stride(0),
-            "columns_per_split": plan.per_split,
-            "inverse_nce_t": 1 / nce_t,
-        },
-        {
-            "DTYPE": tl.float64,
-            "DIM": dim,
-            "BLOCK_P": gather_columns(dim),
-            "BLOCK_D": row_block(dim),
-        },
-        4,
-    )
+
+    def add(view: int, z: Tensor, memory: Tensor) -> Launch:
+        return Launch(
+            add_exponentials,
+            (batch, plan.splits),
+            {
+                "normalizer": normalizers[view],
+                "z": z,
+                "memory": memory,
+                "contrast_idx": contrast_idx,
+                "sums": sums[view],
+                "size": size,
+                "columns": columns,
+                "z_row": z.stride(0),
+                "z_dim": z.stride(1),
+                "memory_row": memory.stride(0),
+                "memory_dim": memory.stride(1),
+                "contrast_row": contrast_idx.stride(0),
+                "contrast_dim": contrast_idx.stride(1),
+                "columns_per_split": plan.per_split,
+                "inverse_nce_t": 1 / nce_t,
+            },
+            {
+                "DTYPE": tl.float64,
+                "DIM": dim,
+                "BLOCK_P": gather_columns(dim),
+                "BLOCK_D": row_block(dim),
+            },
+            4,
+        )
+
     finish = Launch(
         set_normalizers,
         (1,),
@@ -151,4 +132,4 @@ def normalizer_launches(
         {"DTYPE": tl.float64, "BLOCK": 1024},
         4,
     )
-    return add, finish
+    return add(0, z_s, memory_v2), add(1, z_t, memory_v1), finish

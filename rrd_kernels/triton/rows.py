@@ -28,17 +28,24 @@ def load_row(
 
 
 @triton.jit
+def quotient(z, divisor):
+    """``z / divisor``, a scalar of 1e-30 or more. In float64 by one reciprocal, an ulp further off:
+    division is a subroutine there, called for each element."""
+    return z * (1.0 / divisor) if z.dtype == tl.float64 else z / divisor
+
+
+@triton.jit
 def unit_row(z):
     """``z / max(|z|, 1e-12)`` and that divisor, without overflow of the squares; NaN stays NaN."""
     largest = tl.max(tl.abs(z), axis=0)
     scale = tl.where(largest > TINY, largest, 1.0)
-    scaled = z / scale
+    scaled = quotient(z, scale)
     square = tl.sum(scaled * scaled, axis=0)
     root = tl.sqrt(square) if square.dtype == tl.float64 else tl.sqrt_rn(square)
     # Clamped so that NaN stays: a comparison with it is false.
     small = root * scale < NORM_EPS
     divisor = tl.where(small, NORM_EPS, root * scale)
-    unit = tl.where(small, z / NORM_EPS, scaled / tl.where(small, 1.0, root))
+    unit = quotient(tl.where(small, z, scaled), tl.where(small, NORM_EPS, root))
     return unit, divisor
 
 
