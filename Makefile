@@ -61,7 +61,7 @@ test: $(BUILT)
 	@$(BIN)/python -m pytest $(ARGS)
 
 kernels: $(BUILT)
-	@$(BIN)/python -m pytest -q tests/test_triton_compile.py $(ARGS)
+	@$(BIN)/python -m pytest -q tests/test_triton_compile.py tests/test_triton_sampled_compile.py $(ARGS)
 
 # In a copy, since the extension that is built in place here belongs to the newer PyTorch. Nothing is
 # installed from it: the path is for the processes that tests start.

@@ -21,8 +21,6 @@ def _checked(params: Tensor) -> list[float]:
     Raises:
         ValueError: K, nce_t or nce_m is out of range.
     """
-    if params.is_meta:
-        return params.new_zeros(5, device="cpu").tolist()
     size, nce_t, z_v1, z_v2, nce_m = params.tolist()
     if not (size >= 1 and size == int(size)):
         raise ValueError(f"params must begin with K, a positive whole number; got {size}")
@@ -79,7 +77,7 @@ class ContrastRows(nn.Module):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         params = state_dict.get(f"{prefix}params")
-        if isinstance(params, Tensor) and params.shape == self.params.shape:
+        if isinstance(params, Tensor) and params.shape == (5,) and not params.is_meta:
             _checked(params)  # before anything is copied
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.params = self.params.to(torch.promote_types(self.params.dtype, torch.float32))

@@ -71,7 +71,7 @@ def plan(scratch: Path, quick: bool) -> list[Stage]:
             # Those with a device's name in theirs; `make test` runs the others anywhere.
             [
                 *(python, "tests/run_files.py", str(results)),
-                *("-k", "(cuda or triton) and not triton_compile"),
+                *("-k", "(cuda or triton) and not triton_compile and not triton_sampled"),
                 *profile,
             ],
             200,
