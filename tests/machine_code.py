@@ -211,7 +211,7 @@ def update_alone(batch: int, size: int, dim: int) -> Launch:
     return update_launch(memory, index, rows, momentum=0.5)
 
 
-def normalizer_estimate(card: Card, size: int, dim: int) -> tuple[Launch, Launch, Launch]:
+def normalizer_estimate(card: Card, size: int, dim: int) -> tuple[Launch, Launch]:
     inputs = sampled_inputs(size, dim, True, torch.float32)
     assert inputs.normalizers is not None
     hardware = Hardware(card.family, card.multiprocessors)

@@ -18,7 +18,7 @@ from rrd_kernels.triton.step import Launch
 
 
 @triton.jit
-def add_exponentials(
+def add_view(
     normalizer,
     z,
     memory,
@@ -39,20 +39,101 @@ def add_exponentials(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Grid: samples, splits of the columns. ``sums[program]``: of exp(z.m / nce_t)."""
+    """``sums[program]``: of exp(z.m / nce_t), over a sample and a split of its columns."""
     i, split = tl.program_id(0), tl.program_id(1)
-    begin = split * columns_per_split
-    end = tl.minimum(begin + columns_per_split, columns)
-    end = tl.where(tl.load(normalizer) < 0, end, begin)
-    query, _ = unit_row(load_row(z, i, z_row, z_dim, DIM, BLOCK_D, DTYPE))
-    query *= inverse_nce_t
     total = tl.zeros((BLOCK_P,), DTYPE)
-    for first in tl.range(begin, end, BLOCK_P):
-        p = first + tl.arange(0, BLOCK_P)
-        index, present = load_index(contrast_idx, i, p, columns, size, contrast_row, contrast_dim)
-        logits = products_with(query, memory, index, present, memory_row, memory_dim, DIM, BLOCK_D)
-        total += tl.where(p < columns, tl.exp(logits), 0.0)
+    if tl.load(normalizer) < 0:
+        query, _ = unit_row(load_row(z, i, z_row, z_dim, DIM, BLOCK_D, DTYPE))
+        query *= inverse_nce_t
+        begin = split * columns_per_split
+        end = tl.minimum(begin + columns_per_split, columns)
+        for first in tl.range(begin, end, BLOCK_P):
+            p = first + tl.arange(0, BLOCK_P)
+            index, present = load_index(
+                contrast_idx, i, p, columns, size, contrast_row, contrast_dim
+            )
+            logits = products_with(
+                query, memory, index, present, memory_row, memory_dim, DIM, BLOCK_D
+            )
+            total += tl.where(p < columns, tl.exp(logits), 0.0)
     tl.store(sums + i * tl.num_programs(1) + split, tl.sum(total, axis=0))
+
+
+@triton.jit
+def add_exponentials(
+    normalizers,
+    z_s,
+    z_t,
+    memory_v1,
+    memory_v2,
+    contrast_idx,
+    sums,
+    size,
+    columns,
+    z_s_row,
+    z_s_dim,
+    z_t_row,
+    z_t_dim,
+    v1_row,
+    v1_dim,
+    v2_row,
+    v2_dim,
+    contrast_row,
+    contrast_dim,
+    normalizers_dim,
+    columns_per_split,
+    inverse_nce_t,
+    DTYPE: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Grid: samples, splits of the columns, the student's normalizer and the teacher's. A program
+    has one of them: both at once need so many registers that some spill."""
+    if tl.program_id(2) == 0:
+        add_view(
+            normalizers,
+            z_s,
+            memory_v2,
+            contrast_idx,
+            sums,
+            size,
+            columns,
+            z_s_row,
+            z_s_dim,
+            v2_row,
+            v2_dim,
+            contrast_row,
+            contrast_dim,
+            columns_per_split,
+            inverse_nce_t,
+            DTYPE,
+            DIM,
+            BLOCK_P,
+            BLOCK_D,
+        )
+    else:
+        add_view(
+            normalizers + normalizers_dim,
+            z_t,
+            memory_v1,
+            contrast_idx,
+            sums + tl.num_programs(0) * tl.num_programs(1),
+            size,
+            columns,
+            z_t_row,
+            z_t_dim,
+            v1_row,
+            v1_dim,
+            contrast_row,
+            contrast_dim,
+            columns_per_split,
+            inverse_nce_t,
+            DTYPE,
+            DIM,
+            BLOCK_P,
+            BLOCK_D,
+        )
 
 
 @triton.jit
@@ -81,44 +162,48 @@ def normalizer_launches(
     contrast_idx: Tensor,
     nce_t: float,
     hardware: Hardware,
-) -> tuple[Launch, Launch, Launch]:
-    """The estimate for B, P >= 1: the sums of either normalizer, then both."""
+) -> tuple[Launch, Launch]:
+    """The estimate for B, P >= 1."""
     (batch, dim), size = z_s.shape, memory_v1.shape[0]
     columns = contrast_idx.shape[1]
     plan = gather_plan(batch, columns, dim, hardware)
     programs = batch * plan.splits
     sums = torch.empty((2, programs), dtype=torch.float64, device=z_s.device)
-
-    def add(view: int, z: Tensor, memory: Tensor) -> Launch:
-        return Launch(
-            add_exponentials,
-            (batch, plan.splits),
-            {
-                "normalizer": normalizers[view],
-                "z": z,
-                "memory": memory,
-                "contrast_idx": contrast_idx,
-                "sums": sums[view],
-                "size": size,
-                "columns": columns,
-                "z_row": z.stride(0),
-                "z_dim": z.stride(1),
-                "memory_row": memory.stride(0),
-                "memory_dim": memory.stride(1),
-                "contrast_row": contrast_idx.stride(0),
-                "contrast_dim": contrast_idx.stride(1),
-                "columns_per_split": plan.per_split,
-                "inverse_nce_t": 1 / nce_t,
-            },
-            {
-                "DTYPE": tl.float64,
-                "DIM": dim,
-                "BLOCK_P": gather_columns(dim),
-                "BLOCK_D": row_block(dim),
-            },
-            4,
-        )
-
+    add = Launch(
+        add_exponentials,
+        (batch, plan.splits, 2),
+        {
+            "normalizers": normalizers,
+            "z_s": z_s,
+            "z_t": z_t,
+            "memory_v1": memory_v1,
+            "memory_v2": memory_v2,
+            "contrast_idx": contrast_idx,
+            "sums": sums,
+            "size": size,
+            "columns": columns,
+            "z_s_row": z_s.stride(0),
+            "z_s_dim": z_s.stride(1),
+            "z_t_row": z_t.stride(0),
+            "z_t_dim": z_t.stride(1),
+            "v1_row": memory_v1.stride(0),
+            "v1_dim": memory_v1.stride(1),
+            "v2_row": memory_v2.stride(0),
+            "v2_dim": memory_v2.stride(1),
+            "contrast_row": contrast_idx.stride(0),
+            "contrast_dim": contrast_idx.stride(1),
+            "normalizers_dim": normalizers.stride(0),
+            "columns_per_split": plan.per_split,
+            "inverse_nce_t": 1 / nce_t,
+        },
+        {
+            "DTYPE": tl.float64,
+            "DIM": dim,
+            "BLOCK_P": gather_columns(dim),
+            "BLOCK_D": row_block(dim),
+        },
+        4,
+    )
     finish = Launch(
         set_normalizers,
         (1,),
@@ -132,4 +217,4 @@ def normalizer_launches(
         {"DTYPE": tl.float64, "BLOCK": 1024},
         4,
     )
-    return add(0, z_s, memory_v2), add(1, z_t, memory_v1), finish
+    return add, finish
