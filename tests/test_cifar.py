@@ -1,5 +1,6 @@
 """The scripts of examples/cifar100, on digits, in settings so small that figures mean nothing."""
 
+import itertools
 import json
 import os
 import signal
@@ -110,6 +111,7 @@ def assert_equal(a, b, name="state"):
 RESUMED = {
     "fifo": ["--save_steps", "2"],
     "momentum": ["--save_steps", "2", "--memory_type", "momentum", "--similarity", "cosine"],
+    "fp16": ["--save_steps", "2", "--amp", "fp16"],
     "all at once": [
         *("--save_steps", "1", "--accumulate", "2", "--amp", "bf16", "--loader", "workers"),
         *("--channels_last", "-a", "1", "--memory_type", "momentum", "--mode", "relax"),
@@ -117,10 +119,13 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("kind", RESUMED)
-@pytest.mark.parametrize("stop", [0, 3, 7])
+@pytest.mark.parametrize(
+    ("kind", "stop"),
+    # float16 once: a CPU takes ten times as long for it.
+    [*itertools.product(sorted(RESUMED.keys() - {"fp16"}), (0, 3, 7)), ("fp16", 3)],
+)
 def test_a_run_that_is_cut_off_goes_on_to_the_same_weights(
-    stop, kind, teacher, tmp_path, monkeypatch
+    kind, stop, teacher, tmp_path, monkeypatch
 ):
     options = ["--distill", "rrd", "--nce_k", "40", *RESUMED[kind]]
     whole = state_of(student(teacher, tmp_path / "whole", *options))
@@ -303,7 +308,11 @@ def test_command_lines_that_are_refused(arguments, text, capsys):
 
 
 @pytest.mark.parametrize(
-    "script", ["train_teacher", "train_student", "transfer_student", "plot", "compare", "speed"]
+    "script",
+    [
+        *("train_teacher", "train_student", "transfer_student", "plot", "compare", "paper"),
+        "speed",
+    ],
 )
 def test_help(script):
     done = subprocess.run(
@@ -314,16 +323,6 @@ def test_help(script):
     )
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 100
-
-
-def test_the_published_numbers_are_quoted_as_they_are():
-    published = json.loads((Path(__file__).parent / "data/published_results.json").read_text())
-    text = (SCRIPTS / "README.md").read_text()
-    columns = ("teacher", "student", "KD", "CRD", "RRD 2024", "RRD 2025", "RRD+KD 2025")
-    for kind in ("same_architecture", "different_architecture"):
-        for number, pair in enumerate(published[kind]["pairs"]):
-            figures = [f"{published[kind][column][number]:.2f}" for column in columns]
-            assert f"| {' | '.join([*pair.split('->'), *figures])} |\n" in text
 
 
 def test_speed(tmp_path, capsys):
@@ -349,7 +348,7 @@ def test_speed_refuses_losses_that_differ(monkeypatch):
 
 
 def test_compare(teacher, tmp_path, capsys, monkeypatch):
-    methods = {name: compare.METHODS[name] for name in ("student alone", "RRD + KD")}
+    methods = {name: compare.METHODS[name] for name in ("student", "RRD+KD 2024")}
     monkeypatch.setattr(compare, "METHODS", methods)
     record = tmp_path / "record.json"
     arguments = ["--seeds", "2", "--path_t", str(teacher), "--save_folder", str(tmp_path)]

@@ -2,10 +2,12 @@
 
 import hashlib
 import pickle
+import shutil
 import tarfile
 import urllib.error
 import urllib.request
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 import data
+import tiny_imagenet
 
 RANDOM = np.random.default_rng(0)
 WNIDS = ["n01443537", "n01629819"]
@@ -161,7 +164,7 @@ def write_tiny_imagenet(folder, monkeypatch, sort_validation):
     (folder / "val" / "val_annotations.txt").write_text("".join(lines))
     if sort_validation:
         (folder / "val" / "images").rmdir()
-    monkeypatch.setattr(data, "TINY_IMAGENET_COUNTS", {"train": 6, "val": 4})
+    monkeypatch.setattr(tiny_imagenet, "COUNTS", {"train": 6, "val": 4})
 
 
 @pytest.mark.parametrize("sort_validation", [True, False], ids=["ImageFolder", "as unpacked"])
@@ -186,11 +189,37 @@ def test_a_tiny_imagenet_that_is_not_whole_is_refused(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=f"{image.name} is damaged"):
         data.load("tiny-imagenet", tmp_path)
     image.unlink()
-    with pytest.raises(RuntimeError, match="5 images .* not 6.*" + data.TINY_IMAGENET_URL):
+    with pytest.raises(RuntimeError, match="5 images .* not 6.*" + tiny_imagenet.URL):
         data.load("tiny-imagenet", tmp_path)
     (folder / "val" / WNIDS[0]).rename(folder / "val" / "n99999999")
     with pytest.raises(RuntimeError, match="2 images of the 2 classes"):
         data.load("tiny-imagenet", tmp_path, train=False)
+
+
+def test_tiny_imagenet_is_unpacked_whole_or_not_at_all(tmp_path, monkeypatch):
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "root"
+    write_tiny_imagenet(elsewhere / "tiny-imagenet-200", monkeypatch, sort_validation=False)
+    root.mkdir()
+    archive = root / "tiny-imagenet-200.zip"
+    shutil.make_archive(str(archive.with_suffix("")), "zip", elsewhere)
+    monkeypatch.setattr(tiny_imagenet, "MD5", md5(archive))
+
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FileNotFoundError, match="no network in tests"):
+        data.load("tiny-imagenet", root)
+    archive.write_bytes(whole)
+    with monkeypatch.context() as patch:  # killed after it was unpacked, before it was renamed
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            data.load("tiny-imagenet", root)
+    assert not (root / "tiny-imagenet-200").exists()
+    assert len(data.load("tinyimagenet", root)) == 6
+    assert sorted(path.name for path in root.iterdir()) == ["tiny-imagenet-200", archive.name]
+
+
+def killed(*args):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
@@ -199,7 +228,7 @@ def test_a_tiny_imagenet_that_is_not_whole_is_refused(tmp_path, monkeypatch):
         ("cifar100", ["cifar-100-python", "train, test and meta", datasets.CIFAR100.url]),
         ("cifar10", ["cifar-10-batches-py", "data_batch_1", datasets.CIFAR10.url]),
         ("stl10", ["stl10_binary", "train_X.bin", datasets.STL10.url]),
-        ("tiny-imagenet", ["tiny-imagenet-200", "val/<class>/", data.TINY_IMAGENET_URL]),
+        ("tiny-imagenet", ["tiny-imagenet-200", "val/<class>/", tiny_imagenet.URL]),
     ],
 )
 def test_a_missing_set_is_named_with_its_layout_and_address(tmp_path, name, expected):

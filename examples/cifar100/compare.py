@@ -9,7 +9,6 @@ What is not named here goes to train_student.py as it is. Runs that are there ar
 import argparse
 import csv
 import json
-import statistics
 from pathlib import Path
 
 from rich.console import Console
@@ -19,15 +18,7 @@ import engine
 import options as flags
 import train_student
 from benchmarks.record import environment
-
-#: As train_student.py takes them; the weights are the published ones.
-METHODS = {
-    "student alone": ["--distill", "none"],
-    "KD": ["--distill", "kd"],
-    "RRD": ["--distill", "rrd"],
-    "RRD 2024": ["--distill", "rrd", "--protocol", "2024"],
-    "RRD + KD": ["--distill", "rrd", "-a", "1"],
-}
+from methods import METHODS, mean_and_deviation, trial_flags
 
 
 def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -56,16 +47,14 @@ def main(arguments: list[str] | None = None) -> None:
     for method, own in METHODS.items():
         path = [] if "none" in own else ["--path_t", options.path_t]
         for seed in range(options.seeds):
-            trial = ["--seed", str(seed), "--trial", f"{method.replace(' ', '')}-{seed}"]
-            where = ["--save_folder", str(options.save_folder)]
-            found.setdefault(method, []).append(accuracy_of([*others, *own, *path, *trial, *where]))
+            run = [*trial_flags(method, seed), "--save_folder", str(options.save_folder)]
+            found.setdefault(method, []).append(accuracy_of([*others, *own, *path, *run]))
     table = Table(title="test accuracy after the last epoch, %")
     for title in ("method", "mean ± deviation", "by seed"):
         table.add_column(title)
     for method, values in found.items():
-        deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         by_seed = "  ".join(f"{value:.2f}" for value in values)
-        table.add_row(method, f"{statistics.mean(values):.2f}{deviation}", by_seed)
+        table.add_row(method, mean_and_deviation(values), by_seed)
     console = Console()
     (console if console.is_terminal else Console(width=100)).print(table)
     if options.output:

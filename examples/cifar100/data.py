@@ -16,12 +16,10 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision import datasets
 
+import tiny_imagenet
 from augment import Augmentation
 
 SIDE = 32
-TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-# Images in the archive's two parts: fewer were not unpacked to the end.
-TINY_IMAGENET_COUNTS = {"train": 100_000, "val": 10_000}
 
 Channels = tuple[float, float, float]
 
@@ -65,11 +63,11 @@ def load(name: str, root: str | Path = "data", train: bool = True) -> ImageSet:
 
     Args:
         name: ``"cifar100"``, ``"cifar10"``, ``"stl10"`` (the labelled images), ``"tiny-imagenet"``
-            (``val/`` is its test set) or ``"digits"`` (scikit-learn's own, which needs no file).
-            Larger images are resized to 32×32.
-        root: the folder that holds, or is to hold, the sets' folders. What torchvision can download
-            is downloaded there. It compares md5 sums at each start, so that what is left of a
-            download that broke off is never taken for the set.
+            or ``"tinyimagenet"`` (``val/`` is its test set), or ``"digits"`` (scikit-learn's own,
+            which needs no file). Larger images are resized to 32×32.
+        root: the folder that holds, or is to hold, the sets' folders. What is not there is
+            downloaded to it, and compared with its md5 sum, so that what is left of a download that
+            broke off is never taken for the set.
         train: training (default) or test images.
 
     Raises:
@@ -143,28 +141,7 @@ def _from_torchvision(kind: Any, root: Path, files: str, **split: bool | str) ->
 
 
 def _tiny_imagenet(root: Path, train: bool) -> ImageSet:
-    folder = root / "tiny-imagenet-200"
-    part = "train" if train else "val"
-    if not all((folder / each).is_dir() for each in TINY_IMAGENET_COUNTS):
-        raise FileNotFoundError(
-            f"Tiny-ImageNet was looked for in {folder}, which should hold train/<class>/ and "
-            f"val/<class>/ with the images. Fetch {TINY_IMAGENET_URL} and unpack it in {root}."
-        )
-    # The classes of either part are the training folders, so that both number them alike.
-    classes, numbers = datasets.folder.find_classes(folder / "train")
-    if (folder / part / "images").is_dir():
-        samples = _annotated(folder / part, numbers)
-    else:
-        extensions = datasets.folder.IMG_EXTENSIONS
-        samples = datasets.folder.make_dataset(
-            folder / part, numbers, extensions=extensions, allow_empty=True
-        )
-    if len(samples) != TINY_IMAGENET_COUNTS[part]:
-        raise RuntimeError(
-            f"{folder / part} holds {len(samples)} images of the {len(classes)} classes of "
-            f"{folder / 'train'}, not {TINY_IMAGENET_COUNTS[part]}. Remove {folder} and unpack "
-            f"{TINY_IMAGENET_URL} again."
-        )
+    samples, classes = tiny_imagenet.samples(tiny_imagenet.find(root), train)
     paths, labels = zip(*samples, strict=True)
     return ImageSet(
         _in_memory(paths, _opened),
@@ -173,19 +150,6 @@ def _tiny_imagenet(root: Path, train: bool) -> ImageSet:
         mean=(0.4802, 0.4481, 0.3975),
         std=(0.2770, 0.2691, 0.2821),
     )
-
-
-def _annotated(folder: Path, numbers: dict[str, int]) -> list[tuple[str, int]]:
-    """The archive's own val/, one folder for all classes, in the order of an ImageFolder."""
-    lines = (folder / "val_annotations.txt").read_text().splitlines()
-    labels = {
-        name: numbers[label]
-        for name, label, *_ in (line.split("\t") for line in lines)
-        if label in numbers
-    }
-    present = (path for path in (folder / "images").iterdir() if path.name in labels)
-    samples = ((str(path), labels[path.name]) for path in present)
-    return sorted(samples, key=lambda sample: sample[::-1])
 
 
 def _opened(path: str) -> Image.Image:
@@ -234,4 +198,5 @@ DATA_SETS: dict[str, Callable[[Path, bool], ImageSet]] = {
     "cifar10": _cifar10,
     "stl10": _stl10,
     "tiny-imagenet": _tiny_imagenet,
+    "tinyimagenet": _tiny_imagenet,  # as the published scripts spell it
 }

@@ -1,0 +1,104 @@
+"""The published table of examples/cifar100, its commands, and one's own runs in it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+for package in ("PIL", "rich", "sklearn", "tensorboard", "torchvision"):
+    pytest.importorskip(package)
+
+import options as flags
+import paper
+import train_student
+import train_teacher
+from methods import METHODS, method_of
+
+PAIR = paper.Pair("resnet32x4", "resnet8x4")
+PARSERS = {
+    "train_teacher.py": train_teacher.parse_arguments,
+    "train_student.py": train_student.parse_arguments,
+}
+
+
+def settings_of(command):
+    """As the script that the command runs resolves its arguments."""
+    python, script, *arguments = command
+    assert python == "python"
+    settings = PARSERS[script](arguments)
+    if getattr(settings, "path_t", None) is not None:
+        settings.model_t = settings.model_t or settings.path_t.parent.name.split("_cifar100_")[0]
+    return flags.plain_settings(settings)
+
+
+def test_the_readme_quotes_the_published_numbers():
+    text = (Path(paper.__file__).parent / "README.md").read_text()
+    columns = [name for name in paper.COLUMNS if name != "RRD+KD 2024"]
+    assert len(paper.published()) == 13
+    for pair, numbers in paper.published().items():
+        figures = [f"{numbers[column]:.2f}" for column in columns]
+        assert f"| {' | '.join([*pair, *figures])} |\n" in text
+
+
+def test_each_command_is_a_method_of_its_own():
+    _teacher, *students = paper.commands(PAIR, 2, Path("save"))
+    found = [settings_of(command) for command in students]
+    assert [method_of(settings) for settings in found] == [
+        method for method in METHODS for _seed in range(2)
+    ]
+    assert len({(settings["trial"], settings["distill"]) for settings in found}) == len(found)
+    for settings in found:
+        assert (settings["dataset"], settings["epochs"]) == ("cifar100", 240)
+
+
+@pytest.mark.parametrize(
+    "others", [["-b", "2"], ["-r", "0.5"], ["--memory_type", "momentum"]], ids=" ".join
+)
+def test_other_settings_are_none_of_the_methods(others):
+    settings = train_student.parse_arguments(["--distill", "rrd", "--path_t", "teacher", *others])
+    assert method_of(flags.plain_settings(settings)) is None
+
+
+def write_run(folder, settings, accuracies):
+    folder.mkdir(parents=True)
+    (folder / "settings.json").write_text(json.dumps(settings))
+    rows = [f"{epoch},{accuracy}" for epoch, accuracy in enumerate(accuracies, start=1)]
+    (folder / "epochs.csv").write_text("\n".join(["epoch,test_acc", *rows]))
+
+
+def test_own_runs_stand_below_the_published(tmp_path, capsys):
+    teacher, *students = map(settings_of, paper.commands(PAIR, 2, tmp_path))
+    write_run(tmp_path / "models" / "teacher", teacher, [10.0] * 239 + [79.0])
+    runs = tmp_path / "student_model"
+    for at, settings in enumerate(students):
+        write_run(runs / str(at), settings, [99.0] * 239 + [60.0 + at])
+    # Neither counts: one that has not ended, one of another data set.
+    write_run(runs / "unfinished", students[0], [99.0] * 239)
+    write_run(runs / "digits", students[0] | {"dataset": "digits"}, [99.0] * 240)
+
+    found = paper.own(tmp_path)
+    accuracies = {"teacher": [79.0]} | {
+        method: [60.0 + 2 * at, 61.0 + 2 * at] for at, method in enumerate(METHODS)
+    }
+    assert found.pop(PAIR) == accuracies
+    assert found == {paper.Pair("resnet32x4", name): {"teacher": [79.0]} for name in SHUFFLE}
+
+    paper.main(["--save_folder", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "60.50 ± 0.71" in printed
+    assert "70.50 ± 0.71" in printed
+
+
+SHUFFLE = ("ShuffleV1", "ShuffleV2")
+
+
+def test_commands_of_all_rows_name_each_run_once(capsys):
+    paper.main(["commands"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(set(lines))
+    assert sum("train_teacher.py" in line for line in lines) == len(
+        {pair.teacher for pair in paper.published()}
+    )
+    with pytest.raises(SystemExit):
+        paper.main(["commands", "resnet8x4", "resnet32x4"])
+    assert "no row has teacher and student resnet8x4 resnet32x4" in capsys.readouterr().err
