@@ -19,6 +19,7 @@ from PIL import Image
 
 import compare
 import engine
+import loader_speed
 import plot
 import speed
 import train_student
@@ -311,7 +312,7 @@ def test_command_lines_that_are_refused(arguments, text, capsys):
     "script",
     [
         *("train_teacher", "train_student", "transfer_student", "plot", "compare", "paper"),
-        "speed",
+        *("speed", "loader_speed"),
     ],
 )
 def test_help(script):
@@ -335,6 +336,17 @@ def test_speed(tmp_path, capsys):
     assert [row["step"] for row in rows] == [speed.ALONE, speed.EAGER, speed.FUSED]
     assert all(row["images_per_second"] > 0 for row in rows)
     assert "loss's share" in capsys.readouterr().out
+
+
+def test_loader_speed(tmp_path, capsys):
+    record = tmp_path / "loaders.json"
+    small = ["--images", "40", "--batch_size", "16", "--workers", "0", "1", "--seconds", "0"]
+    loader_speed.main([*small, "--device", "cpu", "--output", str(record)])
+    rows = json.loads(record.read_text())["rows"]
+    assert [row["loader"] for row in rows] == ["device", "PIL in this process", "PIL, 1 workers"]
+    for row in rows:  # three batches, the last of eight
+        assert row["images_per_second"] == pytest.approx(40 / 3 / row["seconds"]["median"])
+    assert "images/s" in capsys.readouterr().out
 
 
 def test_speed_refuses_losses_that_differ(monkeypatch):

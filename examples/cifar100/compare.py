@@ -8,17 +8,15 @@ What is not named here goes to train_student.py as it is. Runs that are there ar
 
 import argparse
 import csv
-import json
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 import engine
 import options as flags
 import train_student
-from benchmarks.record import environment
 from methods import METHODS, mean_and_deviation, trial_flags
+from output import print_table, write_record
 
 
 def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -55,14 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     for method, values in found.items():
         by_seed = "  ".join(f"{value:.2f}" for value in values)
         table.add_row(method, mean_and_deviation(values), by_seed)
-    console = Console()
-    (console if console.is_terminal else Console(width=100)).print(table)
-    if options.output:
-        device = engine.device_of(train_student.parse_arguments([*others, "--distill", "none"]))
-        record = environment(device) | {"arguments": others, "accuracy": found}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(record, indent=2) + "\n")
-        print(f"written to {options.output}")
+    print_table(table)
+    device = engine.device_of(train_student.parse_arguments([*others, "--distill", "none"]))
+    write_record(options.output, device, {"arguments": others, "accuracy": found})
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
 import options as flags
 from methods import METHODS, mean_and_deviation, method_of, trial_flags
+from output import print_table
 
 PUBLISHED = json.loads((Path(__file__).parent / "published_results.json").read_text())
 #: As the table has them; CRD is quoted, not implemented.
@@ -128,9 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
         ]
         print("\n".join(dict.fromkeys(lines)))  # teachers and students alone are in several rows
         return
-    console = Console()
-    drawn = table(published(), own(options.save_folder))
-    (console if console.is_terminal else Console(width=132)).print(drawn)
+    print_table(table(published(), own(options.save_folder)), width=132)
     print(f"published: {PUBLISHED['source']}")
 
 

@@ -7,7 +7,6 @@ The loss's share is what its row takes beyond the row without a relational loss.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,15 +14,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 import options as flags
 from benchmarks.measure import Spread, busy_cores, interleaved_times
-from benchmarks.record import environment
 from engine import device_of
 from models import ImageClassifier, model_dict
+from output import print_table, write_record
 from rrd_kernels import RRDLoss
 
 ALONE, EAGER, FUSED = "no relational loss", "published eager", "rrd_kernels"
@@ -172,20 +170,12 @@ def main(arguments: list[str] | None = None) -> None:
             "–" if name == ALONE else f"{1e3 * own:.1f}",
             "–" if name == ALONE else f"{share:.1%}",
         )
-    console = Console()
-    (console if console.is_terminal else Console(width=100)).print(table)
+    print_table(table)
     if busy:
         print(f"{busy:.1f} cores were busy with other work before")
-    if options.output:
-        settings = {name: value for name, value in vars(options).items() if name != "output"}
-        record = environment(device_of(options)) | {
-            "settings": settings,
-            "busy_cores": busy,
-            "rows": rows,
-        }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(record, indent=2) + "\n")
-        print(f"written to {options.output}")
+    settings = {name: value for name, value in vars(options).items() if name != "output"}
+    fields = {"settings": settings, "busy_cores": busy, "rows": rows}
+    write_record(options.output, device_of(options), fields)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,85 @@
+"""Images per second of the loaders alone: batches for training, ready on the device.
+
+    python examples/cifar100/loader_speed.py --workers 0 8
+
+Random images of CIFAR's size. The loaders take turns; each gives an epoch, workers started anew.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+import options as flags
+from benchmarks.measure import Spread, busy_cores, interleaved_times
+from data import ImageSet
+from engine import device_of
+from loaders import DeviceLoader, TrainLoader, WorkerLoader
+from output import print_table, write_record
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = flags.parser_of(__doc__)
+    parser.add_argument("--images", default=10000, type=flags.at_least(1), help="of an epoch")
+    parser.add_argument("--batch_size", default=64, type=flags.at_least(1), help="images of a step")
+    parser.add_argument(
+        "--workers", default=[0, 8], nargs="*", type=flags.at_least(0), help="numbers of processes"
+    )
+    parser.add_argument("--device", help="cpu, cuda ... (default: a GPU if there is one)")
+    parser.add_argument("--seconds", default=30.0, type=float, help="how long to measure")
+    parser.add_argument("--output", type=Path, help="where a JSON record goes")
+    return parser.parse_args(arguments)
+
+
+def random_set(count: int) -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    half = (0.5, 0.5, 0.5)
+    labels = torch.randint(100, (count,), generator=generator)
+    return ImageSet(images, labels, tuple(map(str, range(100))), half, half)
+
+
+def an_epoch(loader: TrainLoader) -> Callable[[], None]:
+    def run() -> None:
+        for _batch in loader.epoch(0):
+            pass
+
+    return run
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    device = device_of(options)
+    busy = busy_cores()
+    images = random_set(options.images)
+    loaders: dict[str, TrainLoader] = {
+        "device": DeviceLoader(images, options.batch_size, device=device)
+    }
+    for workers in options.workers:
+        loader = WorkerLoader(images, options.batch_size, device=device, workers=workers)
+        loaders[f"PIL, {workers} workers" if workers else "PIL in this process"] = loader
+    epochs = {name: an_epoch(loader) for name, loader in loaders.items()}
+    epochs["device"]()  # the set goes to the device once
+    times = interleaved_times(epochs, device, options.seconds, min_rounds=3)
+
+    table = Table(title=f"{options.images} images in batches of {options.batch_size}, on {device}")
+    for title in ("loader", "ms a batch [p20–p80]", "images/s"):
+        table.add_column(title, justify="left" if title == "loader" else "right")
+    rows = []
+    for name, found in times.items():
+        spread = Spread.of([seconds / len(loaders[name]) for seconds in found])
+        rate = options.images / (spread.median * len(loaders[name]))
+        milliseconds = [f"{1e3 * x:.2f}" for x in (spread.median, spread.p20, spread.p80)]
+        table.add_row(name, "{} [{}–{}]".format(*milliseconds), f"{rate:.0f}")
+        rows.append({"loader": name, "seconds": asdict(spread), "images_per_second": rate})
+    print_table(table)
+    settings = {name: value for name, value in vars(options).items() if name != "output"}
+    fields = {"settings": settings, "busy_cores": busy, "rows": rows}
+    write_record(options.output, device, fields)
+
+
+if __name__ == "__main__":
+    flags.run_script(main)

@@ -1,0 +1,27 @@
+"""What the measuring scripts print and record."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.record import environment
+
+
+def print_table(table: Table, width: int = 100) -> None:
+    """As wide as the terminal; into a file or a pipe, ``width`` columns."""
+    console = Console()
+    (console if console.is_terminal else Console(width=width)).print(table)
+
+
+def write_record(path: Path | None, device: torch.device, fields: Mapping[str, Any]) -> None:
+    """``fields`` as JSON with the machine and the versions; nowhere for None."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**environment(device), **fields}, indent=2) + "\n")
+    print(f"written to {path}")
