@@ -1,8 +1,8 @@
 """The scripts of examples/cifar100, on digits, in settings so small that figures mean nothing."""
 
+import csv
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +16,7 @@ for package in ("PIL", "matplotlib", "rich", "sklearn", "tensorboard", "torchvis
     pytest.importorskip(package)
 
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import compare
 import engine
@@ -67,6 +68,7 @@ KINDS = {
     "workers": ["--distill", "kd", "--loader", "workers"],
     "bf16": ["--distill", "rrd", "--nce_k", "64", "--amp", "bf16", "--channels_last"],
     "accumulate": ["--distill", "rrd", "--nce_k", "64", "--accumulate", "2"],
+    "compile": ["--distill", "kd", "--compile", "--drop_last"],
 }
 
 
@@ -78,7 +80,12 @@ def test_students(options, teacher, tmp_path):
     rows = (run / "epochs.csv").read_text().splitlines()
     assert rows[0].startswith("epoch,train_loss")
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2"]
-    assert list(run.glob("events.out.tfevents.*"))
+    events = EventAccumulator(str(run)).Reload()
+    accuracies = [event.value for event in events.Scalars("test_acc")]
+    with (run / "epochs.csv").open(newline="") as file:
+        written = [float(row["test_acc"]) for row in csv.DictReader(file)]
+    # TensorBoard's numbers are float32, those of the file have six digits.
+    assert accuracies == pytest.approx(written, rel=1e-5)
     for name in ("best", "last"):
         saved = torch.load(run / f"resnet8_{name}.pth", weights_only=True)
         assert saved.keys() >= {"epoch", "model", "best_acc", "optimizer"}
@@ -116,14 +123,20 @@ RESUMED = {
     "all at once": [
         *("--save_steps", "1", "--accumulate", "2", "--amp", "bf16", "--loader", "workers"),
         *("--channels_last", "-a", "1", "--memory_type", "momentum", "--mode", "relax"),
+        "--deterministic",
     ],
 }
+
+
+#: Of two epochs' ten steps, those that are left after a stop: in an epoch, at its end, and
+#: after a checkpoint of the second.
+LEFT = {3: 8, 5: 5, 7: 3}
 
 
 @pytest.mark.parametrize(
     ("kind", "stop"),
     # float16 once: a CPU takes ten times as long for it.
-    [*itertools.product(sorted(RESUMED.keys() - {"fp16"}), (0, 3, 7)), ("fp16", 3)],
+    [*itertools.product(sorted(RESUMED.keys() - {"fp16"}), LEFT), ("fp16", 3)],
 )
 def test_a_run_that_is_cut_off_goes_on_to_the_same_weights(
     kind, stop, teacher, tmp_path, monkeypatch
@@ -138,12 +151,19 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_weights(
         calls.append(1)
         return real(self, *arguments)
 
+    def counted(self, *arguments):
+        calls.append(1)
+        return real(self, *arguments)
+
     with monkeypatch.context() as patch:
         patch.setattr(engine.Trainer, "_train_batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             student(teacher, tmp_path / "cut", *options)
     torch.rand(5)  # whatever else has drawn in between
+    calls.clear()
+    monkeypatch.setattr(engine.Trainer, "_train_batch", counted)
     resumed = student(teacher, tmp_path / "cut", *options, "--resume")
+    assert len(calls) == LEFT[stop]
     assert_equal(state_of(resumed), whole)
     assert (resumed / "epochs.csv").read_text().count("\n") == 3
 
@@ -162,14 +182,54 @@ def test_a_killed_process_goes_on_to_the_same_weights(teacher, tmp_path):
             if now != before:
                 break
             time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "going on in epoch" in done.stdout
     (run,) = tmp_path.glob("killed/student_model/*")
     assert_equal(state_of(run), whole)
-    # No half-written file is left but that of a process that was killed while it wrote.
-    assert len(list(run.glob(".*"))) <= 2
+    assert not list(run.glob(".*"))
+
+
+KILLED_IN_A_WRITE = """
+import io, os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
+import torch
+import train_student
+
+save, written = torch.save, []
+
+def half(state, file):
+    buffer = io.BytesIO()
+    save(state, buffer)
+    content = buffer.getvalue()
+    written.append(len(content))
+    if len(written) == 4:
+        file.write(content[: len(content) // 2])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    file.write(content)
+
+torch.save = half
+train_student.main(sys.argv[1:])
+"""
+
+
+def test_a_process_that_is_killed_while_it_writes_loses_one_step(teacher, tmp_path):
+    options = ["--distill", "rrd", "--nce_k", "40", "--save_steps", "1"]
+    whole = state_of(student(teacher, tmp_path / "whole", *options))
+    arguments = ["--path_t", str(teacher), "--save_folder", str(tmp_path / "killed"), *SMALL]
+    command = [sys.executable, "-c", KILLED_IN_A_WRITE, str(SCRIPTS), *arguments, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (run,) = tmp_path.glob("killed/student_model/*")
+    assert len(list(run.glob(".*"))) == 1
+    assert state_of(run)["batch"] == 3
+    student(teacher, tmp_path / "killed", *options, "--resume")
+    assert_equal(state_of(run), whole)
+    assert not list(run.glob(".*"))
 
 
 def test_transfer_and_pictures(teacher, tmp_path, capsys):
@@ -188,6 +248,22 @@ def test_transfer_and_pictures(teacher, tmp_path, capsys):
         plot.main([name, *arguments, "--images", "60", "--output", str(tmp_path / f"{name}.png")])
     for name in ("curves", "correlation", "tsne"):
         assert min(Image.open(tmp_path / f"{name}.png").size) > 300
+
+    logits = torch.randn(50, 10, dtype=torch.float64)
+    # A student with the same relations on another scale; and one whose third class is the first.
+    same = plot.correlation_difference(logits.numpy(), 3 * logits.numpy() + 1)
+    assert abs(same).max() < 1e-14  # of correlations up to 1
+    copied = logits.clone()
+    copied[:, 2] = copied[:, 0]
+    difference = plot.correlation_difference(logits.numpy(), copied.numpy())
+    wanted = torch.corrcoef(logits.T)[0, 2].item() - 1
+    assert difference[0, 2] == pytest.approx(wanted, rel=1e-12)
+
+
+def test_curves_leave_out_runs_without_an_epoch(tmp_path, capsys):
+    (tmp_path / "begun").mkdir()
+    plot.main(["curves", str(tmp_path / "begun"), "--output", str(tmp_path / "curves.png")])
+    assert "begun has no finished epoch" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(teacher, tmp_path):
@@ -215,7 +291,7 @@ def test_weights_that_are_not_finite_are_not_saved(teacher, tmp_path, monkeypatc
         assert all(value.isfinite().all() for value in saved["model"].values())
 
 
-@pytest.mark.parametrize("fails", ["best", "last"])
+@pytest.mark.parametrize("fails", ["best", "last", "ckpt_epoch_2"])
 def test_a_kill_between_two_checkpoints_loses_neither(fails, teacher, tmp_path, monkeypatch):
     real = engine.checkpoint.write_atomically
 
@@ -233,6 +309,8 @@ def test_a_kill_between_two_checkpoints_loses_neither(fails, teacher, tmp_path, 
         torch.load(run / f"resnet8_{name}.pth", weights_only=True) for name in ("best", "last")
     )
     assert best["accuracy"] == last["best_acc"]
+    kept = torch.load(run / "ckpt_epoch_2.pth", weights_only=True)["model"]
+    assert_equal(kept, last["model"])
 
 
 def test_a_run_goes_on_with_its_own_settings_only(teacher, tmp_path):
@@ -241,8 +319,10 @@ def test_a_run_goes_on_with_its_own_settings_only(teacher, tmp_path):
     with pytest.raises(ValueError, match=r"kd_T was 4.0 and is 9.0; seed was 0 and is 7"):
         student(teacher, tmp_path, "--distill", "kd", "--resume", "--kd_T", "9", "--seed", "7")
     assert (run / "settings.json").read_text() == before
-    student(teacher, tmp_path, "--distill", "kd", "--resume", "--epochs", "3")
+    student(teacher, tmp_path, "--distill", "kd", "--resume", "--epochs", "3", "--print_freq", "9")
     assert (run / "epochs.csv").read_text().count("\n") == 4
+    with pytest.raises(ValueError, match="has 3 epochs, more than --epochs 2"):
+        student(teacher, tmp_path, "--distill", "kd", "--resume")
 
 
 def test_a_run_is_not_overwritten(teacher, tmp_path):

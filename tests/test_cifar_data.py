@@ -186,13 +186,13 @@ def test_a_tiny_imagenet_that_is_not_whole_is_refused(tmp_path, monkeypatch):
     write_tiny_imagenet(folder, monkeypatch, sort_validation=True)
     image = folder / "train" / WNIDS[0] / "images" / f"{WNIDS[0]}_1.png"
     image.write_bytes(image.read_bytes()[:2000])
-    with pytest.raises(RuntimeError, match=f"{image.name} is damaged"):
+    with pytest.raises(ValueError, match=f"{image.name} is damaged"):
         data.load("tiny-imagenet", tmp_path)
     image.unlink()
-    with pytest.raises(RuntimeError, match="5 images .* not 6.*" + tiny_imagenet.URL):
+    with pytest.raises(ValueError, match="5 images .* not 6.*" + tiny_imagenet.URL):
         data.load("tiny-imagenet", tmp_path)
     (folder / "val" / WNIDS[0]).rename(folder / "val" / "n99999999")
-    with pytest.raises(RuntimeError, match="2 images of the 2 classes"):
+    with pytest.raises(ValueError, match="2 images of the 2 classes"):
         data.load("tiny-imagenet", tmp_path, train=False)
 
 

@@ -13,6 +13,8 @@ import paper
 import train_student
 import train_teacher
 from methods import METHODS, method_of
+from rrd_kernels import RRDLoss
+from teacher import architecture_of
 
 PAIR = paper.Pair("resnet32x4", "resnet8x4")
 PARSERS = {
@@ -26,17 +28,22 @@ def settings_of(command):
     python, script, *arguments = command
     assert python == "python"
     settings = PARSERS[script](arguments)
+    model = settings.model if script == "train_teacher.py" else settings.model_s
+    settings.learning_rate = flags.learning_rate_of(model, settings.learning_rate)
     if getattr(settings, "path_t", None) is not None:
-        settings.model_t = settings.model_t or settings.path_t.parent.name.split("_cifar100_")[0]
+        settings.model_t = settings.model_t or architecture_of(settings.path_t)
+    if getattr(settings, "beta", 0):
+        published = RRDLoss(s_dim=1, t_dim=1, nce_k=1, protocol=settings.protocol)
+        settings.nce_t_s = settings.nce_t_s or published.tau_s
+        settings.nce_t_t = settings.nce_t_t or published.tau_t
     return flags.plain_settings(settings)
 
 
 def test_the_readme_quotes_the_published_numbers():
     text = (Path(paper.__file__).parent / "README.md").read_text()
-    columns = [name for name in paper.COLUMNS if name != "RRD+KD 2024"]
     assert len(paper.published()) == 13
     for pair, numbers in paper.published().items():
-        figures = [f"{numbers[column]:.2f}" for column in columns]
+        figures = [f"{numbers[column]:.2f}" for column in paper.COLUMNS]
         assert f"| {' | '.join([*pair, *figures])} |\n" in text
 
 
@@ -49,6 +56,15 @@ def test_each_command_is_a_method_of_its_own():
     assert len({(settings["trial"], settings["distill"]) for settings in found}) == len(found)
     for settings in found:
         assert (settings["dataset"], settings["epochs"]) == ("cifar100", 240)
+
+
+def test_the_published_command_is_a_method():
+    # As the published README has it.
+    line = (
+        "--path_t ./save/models/resnet32x4_vanilla/ckpt_epoch_240.pth --distill kd --model_s "
+        "resnet8x4 -r 0.1 -a 0.9 -b 0 --trial 1"
+    )
+    assert method_of(flags.plain_settings(train_student.parse_arguments(line.split()))) == "KD"
 
 
 @pytest.mark.parametrize(
@@ -73,8 +89,12 @@ def test_own_runs_stand_below_the_published(tmp_path, capsys):
     for at, settings in enumerate(students):
         write_run(runs / str(at), settings, [99.0] * 239 + [60.0 + at])
     # Neither counts: one that has not ended, one of another data set.
-    write_run(runs / "unfinished", students[0], [99.0] * 239)
-    write_run(runs / "digits", students[0] | {"dataset": "digits"}, [99.0] * 240)
+    write_run(runs / "unfinished", students[0] | {"seed": 2}, [99.0] * 239)
+    # Nor one with other settings; nor a second one with the same seed.
+    for at, other in enumerate(OTHER):
+        write_run(runs / f"other {at}", students[-1] | {"seed": 2} | other, [99.0] * 240)
+    write_run(runs / "the same again", students[0], [99.0] * 240)
+    write_run(tmp_path / "transfer" / "probe", {"dataset": "cifar100"}, [99.0] * 240)
 
     found = paper.own(tmp_path)
     accuracies = {"teacher": [79.0]} | {
@@ -90,6 +110,15 @@ def test_own_runs_stand_below_the_published(tmp_path, capsys):
 
 
 SHUFFLE = ("ShuffleV1", "ShuffleV2")
+OTHER = (
+    {"dataset": "digits"},
+    {"images": 500},
+    {"nce_k": 64},
+    {"learning_rate": 0.5},
+    {"lr_decay_epochs": [1, 2]},
+    {"kd_T": 1.0},
+    {"nce_t_t": 9.0},
+)
 
 
 def test_commands_of_all_rows_name_each_run_once(capsys):

@@ -1,5 +1,7 @@
 """Loading checkpoints as teachers: published layouts, and files that must be refused."""
 
+import argparse
+
 import pytest
 import torch
 
@@ -24,10 +26,12 @@ def trained(name="resnet8", num_classes=10):
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet8x4", "wrn_16_2", "MobileNetV2"])
-@pytest.mark.parametrize("suffix", ["", "_vanilla", "_cifar100_lr_0.05_trial_0"])
-def test_the_folder_names_the_architecture(tmp_path, name, suffix):
+@pytest.mark.parametrize(
+    "folder", ["{}", "{}_vanilla", "{}_cifar100_lr_0.05_trial_0", "cifar100_{}_trial_0"]
+)
+def test_the_folder_names_the_architecture(tmp_path, name, folder):
     network = trained(name)
-    path = save(tmp_path / f"{name}{suffix}", {"model": network.state_dict()})
+    path = save(tmp_path / folder.format(name), {"model": network.state_dict()})
     teacher = load_teacher(path, num_classes=10)
     assert torch.equal(teacher(IMAGES), network(IMAGES))
     assert not teacher.training
@@ -48,6 +52,16 @@ def test_a_published_dict_loads(tmp_path, zipped):
     assert "module.fc.weight" in content["model"]
     path = save(tmp_path / "resnet8_vanilla", content, _use_new_zipfile_serialization=zipped)
     assert torch.equal(load_teacher(str(path), 10)(IMAGES), network(IMAGES))
+
+
+def test_a_published_last_checkpoint_loads(tmp_path):
+    """Which holds the script's options."""
+    network = trained()
+    options = argparse.Namespace(model="resnet8", lr_decay_epochs=[150, 180, 210], trial=0)
+    path = save(
+        tmp_path / "cifar100_resnet8_trial_0", {"opt": options, "model": network.state_dict()}
+    )
+    assert torch.equal(load_teacher(path, 10)(IMAGES), network(IMAGES))
 
 
 def test_the_architecture_can_be_given(tmp_path):

@@ -8,7 +8,9 @@ What is not named here goes to train_student.py as it is. Runs that are there ar
 
 import argparse
 import csv
+import json
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -29,24 +31,28 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, li
     return parser.parse_known_args(arguments)
 
 
-def accuracy_of(arguments: list[str]) -> float:
-    """Test accuracy in percent after the last epoch of the run, which is made or finished first.
+def accuracy_of(arguments: list[str]) -> tuple[float, dict[str, Any]]:
+    """Test accuracy in percent after the last epoch of the run, which is made or finished first,
+    and its settings.
 
     The last, not the best: choosing an epoch by the test set would flatter all methods.
     """
     folder = train_student.main([*arguments, "--resume", "--quiet"])
     with (folder / "epochs.csv").open(newline="") as file:
-        return float(list(csv.DictReader(file))[-1]["test_acc"])
+        accuracy = float(list(csv.DictReader(file))[-1]["test_acc"])
+    return accuracy, json.loads((folder / "settings.json").read_text())
 
 
 def main(arguments: list[str] | None = None) -> None:
     options, others = parse_arguments(arguments)
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[float]] = {method: [] for method in METHODS}
+    settings: dict[str, dict[str, Any]] = {}
     for method, own in METHODS.items():
         path = [] if "none" in own else ["--path_t", options.path_t]
         for seed in range(options.seeds):
             run = [*trial_flags(method, seed), "--save_folder", str(options.save_folder)]
-            found.setdefault(method, []).append(accuracy_of([*others, *own, *path, *run]))
+            accuracy, settings[method] = accuracy_of([*others, *own, *path, *run])
+            found[method].append(accuracy)
     table = Table(title="test accuracy after the last epoch, %")
     for title in ("method", "mean ± deviation", "by seed"):
         table.add_column(title)
@@ -55,7 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
         table.add_row(method, mean_and_deviation(values), by_seed)
     print_table(table)
     device = engine.device_of(train_student.parse_arguments([*others, "--distill", "none"]))
-    write_record(options.output, device, {"arguments": others, "accuracy": found})
+    # The settings of the last seed: seed and trial are all that the others differ in.
+    write_record(options.output, device, {"accuracy": found, "settings": settings})
 
 
 if __name__ == "__main__":

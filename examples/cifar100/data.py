@@ -74,7 +74,7 @@ def load(name: str, root: str | Path = "data", train: bool = True) -> ImageSet:
         ValueError: an unknown name.
         FileNotFoundError: the files are not there and could not be downloaded; says which folders
             were expected and the official address.
-        RuntimeError: Tiny-ImageNet is there, but not whole.
+        ValueError: also, Tiny-ImageNet is there, but not whole.
 
     Example:
         >>> len(load("digits", train=False))
@@ -157,7 +157,7 @@ def _opened(path: str) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     except OSError as error:
-        raise RuntimeError(f"{path} is damaged ({error}); unpack its archive again") from error
+        raise ValueError(f"{path} is damaged ({error}); unpack its archive again") from error
 
 
 def _in_memory(sources: Sequence[Any], opened: Callable[[Any], Image.Image]) -> Tensor:

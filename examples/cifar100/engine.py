@@ -57,6 +57,7 @@ def make_data(
         options.batch_size,
         seed=options.seed,
         device=device,
+        drop_last=options.drop_last,
         workers=options.num_workers,
     )
     return train, (batches, EvaluationLoader(test, 4 * options.batch_size, device=device))
@@ -174,6 +175,11 @@ class Trainer:
         if missing:
             raise ValueError(f"{self.run.last} is no run to go on with: no {sorted(missing)}")
         flags.check_unchanged(self.options, saved["settings"])
+        if saved["next_epoch"] > self.options.epochs + 1:
+            raise ValueError(
+                f"{self.run.folder} has {saved['next_epoch'] - 1} epochs, more than --epochs "
+                f"{self.options.epochs}; another --trial starts a run of its own"
+            )
         for key, module in self.modules.items():
             module.load_state_dict(saved[key])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -212,9 +218,11 @@ class Trainer:
             # The state at the start of the next epoch.
             self.epoch, self.batch, self.count, self.sums = epoch + 1, 0, 0, Sums(self.device)
             self.run.log(epoch, values)
-            self.run.save(self.state(), best=best)
+            # Kept before the last checkpoint says that the epoch is done: a run that is killed
+            # between the two goes through the epoch once more.
             if epoch % self.options.save_freq == 0:
                 self.run.keep(epoch, self.state())
+            self.run.save(self.state(), best=best)
             self.console.print(
                 f"epoch {epoch:3d}  loss {trained['loss']:.4f}  train {trained['acc']:.2f} %  "
                 f"test {tested['acc']:.2f} %  best {self.best:.2f} %  "

@@ -4,10 +4,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: The published weights: r = 1, and a and b are 1 where they are not 0.
+#: The published weights r, a and b.
 METHODS = {
     "student": ("--distill", "none"),
-    "KD": ("--distill", "kd"),
+    "KD": ("--distill", "kd", "-r", "0.1", "-a", "0.9"),
     "RRD 2024": ("--distill", "rrd", "--protocol", "2024"),
     "RRD 2025": ("--distill", "rrd"),
     "RRD+KD 2024": ("--distill", "rrd", "-a", "1", "--protocol", "2024"),
@@ -19,7 +19,7 @@ def method_of(settings: Mapping[str, Any]) -> str | None:
     """Which of them a run with these resolved settings is; None where the weights are others, or
     the memory is."""
     weights = tuple(settings[name] for name in ("gamma", "alpha", "beta"))
-    kinds = {(1, 0, 0): "student", (1, 1, 0): "KD", (1, 0, 1): "RRD", (1, 1, 1): "RRD+KD"}
+    kinds = {(1, 0, 0): "student", (0.1, 0.9, 0): "KD", (1, 0, 1): "RRD", (1, 1, 1): "RRD+KD"}
     kind = kinds.get(weights)
     if kind is None or not kind.startswith("RRD"):
         return kind

@@ -29,6 +29,13 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return action.help if plain else super()._get_help_string(action)
 
 
+class _Ignored(argparse.Action):
+    """Of the published scripts, and of no use here: old command lines go on working."""
+
+    def __call__(self, *_: Any) -> None:
+        pass
+
+
 def _epochs(text: str) -> tuple[int, ...]:
     """'150,180,210' as published."""
     try:
@@ -80,6 +87,11 @@ def add_data(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
         choices=("device", "workers"),
         help="images on the device, augmented there, or in PIL by worker processes",
     )
+    group.add_argument(
+        "--drop_last",
+        action="store_true",
+        help="leave a smaller last batch out, as the published code of 2025 does",
+    )
     group.add_argument("--num_workers", default=8, type=at_least(0), help="processes that load")
 
 
@@ -110,8 +122,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "--save_freq", default=40, type=at_least(1), help="keeps ckpt_epoch_N.pth every N epochs"
     )
     for unused in ("--print_freq", "--tb_freq", "--init_epochs", "--hint_layer"):
-        # Of the published scripts: old command lines go on working.
-        group.add_argument(unused, type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        group.add_argument(
+            unused, action=_Ignored, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
     group.add_argument("--save_folder", default="save", type=Path, help="where runs are kept")
     group.add_argument(
         "--resume", action="store_true", help="go on from the run's last checkpoint, if it has one"
@@ -184,7 +197,9 @@ def check_unchanged(options: argparse.Namespace, saved: dict[str, Any]) -> None:
 
 def write_settings(options: argparse.Namespace, path: Path) -> None:
     """The resolved settings as JSON beside the run."""
-    path.write_text(json.dumps(plain_settings(options), indent=2) + "\n")
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(plain_settings(options), indent=2) + "\n")
+    temporary.replace(path)
 
 
 def digest_of(model: nn.Module) -> str:

@@ -1,10 +1,11 @@
 """The paper's CIFAR-100 table beside one's own runs, and the commands that make them.
 
-    python examples/cifar100/paper.py                              # the table
-    python examples/cifar100/paper.py commands                     # of every row
-    python examples/cifar100/paper.py commands resnet32x4 resnet8x4 | bash -e
+    python paper.py                                    # the table
+    python paper.py commands                           # of every row
+    python paper.py commands resnet32x4 resnet8x4 | bash -e
 
-A command that is there already goes on where it was, or does nothing where it is done.
+In the folder of these scripts. A command that is run again goes on where it was, or does nothing
+where it is done.
 """
 
 import argparse
@@ -12,19 +13,28 @@ import csv
 import json
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
 import options as flags
+import train_student
+import train_teacher
 from methods import METHODS, mean_and_deviation, method_of, trial_flags
 from output import print_table
+from rrd_kernels.loss import PROTOCOLS
 
 PUBLISHED = json.loads((Path(__file__).parent / "published_results.json").read_text())
 #: As the table has them; CRD is quoted, not implemented.
 COLUMNS = ("teacher", "student", "KD", "CRD", *(name for name in METHODS if "RRD" in name))
+#: Settings that a run of the table has at their defaults.
+COURSE = (
+    *("dataset", "images", "batch_size", "accumulate", "learning_rate", "lr_decay_epochs"),
+    *("lr_decay_rate", "weight_decay", "momentum"),
+    *("kd_T", "feat_dim", "nce_k", "nce_t_s", "nce_t_t"),
+)
 
 
 class Pair(NamedTuple):
@@ -45,30 +55,53 @@ def published() -> dict[Pair, dict[str, float]]:
 
 
 def own(folder: Path) -> dict[Pair, dict[str, list[float]]]:
-    """The same of the runs in a ``--save_folder``, after their last epoch: those on CIFAR-100 that
-    have run to an end of 240 epochs. Students alone count in every row of their architecture.
+    """The same of the runs in a ``--save_folder``, a number for each seed, after the last epoch:
+    those on CIFAR-100 with the published settings that have run to the end of 240 epochs. Students
+    alone count in every row of their architecture.
 
-    The last epoch, not the best: choosing by the test set would flatter all methods.
+    The last epoch, not the best: so does the published table, and choosing by the test set would
+    flatter all methods.
     """
-    found: dict[Pair, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for path in sorted(folder.glob("*/*/settings.json")):
-        settings = json.loads(path.read_text())
-        accuracy = _finished(path.parent / "epochs.csv")
-        if settings["dataset"] != "cifar100" or accuracy is None:
-            continue
-        if "model_s" not in settings:
-            for pair in published():
-                if pair.teacher == settings["model"]:
-                    found[pair]["teacher"].append(accuracy)
-            continue
-        method = method_of(settings)
-        if method == "student":
-            for pair in published():
-                if pair.student == settings["model_s"]:
-                    found[pair][method].append(accuracy)
-        elif method is not None:
-            found[Pair(settings["model_t"], settings["model_s"])][method].append(accuracy)
-    return found
+    found: dict[Pair, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for kind in ("models", "student_model"):
+        for path in sorted(folder.glob(f"{kind}/*/settings.json")):
+            settings = json.loads(path.read_text())
+            accuracy = _finished(path.parent / "epochs.csv")
+            if accuracy is None or not _as_published(settings):
+                continue
+            for pair, column in _places(settings):
+                found[pair][column].setdefault(settings["seed"], accuracy)
+    return {
+        pair: {column: list(seeds.values()) for column, seeds in columns.items()}
+        for pair, columns in found.items()
+    }
+
+
+def _places(settings: Mapping[str, Any]) -> list[tuple[Pair, str]]:
+    """The table's places that a run with these settings belongs to."""
+    if "model_s" not in settings:
+        return [(pair, "teacher") for pair in published() if pair.teacher == settings["model"]]
+    method, student = method_of(settings), settings["model_s"]
+    if method == "student":
+        return [(pair, method) for pair in published() if pair.student == student]
+    return [(Pair(settings["model_t"], student), method)] if method else []
+
+
+def _as_published(settings: Mapping[str, Any]) -> bool:
+    """Whether all that changes the training's course is the default, but for networks, method and
+    seed; mixed precision and the like may be used."""
+    if "model_s" in settings:
+        script, model = train_student.parse_arguments(["--distill", "none"]), settings["model_s"]
+    else:
+        script, model = train_teacher.parse_arguments([]), settings["model"]
+    wanted = flags.plain_settings(script) | {
+        "dataset": "cifar100",
+        "learning_rate": flags.learning_rate_of(model, None),
+    }
+    if settings.get("beta"):
+        protocol = PROTOCOLS[settings["protocol"]]
+        wanted |= {"nce_t_s": protocol.nce_t_s, "nce_t_t": protocol.nce_t_t}
+    return all(settings[name] == wanted[name] for name in COURSE if name in wanted)
 
 
 def _finished(epochs: Path) -> float | None:
@@ -83,13 +116,15 @@ def _finished(epochs: Path) -> float | None:
 def commands(pair: Pair, seeds: int, save_folder: Path) -> Iterator[list[str]]:
     """What makes a row, from the folder of these scripts: the teacher, then each method."""
     common = ["--dataset", "cifar100", "--save_folder", str(save_folder), "--resume"]
-    yield ["python", "train_teacher.py", "--model", pair.teacher, *common]
+    yield ["python", "train_teacher.py", "--model", pair.teacher, "--drop_last", *common]
     trained = f"{pair.teacher}_cifar100_trial_0/{pair.teacher}_last.pth"
     for method, own_flags in METHODS.items():
         path = [] if method == "student" else ["--path_t", str(save_folder / "models" / trained)]
         for seed in range(seeds):
-            script = ["python", "train_student.py", "--model_s", pair.student]
-            yield [*script, *own_flags, *path, *trial_flags(method, seed), *common]
+            script = ["python", "train_student.py", "--model_s", pair.student, *own_flags]
+            # The published code of 2025 leaves a smaller last batch out, that of 2024 does not.
+            last = [] if method.endswith("2024") else ["--drop_last"]
+            yield [*script, *path, *last, *trial_flags(method, seed), *common]
 
 
 def table(rows: dict[Pair, dict[str, float]], runs: dict[Pair, dict[str, list[float]]]) -> Table:
@@ -106,12 +141,14 @@ def table(rows: dict[Pair, dict[str, float]], runs: dict[Pair, dict[str, list[fl
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = flags.parser_of(__doc__)
+    parser.add_argument(
+        "wanted", nargs="?", default="table", choices=("table", "commands"), help="what is printed"
+    )
+    parser.add_argument("pair", nargs="*", metavar="ARCH", help="teacher and student: of one row")
+    parser.add_argument("--seeds", default=1, type=flags.at_least(1), help="students per method")
     parser.add_argument("--save_folder", default="save", type=Path, help="where runs are kept")
-    wanted = parser.add_subparsers(dest="wanted").add_parser("commands", help="prints them")
-    wanted.add_argument("pair", nargs="*", metavar="ARCH", help="teacher and student: of one row")
-    wanted.add_argument("--seeds", default=1, type=flags.at_least(1), help="students per method")
     options = parser.parse_args(arguments)
-    if options.wanted and options.pair and tuple(options.pair) not in published():
+    if options.pair and tuple(options.pair) not in published():
         known = ", ".join(f"{pair.teacher} {pair.student}" for pair in published())
         parser.error(f"no row has teacher and student {' '.join(options.pair)}; there are {known}")
     return options
@@ -128,7 +165,10 @@ def main(arguments: list[str] | None = None) -> None:
         ]
         print("\n".join(dict.fromkeys(lines)))  # teachers and students alone are in several rows
         return
-    print_table(table(published(), own(options.save_folder)), width=132)
+    rows = published()
+    if options.pair:
+        rows = {pair: numbers for pair, numbers in rows.items() if pair == tuple(options.pair)}
+    print_table(table(rows, own(options.save_folder)), width=132)
     print(f"published: {PUBLISHED['source']}")
 
 

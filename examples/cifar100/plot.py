@@ -33,6 +33,9 @@ def curves(folders: list[Path], output: Path) -> None:
     """Training loss and test accuracy of each run, by epoch."""
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for folder in folders:
+        if not (folder / "epochs.csv").exists():
+            print(f"left out: {folder} has no finished epoch")
+            continue
         with (folder / "epochs.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         epochs = [int(row["epoch"]) for row in rows]
@@ -70,18 +73,21 @@ def outputs(network: ImageClassifier, images: ImageSet, count: int) -> Outputs:
     return Outputs(*(torch.cat(parts).numpy() for parts in (features, logits, labels)))
 
 
-def correlation(
-    teacher: np.ndarray, students: dict[str, np.ndarray], classes: tuple[str, ...], output: Path
-) -> None:
-    """The difference of teacher's and student's correlations between classes' logits [N, classes]:
-    pale where the student has the teacher's relations."""
-    wanted = np.corrcoef(teacher, rowvar=False)
-    differences = {
-        name: wanted - np.corrcoef(logits, rowvar=False) for name, logits in students.items()
-    }
+def correlation_difference(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
+    """[classes, classes]: the correlation of classes' logits [N, classes], teacher's less
+    student's."""
+    return np.corrcoef(teacher, rowvar=False) - np.corrcoef(student, rowvar=False)
+
+
+def correlation(differences: dict[str, np.ndarray], classes: tuple[str, ...], output: Path) -> None:
+    """Each student's :func:`correlation_difference`: pale where it has the teacher's relations."""
     largest = max(np.abs(difference).max() for difference in differences.values())
     figure, axes = plt.subplots(
-        1, len(students), figsize=(5 * len(students) + 1.5, 6), squeeze=False, layout="constrained"
+        1,
+        len(differences),
+        figsize=(5 * len(differences) + 1.5, 6),
+        squeeze=False,
+        layout="constrained",
     )
     for ax, (name, difference) in zip(axes[0], differences.items(), strict=True):
         image = ax.imshow(difference, cmap="RdBu_r", vmin=-largest, vmax=largest)
@@ -171,8 +177,11 @@ def main(arguments: list[str] | None = None) -> None:
             label = f"{label}/{path.stem} ({len(students)})"
         students[label] = outputs(load_teacher(path, classes), images, options.images)
     if options.picture == "correlation":
-        logits = {name: found.logits for name, found in students.items()}
-        correlation(teacher.logits, logits, images.classes, options.output)
+        differences = {
+            name: correlation_difference(teacher.logits, found.logits)
+            for name, found in students.items()
+        }
+        correlation(differences, images.classes, options.output)
     else:
         features = {"teacher": teacher.features}
         features |= {name: found.features for name, found in students.items()}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import options as flags
 from benchmarks.measure import Spread, busy_cores, interleaved_times
-from engine import device_of
+from engine import device_of, prepare
 from models import ImageClassifier, model_dict
 from output import print_table, write_record
 from rrd_kernels import RRDLoss
@@ -98,9 +98,9 @@ def make_step(
             with torch.no_grad():
                 taught, _ = teacher(images, is_feat=True)
             features, logits = student(images, is_feat=True)
-        loss = F.cross_entropy(logits.float(), labels)
-        if criterion is not None:
-            loss = loss + criterion(features[-1].float(), taught[-1].float())
+            loss = F.cross_entropy(logits.float(), labels)
+            if criterion is not None:
+                loss = loss + criterion(features[-1], taught[-1])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -115,8 +115,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
     Raises:
         RuntimeError: the two losses do not agree at their first step.
     """
-    device = device_of(options)
-    torch.manual_seed(0)
+    device = prepare(argparse.Namespace(device=options.device, seed=0, deterministic=False))
     student = model_dict[options.model_s](num_classes=100).to(device).train()
     teacher = model_dict[options.model_t](num_classes=100).to(device).eval().requires_grad_(False)
     criterion = RRDLoss(

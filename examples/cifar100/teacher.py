@@ -1,5 +1,6 @@
 """Published checkpoints as frozen teachers."""
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,11 +60,12 @@ def classes_of(path: str | Path) -> int:
 
 
 def architecture_of(path: Path) -> str:
-    """The architecture that the name of the checkpoint's folder begins with, or after ``_S_`` that
-    of a student."""
+    """The architecture that the name of the checkpoint's folder begins with, after that of a data
+    set where there is one; of a student's folder the one after ``_S_``."""
     folder = path.absolute().parent.name
     if "_S_" in folder:
         folder = folder.split("_S_", 1)[1]
+    folder = folder.removeprefix("cifar100_").removeprefix("cifar10_")
     for architecture in model_dict:
         # With the underscore: resnet8 is not resnet8x4.
         if f"{folder}_".startswith(f"{architecture}_"):
@@ -80,7 +82,9 @@ def _known() -> str:
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # The published scripts leave their options beside the last weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:

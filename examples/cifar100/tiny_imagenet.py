@@ -51,7 +51,7 @@ def samples(folder: Path, train: bool) -> tuple[list[tuple[str, int]], list[str]
     which for both parts are the training folders, so that both number them alike.
 
     Raises:
-        RuntimeError: images are missing.
+        ValueError: images are missing.
     """
     part = "train" if train else "val"
     classes, numbers = image_folder.find_classes(folder / "train")
@@ -63,7 +63,7 @@ def samples(folder: Path, train: bool) -> tuple[list[tuple[str, int]], list[str]
             folder / part, numbers, extensions=extensions, allow_empty=True
         )
     if len(found) != COUNTS[part]:
-        raise RuntimeError(
+        raise ValueError(
             f"{folder / part} holds {len(found)} images of the {len(classes)} classes of "
             f"{folder / 'train'}, not {COUNTS[part]}. Remove {folder} and unpack {URL} again."
         )

@@ -62,6 +62,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     flags.add_data(parser, tuple(DATA_SETS))
     flags.add_optimization(parser)
     flags.add_run(parser)
+    parser.set_defaults(trial="1")
     options = parser.parse_args(arguments)
     if options.alpha is None:
         options.alpha = float(options.distill == "kd")

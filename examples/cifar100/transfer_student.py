@@ -49,7 +49,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     flags.add_data(parser, tuple(DATA_SETS))
     flags.add_optimization(parser)
     flags.add_run(parser)
-    parser.set_defaults(epochs=120, lr_decay_epochs=(30, 60, 90))
+    parser.set_defaults(epochs=120, lr_decay_epochs=(30, 60, 90), save_freq=50)
     options = parser.parse_args(arguments)
     if options.model_s is None:
         options.model_s = options.path_s.stem.removesuffix("_best").removesuffix("_last")
