@@ -1,7 +1,8 @@
 """The FIFO memory of earlier teacher embeddings: parameters and buffers, nothing numeric."""
 
+import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,14 @@ from torch import Tensor
 
 from rrd_kernels import functional
 from rrd_kernels import validation as check
+from rrd_kernels.distributed.ddp import check_ignored, ignore_in_ddp
+from rrd_kernels.distributed.fifo import keys_step
+from rrd_kernels.distributed.ranks import Ranks
 from rrd_kernels.embeddings import Embeddings
+from rrd_kernels.recomputation import may_write
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 STARTS = ("published", "unit")
 
@@ -35,6 +43,7 @@ class FifoMemory(Embeddings):
         device, dtype: as in :class:`torch.nn.Linear`.
         memory_dtype: what the rows are stored in: float64, float32, bfloat16 or float16. Default:
             ``dtype``. They are drawn in ``dtype`` whatever it is.
+        process_group, gather: as in :class:`rrd_kernels.RRDLoss`.
 
     Attributes:
         embed_s: Linear(s_dim, feat_dim), trained.
@@ -81,6 +90,8 @@ class FifoMemory(Embeddings):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         memory_dtype: torch.dtype | None = None,
+        process_group: "ProcessGroup | None" = None,
+        gather: str = "keys",
     ) -> None:
         check.check_size("size", size)
         check.check_choice("enqueue", enqueue, check.ENQUEUES)
@@ -88,7 +99,10 @@ class FifoMemory(Embeddings):
         check.check_momentum("slot_momentum", slot_momentum)
         check.check_choice("backend", backend, check.BACKENDS)
         check.check_numbers(precision, memory_dtype)
+        ranks = Ranks(gather, process_group)
         super().__init__(s_dim, t_dim, feat_dim, device=device, dtype=dtype)
+        self.ranks = ranks
+        self.stale = True  # until the ranks have compared
         self.enqueue_order = enqueue
         self.slot_momentum = slot_momentum
         self.precision = precision
@@ -97,6 +111,7 @@ class FifoMemory(Embeddings):
         rows = F.normalize(rows, dim=0 if start == "published" else 1)
         self.register_buffer("queue", rows.to(dtype=memory_dtype))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64, device=device))
+        ignore_in_ddp(self)
         self.unit_rows = False
         self._inspected = False
         self.inspect_rows()
@@ -119,6 +134,7 @@ class FifoMemory(Embeddings):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.inspect_rows()
         self.unit_rows = self.unit_rows and may_be
+        self.stale = True
 
     def forward(
         self,
@@ -129,19 +145,13 @@ class FifoMemory(Embeddings):
         *,
         tau_s: float,
         tau_t: float,
+        update: bool = True,
     ) -> Tensor:
         """The loss of [B, s_dim] student against [B, t_dim] teacher features, a scalar.
 
-        In training mode the teacher's rows enter the memory. ``idx`` and ``contrast_idx`` are not
-        used; they make all memories callable alike.
+        In training mode the teacher's rows enter the memory, unless ``update`` is false. ``idx``
+        and ``contrast_idx`` are not used; they make all memories callable alike.
         """
-        self.check_features(f_s, f_t, self.queue.device)
-        if self.training and f_s.shape[0] > self.queue.shape[0]:
-            raise ValueError(
-                f"a batch of {f_s.shape[0]} does not fit a memory of {self.queue.shape[0]} rows; "
-                f"make the memory (nce_k) larger"
-            )
-        z_s, z_t = self.project(f_s, f_t)
         settings: dict[str, Any] = {
             "tau_s": tau_s,
             "tau_t": tau_t,
@@ -149,7 +159,13 @@ class FifoMemory(Embeddings):
             "precision": self.precision,
             "backend": self.backend,
         }
-        if not self.training:
+        prepare = functools.partial(self._prepare, f_s, f_t, update)
+        if self.ranks.size > 1:
+            check_ignored(self, shared=self.ranks.gather == "keys")
+            if self.ranks.gather == "keys" and self.training:
+                return keys_step(self, prepare, settings)
+        z_s, z_t, writes = prepare()
+        if not writes:
             return functional.relational_loss(z_s, z_t, self.queue, **settings)
         return functional.relational_step_(
             z_s,
@@ -159,6 +175,23 @@ class FifoMemory(Embeddings):
             enqueue=self.enqueue_order,
             momentum=self.slot_momentum,
             **settings,
+        )
+
+    def _prepare(self, f_s: Tensor, f_t: Tensor, update: bool) -> tuple[Tensor, Tensor, bool]:
+        """The embeddings of features that are checked here, and whether they are to enter."""
+        writes = self.training and may_write(update, self.enqueue_order)
+        self.check_features(f_s, f_t, self.queue.device)
+        if writes and f_s.shape[0] > self.queue.shape[0]:
+            raise ValueError(
+                f"a batch of {f_s.shape[0]} does not fit a memory of {self.queue.shape[0]} rows; "
+                f"make the memory (nce_k) larger"
+            )
+        return *self.project(f_s, f_t), writes
+
+    def enqueue_(self, keys: Tensor) -> None:
+        """Writes the unit rows of ``keys`` [B, D] into the memory, from the pointer on."""
+        functional.enqueue_(
+            self.queue, self.queue_ptr, keys, momentum=self.slot_momentum, backend=self.backend
         )
 
     def warmup(

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_ranks
 
 import rrd_kernels
 from rrd_kernels import validation
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ["checkpoint", "functional", "loss", "memory", "reference"]
+MODULES = ["checkpoint", "distributed.ddp", "functional", "loss", "memory", "reference"]
 PUBLIC = [
     rrd_kernels.RRDLoss,
     rrd_kernels.FifoMemory,
@@ -24,6 +25,7 @@ PUBLIC = [
     rrd_kernels.reference.enqueue_,
     rrd_kernels.reference.relational_step_,
     rrd_kernels.checkpoint.to_layout,
+    rrd_kernels.distributed.ignore_in_ddp,
 ]
 
 
@@ -62,6 +64,28 @@ def test_readme_code_runs():
     scope: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), scope)
+
+
+def distributed_example(rank):
+    """The README's, with a script's other things."""
+    (block,) = re.findall(r"```py\n(.*?)```", readme(), re.DOTALL)
+    student, teacher = torch.nn.Linear(5, 64), torch.nn.Linear(5, 256).requires_grad_(False)
+    scope = {
+        "torch": torch,
+        "RRDLoss": rrd_kernels.RRDLoss,
+        "rrd_kernels": rrd_kernels,
+        "student": student,
+        "teacher": teacher,
+        "images": torch.randn(8, 5),
+    }
+    exec(block.replace("torch.distributed.init_process_group()", ""), scope)
+    return scope["criterion"].module.memory.queue_ptr, student.weight.grad
+
+
+def test_readme_code_runs_on_two_ranks():
+    (pointer, gradient), (_, other) = on_ranks(2, distributed_example)
+    assert pointer.item() == 16
+    assert torch.equal(gradient, other)
 
 
 def test_readme_commands_exist():
