@@ -78,7 +78,9 @@ class RRDLoss(nn.Module):
         gather: what they share. ``"keys"`` (default): one memory, of which each rank has a copy;
             every training step gathers all ranks' rows, so that W ranks with B/W samples each
             train as one process with B does, under DDP or anything else that averages gradients
-            over ranks. ``"none"``: a memory each, of its own rows.
+            over ranks. ``"none"``: a memory each, of its own rows. ``"shard"``, for the FIFO
+            memory: one memory of which each rank has K / W rows, for the K that no rank could
+            hold; make the criterion after ``init_process_group``, and on every rank.
 
     Attributes:
         embed_s, embed_t: the projections; ``embed_t`` has no gradient.

@@ -5,14 +5,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rrd_kernels import functional
 from rrd_kernels import validation as check
+from rrd_kernels.distributed.agreement import Step
 from rrd_kernels.distributed.ddp import check_ignored, ignore_in_ddp
 from rrd_kernels.distributed.fifo import keys_step
+from rrd_kernels.distributed.layout import Layout, draw_rows
 from rrd_kernels.distributed.ranks import Ranks
+from rrd_kernels.distributed.shard import shard_step
+from rrd_kernels.distributed.state import as_dtensor, own_rows
 from rrd_kernels.embeddings import Embeddings
 from rrd_kernels.recomputation import may_write
 
@@ -48,7 +51,8 @@ class FifoMemory(Embeddings):
     Attributes:
         embed_s: Linear(s_dim, feat_dim), trained.
         embed_t: Linear(t_dim, feat_dim), without gradient.
-        queue: [K, D] buffer.
+        queue: [K, D] buffer; with ``gather="shard"`` this rank's rows of it, and in the state_dict
+            a DTensor of all.
         queue_ptr: int64 [1] buffer, the next slot.
         unit_rows: whether every row's norm is at most 1, so that the bounded softmax applies.
             Looked at when the memory is made and when a state is loaded, which can make it false
@@ -100,15 +104,18 @@ class FifoMemory(Embeddings):
         check.check_choice("backend", backend, check.BACKENDS)
         check.check_numbers(precision, memory_dtype)
         ranks = Ranks(gather, process_group)
+        shards = gather == "shard"
+        layout = Layout(size, ranks.size if shards else 1, ranks.rank if shards else 0)
+        layout.check()
         super().__init__(s_dim, t_dim, feat_dim, device=device, dtype=dtype)
         self.ranks = ranks
+        self.layout = layout
         self.stale = True  # until the ranks have compared
         self.enqueue_order = enqueue
         self.slot_momentum = slot_momentum
         self.precision = precision
         self.backend = backend
-        rows = torch.randn(size, feat_dim, device=device, dtype=dtype)
-        rows = F.normalize(rows, dim=0 if start == "published" else 1)
+        rows = draw_rows(layout, feat_dim, start, device=device, dtype=dtype)
         self.register_buffer("queue", rows.to(dtype=memory_dtype))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64, device=device))
         ignore_in_ddp(self)
@@ -131,10 +138,21 @@ class FifoMemory(Embeddings):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         may_be = self.unit_rows or not self._inspected
+        if (key := f"{prefix}queue") in state_dict:
+            # load_state_dict hands out a copy of the user's dict.
+            state_dict = {**state_dict, key: own_rows(state_dict[key], self.layout)}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.inspect_rows()
         self.unit_rows = self.unit_rows and may_be
         self.stale = True
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.layout.ranks > 1:
+            rows = destination[f"{prefix}queue"]
+            destination[f"{prefix}queue"] = as_dtensor(rows, self.layout, self.ranks)
 
     def forward(
         self,
@@ -164,6 +182,13 @@ class FifoMemory(Embeddings):
             check_ignored(self, shared=self.ranks.gather == "keys")
             if self.ranks.gather == "keys" and self.training:
                 return keys_step(self, prepare, settings)
+        if self.ranks.gather == "shard" and self.ranks.size != self.layout.ranks:
+            raise RuntimeError(
+                f"a memory that was spread over {self.layout.ranks} ranks is used by "
+                f"{self.ranks.size}: make the criterion after init_process_group"
+            )
+        if self.layout.ranks > 1:
+            return shard_step(self, prepare, settings)
         z_s, z_t, writes = prepare()
         if not writes:
             return functional.relational_loss(z_s, z_t, self.queue, **settings)
@@ -181,12 +206,20 @@ class FifoMemory(Embeddings):
         """The embeddings of features that are checked here, and whether they are to enter."""
         writes = self.training and may_write(update, self.enqueue_order)
         self.check_features(f_s, f_t, self.queue.device)
-        if writes and f_s.shape[0] > self.queue.shape[0]:
+        if writes and f_s.shape[0] > self.layout.size:
             raise ValueError(
-                f"a batch of {f_s.shape[0]} does not fit a memory of {self.queue.shape[0]} rows; "
+                f"a batch of {f_s.shape[0]} does not fit a memory of {self.layout.size} rows; "
                 f"make the memory (nce_k) larger"
             )
         return *self.project(f_s, f_t), writes
+
+    def check_fits(self, step: Step, writes: bool) -> None:
+        """The batches of all ranks fit the memory, where they are to enter it."""
+        if writes and step.batch > self.layout.size:
+            raise ValueError(
+                f"batches of {step.batches} rows on {len(step.batches)} ranks do not fit a memory "
+                f"of {self.layout.size} rows; make the memory (nce_k) larger"
+            )
 
     def enqueue_(self, keys: Tensor) -> None:
         """Writes the unit rows of ``keys`` [B, D] into the memory, from the pointer on."""
@@ -219,5 +252,7 @@ class FifoMemory(Embeddings):
         )
 
     def extra_repr(self) -> str:
-        size, dim = self.queue.shape
-        return f"size={size}, feat_dim={dim}, enqueue={self.enqueue_order!r}"
+        return (
+            f"size={self.layout.size}, feat_dim={self.queue.shape[1]}, "
+            f"enqueue={self.enqueue_order!r}"
+        )

@@ -126,8 +126,9 @@ class MomentumMemory(Embeddings):
         device, dtype: as in :class:`torch.nn.Linear`.
         memory_dtype: what the rows are stored in: float64, float32, bfloat16 or float16. Default:
             ``dtype``. They are drawn in ``dtype`` whatever it is.
-        process_group, gather: as in :class:`rrd_kernels.RRDLoss`. Each rank draws its own samples'
-            negatives: give each another seed.
+        process_group, gather: as in :class:`rrd_kernels.RRDLoss`, but for ``"shard"``, which these
+            memories do not have. Each rank draws its own samples' negatives: give each another
+            seed.
 
     Attributes:
         embed_s: Linear(s_dim, feat_dim), trained.
@@ -184,6 +185,11 @@ class MomentumMemory(Embeddings):
         check.check_choice("backend", backend, check.BACKENDS)
         check.check_numbers(precision, memory_dtype)
         ranks = Ranks(gather, process_group)
+        if gather == "shard":
+            raise ValueError(
+                "the momentum memory cannot be spread over ranks: gather='shard' is for "
+                "memory_type='fifo'"
+            )
         super().__init__(s_dim, t_dim, feat_dim, device=device, dtype=dtype)
         self.ranks = ranks
         self.similarity = similarity

@@ -14,7 +14,7 @@ import rrd_kernels
 from rrd_kernels import validation
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ["checkpoint", "distributed.ddp", "functional", "loss", "memory", "reference"]
+MODULES = ["checkpoint", "distributed.ddp", "partials", "functional", "loss", "memory", "reference"]
 PUBLIC = [
     rrd_kernels.RRDLoss,
     rrd_kernels.FifoMemory,
@@ -24,6 +24,9 @@ PUBLIC = [
     rrd_kernels.reference.relational_loss,
     rrd_kernels.reference.enqueue_,
     rrd_kernels.reference.relational_step_,
+    rrd_kernels.functional.relational_partials,
+    rrd_kernels.functional.loss_of_partials,
+    rrd_kernels.reference.relational_partials,
     rrd_kernels.checkpoint.to_layout,
     rrd_kernels.distributed.ignore_in_ddp,
 ]
@@ -47,7 +50,7 @@ def test_public_docstrings_are_whole(thing):
 
 
 def test_twins_take_the_same_arguments():
-    for name in ("relational_loss", "enqueue_", "relational_step_"):
+    for name in ("relational_loss", "enqueue_", "relational_step_", "relational_partials"):
         fused = inspect.signature(getattr(rrd_kernels.functional, name)).parameters
         plain = inspect.signature(getattr(rrd_kernels.reference, name)).parameters
         assert plain.items() <= fused.items()

@@ -1,5 +1,7 @@
 """What a step sends, counted; and that one process sends nothing."""
 
+import itertools
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,6 +10,7 @@ from ranks import on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rrd_kernels import RRDLoss
+from rrd_kernels.distributed.ranks import GATHERS
 
 #: What ranks tell each other before a step: six integers of eight bytes.
 HEADER = 48
@@ -34,8 +37,8 @@ class Traffic(TorchDispatchMode):
 
 
 def send_nothing(rank):
-    for gather in ("keys", "none"):
-        for settings in MEMORIES.values():
+    for gather, (name, settings) in itertools.product(GATHERS, MEMORIES.items()):
+        if gather != "shard" or name.startswith("fifo"):
             module = Distiller(**settings, gather=gather)
             with Traffic() as traffic:
                 for batch in batches()[:2]:
@@ -84,6 +87,33 @@ def test_bytes_of_the_momentum_memory():
             ("allgather_base", 2 * 6 * 8),
             ("allgather_base", 2 * 2 * 6 * SIZES["feat_dim"] * 8),
         ]
+
+
+def shard_steps(rank, sizes, settings):
+    """What a training step sends, and what an evaluation without gradients does."""
+    module = Distiller(nce_k=30, gather="shard", start="unit", **settings)
+    batch = [part[: sizes[rank]] for part in batches()[0]]
+    module(*batch)
+    with Traffic() as training:
+        module(*batch)
+    with Traffic() as evaluation, torch.no_grad():
+        module.eval()(*batch)
+    return training.seen, evaluation.seen
+
+
+@pytest.mark.parametrize("sizes", [(6, 6), (5, 2)], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"nce_t_t": 0.01}], ids=["bounded", "online"])
+def test_bytes_of_a_shard(settings, sizes):
+    """2·W·B·D embeddings there, 2·W·B·(D + 1) sums back and W·B more for the loss; without bounded
+    logits also 2·W·B shifts, which only these samples have, whatever the largest batch is."""
+    largest, dim = max(sizes), SIZES["feat_dim"]
+    header, queries = ("allgather_base", 2 * HEADER), ("allgather_base", 2 * largest * 2 * dim * 8)
+    shifts = [("allreduce", 2 * sum(sizes) * 8)] if settings else []
+    sums = ("reduce_scatter_base", 2 * largest * (2 * (dim + 1) + 1) * 8)
+    without = ("reduce_scatter_base", 2 * largest * 3 * 8)
+    for training, evaluation in on_ranks(2, shard_steps, sizes, settings):
+        assert training == [header, queries, *shifts, sums]
+        assert evaluation == [header, queries, *shifts, without]
 
 
 def half_precision(rank):

@@ -52,6 +52,20 @@ def gather_rows(ranks: Ranks, rows: Tensor, batches: Sequence[int]) -> Gathering
     return Gathering(ranks, rows, batches)
 
 
+def scatter_sums(ranks: Ranks, parts: Tensor, batches: Sequence[int]) -> Tensor:
+    """This rank's rows, [batches[rank], N], of the sum over ranks of ``parts``, [their sum, N]."""
+    largest = max(batches)
+    padded = parts
+    if min(batches) < largest:
+        padded = parts.new_zeros(len(batches) * largest, parts.shape[1])
+        pieces = zip(padded.split(largest), parts.split(list(batches)), strict=True)
+        for place, piece in pieces:
+            place[: len(piece)] = piece
+    own = parts.new_empty(largest, parts.shape[1])
+    dist.reduce_scatter_tensor(own, padded, group=ranks.group)
+    return own[: batches[ranks.rank]]
+
+
 def copy_from_first(ranks: Ranks, tensors: Iterable[Tensor]) -> None:
     """Makes every rank's ``tensors`` those of rank 0, in place."""
     for tensor in tensors:

@@ -67,16 +67,12 @@ def keys_step(
         prepared.append(prepare())
         z_s, z_t, writes = prepared[0]
         alike = alike_of(memory, settings, z_t.dtype)
-        alike |= {"nce_k": queue.shape[0], "update": writes}
+        alike |= {"nce_k": memory.layout.size, "update": writes}
         return Share(len(z_s), alike, stale=memory.stale, unit_rows=memory.unit_rows)
 
     step = agree(ranks, queue.device, share)
     (z_s, z_t, writes) = prepared[0]
-    if writes and step.batch > queue.shape[0]:
-        raise ValueError(
-            f"batches of {step.batches} rows on {ranks.size} ranks do not fit a memory of "
-            f"{queue.shape[0]} rows; make the memory (nce_k) larger"
-        )
+    memory.check_fits(step, writes)
     if step.stale:
         copy_from_first(ranks, (queue, pointer))
         memory.inspect_rows()

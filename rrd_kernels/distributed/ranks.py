@@ -7,14 +7,15 @@ import torch.distributed as dist
 
 from rrd_kernels import validation as check
 
-GATHERS = ("keys", "none")
+GATHERS = ("keys", "none", "shard")
 
 
 class Ranks:
     """A process group, looked up when it is used, and what its ranks share.
 
     Args:
-        gather: ``"keys"``, one memory of which each rank has a copy; ``"none"``, a memory each.
+        gather: ``"keys"``, one memory of which each rank has a copy; ``"none"``, a memory each; or
+            ``"shard"``, one memory of which each rank has a part.
         process_group: whose ranks. Default: all processes, once ``init_process_group`` has run;
             before it, and without it, this process alone.
 
