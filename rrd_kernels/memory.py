@@ -14,7 +14,7 @@ from rrd_kernels.distributed.ddp import check_ignored, ignore_in_ddp
 from rrd_kernels.distributed.fifo import keys_step
 from rrd_kernels.distributed.layout import Layout, draw_rows
 from rrd_kernels.distributed.ranks import Ranks
-from rrd_kernels.distributed.shard import shard_step
+from rrd_kernels.distributed.shard import shard_step, warm_up_shard
 from rrd_kernels.distributed.state import as_dtensor, own_rows
 from rrd_kernels.embeddings import Embeddings
 from rrd_kernels.recomputation import may_write
@@ -237,10 +237,14 @@ class FifoMemory(Embeddings):
             tau_s, tau_t: the temperatures that will be given.
             dtype: of the projected embeddings; default: the weights', give autocast's under it.
         """
+        dtype = dtype or self.embed_s.weight.dtype
+        if self.layout.ranks > 1:
+            warm_up_shard(self, batch_size, tau_s, tau_t, dtype)
+            return
         functional.warmup(
             batch_size,
             *self.queue.shape,
-            dtype=dtype or self.embed_s.weight.dtype,
+            dtype=dtype,
             memory_dtype=self.queue.dtype,
             tau_s=tau_s,
             tau_t=tau_t,

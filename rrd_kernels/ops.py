@@ -183,7 +183,7 @@ def _register_triton() -> torch.library.Library:
         library.impl(name, call, "CUDA")
 
     library = torch.library.Library("rrd_kernels", "IMPL")
-    for name in ("triton_step", "triton_recipe", "enqueue_", *SAMPLED):
+    for name in ("triton_step", "triton_recipe", "relational_partials", "enqueue_", *SAMPLED):
         register(name)
     return library
 

@@ -172,6 +172,7 @@ def refuse(rank):
     messages = [message_of(RRDLoss, **SIZES, nce_k=1, gather="shard")]
     criterion = RRDLoss(**SIZES, nce_k=10, gather="shard")
     before = copy.deepcopy(criterion.memory.queue)
+    criterion.warmup(3)
     rows = torch.randn(6, 10), torch.randn(6, 9)
     messages.append(message_of(criterion, *rows))
     messages.append(message_of(criterion.train(rank == 0), *rows, update=False))

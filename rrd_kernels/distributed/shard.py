@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rrd_kernels import functional
+from rrd_kernels import validation as check
 from rrd_kernels.bounds import fits_float32
 from rrd_kernels.distributed.agreement import Share, Step, agree
 from rrd_kernels.distributed.collectives import copy_from_first, gather_rows, scatter_sums
@@ -71,8 +72,7 @@ def _loss(
 ) -> Tensor:
     """The mean over this rank's samples."""
     ranks = memory.ranks
-    taus = settings["tau_s"], settings["tau_t"]
-    bounded = step.unit_rows and all(fits_float32(tau, memory.layout.size) for tau in taus)
+    bounded = step.unit_rows and _holds(memory, settings)
     sums, shifts = functional.relational_partials(
         all_z_s,
         all_z_t,
@@ -99,6 +99,11 @@ def _loss(
     )
 
 
+def _holds(memory: "FifoMemory", settings: dict[str, Any]) -> bool:
+    """Whether float32 holds sums over all ranks' rows without a shift, if they are unit rows."""
+    return all(fits_float32(settings[tau], memory.layout.size) for tau in ("tau_s", "tau_t"))
+
+
 def enqueue_(memory: "FifoMemory", keys: Tensor) -> None:
     """Writes those of ``keys`` [B, D], the rows of all ranks, whose slots are this rank's, and
     moves the pointer. Without a host sync on a GPU."""
@@ -114,3 +119,20 @@ def enqueue_(memory: "FifoMemory", keys: Tensor) -> None:
         memory.queue, here, keys, memory.slot_momentum, backend=memory.backend
     )
     pointer.add_(slots.shape[0]).remainder_(layout.size)
+
+
+def warm_up_shard(
+    memory: "FifoMemory", batch: int, tau_s: float, tau_t: float, dtype: torch.dtype
+) -> None:
+    """Compiles what steps of ``batch`` samples on each rank will need, on this rank alone."""
+    check.check_size("batch_size", batch)
+    rows = memory.queue
+    z = rows.new_zeros((batch * memory.layout.ranks, rows.shape[1]), dtype=dtype)
+    settings: dict[str, Any] = {"tau_s": tau_s, "tau_t": tau_t, "precision": memory.precision}
+    bounded = memory.unit_rows and _holds(memory, settings)
+    for need_grad in (True, False):
+        functional.relational_partials(
+            z, z, rows, need_grad=need_grad, unit_memory=bounded, **settings
+        )
+    nowhere = torch.zeros(1, dtype=torch.int64, device=rows.device)
+    functional.momentum_update_(rows[:1].clone(), nowhere, z[:1], memory.slot_momentum)

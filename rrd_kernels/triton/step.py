@@ -165,7 +165,7 @@ def step_launches(
     buffers = allocate(z_s, plan, settings)
     launches = (
         prepare_launch(z_s, z_t, memory, pointer, buffers.queries, buffers.state, settings),
-        _attend(memory, buffers, plan, settings, hardware),
+        attend_launch(memory, buffers, plan, settings, hardware),
         _combine(z_s, z_t, memory, pointer, buffers, plan, settings),
     )
     return buffers, launches
@@ -227,9 +227,10 @@ def prepare_launch(
     )
 
 
-def _attend(
+def attend_launch(
     memory: Tensor, buffers: Buffers, plan: Plan, settings: Settings, hardware: Hardware
 ) -> Launch:
+    """The pass over the memory, in splits."""
     size, dim = memory.shape
     config = plan.config
     taus = (settings.tau_s, settings.tau_t)
