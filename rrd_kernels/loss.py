@@ -81,6 +81,7 @@ class RRDLoss(nn.Module):
             over ranks. ``"none"``: a memory each, of its own rows. ``"shard"``, for the FIFO
             memory: one memory of which each rank has K / W rows, for the K that no rank could
             hold; make the criterion after ``init_process_group``, and on every rank.
+            docs/scaling.md says which costs what.
 
     Attributes:
         embed_s, embed_t: the projections; ``embed_t`` has no gradient.
