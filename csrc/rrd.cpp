@@ -27,6 +27,14 @@ TORCH_LIBRARY(rrd_kernels, m) {
       "float tau_s, float tau_t, bool unit_memory, str? precision, int reduction, "
       "bool enqueue_first, float momentum, bool need_grad) -> (Tensor loss, Tensor grad_z_s)");
 
+  // What that adds up over the memory, before any division: for each sample, with weights
+  // 2^(logit log2(e) - shift), their sums for the student and the teacher, the sum of the teacher's
+  // times the student's logits, and with need_grad both weighted sums of rows, [B, 3 + 2D] or
+  // [B, 3]; and the shifts [B, 2]. Without a derivative.
+  m.def(
+      "relational_partials(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
+      "bool unit_memory, str? precision, bool need_grad) -> (Tensor sums, Tensor shifts)");
+
   // slot <- normalize(momentum * slot + (1 - momentum) * normalize(key)), pointer <- pointer + B.
   m.def("enqueue_(Tensor(a!) memory, Tensor(b!) pointer, Tensor keys, float momentum) -> ()");
 

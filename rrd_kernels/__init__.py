@@ -1,6 +1,6 @@
 """Relational Representation Distillation (RRD, arXiv 2407.12073) with fused kernels."""
 
-from rrd_kernels import checkpoint, functional, ops, reference
+from rrd_kernels import checkpoint, distributed, functional, ops, reference
 from rrd_kernels.loss import RRDLoss
 from rrd_kernels.memory import FifoMemory
 from rrd_kernels.momentum import MomentumMemory
@@ -14,6 +14,7 @@ __all__ = [
     "MomentumMemory",
     "RRDLoss",
     "checkpoint",
+    "distributed",
     "functional",
     "ops",
     "reference",

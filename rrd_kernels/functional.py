@@ -12,6 +12,7 @@ from torch import Tensor
 from rrd_kernels import reference
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import settle_precision, use_fused
+from rrd_kernels.partials import loss_of_partials, relational_partials
 from rrd_kernels.sampled import (
     estimate_normalizers_,
     momentum_update_,
@@ -21,8 +22,10 @@ from rrd_kernels.sampled import (
 __all__ = [
     "enqueue_",
     "estimate_normalizers_",
+    "loss_of_partials",
     "momentum_update_",
     "relational_loss",
+    "relational_partials",
     "relational_step_",
     "sampled_relational_loss",
     "warmup",
@@ -32,14 +35,7 @@ __all__ = [
 def _check_loss(
     z_s: Tensor, z_t: Tensor, memory: Tensor, tau_s: float, tau_t: float, reduction: str
 ) -> None:
-    check.check_rows("z_s", z_s)
-    check.check_rows("z_t", z_t)
-    check.check_rows("memory", memory)
-    check.check_alike("z_s", z_s, "z_t", z_t, same_rows=True)
-    check.check_alike("z_s", z_s, "memory", memory, same_rows=False)
-    check.check_not_empty("memory", memory)
-    check.check_temperature("tau_s", tau_s)
-    check.check_temperature("tau_t", tau_t)
+    check.check_loss(z_s, z_t, memory, tau_s, tau_t)
     check.check_choice("reduction", reduction, check.REDUCTIONS)
 
 

@@ -1,15 +1,19 @@
 """RRDLoss: the drop-in replacement for the published class of the same name."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rrd_kernels import checkpoint
 from rrd_kernels import validation as check
+from rrd_kernels.distributed.ddp import ignore_in_ddp
 from rrd_kernels.memory import FifoMemory
 from rrd_kernels.momentum import MomentumMemory
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 MEMORY_TYPES = ("fifo", "momentum")
 
@@ -68,6 +72,16 @@ class RRDLoss(nn.Module):
         enqueue, start, slot_momentum: with ``"fifo"`` only, as in
             :class:`rrd_kernels.FifoMemory`; ``enqueue`` in place of the protocol's order.
         precision, backend, device, dtype, memory_dtype: as in either memory.
+        process_group: the processes that train together. Default: all, once
+            ``torch.distributed.init_process_group`` has run; without it, this one alone, in every
+            mode.
+        gather: what they share. ``"keys"`` (default): one memory, of which each rank has a copy;
+            every training step gathers all ranks' rows, so that W ranks with B/W samples each
+            train as one process with B does, under DDP or anything else that averages gradients
+            over ranks. ``"none"``: a memory each, of its own rows. ``"shard"``, for the FIFO
+            memory: one memory of which each rank has K / W rows, for the K that no rank could
+            hold; make the criterion after ``init_process_group``, and on every rank.
+            docs/scaling.md says which costs what.
 
     Attributes:
         embed_s, embed_t: the projections; ``embed_t`` has no gradient.
@@ -83,11 +97,12 @@ class RRDLoss(nn.Module):
 
     A checkpoint of any published layout loads with ``load_state_dict``;
     :func:`rrd_kernels.checkpoint.to_layout` writes the older ones. ``eval()`` computes the loss and
-    leaves the memory alone.
+    leaves the memory alone, and so does ``criterion(..., update=False)``.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range, before any state is
-            made or changed.
+            made or changed. Where a memory is shared, all ranks raise: one that was itself given
+            what it should be raises a RuntimeError with the other's message.
 
     Source: arXiv 2407.12073 and its published code.
 
@@ -126,6 +141,8 @@ class RRDLoss(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         memory_dtype: torch.dtype | None = None,
+        process_group: "ProcessGroup | None" = None,
+        gather: str = "keys",
     ) -> None:
         check.check_choice("protocol", protocol, tuple(PROTOCOLS))
         published = PROTOCOLS[protocol]
@@ -162,6 +179,8 @@ class RRDLoss(nn.Module):
             "device": device,
             "dtype": dtype,
             "memory_dtype": memory_dtype,
+            "process_group": process_group,
+            "gather": gather,
         }
         for_fifo: dict[str, Any] = {
             "enqueue": enqueue,
@@ -188,12 +207,14 @@ class RRDLoss(nn.Module):
         if memory_type == "fifo":
             for_fifo["enqueue"] = published.enqueue if enqueue is None else enqueue
             self.memory = FifoMemory(**_given(for_fifo), **common)
+            ignore_in_ddp(self)
             return
         for_momentum["n_data"] = setting("n_data", n_data)
         for name in ("nce_t", "nce_m"):
             given = for_momentum[name]
             for_momentum[name] = getattr(opt, name, None) if given is None else given
         self.memory = MomentumMemory(**_given(for_momentum), **common)
+        ignore_in_ddp(self)
 
     @property
     def embed_s(self) -> nn.Linear:
@@ -211,9 +232,14 @@ class RRDLoss(nn.Module):
         f_t: Tensor,
         idx: Tensor | None = None,
         contrast_idx: Tensor | None = None,
+        *,
+        update: bool = True,
     ) -> Tensor:
-        """The loss, a scalar; in training mode the memory takes up this batch's rows."""
-        return self.memory(f_s, f_t, idx, contrast_idx, tau_s=self.tau_s, tau_t=self.tau_t)
+        """The loss, a scalar; in training mode the memory takes up this batch's rows, unless
+        ``update`` is false, as it must be for a batch that the memory has already."""
+        return self.memory(
+            f_s, f_t, idx, contrast_idx, tau_s=self.tau_s, tau_t=self.tau_t, update=update
+        )
 
     def warmup(self, batch_size: int, *, dtype: torch.dtype | None = None) -> None:
         """Compiles what batches of this size will need, before a training or a graph's capture.

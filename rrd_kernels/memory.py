@@ -1,15 +1,26 @@
 """The FIFO memory of earlier teacher embeddings: parameters and buffers, nothing numeric."""
 
+import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rrd_kernels import functional
 from rrd_kernels import validation as check
+from rrd_kernels.distributed.agreement import Step
+from rrd_kernels.distributed.ddp import check_ignored, ignore_in_ddp
+from rrd_kernels.distributed.fifo import keys_step
+from rrd_kernels.distributed.layout import Layout, draw_rows
+from rrd_kernels.distributed.ranks import Ranks
+from rrd_kernels.distributed.shard import shard_step, warm_up_shard
+from rrd_kernels.distributed.state import as_dtensor, own_rows
 from rrd_kernels.embeddings import Embeddings
+from rrd_kernels.recomputation import may_write
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 STARTS = ("published", "unit")
 
@@ -35,11 +46,13 @@ class FifoMemory(Embeddings):
         device, dtype: as in :class:`torch.nn.Linear`.
         memory_dtype: what the rows are stored in: float64, float32, bfloat16 or float16. Default:
             ``dtype``. They are drawn in ``dtype`` whatever it is.
+        process_group, gather: as in :class:`rrd_kernels.RRDLoss`.
 
     Attributes:
         embed_s: Linear(s_dim, feat_dim), trained.
         embed_t: Linear(t_dim, feat_dim), without gradient.
-        queue: [K, D] buffer.
+        queue: [K, D] buffer; with ``gather="shard"`` this rank's rows of it, and in the state_dict
+            a DTensor of all.
         queue_ptr: int64 [1] buffer, the next slot.
         unit_rows: whether every row's norm is at most 1, so that the bounded softmax applies.
             Looked at when the memory is made and when a state is loaded, which can make it false
@@ -81,6 +94,8 @@ class FifoMemory(Embeddings):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         memory_dtype: torch.dtype | None = None,
+        process_group: "ProcessGroup | None" = None,
+        gather: str = "keys",
     ) -> None:
         check.check_size("size", size)
         check.check_choice("enqueue", enqueue, check.ENQUEUES)
@@ -88,15 +103,22 @@ class FifoMemory(Embeddings):
         check.check_momentum("slot_momentum", slot_momentum)
         check.check_choice("backend", backend, check.BACKENDS)
         check.check_numbers(precision, memory_dtype)
+        ranks = Ranks(gather, process_group)
+        shards = gather == "shard"
+        layout = Layout(size, ranks.size if shards else 1, ranks.rank if shards else 0)
+        layout.check()
         super().__init__(s_dim, t_dim, feat_dim, device=device, dtype=dtype)
+        self.ranks = ranks
+        self.layout = layout
+        self.stale = True  # until the ranks have compared
         self.enqueue_order = enqueue
         self.slot_momentum = slot_momentum
         self.precision = precision
         self.backend = backend
-        rows = torch.randn(size, feat_dim, device=device, dtype=dtype)
-        rows = F.normalize(rows, dim=0 if start == "published" else 1)
+        rows = draw_rows(layout, feat_dim, start, device=device, dtype=dtype)
         self.register_buffer("queue", rows.to(dtype=memory_dtype))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64, device=device))
+        ignore_in_ddp(self)
         self.unit_rows = False
         self._inspected = False
         self.inspect_rows()
@@ -116,9 +138,21 @@ class FifoMemory(Embeddings):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         may_be = self.unit_rows or not self._inspected
+        if (key := f"{prefix}queue") in state_dict:
+            # load_state_dict hands out a copy of the user's dict.
+            state_dict = {**state_dict, key: own_rows(state_dict[key], self.layout)}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.inspect_rows()
         self.unit_rows = self.unit_rows and may_be
+        self.stale = True
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.layout.ranks > 1:
+            rows = destination[f"{prefix}queue"]
+            destination[f"{prefix}queue"] = as_dtensor(rows, self.layout, self.ranks)
 
     def forward(
         self,
@@ -129,19 +163,13 @@ class FifoMemory(Embeddings):
         *,
         tau_s: float,
         tau_t: float,
+        update: bool = True,
     ) -> Tensor:
         """The loss of [B, s_dim] student against [B, t_dim] teacher features, a scalar.
 
-        In training mode the teacher's rows enter the memory. ``idx`` and ``contrast_idx`` are not
-        used; they make all memories callable alike.
+        In training mode the teacher's rows enter the memory, unless ``update`` is false. ``idx``
+        and ``contrast_idx`` are not used; they make all memories callable alike.
         """
-        self.check_features(f_s, f_t, self.queue.device)
-        if self.training and f_s.shape[0] > self.queue.shape[0]:
-            raise ValueError(
-                f"a batch of {f_s.shape[0]} does not fit a memory of {self.queue.shape[0]} rows; "
-                f"make the memory (nce_k) larger"
-            )
-        z_s, z_t = self.project(f_s, f_t)
         settings: dict[str, Any] = {
             "tau_s": tau_s,
             "tau_t": tau_t,
@@ -149,7 +177,20 @@ class FifoMemory(Embeddings):
             "precision": self.precision,
             "backend": self.backend,
         }
-        if not self.training:
+        prepare = functools.partial(self._prepare, f_s, f_t, update)
+        if self.ranks.size > 1:
+            check_ignored(self, shared=self.ranks.gather == "keys")
+            if self.ranks.gather == "keys" and self.training:
+                return keys_step(self, prepare, settings)
+        if self.ranks.gather == "shard" and self.ranks.size != self.layout.ranks:
+            raise RuntimeError(
+                f"a memory that was spread over {self.layout.ranks} ranks is used by "
+                f"{self.ranks.size}: make the criterion after init_process_group"
+            )
+        if self.layout.ranks > 1:
+            return shard_step(self, prepare, settings)
+        z_s, z_t, writes = prepare()
+        if not writes:
             return functional.relational_loss(z_s, z_t, self.queue, **settings)
         return functional.relational_step_(
             z_s,
@@ -159,6 +200,31 @@ class FifoMemory(Embeddings):
             enqueue=self.enqueue_order,
             momentum=self.slot_momentum,
             **settings,
+        )
+
+    def _prepare(self, f_s: Tensor, f_t: Tensor, update: bool) -> tuple[Tensor, Tensor, bool]:
+        """The embeddings of features that are checked here, and whether they are to enter."""
+        writes = self.training and may_write(update, self.enqueue_order)
+        self.check_features(f_s, f_t, self.queue.device)
+        if writes and f_s.shape[0] > self.layout.size:
+            raise ValueError(
+                f"a batch of {f_s.shape[0]} does not fit a memory of {self.layout.size} rows; "
+                f"make the memory (nce_k) larger"
+            )
+        return *self.project(f_s, f_t), writes
+
+    def check_fits(self, step: Step, writes: bool) -> None:
+        """The batches of all ranks fit the memory, where they are to enter it."""
+        if writes and step.batch > self.layout.size:
+            raise ValueError(
+                f"batches of {step.batches} rows on {len(step.batches)} ranks do not fit a memory "
+                f"of {self.layout.size} rows; make the memory (nce_k) larger"
+            )
+
+    def enqueue_(self, keys: Tensor) -> None:
+        """Writes the unit rows of ``keys`` [B, D] into the memory, from the pointer on."""
+        functional.enqueue_(
+            self.queue, self.queue_ptr, keys, momentum=self.slot_momentum, backend=self.backend
         )
 
     def warmup(
@@ -171,10 +237,14 @@ class FifoMemory(Embeddings):
             tau_s, tau_t: the temperatures that will be given.
             dtype: of the projected embeddings; default: the weights', give autocast's under it.
         """
+        dtype = dtype or self.embed_s.weight.dtype
+        if self.layout.ranks > 1:
+            warm_up_shard(self, batch_size, tau_s, tau_t, dtype)
+            return
         functional.warmup(
             batch_size,
             *self.queue.shape,
-            dtype=dtype or self.embed_s.weight.dtype,
+            dtype=dtype,
             memory_dtype=self.queue.dtype,
             tau_s=tau_s,
             tau_t=tau_t,
@@ -186,5 +256,7 @@ class FifoMemory(Embeddings):
         )
 
     def extra_repr(self) -> str:
-        size, dim = self.queue.shape
-        return f"size={size}, feat_dim={dim}, enqueue={self.enqueue_order!r}"
+        return (
+            f"size={self.layout.size}, feat_dim={self.queue.shape[1]}, "
+            f"enqueue={self.enqueue_order!r}"
+        )

@@ -1,15 +1,23 @@
 """The momentum memory: a row for each training sample, of student and teacher."""
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from rrd_kernels import functional
 from rrd_kernels import validation as check
+from rrd_kernels.distributed.ddp import check_ignored, ignore_in_ddp
+from rrd_kernels.distributed.momentum import shared_step
+from rrd_kernels.distributed.ranks import Ranks
 from rrd_kernels.embeddings import Embeddings
+from rrd_kernels.recomputation import may_write
 from rrd_kernels.sampling import draw_contrast_idx
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 #: z_s, z_t, memory_v1, memory_v2, contrast_idx
 Views = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -64,6 +72,8 @@ class ContrastRows(nn.Module):
             rows = torch.rand(n_data, feat_dim, device=device, dtype=dtype)
             self.register_buffer(name, rows.mul_(2 * reach).add_(-reach).to(memory_dtype))
         self.size, self.nce_t, self.nce_m = size, float(nce_t), float(nce_m)
+        self.stale = True  # until the ranks have compared
+        self.normalized = False  # whether Z is known to be set
         self.read_params()
 
     def read_params(self) -> None:
@@ -82,6 +92,7 @@ class ContrastRows(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.params = self.params.to(torch.promote_types(self.params.dtype, torch.float32))
         self.read_params()
+        self.stale, self.normalized = True, False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ContrastRows":
         params = self.params
@@ -115,6 +126,9 @@ class MomentumMemory(Embeddings):
         device, dtype: as in :class:`torch.nn.Linear`.
         memory_dtype: what the rows are stored in: float64, float32, bfloat16 or float16. Default:
             ``dtype``. They are drawn in ``dtype`` whatever it is.
+        process_group, gather: as in :class:`rrd_kernels.RRDLoss`, but for ``"shard"``, which these
+            memories do not have. Each rank draws its own samples' negatives: give each another
+            seed.
 
     Attributes:
         embed_s: Linear(s_dim, feat_dim), trained.
@@ -159,6 +173,8 @@ class MomentumMemory(Embeddings):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         memory_dtype: torch.dtype | None = None,
+        process_group: "ProcessGroup | None" = None,
+        gather: str = "keys",
     ) -> None:
         check.check_size("size", size)
         check.check_size("n_data", n_data)
@@ -168,7 +184,14 @@ class MomentumMemory(Embeddings):
         check.check_choice("method", method, check.METHODS)
         check.check_choice("backend", backend, check.BACKENDS)
         check.check_numbers(precision, memory_dtype)
+        ranks = Ranks(gather, process_group)
+        if gather == "shard":
+            raise ValueError(
+                "the momentum memory cannot be spread over ranks: gather='shard' is for "
+                "memory_type='fifo'"
+            )
         super().__init__(s_dim, t_dim, feat_dim, device=device, dtype=dtype)
+        self.ranks = ranks
         self.similarity = similarity
         self.precision = precision
         self.method = method
@@ -184,6 +207,7 @@ class MomentumMemory(Embeddings):
             dtype=dtype,
             memory_dtype=memory_dtype,
         )
+        ignore_in_ddp(self)
 
     @property
     def n_data(self) -> int:
@@ -199,15 +223,44 @@ class MomentumMemory(Embeddings):
         *,
         tau_s: float,
         tau_t: float,
+        update: bool = True,
     ) -> Tensor:
         """The loss of [B, s_dim] student against [B, t_dim] teacher features, a scalar.
 
         In training mode the samples' rows of both memories move afterwards, and the first batch
-        sets Z. In evaluation nothing is changed: before Z is set, the batch's own is used.
+        sets Z, unless ``update`` is false. Otherwise nothing is changed: before Z is set, the
+        batch's own is used.
         """
-        rows = self.contrast
+        prepare = functools.partial(self._prepare, f_s, f_t, idx, contrast_idx, update)
+        if self.ranks.size > 1:
+            check_ignored(self, shared=self.ranks.gather == "keys")
+            if self.ranks.gather == "keys" and self.training:
+                return shared_step(self, prepare, tau_s, tau_t)
         check.check_temperature("tau_s", tau_s)
         check.check_temperature("tau_t", tau_t)
+        samples, views, writes = prepare()
+        normalizers = self.normalizers(writes)
+        if normalizers is not None:
+            functional.estimate_normalizers_(
+                normalizers, *views, nce_t=self.contrast.nce_t, backend=self.backend
+            )
+        loss = self.loss(views, normalizers, tau_s, tau_t)
+        if writes:
+            self.move_rows(samples, *views[:2])
+        return loss
+
+    def _prepare(
+        self,
+        f_s: Tensor,
+        f_t: Tensor,
+        idx: Tensor | None,
+        contrast_idx: Tensor | None,
+        update: bool,
+    ) -> tuple[Tensor, Views, bool]:
+        """The batch's samples, what the loss is taken of, and whether its rows are to move; of
+        arguments that are checked here."""
+        writes = self.training and may_write(update, "after")
+        rows = self.contrast
         self.check_features(f_s, f_t, rows.params.device)
         if idx is None:
             raise ValueError(
@@ -218,23 +271,23 @@ class MomentumMemory(Embeddings):
         if contrast_idx is None:
             contrast_idx = draw_contrast_idx(idx, self.n_data, rows.size, generator=self.generator)
         z_s, z_t = self.project(f_s, f_t)
-        views = (z_s, z_t, rows.memory_v1, rows.memory_v2, contrast_idx)
-        normalizers = None
-        if self.similarity == "exponential":
-            stored = rows.params[2:4]
-            normalizers = stored if self.training else stored.clone()
-            functional.estimate_normalizers_(
-                normalizers, *views, nce_t=rows.nce_t, backend=self.backend
-            )
-        loss = self._loss(views, normalizers, tau_s, tau_t)
-        if self.training:
-            for memory, new in ((rows.memory_v1, z_s), (rows.memory_v2, z_t)):
-                functional.momentum_update_(
-                    memory, idx, new.detach(), rows.nce_m, backend=self.backend
-                )
-        return loss
+        return idx, (z_s, z_t, rows.memory_v1, rows.memory_v2, contrast_idx), writes
 
-    def _loss(self, views: Views, normalizers: Tensor | None, tau_s: float, tau_t: float) -> Tensor:
+    def normalizers(self, writes: bool) -> Tensor | None:
+        """(Z_v1, Z_v2), or a copy where nothing may be written; none under the cosine."""
+        if self.similarity != "exponential":
+            return None
+        stored = self.contrast.params[2:4]
+        return stored if writes else stored.clone()
+
+    def move_rows(self, idx: Tensor, z_s: Tensor, z_t: Tensor) -> None:
+        """Moves the samples' rows of both memories towards [B, D] embeddings."""
+        rows = self.contrast
+        for memory, new in ((rows.memory_v1, z_s), (rows.memory_v2, z_t)):
+            functional.momentum_update_(memory, idx, new.detach(), rows.nce_m, backend=self.backend)
+
+    def loss(self, views: Views, normalizers: Tensor | None, tau_s: float, tau_t: float) -> Tensor:
+        """The mean loss with these normalizers, a scalar."""
         return functional.sampled_relational_loss(
             *views,
             normalizers,
@@ -270,7 +323,7 @@ class MomentumMemory(Embeddings):
                 functional.estimate_normalizers_(
                     normalizers, *views, nce_t=rows.nce_t, backend=self.backend
                 )
-            loss = self._loss(views, normalizers, tau_s, tau_t)
+            loss = self.loss(views, normalizers, tau_s, tau_t)
             if need_grad:
                 torch.autograd.grad(loss, leaf)
         few = rows.memory_v1[:1].clone()

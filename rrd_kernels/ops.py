@@ -113,6 +113,21 @@ def _register_fakes() -> None:
     ) -> tuple[Tensor, Tensor]:
         return _fake_forward(z_s, precision, reduction, need_grad)
 
+    @torch.library.register_fake("rrd_kernels::relational_partials")
+    def _(
+        z_s: Tensor,
+        z_t: Tensor,
+        memory: Tensor,
+        tau_s: float,
+        tau_t: float,
+        unit_memory: bool,
+        precision: str | None,
+        need_grad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        batch, dim = z_s.shape
+        shifts = _fake_loss(z_s, precision, reduction=0).new_empty((batch, 2))
+        return shifts.new_empty((batch, 3 + (2 * dim if need_grad else 0))), shifts
+
     @torch.library.register_fake("rrd_kernels::sampled_relational_loss")
     def _(
         z_s: Tensor,
@@ -168,7 +183,7 @@ def _register_triton() -> torch.library.Library:
         library.impl(name, call, "CUDA")
 
     library = torch.library.Library("rrd_kernels", "IMPL")
-    for name in ("triton_step", "triton_recipe", "enqueue_", *SAMPLED):
+    for name in ("triton_step", "triton_recipe", "relational_partials", "enqueue_", *SAMPLED):
         register(name)
     return library
 

@@ -4,6 +4,8 @@ Nothing here is fast: [B, K] matrices, copies, autograd's own gradient. Inputs a
 :mod:`rrd_kernels.functional` is where they are checked.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +16,8 @@ def _compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
-def _reduced(loss: Tensor, reduction: str) -> Tensor:
+def reduced(loss: Tensor, reduction: str) -> Tensor:
+    """The losses [B], their mean, which is zero of none, or their sum."""
     if reduction == "none":
         return loss
     total = loss.sum()
@@ -55,7 +58,7 @@ def relational_loss(
     """
     with torch.autocast(z_s.device.type, enabled=False):  # it would round the logits
         loss = _losses(z_s, z_t, memory, tau_s, tau_t)
-    return _reduced(loss, reduction)
+    return reduced(loss, reduction)
 
 
 def _losses(z_s: Tensor, z_t: Tensor, memory: Tensor, tau_s: float, tau_t: float) -> Tensor:
@@ -66,6 +69,76 @@ def _losses(z_s: Tensor, z_t: Tensor, memory: Tensor, tau_s: float, tau_t: float
     student_logits = student @ rows.T / tau_s
     teacher_logits = teacher @ rows.T / tau_t
     return -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1)).sum(dim=1)
+
+
+@torch.no_grad()
+def relational_partials(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    *,
+    tau_s: float = 0.1,
+    tau_t: float = 0.02,
+    need_grad: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """What :func:`relational_loss` adds up over ``memory``, undivided.
+
+    Args:
+        z_s, z_t, memory, tau_s, tau_t: as in :func:`relational_loss`.
+        need_grad: whether the sums of rows are wanted. Default ``True``.
+
+    Returns:
+        For each sample, with weights exp(logit - its largest), their sums for the student and the
+        teacher, the sum of the teacher's times the student's logits, and with ``need_grad`` both
+        weighted sums of rows: [B, 3 + 2D] or [B, 3]. And both largest logits, times log2(e):
+        [B, 2].
+
+    Raises:
+        RuntimeError: PyTorch's own, for what functional.relational_partials refuses clearly.
+
+    Source: docs/decisions.md, the loss as attention.
+
+    Example:
+        >>> sums, shifts = relational_partials(*torch.randn(2, 4, 8), torch.randn(16, 8))
+        >>> sums.shape, shifts.shape
+        (torch.Size([4, 19]), torch.Size([4, 2]))
+    """
+    with torch.autocast(z_s.device.type, enabled=False):
+        dtype = _compute_dtype(z_s, z_t, memory)
+        rows = memory.to(dtype)
+        b = F.normalize(z_s.to(dtype), dim=1) @ rows.T / tau_s
+        a = F.normalize(z_t.to(dtype), dim=1) @ rows.T / tau_t
+        shifts = torch.stack([b.amax(1), a.amax(1)], 1)
+        v, w = (b - shifts[:, :1]).exp(), (a - shifts[:, 1:]).exp()
+        sums = [torch.stack([v.sum(1), w.sum(1), (w * b).sum(1)], 1)]
+        if need_grad:
+            sums += [v @ rows, w @ rows]
+        return torch.cat(sums, 1), shifts * math.log2(math.e)
+
+
+@torch.no_grad()
+def losses_of_partials(
+    z_s: Tensor, sums: Tensor, shifts: Tensor, tau_s: float, need_grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The losses [B] out of sums over the whole memory, and their derivatives by ``z_s`` [B, D].
+
+    Args:
+        z_s, sums, shifts, tau_s: as in :func:`rrd_kernels.functional.loss_of_partials`.
+        need_grad: whether the derivatives are wanted.
+
+    Source: docs/decisions.md, the loss as attention.
+    """
+    total_s, total_t, cross = sums[:, :3].unbind(1)
+    losses = total_s.log() + shifts[:, 0] * math.log(2) - cross / total_t
+    if not need_grad:
+        return losses, None
+    output_s, output_t = sums[:, 3:].chunk(2, 1)
+    grad = (output_s / total_s[:, None] - output_t / total_t[:, None]) / tau_s
+    # The squares of a float32 row may overflow, or vanish, where its norm does not.
+    length = torch.linalg.vector_norm(z_s.double(), dim=1, keepdim=True).to(sums.dtype)
+    unit = z_s.to(sums.dtype) / length.clamp_min(1e-12)
+    along = torch.where(length > 1e-12, (grad * unit).sum(1, keepdim=True), 0.0)
+    return losses, (grad - along * unit) / length.clamp_min(1e-12)
 
 
 @torch.no_grad()
@@ -209,7 +282,7 @@ def sampled_relational_loss(
         b = _sampled_logits(student, memory_v2, contrast_idx, z_v1, tau_s, nce_t)
         a = _sampled_logits(teacher, memory_v1, contrast_idx, z_v2, tau_t, nce_t)
         loss = -(a.softmax(dim=1) * b.log_softmax(dim=1)).sum(dim=1)
-    return _reduced(loss, reduction)
+    return reduced(loss, reduction)
 
 
 @torch.no_grad()

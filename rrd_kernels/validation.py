@@ -76,11 +76,23 @@ def check_tensor(name: str, value: object) -> Tensor:
     return value
 
 
-def check_rows(name: str, value: object) -> None:
-    """``value`` is a dense floating matrix."""
+def check_rows(name: str, value: object) -> Tensor:
+    """``value`` is a dense floating matrix; returns it."""
     rows = check_tensor(name, value)
     if rows.dim() != 2:
         raise ValueError(f"{name} must be 2-D [rows, D]; got shape {tuple(rows.shape)}")
+    return rows
+
+
+def check_loss(z_s: object, z_t: object, memory: object, tau_s: float, tau_t: float) -> None:
+    """What the relational loss is taken of: B embeddings of each, K rows, temperatures."""
+    rows = {"z_s": z_s, "z_t": z_t, "memory": memory}
+    z_s, z_t, memory = (check_rows(name, value) for name, value in rows.items())
+    check_alike("z_s", z_s, "z_t", z_t, same_rows=True)
+    check_alike("z_s", z_s, "memory", memory, same_rows=False)
+    check_not_empty("memory", memory)
+    check_temperature("tau_s", tau_s)
+    check_temperature("tau_t", tau_t)
 
 
 def check_features(name: str, value: object, width: int, device: torch.device) -> None:

@@ -56,9 +56,15 @@ def replace_cpu_kernels() -> None:
         last = (precision or "float32", reduction, method, need_grad)
         return operators.sampled_relational_loss_forward(*tensors_and_numbers, *last)
 
+    def partials(*arguments: object) -> tuple[Tensor, Tensor]:
+        *tensors_and_numbers, precision, need_grad = arguments
+        last = (precision or "float32", need_grad)
+        return operators.relational_partials(*tensors_and_numbers, *last)
+
     library = torch.library.Library("rrd_kernels", "IMPL")
     library.impl("relational_loss_forward", loss_forward, "CPU", allow_override=True)
     library.impl("relational_step_forward_", step_forward, "CPU")
+    library.impl("relational_partials", partials, "CPU", allow_override=True)
     library.impl("enqueue_", operators.enqueue_, "CPU", allow_override=True)
     library.impl("sampled_relational_loss_forward", sampled_forward, "CPU", allow_override=True)
     for name in ("estimate_normalizers_", "momentum_update_"):

@@ -17,6 +17,7 @@ from rrd_kernels.triton.compiled import compile_launch
 from rrd_kernels.triton.configs import Hardware
 from rrd_kernels.triton.momentum import update_launch
 from rrd_kernels.triton.normalizers import normalizer_launches
+from rrd_kernels.triton.partials import partials_launches
 from rrd_kernels.triton.sampled_step import Inputs, SampledSettings, sampled_launches
 from rrd_kernels.triton.step import Launch, Settings, enqueue_launches, step_launches
 
@@ -203,6 +204,14 @@ def lone_enqueue(batch: int, size: int, dim: int, momentum: float) -> tuple[Laun
     memory, keys = (torch.empty(rows, dim, device="meta") for rows in (size, batch))
     pointer = torch.empty(1, dtype=torch.int64, device="meta")
     return enqueue_launches(memory, pointer, keys, momentum)
+
+
+def merge_alone(card: Card, dim: int, settings: Settings) -> Launch:
+    """The last kernel of relational_partials."""
+    z_s, z_t = torch.empty(2, 64, dim, device="meta")
+    memory = torch.empty(16384, dim, device="meta")
+    hardware = Hardware(card.family, card.multiprocessors)
+    return partials_launches(z_s, z_t, memory, settings, hardware)[1][2]
 
 
 def update_alone(batch: int, size: int, dim: int) -> Launch:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_ranks
 
 import rrd_kernels
 from rrd_kernels import validation
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ["checkpoint", "functional", "loss", "memory", "reference"]
+MODULES = ["checkpoint", "distributed.ddp", "partials", "functional", "loss", "memory", "reference"]
 PUBLIC = [
     rrd_kernels.RRDLoss,
     rrd_kernels.FifoMemory,
@@ -23,7 +24,11 @@ PUBLIC = [
     rrd_kernels.reference.relational_loss,
     rrd_kernels.reference.enqueue_,
     rrd_kernels.reference.relational_step_,
+    rrd_kernels.functional.relational_partials,
+    rrd_kernels.functional.loss_of_partials,
+    rrd_kernels.reference.relational_partials,
     rrd_kernels.checkpoint.to_layout,
+    rrd_kernels.distributed.ignore_in_ddp,
 ]
 
 
@@ -45,7 +50,7 @@ def test_public_docstrings_are_whole(thing):
 
 
 def test_twins_take_the_same_arguments():
-    for name in ("relational_loss", "enqueue_", "relational_step_"):
+    for name in ("relational_loss", "enqueue_", "relational_step_", "relational_partials"):
         fused = inspect.signature(getattr(rrd_kernels.functional, name)).parameters
         plain = inspect.signature(getattr(rrd_kernels.reference, name)).parameters
         assert plain.items() <= fused.items()
@@ -62,6 +67,28 @@ def test_readme_code_runs():
     scope: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), scope)
+
+
+def distributed_example(rank):
+    """The README's, with a script's other things."""
+    (block,) = re.findall(r"```py\n(.*?)```", readme(), re.DOTALL)
+    student, teacher = torch.nn.Linear(5, 64), torch.nn.Linear(5, 256).requires_grad_(False)
+    scope = {
+        "torch": torch,
+        "RRDLoss": rrd_kernels.RRDLoss,
+        "rrd_kernels": rrd_kernels,
+        "student": student,
+        "teacher": teacher,
+        "images": torch.randn(8, 5),
+    }
+    exec(block.replace("torch.distributed.init_process_group()", ""), scope)
+    return scope["criterion"].module.memory.queue_ptr, student.weight.grad
+
+
+def test_readme_code_runs_on_two_ranks():
+    (pointer, gradient), (_, other) = on_ranks(2, distributed_example)
+    assert pointer.item() == 16
+    assert torch.equal(gradient, other)
 
 
 def test_readme_commands_exist():

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 from interpreted import INTERPRETED
-from machine_code import CARDS, Job, compile_for, each, fits, lone_enqueue, report
+from machine_code import CARDS, Job, compile_for, each, fits, lone_enqueue, merge_alone, report
 
 from rrd_kernels.triton.compiled import source_of
 from rrd_kernels.triton.configs import MAX_DIM, WIDTHS
@@ -98,6 +98,17 @@ def test_enqueue_alone(name):
     for launch in lone_enqueue(64, 16384, 128, momentum=0.5):
         code = compile_for(launch, CARDS[name])
         report(code, f"{launch.kernel.__name__} {name}")
+        assert code.spilled == 0
+
+
+@pytest.mark.parametrize("dim", [128, MAX_DIM])
+@pytest.mark.parametrize("name", CARDS)
+def test_merge_of_partial_sums(name, dim):
+    for operand, need_grad in (("bfloat16", True), ("tf32", True), ("float32", False)):
+        launch = merge_alone(CARDS[name], dim, settings(operand, need_grad=need_grad))
+        code = compile_for(launch, CARDS[name])
+        alone = "" if need_grad else ", loss alone"
+        report(code, f"merge {name} {operand} D={dim}{alone}")
         assert code.spilled == 0
 
 

@@ -22,6 +22,7 @@ SELECTION = {
     "test_gradients.py": "",
     "test_golden.py": "",
     "test_properties.py": "not small_mistakes and not no_less_accurate",
+    "test_partials.py": "",
     "test_random_problems.py": "",
     "test_determinism.py": "two_runs",
     "test_loss.py": "not ddp",

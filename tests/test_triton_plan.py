@@ -13,11 +13,12 @@ from machine_code import CARDS, step
 from problems import draw
 
 from rrd_kernels import functional, ops
+from rrd_kernels.bounds import fits_float32
 from rrd_kernels.ops import why_not_fused
 from rrd_kernels.triton import autotune, configs
 from rrd_kernels.triton.configs import MAX_DIM, WIDTHS, Hardware
 from rrd_kernels.triton.plan import make_plan
-from rrd_kernels.triton.step import STORAGE, Settings, allocate, fits_float32
+from rrd_kernels.triton.step import STORAGE, Settings, allocate
 from rrd_kernels.triton.table import ATTENTION, LOSS
 
 given, st = hypothesis.given, hypothesis.strategies

@@ -1,166 +1,15 @@
-// relational_loss_forward on the CPU: splits the work into tasks, runs them, merges them.
+// relational_loss_forward on the CPU: the pass over the memory, and the merge of its splits.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <algorithm>
-#include <atomic>
-#include <cmath>
 #include <tuple>
 
-#include "cpu/kernels.h"
-#include "cpu/tensors.h"
+#include "cpu/attention_pass.h"
 
 namespace rrd::cpu {
 namespace {
-
-// What a memory of unit rows bounds |logit| by, in units of log2; one part in 64 for rows that
-// rounding has made longer.
-double logit_bound(double tau_s, double tau_t) {
-  return kLog2E / std::min(tau_s, tau_t) * (1.0 + 1.0 / 64);
-}
-
-// The largest number on the bounded path is the loss's sum of `rows` terms 2^a b.
-bool fits_float32(double bound, int64_t rows) {
-  return bound + std::log2(double(rows)) + std::log2(std::max(bound, 1.0)) <= 126.0;
-}
-
-// A task is one block of panels against one split of the memory's rows. Its partial is its own, so
-// that results do not depend on which thread ran it.
-struct Plan {
-  int64_t panels;
-  int64_t block_panels;
-  int64_t blocks;
-  int64_t splits;
-  int64_t split_rows;
-};
-
-template <typename T>
-Plan make_plan(const AttentionKernel<T>& kernel, int64_t batch, int64_t dim, int64_t rows) {
-  // Outputs, packed queries and probabilities of a block stay within a core's second-level cache.
-  constexpr int64_t kBlockBytes = 1 << 20;
-  constexpr int64_t kSplitRows = 512;  // fewer would not pay for the merge
-  const int64_t panel_bytes =
-      kernel.panel_bytes(dim) + kRoles * kernel.lanes * kernel.padded_dim(dim) * int64_t(sizeof(T));
-  Plan plan;
-  plan.panels = (batch + kernel.lanes - 1) / kernel.lanes;
-  plan.block_panels = std::clamp<int64_t>(kBlockBytes / panel_bytes, 1, kernel.block_panels);
-  plan.block_panels = std::min(plan.block_panels, plan.panels);
-  plan.blocks = (plan.panels + plan.block_panels - 1) / plan.block_panels;
-  // Eight tasks share out well over up to four threads, whatever else the machine does, and keep
-  // the result independent of the number of threads there. All splits' outputs together stay
-  // small, as long as that leaves each thread one.
-  constexpr int64_t kPartialBytes = 2 << 20;
-  const int64_t threads = std::max<int64_t>(4, at::get_num_threads());
-  const int64_t split_bytes =
-      plan.panels * kRoles * kernel.lanes * kernel.padded_dim(dim) * int64_t(sizeof(T));
-  const int64_t tasks = (2 * threads + plan.blocks - 1) / plan.blocks;
-  const int64_t most =
-      std::max((threads + plan.blocks - 1) / plan.blocks, kPartialBytes / split_bytes);
-  plan.splits = std::clamp<int64_t>(rows / kSplitRows, 1, std::min(tasks, most));
-  plan.split_rows = (rows + plan.splits - 1) / plan.splits;
-  plan.splits = (rows + plan.split_rows - 1) / plan.split_rows;
-  return plan;
-}
-
-template <typename T>
-struct Queries {
-  Queries(const AttentionKernel<T>& kernel, int64_t batch, int64_t dim, int64_t panels)
-      : unit(kRoles * batch * kernel.padded_dim(dim)),
-        norm(kRoles * batch),
-        packed(panels * kernel.panel_bytes(dim)) {}
-  Buffer<T> unit;       // [2, B, padded_dim]
-  Buffer<T> norm;       // [2, B]
-  Buffer<char> packed;  // [panels, panel_bytes]
-};
-
-template <typename T>
-Queries<T> prepare(const AttentionKernel<T>& kernel, const at::Tensor& z_s, const at::Tensor& z_t,
-                   int64_t panels, double tau_s, double tau_t) {
-  const int64_t batch = z_s.size(0), dim = z_s.size(1), padded = kernel.padded_dim(dim);
-  const T* rows[kRoles] = {z_s.const_data_ptr<T>(), z_t.const_data_ptr<T>()};
-  Queries<T> queries(kernel, batch, dim, panels);
-  T* student = queries.unit.data;
-  T* teacher = student + batch * padded;
-  at::parallel_for(0, panels, grain(kRoles * kernel.lanes * dim), [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t first = panel * kernel.lanes;
-      const int64_t count = std::min(kernel.lanes, batch - first);
-      kernel.normalize(rows[kStudent] + first * dim, count, dim, student + first * padded,
-                       queries.norm.data + first);
-      kernel.normalize(rows[kTeacher] + first * dim, count, dim, teacher + first * padded,
-                       queries.norm.data + batch + first);
-      kernel.pack(student + first * padded, teacher + first * padded, count, dim, T(kLog2E / tau_s),
-                  T(kLog2E / tau_t), queries.packed.data + panel * kernel.panel_bytes(dim));
-    }
-  });
-  return queries;
-}
-
-template <typename T>
-struct Partials {
-  Partials(const AttentionKernel<T>& kernel, const Plan& plan, int64_t dim, bool need_grad)
-      : queries(plan.splits * plan.panels * kRoles * kernel.lanes),
-        output(need_grad ? queries * kernel.padded_dim(dim) : 0),
-        statistics(queries * 2 + (need_grad ? 0 : queries / kRoles)),
-        all{need_grad ? output.data : nullptr, statistics.data, statistics.data + queries,
-            need_grad ? nullptr : statistics.data + 2 * queries} {}
-
-  // Whether every sum is one that logits within the bound can have. The caller's promise of unit
-  // rows is taken on trust by the pass; this finds out, at no cost to speak of, where it was false
-  // (or an input is NaN), before a number that has overflowed can be believed.
-  bool within(double bound, const Plan& plan, int64_t rows) const {
-    const int64_t each = queries / plan.splits;
-    for (int64_t split = 0; split < plan.splits; ++split) {
-      const double count = double(std::min(plan.split_rows, rows - split * plan.split_rows));
-      const double highest = count * std::exp2(bound), lowest = count * std::exp2(-bound);
-      const T* sums = all.sum + split * each;
-      if (!std::all_of(sums, sums + each, [=](T s) { return s >= lowest && s <= highest; })) {
-        return false;
-      }
-    }
-    return true;
-  }
-
-  int64_t queries;
-  Buffer<T> output;
-  Buffer<T> statistics;
-  Partial<T> all;
-};
-
-template <typename T>
-Partial<T> partial_at(const Partial<T>& all, int64_t panel, int64_t lanes, int64_t padded) {
-  const int64_t query = panel * kRoles * lanes;
-  return {all.output == nullptr ? nullptr : all.output + query * padded, all.maximum + query,
-          all.sum + query, all.cross == nullptr ? nullptr : all.cross + panel * lanes};
-}
-
-template <typename T>
-void attend(const AttentionKernel<T>& kernel, const Plan& plan, const MemoryView& memory,
-            const Queries<T>& queries, bool bounded, const Partial<T>& partial) {
-  const int64_t tasks = plan.blocks * plan.splits;
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), tasks);
-  std::atomic<int64_t> next{0};  // tasks are taken as threads come free
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    const Buffer<char> scratch(kernel.scratch_bytes(memory.dim, plan.block_panels));
-    for (int64_t i = next++; i < tasks; i = next++) {
-      const int64_t split = i / plan.blocks;
-      const int64_t panel = i % plan.blocks * plan.block_panels;
-      AttentionTask<T> task;
-      task.memory = memory;
-      task.row_begin = split * plan.split_rows;
-      task.row_end = std::min(memory.rows, task.row_begin + plan.split_rows);
-      task.queries = queries.packed.data + panel * kernel.panel_bytes(memory.dim);
-      task.panels = std::min(plan.block_panels, plan.panels - panel);
-      task.bounded = bounded;
-      task.partial = partial_at(partial, split * plan.panels + panel, kernel.lanes,
-                                kernel.padded_dim(memory.dim));
-      task.scratch = scratch.data;
-      kernel.attend(task);
-    }
-  });
-}
 
 template <typename T>
 std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& z_s, const at::Tensor& z_t,
@@ -175,25 +24,18 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& z_s, const at::Tens
   at::Tensor grad = at::empty({need_grad ? batch : 0, dim}, options);
   if (batch == 0) return {reduce<T>(losses, reduction), grad};
 
-  const auto& kernel = select_kernel<T>(bfloat16_products);
-  const Plan plan = make_plan(kernel, batch, dim, memory.size(0));
-  const Queries<T> queries = prepare(kernel, student, teacher, plan.panels, tau_s, tau_t);
-  const Partials<T> partials(kernel, plan, dim, need_grad);
-  const double bound = logit_bound(tau_s, tau_t);
-  const bool bounded = unit_memory && fits_float32(bound, memory.size(0));
-  attend(kernel, plan, view_of(memory), queries, bounded, partials.all);
-  if (bounded && !partials.within(bound, plan, memory.size(0))) {
-    attend(kernel, plan, view_of(memory), queries, false, partials.all);
-  }
-
-  at::parallel_for(0, batch, grain(kRoles * plan.splits * dim), [&](int64_t begin, int64_t end) {
-    const Buffer<T> workspace(need_grad ? 2 * kernel.padded_dim(dim) : 0);
-    kernel.combine({begin, end, dim, kernel.lanes, plan.splits, plan.panels * kernel.lanes,
-                    queries.unit.data, queries.norm.data, partials.all, tau_s,
-                    kernel.rounded_queries, weight_of(reduction, batch),
-                    losses.mutable_data_ptr<T>(), need_grad ? grad.mutable_data_ptr<T>() : nullptr,
-                    workspace.data});
-  });
+  const AttentionPass<T> pass(student, teacher, memory, tau_s, tau_t, unit_memory,
+                              bfloat16_products, need_grad);
+  at::parallel_for(
+      0, batch, grain(kRoles * pass.plan.splits * dim), [&](int64_t begin, int64_t end) {
+        const Buffer<T> workspace(need_grad ? 2 * pass.kernel.padded_dim(dim) : 0);
+        pass.kernel.combine({begin, end, dim, pass.kernel.lanes, pass.plan.splits,
+                             pass.plan.panels * pass.kernel.lanes, pass.queries.unit.data,
+                             pass.queries.norm.data, pass.partials.all, tau_s,
+                             pass.kernel.rounded_queries, weight_of(reduction, batch),
+                             losses.mutable_data_ptr<T>(),
+                             need_grad ? grad.mutable_data_ptr<T>() : nullptr, workspace.data});
+      });
   return {reduce<T>(losses, reduction), grad};
 }
 
@@ -201,13 +43,7 @@ std::tuple<at::Tensor, at::Tensor> relational_loss_forward(
     const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory, double tau_s,
     double tau_t, bool unit_memory, std::optional<c10::string_view> precision, int64_t reduction,
     bool need_grad) {
-  // rrd_kernels.functional has checked everything; this is for callers of the bare operator.
-  TORCH_CHECK_VALUE(z_s.dim() == 2 && z_s.sizes() == z_t.sizes() && memory.dim() == 2 &&
-                        memory.size(1) == z_s.size(1) && memory.numel() > 0,
-                    "relational_loss: shapes ", z_s.sizes(), ", ", z_t.sizes(), " and memory ",
-                    memory.sizes(), " do not fit");
-  TORCH_CHECK_VALUE(tau_s > 0 && tau_t > 0, "relational_loss: temperatures ", tau_s, " and ", tau_t,
-                    " must be positive");
+  check_problem("relational_loss", z_s, z_t, memory, tau_s, tau_t);
   if (precision == "float64") {
     return forward<double>(z_s, z_t, memory, tau_s, tau_t, unit_memory, false, reduction,
                            need_grad);

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import checkpoint
 import options as flags
+import processes
 from data import ImageSet, load
 from loaders import EvaluationLoader, TrainLoader, train_loader
 from losses import check_finite, correct
@@ -27,15 +28,28 @@ STEPS_BETWEEN_LOOKS = 50
 Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor], Tensor]]
 
 
-def prepare(options: argparse.Namespace) -> torch.device:
-    """Seeds and settings of the process; the device of the run."""
+def prepare(options: argparse.Namespace, *, together: bool = False) -> torch.device:
+    """Seeds and settings of the process; the device of the run.
+
+    Args:
+        options: the command line's.
+        together: whether several processes may train one model.
+
+    Raises:
+        ValueError: torchrun has started several, and they may not.
+    """
+    device = device_of(options)
+    if together:
+        device = processes.start(device)
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("only train_student.py runs in several processes")
     if options.deterministic:
         # cuBLAS's condition for it, which must be there before it is first used.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.manual_seed(options.seed)
     torch.backends.cudnn.benchmark = not options.deterministic
-    return device_of(options)
+    return device
 
 
 def device_of(options: argparse.Namespace) -> torch.device:
@@ -59,6 +73,7 @@ def make_data(
         device=device,
         drop_last=options.drop_last,
         workers=options.num_workers,
+        part=(processes.rank(), processes.size()),
     )
     return train, (batches, EvaluationLoader(test, 4 * options.batch_size, device=device))
 
@@ -74,8 +89,12 @@ class Sums:
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         self.values[name] = self.values.get(name, zero) + value.detach()
 
+    def total(self) -> dict[str, Tensor]:
+        """The sums of all processes."""
+        return dict(zip(self.values, processes.total(self.values.values()), strict=True))
+
     def means(self, count: int) -> dict[str, float]:
-        return {name: value.item() / max(count, 1) for name, value in self.values.items()}
+        return {name: value.item() / max(count, 1) for name, value in self.total().items()}
 
 
 @torch.no_grad()
@@ -96,7 +115,7 @@ def evaluate(
         sums.add("acc", 100 * correct(logits, labels, 1))
         sums.add("acc_top5", 100 * correct(logits, labels, 5))
         count += len(labels)
-    return sums.means(count)
+    return {name: value.item() / count for name, value in sums.values.items()}
 
 
 class Trainer:
@@ -139,7 +158,9 @@ class Trainer:
         self.epoch, self.batch, self.count = 1, 0, 0
         self.best, self.accuracy = -1.0, 0.0
         self.sums = Sums(device)
-        self.console = Console(width=None if Console().is_terminal else 100)
+        self.console = Console(
+            width=None if Console().is_terminal else 100, quiet=processes.rank() > 0
+        )
 
     def amp(self) -> contextlib.AbstractContextManager:
         """Autocast, where it is asked for."""
@@ -147,7 +168,9 @@ class Trainer:
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def state(self) -> dict[str, Any]:
-        """Everything that what comes next depends on, in the published layout and beyond it."""
+        """Everything that what comes next depends on, in the published layout and beyond it; of all
+        processes, which must all call this."""
+        everyones = processes.everyones(checkpoint.random_state())
         return {
             "epoch": self.epoch - 1,  # the last that is finished
             "next_epoch": self.epoch,
@@ -157,8 +180,8 @@ class Trainer:
             "settings": flags.plain_settings(self.options),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": checkpoint.random_state(),
-            "sums": dict(self.sums.values),
+            "random": everyones[0] if len(everyones) == 1 else everyones,
+            "sums": self.sums.total(),
             "count": self.count,
         } | {key: module.state_dict() for key, module in self.modules.items()}
 
@@ -186,14 +209,19 @@ class Trainer:
         self.scaler.load_state_dict(saved["scaler"])
         self.epoch, self.batch, self.count = saved["next_epoch"], saved["batch"], saved["count"]
         self.best, self.accuracy = saved["best_acc"], saved["accuracy"]
-        self.sums.values = {name: v.to(self.device) for name, v in saved["sums"].items()}
-        checkpoint.set_random_state(saved["random"])
+        if processes.rank() == 0:  # which has the others' too
+            self.sums.values = {name: v.to(self.device) for name, v in saved["sums"].items()}
+        else:
+            self.sums.values = {name: 0 * v.to(self.device) for name, v in saved["sums"].items()}
+        random = saved["random"]
+        checkpoint.set_random_state(random[processes.rank()] if processes.size() > 1 else random)
         self.console.print(f"going on in epoch {self.epoch} after {self.batch} batches")
 
     def fit(self) -> float:
         """Trains to the last epoch; the best test accuracy in percent."""
         self.resume()
-        flags.write_settings(self.options, self.run.folder / "settings.json")
+        if self.run.writes:
+            flags.write_settings(self.options, self.run.folder / "settings.json")
         while self.epoch <= self.options.epochs:
             started = time.perf_counter()
             seen = self.count
@@ -218,11 +246,12 @@ class Trainer:
             # The state at the start of the next epoch.
             self.epoch, self.batch, self.count, self.sums = epoch + 1, 0, 0, Sums(self.device)
             self.run.log(epoch, values)
+            state = self.state()
             # Kept before the last checkpoint says that the epoch is done: a run that is killed
             # between the two goes through the epoch once more.
             if epoch % self.options.save_freq == 0:
-                self.run.keep(epoch, self.state())
-            self.run.save(self.state(), best=best)
+                self.run.keep(epoch, state)
+            self.run.save(state, best=best)
             self.console.print(
                 f"epoch {epoch:3d}  loss {trained['loss']:.4f}  train {trained['acc']:.2f} %  "
                 f"test {tested['acc']:.2f} %  best {self.best:.2f} %  "
@@ -290,15 +319,16 @@ class Trainer:
         first = self.batch // accumulate * accumulate
         together = min(accumulate, total - first)
         # Each image counts alike, also in a last batch that is smaller.
-        size, images_in_all = self.options.batch_size, len(self.train_loader.images)
+        size, images_in_all = self.options.batch_size, self.train_loader.samples
         in_group = min((first + together) * size, images_in_all) - first * size
-        self.scaler.scale(loss * (len(labels) / in_group)).backward()
+        in_batch = len(labels) * processes.size()  # as many in each process
+        self.scaler.scale(loss * (in_batch / in_group)).backward()
         self.batch += 1
         if self.batch - first == together:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
-        self.count += len(labels)
+        self.count += in_batch
         self.sums.add("loss", loss * len(labels))
         for name, value in terms.items():
             self.sums.add(name, value * len(labels))

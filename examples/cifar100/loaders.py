@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,15 +31,20 @@ class TrainLoader(ABC):
     They depend on neither the device, the number of workers nor where the epoch is entered, and
     no global random state is used.
 
+    Of several processes each takes an equal part of every batch, which together are those of one
+    process. Samples that are too few for one to each process are left out, others in each epoch.
+
     Args:
         images: the training set.
-        batch_size: samples in each batch; the last may be smaller.
+        batch_size: samples in each batch, of all processes; the last may be smaller.
         seed: not negative. Default 0.
         device: where the batches are wanted. Default: the CPU.
         drop_last: leave a smaller last batch out. Default False.
+        part: (rank, processes). Default: all of it.
 
     Raises:
-        ValueError: a batch size below one, a negative seed, or no batch in an epoch.
+        ValueError: a batch size below one or not a multiple of the processes, a negative seed, or
+            no batch in an epoch.
 
     Example:
         >>> loader = DeviceLoader(load("digits"), 64)
@@ -54,9 +59,13 @@ class TrainLoader(ABC):
         seed: int = 0,
         device: torch.device | str = "cpu",
         drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if batch_size < 1 or seed < 0:
             raise ValueError(f"{batch_size=} must be positive and {seed=} not negative")
+        if batch_size % part[1]:
+            raise ValueError(f"{batch_size=} must be a multiple of the {part[1]} processes")
+        self.part = part
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
@@ -65,9 +74,14 @@ class TrainLoader(ABC):
         if len(self) == 0:
             raise ValueError(f"{len(images)} samples make no batch of {batch_size}, {drop_last=}")
 
+    @property
+    def samples(self) -> int:
+        """Of an epoch, of all processes, with a smaller last batch."""
+        return len(self.images) - len(self.images) % self.part[1]
+
     def __len__(self) -> int:
         """Batches in an epoch."""
-        full, rest = divmod(len(self.images), self.batch_size)
+        full, rest = divmod(self.samples, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
@@ -90,12 +104,14 @@ class TrainLoader(ABC):
         generator = np.random.default_rng((epoch, self.seed))
         order = torch.from_numpy(generator.permutation(len(self.images)))
         draws = draw(len(self.images), self.images.augmentation, generator)
-        stop = len(self) * self.batch_size if self.drop_last else len(order)
-        return self._batches(order[start_batch * self.batch_size : stop], draws)
+        order = order[: min(len(self) * self.batch_size, self.samples)]
+        rank, processes = self.part
+        batches = order.split(self.batch_size)[start_batch:]
+        return self._batches([batch.chunk(processes)[rank] for batch in batches], draws)
 
     @abstractmethod
-    def _batches(self, order: Tensor, draws: Draws) -> Iterator[Batch]:
-        """The samples ``order``, int64 on the CPU, in batches; ``draws`` are of the whole set."""
+    def _batches(self, batches: list[Tensor], draws: Draws) -> Iterator[Batch]:
+        """``batches`` of samples' numbers, int64 on the CPU; ``draws`` are of the whole set."""
 
 
 class DeviceLoader(TrainLoader):
@@ -109,11 +125,12 @@ class DeviceLoader(TrainLoader):
     def _resident(self) -> "_Resident":
         return _Resident(self.images, self.device)
 
-    def _batches(self, order: Tensor, draws: Draws) -> Iterator[Batch]:
+    def _batches(self, batches: list[Tensor], draws: Draws) -> Iterator[Batch]:
         padding = self.images.augmentation.padding
-        order, draws = order.to(self.device, non_blocking=True), draws.to(self.device)
-        for first in range(0, len(order), self.batch_size):
-            idx = order[first : first + self.batch_size]
+        if not batches:
+            return
+        order, draws = torch.cat(batches).to(self.device, non_blocking=True), draws.to(self.device)
+        for idx in order.split([len(batch) for batch in batches]):
             pixels = crop_and_flip(self._resident.pixels[idx], draws.rows(idx), padding)
             yield Batch(self._resident.normalised(pixels), self._resident.labels[idx], idx)
 
@@ -135,16 +152,18 @@ class WorkerLoader(TrainLoader):
         seed: int = 0,
         device: torch.device | str = "cpu",
         drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
         workers: int = 8,
     ) -> None:
-        super().__init__(images, batch_size, seed=seed, device=device, drop_last=drop_last)
+        super().__init__(
+            images, batch_size, seed=seed, device=device, drop_last=drop_last, part=part
+        )
         self.workers = workers
 
-    def _batches(self, order: Tensor, draws: Draws) -> Iterator[Batch]:
+    def _batches(self, batches: list[Tensor], draws: Draws) -> Iterator[Batch]:
         loader = DataLoader(
             _AugmentedByPil(self.images, draws),
-            self.batch_size,
-            sampler=order.tolist(),
+            batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             # DataLoader seeds its workers from here; by default it would advance PyTorch's global
@@ -233,6 +252,7 @@ def train_loader(
     seed: int = 0,
     device: torch.device | str = "cpu",
     drop_last: bool = False,
+    part: tuple[int, int] = (0, 1),
     workers: int = 8,
 ) -> TrainLoader:
     """A ``DeviceLoader`` for ``"device"``, a ``WorkerLoader`` for ``"workers"``.
@@ -246,10 +266,9 @@ def train_loader(
     Raises:
         ValueError: an unknown kind.
     """
+    common: dict[str, Any] = {"seed": seed, "device": device, "drop_last": drop_last, "part": part}
     if kind == "device":
-        return DeviceLoader(images, batch_size, seed=seed, device=device, drop_last=drop_last)
+        return DeviceLoader(images, batch_size, **common)
     if kind == "workers":
-        return WorkerLoader(
-            images, batch_size, seed=seed, device=device, drop_last=drop_last, workers=workers
-        )
+        return WorkerLoader(images, batch_size, workers=workers, **common)
     raise ValueError(f"there is no loader {kind!r}; there are {', '.join(LOADERS)}")

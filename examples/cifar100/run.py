@@ -16,13 +16,15 @@ class Run:
         folder: of this run; made where it is not there.
         name: of the model, for its checkpoints ``<name>_best.pth`` and ``<name>_last.pth``.
         resume: go on with what the folder holds; else a folder that holds a checkpoint is refused.
+        writes: False in all processes but one: they only read.
 
     Raises:
         FileExistsError: the folder holds a run already, and ``resume`` is false.
     """
 
-    def __init__(self, folder: Path, name: str, *, resume: bool) -> None:
+    def __init__(self, folder: Path, name: str, *, resume: bool, writes: bool = True) -> None:
         self.folder = folder
+        self.writes = writes
         self.best = folder / f"{name}_best.pth"
         self.last = folder / f"{name}_last.pth"
         self.epochs = folder / "epochs.csv"
@@ -31,16 +33,20 @@ class Run:
                 f"{folder} holds a run already: --resume goes on with it, another --trial starts "
                 f"beside it"
             )
+        self._writer: SummaryWriter | None = None
+        if not writes:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         for unfinished in folder.glob(".*.pth.*"):  # of a process that was killed while it wrote
             unfinished.unlink()
-        self._writer: SummaryWriter | None = None
 
     def saved(self) -> dict[str, Any] | None:
         """The last checkpoint, if there is one."""
         return checkpoint.read(self.last) if self.last.exists() else None
 
     def save(self, state: dict[str, Any], *, best: bool = False) -> None:
+        if not self.writes:
+            return
         # The best first: the last says already that it is there.
         if best:
             checkpoint.write_atomically(state, self.best)
@@ -48,12 +54,16 @@ class Run:
 
     def keep(self, epoch: int, state: dict[str, Any]) -> None:
         """An epoch's model under the published name, beside the last and the best."""
+        if not self.writes:
+            return
         kept = {name: state[name] for name in ("epoch", "accuracy", "model")}
         checkpoint.write_atomically(kept, self.folder / f"ckpt_epoch_{epoch}.pth")
 
     def log(self, epoch: int, values: dict[str, float]) -> None:
         """A row of epochs.csv, in place of those from this epoch on, which a killed run may have
         left, and a point of every TensorBoard curve."""
+        if not self.writes:
+            return
         rows = [row for row in self.rows() if int(row["epoch"]) < epoch]
         rows.append({"epoch": str(epoch)} | {name: f"{v:.6g}" for name, v in values.items()})
         temporary = self.epochs.with_suffix(".new")

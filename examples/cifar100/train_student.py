@@ -3,15 +3,19 @@
     python examples/cifar100/train_student.py --dataset cifar100 \\
         --path_t save/models/resnet32x4_vanilla/ckpt_epoch_240.pth \\
         --model_s resnet8x4 --distill rrd -r 1 -a 0 -b 1
+
+In several processes, each with its part of every batch: torchrun --nproc-per-node 4 in the place
+of python.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import options as flags
+import processes
 from data import DATA_SETS, ImageSet
 from engine import Step, Trainer, make_data, prepare
 from losses import DistillationLoss
@@ -105,9 +109,9 @@ def make_rrd(
 
 
 def make_step(
-    student: ImageClassifier,
+    student: nn.Module,
     teacher: ImageClassifier | None,
-    criterion: DistillationLoss,
+    criterion: nn.Module,
     sampler: ContrastSampler | None,
 ) -> Step:
     def step(
@@ -129,9 +133,20 @@ def make_step(
 def main(arguments: list[str] | None = None) -> Path:
     """Runs the script; the run's folder."""
     options = parse_arguments(arguments)
-    device = prepare(options)
+    joined = processes.size() > 1  # already, by whoever calls this
+    device = prepare(options, together=True)
+    try:
+        return train_student(options, device)
+    finally:
+        if not joined:
+            processes.stop()
+
+
+def train_student(options: argparse.Namespace, device: torch.device) -> Path:
     options.device = str(device)
     options.learning_rate = flags.learning_rate_of(options.model_s, options.learning_rate)
+    if processes.size() > 1:
+        options.processes = processes.size()
     train, loaders = make_data(options, device)
     classes = len(train.classes)
     student = model_dict[options.model_s](num_classes=classes).to(device)
@@ -146,21 +161,27 @@ def main(arguments: list[str] | None = None) -> Path:
         options.nce_t_s, options.nce_t_t = rrd.tau_s, rrd.tau_t
     weights = (options.gamma, options.alpha, options.beta)
     criterion = DistillationLoss(*weights, options.kd_T, rrd).to(device)
+    if processes.rank() > 0:  # the same weights in all processes, but negatives of its own in each
+        torch.manual_seed(options.seed + processes.rank())
 
     name = (
         f"{options.distill.upper()}_{options.dataset}_S_{options.model_s}_T_{options.model_t}"
         f"_r_{options.gamma:g}_a_{options.alpha:g}_b_{options.beta:g}_trial_{options.trial}"
     )
-    run = Run(options.save_folder / "student_model" / name, options.model_s, resume=options.resume)
+    folder = options.save_folder / "student_model" / name
+    writes = processes.rank() == 0
+    run = Run(folder, options.model_s, resume=options.resume, writes=writes)
     flags.apply_to_model(options, student)
     if teacher is not None and options.channels_last:
         teacher = teacher.to(memory_format=torch.channels_last)
 
     modules = {"model": student, "criterion": criterion}
-    step = make_step(student, teacher, criterion, sampler)
+    together = processes.together(student), processes.together(criterion)
+    step = make_step(together[0], teacher, together[1], sampler)
     trainer = Trainer(options, run, student, modules, step, loaders, device, options.learning_rate)
     best = trainer.fit()
-    print(f"best test accuracy {best:.2f} %; {run.best}")
+    if writes:
+        print(f"best test accuracy {best:.2f} %; {run.best}")
     return run.folder
 
 

@@ -1,6 +1,5 @@
 """What ``csrc/cuda`` leaves to Python: the first call of each kind, and what has no kernels."""
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +9,15 @@ from torch import Tensor
 from rrd_kernels.triton import autotune
 from rrd_kernels.triton.configs import MAX_DIM, MAX_ROWS, hardware_of
 from rrd_kernels.triton.launch import compiled, run
+from rrd_kernels.triton.partials import partials_launches, plain_partials
 from rrd_kernels.triton.plain import plain_forward
 from rrd_kernels.triton.recipe import recipe_of
 from rrd_kernels.triton.sampled_operators import (
     estimate_normalizers_,
     momentum_update_,
+    on_device,
     sampled_relational_loss_forward,
+    settled,
 )
 from rrd_kernels.triton.step import (
     ENQUEUES,
@@ -31,6 +33,7 @@ __all__ = [
     "enqueue_",
     "estimate_normalizers_",
     "momentum_update_",
+    "relational_partials",
     "sampled_relational_loss_forward",
     "triton_recipe",
     "triton_step",
@@ -106,6 +109,34 @@ def triton_recipe(
     return recipe_of(launches, [compiled(launch) for launch in launches], buffers, inputs)
 
 
+def relational_partials(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    tau_s: float,
+    tau_t: float,
+    unit_memory: bool,
+    precision: str | None,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """The operator of this name."""
+    # rrd_kernels.functional has checked everything; this is for callers of the bare operator.
+    matrices = z_s.dim() == memory.dim() == 2 and memory.numel() > 0
+    if not matrices or z_s.shape != z_t.shape or z_s.shape[1] != memory.shape[1]:
+        shapes = [tuple(tensor.shape) for tensor in (z_s, z_t, memory)]
+        raise ValueError(f"relational_partials: z_s, z_t and memory {shapes} do not fit")
+    if not z_s.device == z_t.device == memory.device:
+        raise ValueError("relational_partials: z_s, z_t and memory must be on one device")
+    settings = Settings(tau_s, tau_t, unit_memory, settled(precision), 0, need_grad)
+    if not _has_kernels(z_s, memory, settings):
+        return plain_partials(z_s, z_t, memory, settings)
+    with on_device(memory.device):
+        hardware = hardware_of(memory.device)
+        results, launches = partials_launches(z_s, z_t, memory, settings, hardware)
+        run(launches)
+    return results
+
+
 def enqueue_(memory: Tensor, pointer: Tensor, keys: Tensor, momentum: float) -> None:
     """The operator of this name."""
     # rrd_kernels.functional has checked everything; this is for callers of the bare operator.
@@ -121,6 +152,5 @@ def enqueue_(memory: Tensor, pointer: Tensor, keys: Tensor, momentum: float) -> 
         return
     if keys.untyped_storage().data_ptr() == memory.untyped_storage().data_ptr():
         keys = keys.clone()  # slots that must not change while they are read
-    on_device = torch.cuda.device(memory.device) if memory.is_cuda else contextlib.nullcontext()
-    with on_device:
+    with on_device(memory.device):
         run(enqueue_launches(memory, pointer, keys, momentum))

@@ -15,12 +15,13 @@ from rrd_kernels.triton.sampled_step import Inputs, SampledSettings, sampled_lau
 from rrd_kernels.validation import METHODS
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Makes ``device`` the current one."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def _settled(precision: str | None) -> str:
-    """As ``settled`` of ``csrc/cuda/operators.cpp``."""
+def settled(precision: str | None) -> str:
+    """The products' format now, as ``settled`` of ``csrc/cuda/operators.cpp``."""
     if precision is not None:
         return precision
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"
@@ -72,11 +73,11 @@ def sampled_relational_loss_forward(
         raise ValueError(f"rrd_kernels: method must be one of {METHODS}; got {method!r}")
     if contrast_idx.shape[1] == 0:
         raise ValueError("rrd_kernels: contrast_idx names no rows")
-    operand = _settled(precision)
+    operand = settled(precision)
     settings = SampledSettings(tau_s, tau_t, nce_t, operand, reduction, method, need_grad)
     batch, dim = z_s.shape
     double = operand == "float64" or torch.float64 in (memory_v1.dtype, memory_v2.dtype)
-    with _on(z_s.device):
+    with on_device(z_s.device):
         if double or dim > MAX_DIM or batch == 0:
             return plain_sampled_forward(inputs, settings)
         buffers, launches = sampled_launches(inputs, settings, hardware_of(z_s.device))
@@ -98,7 +99,7 @@ def estimate_normalizers_(
     _check_views(inputs)
     if contrast_idx.numel() == 0:
         return
-    with _on(z_s.device):
+    with on_device(z_s.device):
         run(normalizer_launches(normalizers, *inputs[:5], nce_t, hardware_of(z_s.device)))
 
 
@@ -116,5 +117,5 @@ def momentum_update_(memory: Tensor, index: Tensor, rows: Tensor, momentum: floa
         return
     if shares_storage(rows, memory):
         rows = rows.clone()  # rows that must not change while they are read
-    with _on(memory.device):
+    with on_device(memory.device):
         run([update_launch(memory, index, rows, momentum)])

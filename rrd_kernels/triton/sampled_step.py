@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rrd_kernels.bounds import LOG2_E
 from rrd_kernels.triton.configs import Hardware, input_precision
 from rrd_kernels.triton.plan import cdiv, row_block
 from rrd_kernels.triton.sampled_combine import sampled_combine
@@ -18,7 +19,6 @@ from rrd_kernels.triton.sampled_plan import (
     is_dense,
 )
 from rrd_kernels.triton.step import (
-    LOG2_E,
     STORAGE,
     TRITON_DTYPE,
     Launch,

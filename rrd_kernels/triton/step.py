@@ -1,12 +1,12 @@
 """A step on a GPU as a list of launches: prepare, attend, combine."""
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
+from rrd_kernels.bounds import LOG2_E, SLACK, fits_float32
 from rrd_kernels.triton.attention import attend
 from rrd_kernels.triton.attention_loss import attend_loss
 from rrd_kernels.triton.combine import combine
@@ -26,12 +26,6 @@ TRITON_DTYPE = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bflo
 
 #: In the order of the operators' integer.
 ENQUEUES = ("never", "before", "after")
-
-LOG2_E = math.log2(math.e)
-
-#: How much longer than 1 rows may be for the bounded softmax, and its sums beyond their bounds:
-#: rounding a unit row to bfloat16 changes its length by at most 2^-8.
-SLACK = 1 + 2.0**-6
 
 
 class Launch(NamedTuple):
@@ -72,12 +66,6 @@ class Buffers(NamedTuple):
 
 def row_warps(dim: int) -> int:
     return 1 if dim <= 256 else 4
-
-
-def fits_float32(tau: float, size: int) -> bool:
-    """Whether sums over ``size`` unit rows of 2^logit, the loss's included, stay within float32."""
-    bound = LOG2_E / tau * SLACK
-    return bound + math.log2(size) + max(0.0, math.log2(bound)) <= 126
 
 
 def allocate(z_s: Tensor, plan: Plan, settings: Settings) -> Buffers:
@@ -177,7 +165,7 @@ def step_launches(
     buffers = allocate(z_s, plan, settings)
     launches = (
         prepare_launch(z_s, z_t, memory, pointer, buffers.queries, buffers.state, settings),
-        _attend(memory, buffers, plan, settings, hardware),
+        attend_launch(memory, buffers, plan, settings, hardware),
         _combine(z_s, z_t, memory, pointer, buffers, plan, settings),
     )
     return buffers, launches
@@ -239,9 +227,10 @@ def prepare_launch(
     )
 
 
-def _attend(
+def attend_launch(
     memory: Tensor, buffers: Buffers, plan: Plan, settings: Settings, hardware: Hardware
 ) -> Launch:
+    """The pass over the memory, in splits."""
     size, dim = memory.shape
     config = plan.config
     taus = (settings.tau_s, settings.tau_t)

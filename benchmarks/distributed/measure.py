@@ -1,0 +1,127 @@
+"""Steps and collectives on this machine: processes of one thread each, over gloo."""
+
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from benchmarks.distributed.model import GATHERS, HEADER_BYTES, Machine, Step
+from rrd_kernels import RRDLoss
+
+BATCH, DIM = 64, 128
+RANKS = (1, 2, 4)
+#: Rows that are measured; the first two give the constants.
+SIZES = (8192, 32768, 131072)
+#: Bytes of a rank's message that give the bandwidth.
+LARGE = 1 << 20
+
+
+def median_seconds(call: Callable[[], object], least: float) -> float:
+    """Of one call, out of seven rounds at least; ranks do the same number of rounds."""
+    for _ in range(2):
+        call()
+    started = time.perf_counter()
+    call()
+    once = torch.tensor(time.perf_counter() - started)
+    if dist.is_initialized():
+        dist.all_reduce(once, dist.ReduceOp.MAX)
+    rounds = max(7, min(1000, int(least / once.item())))
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def step_seconds(gather: str, size: int, least: float) -> float:
+    """A training step of this rank, from embeddings on."""
+    criterion = RRDLoss(s_dim=DIM, t_dim=DIM, feat_dim=DIM, nce_k=size, gather=gather, start="unit")
+    f_s = torch.randn(BATCH, DIM, requires_grad=True)
+    f_t = torch.randn(BATCH, DIM)
+    return median_seconds(lambda: criterion(f_s, f_t).backward(), least)
+
+
+def gather_seconds(size: int, least: float) -> float:
+    """An all-gather of ``size`` bytes from each rank."""
+    mine = torch.zeros(size, dtype=torch.uint8)
+    everyones = torch.zeros(dist.get_world_size() * size, dtype=torch.uint8)
+    return median_seconds(lambda: dist.all_gather_into_tensor(everyones, mine), least)
+
+
+def _measure(rank: int, world: int, folder: str, sizes: Sequence[int], least: float) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/rendezvous",
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(minutes=2),
+        )
+    rows = []
+    for gather in GATHERS if world > 1 else GATHERS[:1]:
+        for size in sizes:
+            taken = step_seconds(gather, size, least)
+            rows.append({"gather": gather, "ranks": world, "size": size, "seconds": taken})
+    messages = {}
+    if world > 1:
+        messages = {str(n): gather_seconds(n, least) for n in (HEADER_BYTES, LARGE)}
+        dist.barrier()
+    if rank == 0:
+        torch.save((rows, messages), f"{folder}/found")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def measure(sizes: Sequence[int] = SIZES, least: float = 2.0) -> dict[str, Any]:
+    """Times of all modes at W = 1, 2 and 4, and the constants that the model takes of them.
+
+    Args:
+        sizes: K, three of them.
+        least: seconds of each measurement, at least.
+
+    Returns:
+        ``rows``, a list of {gather, ranks, size, seconds}; ``machine``, a :class:`Machine`'s
+        fields.
+    """
+    rows, messages = [], {}
+    for world in RANKS:
+        with tempfile.TemporaryDirectory() as folder:
+            mp.spawn(_measure, (world, folder, sizes, least), nprocs=world)
+            found, messages[world] = torch.load(f"{folder}/found", weights_only=True)
+            rows += found
+    machine = constants(rows, messages[2])
+    known = {k: v for k, v in machine._asdict().items() if v != math.inf}  # JSON has no infinity
+    return {"rows": rows, "machine": known}
+
+
+def constants(rows: Sequence[dict[str, Any]], messages: dict[str, float]) -> Machine:
+    """The model's, out of one process at two sizes and two processes' messages."""
+    small, large = sorted(row["size"] for row in rows if row["ranks"] == 1)[:2]
+    alone = {row["size"]: row["seconds"] for row in rows if row["ranks"] == 1}
+    per_row = (alone[large] - alone[small]) / (large - small)
+    latency, moving = messages[str(HEADER_BYTES)], messages[str(LARGE)]
+    return Machine(
+        name="this machine, float32, a thread to a process",
+        step=max(0.0, alone[small] - per_row * small),
+        flops=8 * BATCH * DIM / per_row,
+        read=math.inf,  # reading the rows is in the rate above, which is of this batch
+        latency=latency,
+        bandwidth=LARGE / max(moving - latency, 1e-9),
+        cores=float(len(os.sched_getaffinity(0))),
+        ring=True,
+    )
+
+
+def step_of(row: dict[str, Any]) -> Step:
+    """What a row has measured."""
+    return Step(row["gather"], row["ranks"], row["size"], BATCH, DIM)

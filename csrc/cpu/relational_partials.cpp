@@ -1,0 +1,123 @@
+// relational_partials on the CPU: what relational_loss_forward adds up over the memory, before any
+// division, so that sums over several memories can be added.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/BFloat16.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+#include <vector>
+
+#include "cpu/attention_pass.h"
+
+namespace rrd::cpu {
+namespace {
+
+constexpr double kLog2 = 0.6931471805599453;
+
+// Columns of the sums before the two outputs.
+enum Column : int64_t { kSumStudent, kSumTeacher, kCross, kScalars };
+
+// Each split's weight 2^(its maximum - the largest of all), which is returned.
+template <typename T>
+double weigh(const T* maximum, int64_t splits, int64_t stride, std::vector<double>& weight) {
+  double largest = maximum[0];
+  for (int64_t k = 1; k < splits; ++k) largest = std::max(largest, double(maximum[k * stride]));
+  for (int64_t k = 0; k < splits; ++k) weight[k] = std::exp2(maximum[k * stride] - largest);
+  return largest;
+}
+
+// b of the logits' queries with a weighted sum of rows; queries as the pass has rounded them.
+template <typename T>
+double cross_of(const T* unit, const T* output, int64_t dim, double tau_s, bool rounded) {
+  const float scale = float(kLog2E / tau_s);
+  double cross = 0;
+  for (int64_t d = 0; d < dim; ++d) {
+    const double query =
+        rounded ? double(float(c10::BFloat16(float(unit[d]) * scale)) / scale) : double(unit[d]);
+    cross += query * double(output[d]);
+  }
+  return cross / tau_s;
+}
+
+template <typename T>
+void merge_splits(const AttentionPass<T>& pass, int64_t begin, int64_t end, int64_t dim,
+                  double tau_s, at::Tensor& sums, at::Tensor& shifts) {
+  const int64_t lanes = pass.kernel.lanes, splits = pass.plan.splits;
+  const int64_t padded = pass.kernel.padded_dim(dim);
+  const int64_t samples = pass.plan.panels * lanes, stride = samples * kRoles;
+  const Partial<T>& partial = pass.partials.all;
+  const int64_t width = sums.size(1);
+  std::vector<double> weight(splits), output(dim);
+  for (int64_t i = begin; i < end; ++i) {
+    T* out = sums.mutable_data_ptr<T>() + i * width;
+    const int64_t panel = i / lanes, lane = i % lanes;
+    for (const int role : {kStudent, kTeacher}) {
+      const int64_t query = (panel * kRoles + role) * lanes + lane;
+      const double largest = weigh(partial.maximum + query, splits, stride, weight);
+      shifts.mutable_data_ptr<T>()[i * kRoles + role] = T(largest);
+      double sum = 0, cross = 0;
+      std::fill(output.begin(), output.end(), 0.0);
+      for (int64_t k = 0; k < splits; ++k) {
+        sum += weight[k] * partial.sum[query + k * stride];
+        if (partial.output == nullptr) {
+          cross += weight[k] * partial.cross[i + k * samples];
+          continue;
+        }
+        const T* from = partial.output + (query + k * stride) * padded;
+        for (int64_t d = 0; d < dim; ++d) output[d] += weight[k] * from[d];
+      }
+      out[role == kStudent ? kSumStudent : kSumTeacher] = T(sum);
+      T* rows = out + kScalars + role * dim;
+      if (partial.output != nullptr) std::copy(output.begin(), output.end(), rows);
+      if (role == kStudent) continue;
+      out[kCross] =
+          T(partial.output == nullptr ? cross * kLog2
+                                      : cross_of(pass.queries.unit.data + i * padded, rows, dim,
+                                                 tau_s, pass.kernel.rounded_queries));
+    }
+  }
+}
+
+template <typename T>
+std::tuple<at::Tensor, at::Tensor> partials(const at::Tensor& z_s, const at::Tensor& z_t,
+                                            const at::Tensor& memory, double tau_s, double tau_t,
+                                            bool unit_memory, bool bfloat16_products,
+                                            bool need_grad) {
+  const auto type = c10::CppTypeToScalarType<T>::value;
+  const auto student = z_s.to(type).contiguous(), teacher = z_t.to(type).contiguous();
+  const int64_t batch = z_s.size(0), dim = z_s.size(1);
+  const auto options = z_s.options().dtype(type);
+  at::Tensor sums = at::empty({batch, kScalars + (need_grad ? kRoles * dim : 0)}, options);
+  at::Tensor shifts = at::empty({batch, kRoles}, options);
+  if (batch == 0) return {sums, shifts};
+  const AttentionPass<T> pass(student, teacher, memory, tau_s, tau_t, unit_memory,
+                              bfloat16_products, need_grad);
+  at::parallel_for(0, batch, grain(kRoles * pass.plan.splits * dim),
+                   [&](int64_t begin, int64_t end) {
+                     merge_splits(pass, begin, end, dim, tau_s, sums, shifts);
+                   });
+  return {sums, shifts};
+}
+
+std::tuple<at::Tensor, at::Tensor> relational_partials(const at::Tensor& z_s, const at::Tensor& z_t,
+                                                       const at::Tensor& memory, double tau_s,
+                                                       double tau_t, bool unit_memory,
+                                                       std::optional<c10::string_view> precision,
+                                                       bool need_grad) {
+  check_problem("relational_partials", z_s, z_t, memory, tau_s, tau_t);
+  if (precision == "float64") {
+    return partials<double>(z_s, z_t, memory, tau_s, tau_t, unit_memory, false, need_grad);
+  }
+  return partials<float>(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision == "bfloat16",
+                         need_grad);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rrd_kernels, CPU, m) { m.impl("relational_partials", relational_partials); }
+
+}  // namespace rrd::cpu

@@ -1,0 +1,116 @@
+"""Before a step's rows move, every rank learns what every rank brings, or that one cannot go on.
+
+A rank that raised by itself would leave the others waiting for it until the group's timeout. So its
+error travels in the place of its sizes, and every rank raises.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rrd_kernels.distributed.ranks import Ranks
+
+
+class Share(NamedTuple):
+    """What one rank brings to a step."""
+
+    batch: int
+    alike: Mapping[str, Any]  # settings and shapes that must be the same on every rank
+    needs_grad: bool = False
+    stale: bool = False  # whether its memory may be another than the other ranks'
+    unit_rows: bool = False  # whether it may promise that no row is longer than 1
+
+
+class Step(NamedTuple):
+    """What all ranks bring together."""
+
+    batches: list[int]  # of each rank, in their order
+    needs_grad: bool  # of any
+    stale: bool  # of any
+    unit_rows: bool  # of all
+
+    @property
+    def batch(self) -> int:
+        """The samples of all ranks."""
+        return sum(self.batches)
+
+    def weighted(self, loss: Tensor, rank: int) -> Tensor:
+        """A rank's mean, so that the mean over ranks, which is what DDP takes of the gradients, is
+        that over all samples."""
+        if len(set(self.batches)) == 1:
+            return loss
+        return loss * (self.batches[rank] * len(self.batches) / self.batch)
+
+
+def agree(ranks: Ranks, device: torch.device, share: Callable[[], Share]) -> Step:
+    """Looks at this rank's share of a step and exchanges it with the others.
+
+    Args:
+        ranks: who takes part; all of them must call this.
+        device: of the rows.
+        share: makes this rank's share, checking its input; what it raises, every rank hears of.
+
+    Raises:
+        RuntimeError: another rank's ``share`` raised; its message is in this one.
+        ValueError: ranks bring what must be alike and is not. Names the ranks and the values.
+        Exception: what ``share`` itself raised here.
+    """
+    mine, error = None, None
+    try:
+        mine = share()
+    except Exception as raised:
+        error = raised
+    said = [0, 0, 0, 0, 0, 0]
+    if mine is not None:
+        said = [1, mine.batch, _digest(mine.alike)]
+        said += [int(flag) for flag in (mine.needs_grad, mine.stale, mine.unit_rows)]
+    heard = _exchange(ranks, device, said)
+    if not all(row[0] for row in heard) or len({row[2] for row in heard}) > 1:
+        _explain(ranks, mine, error)
+    return Step(
+        batches=[row[1] for row in heard],
+        needs_grad=any(row[3] for row in heard),
+        stale=any(row[4] for row in heard),
+        unit_rows=all(row[5] for row in heard),
+    )
+
+
+def _exchange(ranks: Ranks, device: torch.device, said: list[int]) -> list[list[int]]:
+    where = ranks.device_for_numbers(device)
+    mine = torch.tensor(said, dtype=torch.int64, device=where)
+    heard = torch.empty(ranks.size * len(said), dtype=torch.int64, device=where)
+    dist.all_gather_into_tensor(heard, mine, group=ranks.group)
+    rows: list[list[int]] = heard.view(ranks.size, len(said)).tolist()
+    return rows
+
+
+def _digest(alike: Mapping[str, Any]) -> int:
+    """The same 63 bits for the same settings, in every process."""
+    text = repr(sorted(alike.items())).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def _explain(ranks: Ranks, mine: Share | None, error: Exception | None) -> None:
+    """Raises, on every rank, an error that says what was wrong where."""
+    text = None if error is None else f"{type(error).__name__}: {error}"
+    reports: list[Any] = [None] * ranks.size
+    alike = {} if mine is None else dict(mine.alike)
+    dist.all_gather_object(reports, (text, alike), group=ranks.group)
+    if error is not None:
+        raise error
+    failed = [f"rank {rank}: {text}" for rank, (text, _) in enumerate(reports) if text is not None]
+    if failed:
+        raise RuntimeError(f"other ranks refused their input ({'; '.join(failed)})")
+    different = []
+    for name in sorted({name for _, alike in reports for name in alike}):
+        values: dict[str, list[int]] = {}
+        for rank, (_, alike) in enumerate(reports):
+            values.setdefault(repr(alike.get(name)), []).append(rank)
+        if len(values) > 1:
+            each = ", ".join(f"{value} on ranks {where}" for value, where in values.items())
+            different.append(f"{name} is {each}")
+    raise ValueError(f"ranks that share a memory must agree: {'; '.join(different)}")

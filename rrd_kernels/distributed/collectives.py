@@ -1,0 +1,75 @@
+"""Rows between ranks: gathered in rank order, summed and handed back, copied from the first.
+
+Batches may be uneven; rows are padded to the largest on their way, which moves nothing more where
+they are even.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rrd_kernels.distributed.ranks import Ranks
+
+
+class Gathering:
+    """An all-gather that may be under way; :meth:`wait` gives its rows."""
+
+    def __init__(self, ranks: Ranks, rows: Tensor, batches: Sequence[int]) -> None:
+        self._batches, self._largest = batches, max(batches)
+        self._like = rows
+        padded = rows.detach().contiguous()
+        if rows.shape[0] < self._largest:
+            padded = rows.new_zeros((self._largest, *rows.shape[1:]))
+            padded[: rows.shape[0]] = rows.detach()
+        self._work = None
+        if self._largest:
+            # As bytes, so that every dtype moves alike over every backend.
+            sent = padded.view(self._largest, -1).view(torch.uint8)
+            self._received = sent.new_empty((len(batches) * self._largest, sent.shape[1]))
+            self._work = dist.all_gather_into_tensor(
+                self._received, sent, group=ranks.group, async_op=True
+            )
+
+    def wait(self) -> Tensor:
+        """The rows of rank 0, then those of rank 1, and so on: [sum of batches, ...]."""
+        if self._work is None:
+            return self._like.detach()
+        self._work.wait()
+        rows = self._received.view(self._like.dtype).view(-1, *self._like.shape[1:])
+        if min(self._batches) == self._largest:
+            return rows
+        parts = rows.split(self._largest)
+        return torch.cat([part[:size] for part, size in zip(parts, self._batches, strict=True)])
+
+
+def gather_rows(ranks: Ranks, rows: Tensor, batches: Sequence[int]) -> Gathering:
+    """Starts to gather every rank's ``rows`` [batches[rank], ...] on every rank.
+
+    Rows of any dtype; no gradient passes.
+    """
+    return Gathering(ranks, rows, batches)
+
+
+def scatter_sums(ranks: Ranks, parts: Tensor, batches: Sequence[int]) -> Tensor:
+    """This rank's rows, [batches[rank], N], of the sum over ranks of ``parts``, [their sum, N]."""
+    largest = max(batches)
+    padded = parts
+    if min(batches) < largest:
+        padded = parts.new_zeros(len(batches) * largest, parts.shape[1])
+        pieces = zip(padded.split(largest), parts.split(list(batches)), strict=True)
+        for place, piece in pieces:
+            place[: len(piece)] = piece
+    own = parts.new_empty(largest, parts.shape[1])
+    dist.reduce_scatter_tensor(own, padded, group=ranks.group)
+    return own[: batches[ranks.rank]]
+
+
+def copy_from_first(ranks: Ranks, tensors: Iterable[Tensor]) -> None:
+    """Makes every rank's ``tensors`` those of rank 0, in place."""
+    for tensor in tensors:
+        whole = tensor.contiguous()
+        dist.broadcast(whole.view(-1).view(torch.uint8), group=ranks.group, group_src=0)
+        if whole is not tensor:
+            tensor.copy_(whole)

@@ -1,0 +1,71 @@
+"""DistributedDataParallel and the memories' buffers.
+
+DDP copies every buffer from rank 0 to the other ranks at each forward, unless the module that it
+wraps names it in ``_ddp_params_and_buffers_to_ignore``. For a memory that is a waste at best (all
+ranks have it already) and at worst the loss of each rank's own rows.
+"""
+
+import warnings
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rrd_kernels.embeddings import Embeddings
+
+
+def ignore_in_ddp(module: nn.Module) -> nn.Module:
+    """Names the buffers of all memories in ``module`` as ones that DDP is to leave alone.
+
+    :class:`rrd_kernels.RRDLoss` and the memories have it done. It is for a module of your own that
+    holds one, before it is wrapped: DDP asks only the module that it is given.
+
+    Args:
+        module: any; what it named before stays named.
+
+    Returns:
+        ``module``, so that the call can stand inside that of DDP.
+
+    Source: ``torch.nn.parallel.DistributedDataParallel``, which reads that attribute.
+
+    Example:
+        >>> from rrd_kernels import RRDLoss
+        >>> both = torch.nn.ModuleDict({"rrd": RRDLoss(s_dim=4, t_dim=4, feat_dim=8, nce_k=16)})
+        >>> ignore_in_ddp(both)._ddp_params_and_buffers_to_ignore
+        ['rrd.memory.queue', 'rrd.memory.queue_ptr']
+    """
+    named = list(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
+    for path, child in module.named_modules():
+        if isinstance(child, Embeddings):
+            prefix = f"{path}." if path else ""
+            named += [prefix + name for name, _ in child.named_buffers()]
+    module._ddp_params_and_buffers_to_ignore = list(dict.fromkeys(named))  # type: ignore[assignment]
+    return module
+
+
+def check_ignored(memory: Embeddings, *, shared: bool) -> None:
+    """The DDP that is running does not copy this memory's buffers.
+
+    Args:
+        memory: whose forward this is.
+        shared: whether its buffers are the same on all ranks, so that copying only takes time.
+
+    Raises:
+        RuntimeError: it does, and they are not.
+    """
+    active = DistributedDataParallel._active_ddp_module
+    if active is None or not active.broadcast_buffers:
+        return
+    copied = {id(buffer) for buffer in active.modules_buffers}
+    if copied.isdisjoint(id(buffer) for buffer in memory.buffers()):
+        return
+    advice = "wrap DistributedDataParallel(rrd_kernels.distributed.ignore_in_ddp(module))"
+    if not shared:
+        raise RuntimeError(
+            f"DistributedDataParallel copies rank 0's memory over the other ranks' at each step: "
+            f"{advice}"
+        )
+    warnings.warn(
+        f"DistributedDataParallel copies the memory from rank 0 at each step, which changes "
+        f"nothing and takes time: {advice}",
+        stacklevel=2,
+    )

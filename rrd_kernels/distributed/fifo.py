@@ -1,0 +1,88 @@
+"""A training step on a FIFO memory of which every rank has a copy."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rrd_kernels import functional
+from rrd_kernels import validation as check
+from rrd_kernels.dispatch import use_fused
+from rrd_kernels.distributed.agreement import Share, agree
+from rrd_kernels.distributed.collectives import copy_from_first, gather_rows
+
+if TYPE_CHECKING:
+    from rrd_kernels.memory import FifoMemory
+
+
+def check_settings(memory: "FifoMemory", settings: dict[str, Any]) -> None:
+    """What the functions would refuse after the ranks have agreed."""
+    check.check_temperature("tau_s", settings["tau_s"])
+    check.check_temperature("tau_t", settings["tau_t"])
+    use_fused(memory.backend, memory.queue.device)
+
+
+def alike_of(memory: "FifoMemory", settings: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """What all ranks must have alike, by the names that an error uses."""
+    return {
+        "gather": memory.ranks.gather,
+        "memory_type": "fifo",
+        "feat_dim": memory.queue.shape[1],
+        "memory_dtype": memory.queue.dtype,
+        "dtype of the embeddings": dtype,
+        "enqueue": memory.enqueue_order,
+        "slot_momentum": memory.slot_momentum,
+        "training": memory.training,
+        **{name: settings[name] for name in ("tau_s", "tau_t", "precision", "backend")},
+    }
+
+
+def keys_step(
+    memory: "FifoMemory",
+    prepare: Callable[[], tuple[Tensor, Tensor, bool]],
+    settings: dict[str, Any],
+) -> Tensor:
+    """The loss of this rank's samples; the teacher rows of all ranks enter every rank's memory.
+
+    Args:
+        memory: whose step this is; written.
+        prepare: checks this rank's input and makes z_s and z_t [B, D] of it, and says whether the
+            batch is to enter the memory.
+        settings: for :func:`rrd_kernels.functional.relational_loss`.
+
+    Returns:
+        The mean over this rank's samples, weighted so that the mean over ranks, which is what DDP
+        takes of the gradients, is that over all samples.
+
+    Raises:
+        RuntimeError, ValueError: as :func:`rrd_kernels.distributed.agreement.agree`; and a
+            ValueError where the ranks' batches together do not fit the memory.
+    """
+    ranks, queue, pointer = memory.ranks, memory.queue, memory.queue_ptr
+    prepared: list[tuple[Tensor, Tensor, bool]] = []
+
+    def share() -> Share:
+        check_settings(memory, settings)
+        prepared.append(prepare())
+        z_s, z_t, writes = prepared[0]
+        alike = alike_of(memory, settings, z_t.dtype)
+        alike |= {"nce_k": memory.layout.size, "update": writes}
+        return Share(len(z_s), alike, stale=memory.stale, unit_rows=memory.unit_rows)
+
+    step = agree(ranks, queue.device, share)
+    (z_s, z_t, writes) = prepared[0]
+    memory.check_fits(step, writes)
+    if step.stale:
+        copy_from_first(ranks, (queue, pointer))
+        memory.inspect_rows()
+        memory.unit_rows = memory.unit_rows and step.unit_rows
+        memory.stale = False
+    settings = settings | {"unit_memory": memory.unit_rows and step.unit_rows}
+    gathering = gather_rows(ranks, z_t, step.batches) if writes else None
+    if gathering is not None and memory.enqueue_order == "before":
+        memory.enqueue_(gathering.wait())
+    loss = functional.relational_loss(z_s, z_t, queue, **settings)
+    if gathering is not None and memory.enqueue_order == "after":
+        memory.enqueue_(gathering.wait())  # the rows have travelled meanwhile
+    return step.weighted(loss, ranks.rank)

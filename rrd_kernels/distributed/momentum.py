@@ -1,0 +1,104 @@
+"""A training step on a momentum memory of which every rank has a copy."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rrd_kernels import functional
+from rrd_kernels import validation as check
+from rrd_kernels.dispatch import use_fused
+from rrd_kernels.distributed.agreement import Share, agree
+from rrd_kernels.distributed.collectives import copy_from_first, gather_rows
+
+if TYPE_CHECKING:
+    from rrd_kernels.momentum import MomentumMemory, Views
+
+
+def _alike(memory: "MomentumMemory", dtype: torch.dtype) -> dict[str, Any]:
+    """What all ranks must have alike, by the names that an error uses."""
+    rows = memory.contrast
+    return {
+        "memory_type": "momentum",
+        "n_data": memory.n_data,
+        "feat_dim": rows.memory_v1.shape[1],
+        "memory_dtype": rows.memory_v1.dtype,
+        "dtype of the embeddings": dtype,
+        "similarity": memory.similarity,
+        "precision": memory.precision,
+        "backend": memory.backend,
+    }
+
+
+def shared_step(
+    memory: "MomentumMemory",
+    prepare: Callable[[], "tuple[Tensor, Views, bool]"],
+    tau_s: float,
+    tau_t: float,
+) -> Tensor:
+    """The loss of this rank's samples; the rows of all ranks' samples move on every rank.
+
+    Args:
+        memory: whose step this is; written.
+        prepare: checks this rank's input and makes its samples' numbers and views of it, and says
+            whether they are to be written.
+        tau_s, tau_t: the temperatures.
+
+    Returns:
+        The mean over this rank's samples, weighted as :meth:`Step.weighted` does.
+
+    Raises:
+        RuntimeError, ValueError: as :func:`rrd_kernels.distributed.agreement.agree`.
+    """
+    ranks, rows = memory.ranks, memory.contrast
+    prepared: list[tuple[Tensor, Views, bool]] = []
+
+    def share() -> Share:
+        check.check_temperature("tau_s", tau_s)
+        check.check_temperature("tau_t", tau_t)
+        prepared.append(prepare())
+        idx, (z_s, _, memory_v1, _, contrast_idx), writes = prepared[0]
+        use_fused(memory.backend, rows.params.device)
+        check.check_index("contrast_idx", contrast_idx, z_s, dims=2)
+        check.check_range("contrast_idx", contrast_idx, len(memory_v1))
+        alike = _alike(memory, z_s.dtype) | {"tau_s": tau_s, "tau_t": tau_t, "update": writes}
+        return Share(len(idx), alike, stale=rows.stale)
+
+    step = agree(ranks, rows.params.device, share)
+    (idx, views, writes) = prepared[0]
+    if step.stale:
+        copy_from_first(ranks, (rows.params, rows.memory_v1, rows.memory_v2))
+        rows.read_params()
+        rows.stale = rows.normalized = False
+    # Both travel while the loss is computed.
+    samples = gather_rows(ranks, idx, step.batches) if writes else None
+    moved = gather_rows(ranks, torch.cat(views[:2], 1), step.batches) if writes else None
+    normalizers = memory.normalizers(writes)
+    if normalizers is not None and not rows.normalized:
+        _estimate_(memory, normalizers, views)
+        rows.normalized = writes and not bool((normalizers < 0).any())
+    loss = memory.loss(views, normalizers, tau_s, tau_t)
+    if samples is not None and moved is not None:
+        memory.move_rows(samples.wait(), *moved.wait().chunk(2, dim=1))
+    return step.weighted(loss, ranks.rank)
+
+
+def _estimate_(memory: "MomentumMemory", normalizers: Tensor, views: "Views") -> None:
+    """:func:`functional.estimate_normalizers_` over the samples of all ranks."""
+    ranks = memory.ranks
+    own = torch.full_like(normalizers, -1)
+    functional.estimate_normalizers_(
+        own, *views, nce_t=memory.contrast.nce_t, backend=memory.backend
+    )
+    columns = views[-1].numel()
+    sums = own.new_zeros((1, 3), dtype=torch.float64)
+    if columns:
+        # What is not finite has not been set, and must spoil the whole mean as it would in one
+        # process.
+        sums[0, :2] = own.double().where(own > 0, torch.nan) * columns
+        sums[0, 2] = columns
+    total = gather_rows(ranks, sums, [1] * ranks.size).wait().sum(dim=0)
+    mean = (total[:2] / total[2]).to(normalizers.dtype)
+    unset = (normalizers < 0) & mean.isfinite()
+    normalizers.copy_(torch.where(unset, mean, normalizers))

@@ -1,0 +1,69 @@
+"""The processes that share a memory."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rrd_kernels import validation as check
+
+GATHERS = ("keys", "none", "shard")
+
+
+class Ranks:
+    """A process group, looked up when it is used, and what its ranks share.
+
+    Args:
+        gather: ``"keys"``, one memory of which each rank has a copy; ``"none"``, a memory each; or
+            ``"shard"``, one memory of which each rank has a part.
+        process_group: whose ranks. Default: all processes, once ``init_process_group`` has run;
+            before it, and without it, this process alone.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, an unknown ``gather``, or a group that
+            this process is not in.
+    """
+
+    def __init__(self, gather: str, process_group: Any = None) -> None:
+        check.check_choice("gather", gather, GATHERS)
+        if process_group is not None:
+            # What new_group returns to a process that is left out.
+            outsider = dist.GroupMember.NON_GROUP_MEMBER if dist.is_available() else None
+            if process_group == outsider:
+                raise ValueError("process_group does not contain this process")
+            if not (dist.is_available() and isinstance(process_group, dist.ProcessGroup)):
+                raise TypeError(
+                    f"process_group must be a torch.distributed.ProcessGroup or None; got "
+                    f"{type(process_group).__name__}"
+                )
+        self.gather = gather
+        self.group = process_group
+
+    @property
+    def size(self) -> int:
+        """W, the number of processes."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return 1
+        return dist.get_world_size(self.group)
+
+    @property
+    def rank(self) -> int:
+        """This process's place among them, from 0."""
+        return dist.get_rank(self.group) if self.size > 1 else 0
+
+    def device_for_numbers(self, device: torch.device) -> torch.device:
+        """Where a few integers are exchanged: on the CPU where the group can, so that reading them
+        does not wait for a GPU."""
+        cpu = "cpu:" in dist.get_backend_config(self.group)
+        return torch.device("cpu") if cpu else device
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Ranks":
+        return Ranks(self.gather, self.group)  # a group is not copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.group is not None:
+            raise TypeError(
+                "a criterion with a process_group of its own cannot be pickled; save its "
+                "state_dict() instead"
+            )
+        return self.__dict__

@@ -1,0 +1,138 @@
+"""A step on a FIFO memory of which every rank has some rows.
+
+Every rank looks at the queries of all ranks, for its own rows of the memory alone. The sums that
+come of it are added over ranks, each sample's on the rank that it belongs to.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rrd_kernels import functional
+from rrd_kernels import validation as check
+from rrd_kernels.bounds import fits_float32
+from rrd_kernels.distributed.agreement import Share, Step, agree
+from rrd_kernels.distributed.collectives import copy_from_first, gather_rows, scatter_sums
+from rrd_kernels.distributed.fifo import alike_of, check_settings
+
+if TYPE_CHECKING:
+    from rrd_kernels.memory import FifoMemory
+
+
+def shard_step(
+    memory: "FifoMemory",
+    prepare: Callable[[], tuple[Tensor, Tensor, bool]],
+    settings: dict[str, Any],
+) -> Tensor:
+    """The loss of this rank's samples against the rows of all ranks; those of all ranks' teachers
+    enter the memory, each where its slot lies.
+
+    Args, Returns, Raises: as :func:`rrd_kernels.distributed.fifo.keys_step`.
+    """
+    ranks, queue = memory.ranks, memory.queue
+    prepared: list[tuple[Tensor, Tensor, bool]] = []
+
+    def share() -> Share:
+        check_settings(memory, settings)
+        prepared.append(prepare())
+        z_s, z_t, writes = prepared[0]
+        alike = alike_of(memory, settings, z_t.dtype)
+        alike |= {"nce_k": memory.layout.size, "update": writes}
+        needs_grad = torch.is_grad_enabled() and z_s.requires_grad
+        return Share(len(z_s), alike, needs_grad, memory.stale, memory.unit_rows)
+
+    step = agree(ranks, queue.device, share)
+    z_s, z_t, writes = prepared[0]
+    memory.check_fits(step, writes)
+    if step.stale:
+        copy_from_first(ranks, (memory.queue_ptr,))
+        memory.stale = False
+    if step.batch == 0:
+        return functional.relational_loss(z_s, z_t, queue, **settings)
+    queries = gather_rows(ranks, torch.cat((z_s, z_t), 1), step.batches).wait()
+    all_z_s, all_z_t = queries.chunk(2, dim=1)
+    if writes and memory.enqueue_order == "before":
+        enqueue_(memory, all_z_t)
+    loss = _loss(memory, z_s, all_z_s, all_z_t, step, settings)
+    if writes and memory.enqueue_order == "after":
+        enqueue_(memory, all_z_t)
+    return step.weighted(loss, ranks.rank)
+
+
+def _loss(
+    memory: "FifoMemory",
+    z_s: Tensor,
+    all_z_s: Tensor,
+    all_z_t: Tensor,
+    step: Step,
+    settings: dict[str, Any],
+) -> Tensor:
+    """The mean over this rank's samples."""
+    ranks = memory.ranks
+    bounded = step.unit_rows and _holds(memory, settings)
+    sums, shifts = functional.relational_partials(
+        all_z_s,
+        all_z_t,
+        memory.queue,
+        need_grad=step.needs_grad,
+        **settings | {"unit_memory": bounded},
+    )
+    # What all ranks' sums are brought to. Bounded logits need none, and a promise of unit rows that
+    # was broken leaves factors that say so, or overflow into a loss that is no number.
+    common = torch.zeros_like(shifts)
+    if not bounded:
+        common = shifts.clone()
+        dist.all_reduce(common, dist.ReduceOp.MAX, group=ranks.group)
+    factor = torch.exp2(shifts - common)
+    width = memory.queue.shape[1]
+    student, teacher = factor[:, :1], factor[:, 1:]
+    scaled = [sums[:, :1] * student, sums[:, 1:3] * teacher]
+    if step.needs_grad:
+        scaled += [sums[:, 3 : 3 + width] * student, sums[:, 3 + width :] * teacher]
+    own = scatter_sums(ranks, torch.cat(scaled, 1), step.batches)
+    first = sum(step.batches[: ranks.rank])
+    return functional.loss_of_partials(
+        z_s, own, common[first : first + len(z_s)], tau_s=settings["tau_s"]
+    )
+
+
+def _holds(memory: "FifoMemory", settings: dict[str, Any]) -> bool:
+    """Whether float32 holds sums over all ranks' rows without a shift, if they are unit rows."""
+    return all(fits_float32(settings[tau], memory.layout.size) for tau in ("tau_s", "tau_t"))
+
+
+def enqueue_(memory: "FifoMemory", keys: Tensor) -> None:
+    """Writes those of ``keys`` [B, D], the rows of all ranks, whose slots are this rank's, and
+    moves the pointer. Without a host sync on a GPU."""
+    layout, pointer = memory.layout, memory.queue_ptr
+    slots = torch.arange(len(keys), device=pointer.device).add_(pointer).remainder_(layout.size)
+    here = slots - layout.first
+    inside = (here >= 0) & (here < layout.rows)
+    if keys.device.type == "cpu":
+        here, keys = here[inside], keys[inside]
+    else:  # an index that is out of range writes nothing there
+        here = torch.where(inside, here, -1)
+    functional.momentum_update_(
+        memory.queue, here, keys, memory.slot_momentum, backend=memory.backend
+    )
+    pointer.add_(slots.shape[0]).remainder_(layout.size)
+
+
+def warm_up_shard(
+    memory: "FifoMemory", batch: int, tau_s: float, tau_t: float, dtype: torch.dtype
+) -> None:
+    """Compiles what steps of ``batch`` samples on each rank will need, on this rank alone."""
+    check.check_size("batch_size", batch)
+    rows = memory.queue
+    z = rows.new_zeros((batch * memory.layout.ranks, rows.shape[1]), dtype=dtype)
+    settings: dict[str, Any] = {"tau_s": tau_s, "tau_t": tau_t, "precision": memory.precision}
+    bounded = memory.unit_rows and _holds(memory, settings)
+    for need_grad in (True, False):
+        functional.relational_partials(
+            z, z, rows, need_grad=need_grad, unit_memory=bounded, **settings
+        )
+    nowhere = torch.zeros(1, dtype=torch.int64, device=rows.device)
+    functional.momentum_update_(rows[:1].clone(), nowhere, z[:1], memory.slot_momentum)

@@ -1,0 +1,43 @@
+"""A memory's shard in a state_dict: a DTensor, which knows the whole.
+
+``torch.distributed.checkpoint`` saves and loads it over any number of ranks, and its ``state_dict``
+module gathers it, with ``full_state_dict=True``, into the layout of one process.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rrd_kernels.distributed.layout import Layout
+from rrd_kernels.distributed.ranks import Ranks
+
+
+def as_dtensor(rows: Tensor, layout: Layout, ranks: Ranks) -> Any:
+    """The K rows of which each rank's ``rows`` are a part; they share its storage."""
+    # Not at import: it takes half a second.
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh = DeviceMesh.from_group(
+        ranks.group or dist.distributed_c10d._get_default_group(), rows.device.type
+    )
+    shape = torch.Size((layout.size, rows.shape[1]))
+    return DTensor.from_local(
+        rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=(shape[1], 1)
+    )
+
+
+def own_rows(value: Any, layout: Layout) -> Any:
+    """This rank's rows of what a state_dict holds: all K rows, or a DTensor of this layout.
+
+    Anything else is returned as it is, for ``load_state_dict`` to refuse or to copy.
+    """
+    if type(value).__name__ == "DTensor":
+        if value.device_mesh.size() == layout.ranks and value.shape[0] == layout.size:
+            return value.to_local()
+        return value.full_tensor() if layout.ranks == 1 else value
+    if isinstance(value, Tensor) and value.dim() == 2 and value.shape[0] == layout.size:
+        return layout.part_of(value)
+    return value

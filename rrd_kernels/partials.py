@@ -1,0 +1,139 @@
+"""The relational loss over a memory in several parts; public through rrd_kernels.functional."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rrd_kernels import reference
+from rrd_kernels import validation as check
+from rrd_kernels.dispatch import settle_precision, use_fused
+
+
+def relational_partials(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    *,
+    tau_s: float = 0.1,
+    tau_t: float = 0.02,
+    need_grad: bool = True,
+    unit_memory: bool = False,
+    precision: str | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    r"""What :func:`rrd_kernels.functional.relational_loss` adds up over ``memory``, undivided.
+
+    With weights :math:`v_{ij} = 2^{b_{ij} \log_2 e - \beta_i}` and
+    :math:`w_{ij} = 2^{a_{ij} \log_2 e - \alpha_i}` of the student's logits b and the teacher's a,
+    these are :math:`\sum_j v`, :math:`\sum_j w`, :math:`\sum_j w b`, :math:`\sum_j v m_j` and
+    :math:`\sum_j w m_j`. Those of several memories, brought to the same shifts, add up to those of
+    all their rows; :func:`loss_of_partials` makes the loss of them.
+
+    Args:
+        z_s, z_t, memory, tau_s, tau_t, unit_memory, precision, backend: as in
+            :func:`rrd_kernels.functional.relational_loss`. No gradient passes here.
+        need_grad: whether the two sums of rows are wanted. Default ``True``.
+
+    Returns:
+        The sums in the order above, [B, 3 + 2D] or without gradient [B, 3]; and the shifts
+        (beta, alpha) [B, 2]. Both float64 with float64 products, else float32. Where
+        ``unit_memory`` is promised and kept, and the temperatures allow it, the shifts are zero.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`rrd_kernels.functional.relational_loss`.
+
+    Source: docs/decisions.md, the loss as attention.
+
+    Example:
+        >>> from rrd_kernels.functional import relational_partials
+        >>> z_s, z_t = torch.randn(2, 64, 128)
+        >>> sums, shifts = relational_partials(z_s, z_t, torch.randn(4096, 128))
+        >>> sums.shape, shifts.shape
+        (torch.Size([64, 259]), torch.Size([64, 2]))
+    """
+    check.check_loss(z_s, z_t, memory, tau_s, tau_t)
+    precision = settle_precision(precision, z_s, z_t, memory)
+    z_s, z_t = z_s.detach(), z_t.detach()
+    if not use_fused(backend, z_s.device):
+        return reference.relational_partials(
+            z_s, z_t, memory, tau_s=tau_s, tau_t=tau_t, need_grad=need_grad
+        )
+    return torch.ops.rrd_kernels.relational_partials(
+        z_s, z_t, memory, float(tau_s), float(tau_t), unit_memory, precision, need_grad
+    )
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """A derivative that is a value: ``z_s`` is an input so that autograd asks for the derivative by
+    it, as csrc/autograd has it, and is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, grad_z_s: Tensor, grad_loss: Tensor, z_s: Tensor) -> Tensor:
+        return (grad_z_s * grad_loss.unsqueeze(-1)).to(z_s.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError("rrd_kernels: the loss of partial sums has no second derivative")
+
+
+class _AttachedGradient(torch.autograd.Function):
+    """Losses [B] whose derivatives [B, D] have been computed with them."""
+
+    @staticmethod
+    def forward(ctx: Any, z_s: Tensor, losses: Tensor, grad_z_s: Tensor) -> Tensor:
+        ctx.save_for_backward(grad_z_s, z_s)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        grad_z_s, z_s = ctx.saved_tensors
+        return _ScaledGradient.apply(grad_z_s, grads[0], z_s), None, None
+
+
+def loss_of_partials(
+    z_s: Tensor, sums: Tensor, shifts: Tensor, *, tau_s: float = 0.1, reduction: str = "mean"
+) -> Tensor:
+    """The relational loss out of sums over the whole memory.
+
+    Args:
+        z_s: [B, D] student embeddings, as :func:`relational_partials` had them. The only argument
+            that receives a gradient, in its own dtype, where ``sums`` has the sums of rows.
+        sums: [B, 3 + 2D], or [B, 3] without a gradient; of :func:`relational_partials`.
+        shifts: [B, 2], those that ``sums`` have.
+        tau_s: student temperature, positive, as there. Default 0.1.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. The mean over no rows is zero.
+
+    Returns:
+        A scalar, or [B] for ``"none"``, of the dtype of ``sums``.
+
+    Raises:
+        TypeError, ValueError: shapes that do not agree, a value out of range. A second derivative
+            raises ``NotImplementedError``.
+
+    Source: docs/decisions.md, the loss as attention.
+
+    Example:
+        >>> from rrd_kernels.functional import loss_of_partials, relational_partials
+        >>> z_s, z_t = torch.randn(64, 128, requires_grad=True), torch.randn(64, 128)
+        >>> first, second = torch.nn.functional.normalize(torch.randn(2, 4096, 128), dim=2)
+        >>> parts = [relational_partials(z_s, z_t, m, unit_memory=True) for m in (first, second)]
+        >>> sums, shifts = parts[0][0] + parts[1][0], parts[0][1]  # all shifts are zero
+        >>> loss_of_partials(z_s, sums, shifts).backward()
+    """
+    check.check_rows("z_s", z_s)
+    check.check_rows("sums", sums)
+    check.check_rows("shifts", shifts)
+    check.check_temperature("tau_s", tau_s)
+    check.check_choice("reduction", reduction, check.REDUCTIONS)
+    batch, dim = z_s.shape
+    if tuple(sums.shape) not in ((batch, 3), (batch, 3 + 2 * dim)) or shifts.shape != (batch, 2):
+        raise ValueError(
+            f"sums and shifts must be [{batch}, 3 or {3 + 2 * dim}] and [{batch}, 2] for z_s "
+            f"{tuple(z_s.shape)}; got {tuple(sums.shape)} and {tuple(shifts.shape)}"
+        )
+    need_grad = torch.is_grad_enabled() and z_s.requires_grad and sums.shape[1] > 3
+    losses, grad_z_s = reference.losses_of_partials(z_s, sums, shifts, tau_s, need_grad)
+    if grad_z_s is not None:
+        losses = _AttachedGradient.apply(z_s, losses, grad_z_s)
+    return reference.reduced(losses, reduction)

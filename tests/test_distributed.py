@@ -1,0 +1,129 @@
+"""Several processes with one memory train as one process does, over gloo."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from distillers import MEMORIES, Distiller, batches, share_of, shares, train
+from ranks import message_of, on_ranks
+from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
+
+from rrd_kernels.distributed import ignore_in_ddp
+
+#: Another order of summation changes the last bits of float64, 1e-16 of a number. A wrong row,
+#: weight or scale changes percents. Ten steps would have to magnify rounding ten million times to
+#: come over this.
+CLOSE = {"rtol": 1e-9, "atol": 1e-12}
+WORLDS = [2, 4]
+KINDS = [(name, uneven) for name in MEMORIES for uneven in (False, True)]
+
+
+def train_all(rank):
+    """Trajectories of all kinds, each rank from weights and a memory of its own."""
+    found = {}
+    for name, uneven in KINDS:
+        plain = Distiller(**MEMORIES[name])
+        if rank > 0:  # which DDP and the first step are to replace by those of rank 0
+            for value in plain.state_dict().values():
+                value.copy_(torch.rand(value.shape, dtype=torch.float64))
+        module = DDP(ignore_in_ddp(plain))
+        found[name, uneven] = train(module, plain, rank, shares(dist.get_world_size(), uneven))
+    return found
+
+
+@pytest.fixture(scope="module", params=WORLDS, ids=lambda world: f"W={world}")
+def trained(request):
+    return on_ranks(request.param, train_all)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    def one_process(name):
+        plain = Distiller(**MEMORIES[name])
+        return train(plain, plain, 0, shares(1, False))
+
+    return {name: one_process(name) for name in MEMORIES}
+
+
+@pytest.mark.parametrize(("name", "uneven"), KINDS)
+class TestTrajectories:
+    def test_losses(self, name, uneven, trained, alone):
+        each = torch.tensor([rank[name, uneven].losses for rank in trained])
+        torch.testing.assert_close(each.mean(0), torch.stack(alone[name].losses), **CLOSE)
+
+    def test_gradients(self, name, uneven, trained, alone):
+        wanted = alone[name].first_gradients
+        assert any("embed_s" in parameter for parameter in wanted)
+        for rank in trained:
+            torch.testing.assert_close(rank[name, uneven].first_gradients, wanted, **CLOSE)
+
+    def test_weights_and_memory(self, name, uneven, trained, alone):
+        for rank in trained:
+            torch.testing.assert_close(rank[name, uneven].state, alone[name].state, **CLOSE)
+
+    def test_memories_are_bitwise_equal(self, name, uneven, trained, alone):
+        first, *others = [rank[name, uneven].state for rank in trained]
+        for other in others:
+            for key, value in other.items():
+                assert torch.equal(value, first[key]), key
+
+
+def test_the_trajectories_could_fail(alone):
+    """They depend on the memory: a training that keeps only its own half's rows ends elsewhere."""
+    for name in MEMORIES:
+        plain = Distiller(**MEMORIES[name])
+        half = train(plain, plain, 0, [6, 6])
+        weight = "student.0.weight"
+        assert (half.state[weight] - alone[name].state[weight]).abs().max() > 1e-6
+
+
+def apart(rank):
+    """Two DDP modules with all defaults, the loss in one of its own; and memories each."""
+    plain = Distiller(**MEMORIES["fifo 2025"])
+    student, criterion = DDP(plain.student), DDP(plain.criterion)
+    sizes = shares(dist.get_world_size(), False)
+
+    def module(x, f_t, *samples):
+        return criterion(student(x), f_t, *samples)
+
+    together = train(module, plain, rank, sizes)
+    plain = Distiller(**MEMORIES["fifo 2025"], gather="none")
+    own = train(DDP(ignore_in_ddp(plain)), plain, rank, sizes)
+    return together, own
+
+
+def test_default_arguments_of_ddp(alone):
+    for together, own in on_ranks(2, apart):
+        torch.testing.assert_close(together.state, alone["fifo 2025"].state, **CLOSE)
+        # Ten batches of six rows: the pointer of a memory of its own.
+        assert own.state["criterion.memory.queue_ptr"].item() == 60 % 30
+    rows = [own.state["criterion.memory.queue"] for _, own in on_ranks(2, apart)]
+    assert not torch.equal(*rows)
+
+
+def wrapped_as_it_is(rank):
+    with pytest.warns(UserWarning, match="changes nothing and takes time.*ignore_in_ddp"):
+        DDP(Distiller(**MEMORIES["fifo 2025"]))(*batches()[0])
+    module = DDP(Distiller(**MEMORIES["fifo 2025"], gather="none"))
+    return message_of(module, *batches()[0])
+
+
+def test_ddp_that_would_copy_memories():
+    for message in on_ranks(2, wrapped_as_it_is):
+        assert message.startswith("RuntimeError: DistributedDataParallel copies rank 0's memory")
+        assert "ignore_in_ddp" in message
+
+
+def a_group_of_its_own(rank):
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    mine, other = pairs[rank // 2], pairs[1 - rank // 2]
+    assert "does not contain" in message_of(Distiller, **MEMORIES["fifo 2025"], process_group=other)
+    plain = Distiller(**MEMORIES["fifo 2025"], process_group=mine)
+    plain(*share_of(batches()[rank // 2], rank % 2, [6, 6]))
+    return plain.state_dict()["criterion.memory.queue"]
+
+
+def test_process_groups():
+    queues = on_ranks(4, a_group_of_its_own)
+    assert torch.equal(queues[0], queues[1])
+    assert torch.equal(queues[2], queues[3])
+    assert not torch.equal(queues[0], queues[2])

@@ -1,0 +1,154 @@
+"""What one rank is given wrong, every rank hears of, before a row has moved."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.distributed as dist
+from distillers import MEMORIES, SIZES, Distiller, batches, share_of
+from ranks import message_of, on_ranks
+
+from rrd_kernels import RRDLoss
+
+
+def given(rank, batch=0):
+    return share_of(batches()[batch], rank, [6, 6])
+
+
+def broken(rank, kind):
+    """Rank 1's part of a batch with something wrong in it."""
+    x, f_t, idx, contrast_idx = given(rank)
+    if rank == 1:
+        if kind == "another width":
+            f_t = f_t[:, :5]
+        elif kind == "not a tensor":
+            f_t = f_t.tolist()
+        elif kind == "no such sample":
+            idx[2] = 50
+        elif kind == "no such column":
+            contrast_idx[1, 3] = -1
+        elif kind == "another batch":
+            f_t = f_t[:4]
+        elif kind == "no samples' numbers":
+            return x, f_t
+        elif kind == "a DTensor":
+            from torch.distributed.device_mesh import DeviceMesh
+            from torch.distributed.tensor import DTensor
+
+            f_t = DTensor.from_local(f_t, DeviceMesh("cpu", [0, 1]), run_check=False)
+    elif kind == "a DTensor":
+        from torch.distributed.device_mesh import DeviceMesh
+
+        DeviceMesh("cpu", [0, 1])  # which all ranks make together
+    return x, f_t, idx, contrast_idx
+
+
+BROKEN = {
+    "another width": "ValueError: f_t must be [B, 9]; got shape (6, 5)",
+    "not a tensor": "TypeError: f_t must be a Tensor; got list",
+    "another batch": "ValueError: f_s and f_t must have the same batch",
+    "a DTensor": "TypeError: f_t is a DTensor; pass its local or full tensor",
+}
+BROKEN_SAMPLES = {
+    "no such sample": "IndexError: idx must be in [0, 50 = n_data); got 50",
+    "no such column": "IndexError: contrast_idx must be in [0, 50); got -1",
+    "no samples' numbers": "ValueError: the momentum memory needs idx",
+}
+
+
+def refuse_and_go_on(rank, cases):
+    found = []
+    for memory, kind in cases:
+        module = Distiller(**MEMORIES[memory])
+        module(*given(rank))
+        before = copy.deepcopy(module.state_dict())
+        message = message_of(module, *broken(rank, kind))
+        same = all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+        loss = module(*given(rank, 1))
+        found.append((message, same, loss.detach()))
+    return found
+
+
+def test_input_that_one_rank_refuses():
+    cases = [("fifo 2025", kind) for kind in BROKEN]
+    cases += [("momentum", kind) for kind in (*BROKEN, *BROKEN_SAMPLES)]
+    first, second = on_ranks(2, refuse_and_go_on, cases)
+    for (_, kind), (theirs, *untouched), (mine, *also) in zip(cases, first, second, strict=True):
+        wanted = (BROKEN | BROKEN_SAMPLES)[kind]
+        assert mine.startswith(wanted)
+        assert theirs.startswith(f"RuntimeError: other ranks refused their input (rank 1: {wanted}")
+        for same, loss in (untouched, also):
+            assert same
+            assert loss.isfinite()
+
+
+#: Settings of rank 1 that are not those of rank 0, and what is said of them.
+DIFFERENT = [
+    ({"nce_k": 31}, "nce_k is 30 on ranks [0], 31 on ranks [1]"),
+    ({"feat_dim": 7}, "feat_dim is 8 on ranks [0], 7 on ranks [1]"),
+    ({"nce_t_t": 0.03}, "tau_t is 0.02 on ranks [0], 0.03 on ranks [1]"),
+    ({"protocol": "2024", "nce_t_s": 0.1, "nce_t_t": 0.02}, "enqueue is 'before' on ranks [0]"),
+    ({"slot_momentum": 0.5}, "slot_momentum is 0.0 on ranks [0], 0.5 on ranks [1]"),
+    ({"memory_dtype": torch.bfloat16}, "memory_dtype is torch.float64 on ranks [0]"),
+    ({"dtype": torch.float32}, "dtype of the embeddings is torch.float64 on ranks [0]"),
+    (MEMORIES["cosine"], "memory_type is 'fifo' on ranks [0], 'momentum' on ranks [1]"),
+]
+
+
+def disagree(rank):
+    messages = []
+    for other, _ in DIFFERENT:
+        settings = {**SIZES, "dtype": torch.float64, "nce_k": 30} | (other if rank else {})
+        criterion = RRDLoss(**settings)
+        rows = torch.randn(4, 10), torch.randn(4, 9), torch.arange(4)
+        before = copy.deepcopy(criterion.state_dict())
+        messages.append(message_of(criterion, *rows))
+        assert all(torch.equal(v, before[k]) for k, v in criterion.state_dict().items())
+    return messages
+
+
+def test_settings_that_differ():
+    for messages in on_ranks(2, disagree):
+        for message, (_, wanted) in zip(messages, DIFFERENT, strict=True):
+            assert message.startswith("ValueError: ranks that share a memory must agree: ")
+            assert wanted in message
+
+
+def overflow(rank):
+    criterion = RRDLoss(**SIZES, nce_k=10)
+    before = copy.deepcopy(criterion.state_dict())
+    message = message_of(criterion, torch.randn(5 + rank, 10), torch.randn(5 + rank, 9))
+    assert all(torch.equal(v, before[k]) for k, v in criterion.state_dict().items())
+    # Either batch fits by itself, and enters where it is alone.
+    RRDLoss(**SIZES, nce_k=10, gather="none")(torch.randn(6, 10), torch.randn(6, 9))
+    different = message_of(criterion, torch.randn(4, 10), torch.randn(4, 9), update=rank == 0)
+    return message, different
+
+
+def test_more_rows_than_the_memory_has():
+    for message, different in on_ranks(2, overflow):
+        assert message.startswith("ValueError: batches of [5, 6] rows on 2 ranks do not fit a mem")
+        assert "update is True on ranks [0], False on ranks [1]" in different
+
+
+def test_settings_that_are_refused():
+    with pytest.raises(ValueError, match="gather must be one of 'keys', 'none'"):
+        RRDLoss(**SIZES, gather="all")
+    with pytest.raises(TypeError, match=r"process_group must be a torch.distributed.ProcessGroup"):
+        RRDLoss(**SIZES, process_group="gloo")
+
+
+def copies(rank):
+    group = dist.new_group([0, 1])
+    criterion = RRDLoss(**SIZES, nce_k=30, process_group=group)
+    assert copy.deepcopy(criterion).memory.ranks.group is group
+    plain = pickle.loads(pickle.dumps(RRDLoss(**SIZES, nce_k=30)))
+    plain(torch.randn(4, 10), torch.randn(4, 9))
+    assert plain.memory.queue_ptr.item() == 8
+    return message_of(pickle.dumps, criterion)
+
+
+def test_copies_of_a_criterion_with_a_group():
+    for message in on_ranks(2, copies):
+        assert message.startswith("TypeError: a criterion with a process_group of its own cannot")

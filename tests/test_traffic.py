@@ -1,0 +1,130 @@
+"""What a step sends, counted; and that one process sends nothing."""
+
+import itertools
+
+import pytest
+import torch
+import torch.distributed as dist
+from distillers import MEMORIES, SIZES, Distiller, batches
+from ranks import on_ranks
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rrd_kernels import RRDLoss
+from rrd_kernels.distributed.ranks import GATHERS
+
+#: What ranks tell each other before a step: six integers of eight bytes.
+HEADER = 48
+
+
+class Traffic(TorchDispatchMode):
+    """The collectives that run inside, with the bytes of the larger of their buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function.namespace == "c10d":
+            tensors = [
+                tensor
+                for argument in arguments
+                for tensor in (argument if isinstance(argument, list) else [argument])
+                if isinstance(tensor, torch.Tensor)
+            ]
+            name = function._schema.name.removeprefix("c10d::").strip("_")
+            self.seen.append((name, max(t.numel() * t.element_size() for t in tensors)))
+        return function(*arguments, **(keywords or {}))
+
+
+def send_nothing(rank):
+    for gather, (name, settings) in itertools.product(GATHERS, MEMORIES.items()):
+        if gather != "shard" or name.startswith("fifo"):
+            module = Distiller(**settings, gather=gather)
+            with Traffic() as traffic:
+                for batch in batches()[:2]:
+                    module(*batch).backward()
+                module(*batch, update=False)
+                module.eval()(*batch)
+            assert traffic.seen == []
+
+
+def test_one_process_sends_nothing():
+    on_ranks(1, send_nothing)
+    assert not dist.is_initialized()
+    send_nothing(0)
+
+
+def second_step(rank, settings, sizes):
+    """What the second training step sends: the first also compares the memories."""
+    module = Distiller(**settings)
+    seen = []
+    for batch in batches()[:2]:
+        with Traffic() as traffic:
+            loss = module(*(part[: sizes[rank]] for part in batch))
+        with Traffic() as back:
+            loss.backward()
+        assert back.seen == []
+        seen.append(traffic.seen)
+    with Traffic() as traffic:
+        module.eval()(*batch)
+    assert traffic.seen == []
+    return seen[1]
+
+
+@pytest.mark.parametrize("sizes", [(6, 6), (5, 2), (0, 3), (0, 0)], ids=str)
+def test_bytes_of_keys(sizes):
+    """W·B·D keys, B being the largest batch, and the header."""
+    for seen in on_ranks(2, second_step, MEMORIES["fifo 2025"], sizes):
+        keys = [("allgather_base", 2 * max(sizes) * SIZES["feat_dim"] * 8)] if any(sizes) else []
+        assert seen == [("allgather_base", 2 * HEADER), *keys]
+
+
+def test_bytes_of_the_momentum_memory():
+    """W·B numbers of samples and 2·W·B·D embeddings; Z is set by the second step."""
+    for seen in on_ranks(2, second_step, MEMORIES["momentum"], (6, 6)):
+        assert seen == [
+            ("allgather_base", 2 * HEADER),
+            ("allgather_base", 2 * 6 * 8),
+            ("allgather_base", 2 * 2 * 6 * SIZES["feat_dim"] * 8),
+        ]
+
+
+def shard_steps(rank, sizes, settings):
+    """What a training step sends, and what an evaluation without gradients does."""
+    module = Distiller(nce_k=30, gather="shard", start="unit", **settings)
+    batch = [part[: sizes[rank]] for part in batches()[0]]
+    module(*batch)
+    with Traffic() as training:
+        module(*batch)
+    with Traffic() as evaluation, torch.no_grad():
+        module.eval()(*batch)
+    return training.seen, evaluation.seen
+
+
+@pytest.mark.parametrize("sizes", [(6, 6), (5, 2)], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"nce_t_t": 0.01}], ids=["bounded", "online"])
+def test_bytes_of_a_shard(settings, sizes):
+    """2·W·B·D embeddings there, 2·W·B·(D + 1) sums back and W·B more for the loss; without bounded
+    logits also 2·W·B shifts, which only these samples have, whatever the largest batch is."""
+    largest, dim = max(sizes), SIZES["feat_dim"]
+    header, queries = ("allgather_base", 2 * HEADER), ("allgather_base", 2 * largest * 2 * dim * 8)
+    shifts = [("allreduce", 2 * sum(sizes) * 8)] if settings else []
+    sums = ("reduce_scatter_base", 2 * largest * (2 * (dim + 1) + 1) * 8)
+    without = ("reduce_scatter_base", 2 * largest * 3 * 8)
+    for training, evaluation in on_ranks(2, shard_steps, sizes, settings):
+        assert training == [header, queries, *shifts, sums]
+        assert evaluation == [header, queries, *shifts, without]
+
+
+def half_precision(rank):
+    criterion = RRDLoss(**SIZES, nce_k=30, dtype=torch.bfloat16)
+    criterion(torch.randn(3, 10), torch.randn(3, 9))
+    with Traffic() as traffic:
+        criterion(torch.randn(3, 10), torch.randn(3, 9))
+    return traffic.seen, criterion.memory.queue
+
+
+def test_rows_travel_in_their_own_dtype():
+    (seen, queue), (_, other) = on_ranks(2, half_precision)
+    assert seen[1] == ("allgather_base", 2 * 3 * SIZES["feat_dim"] * 2)
+    assert torch.equal(queue, other)

@@ -1,0 +1,112 @@
+"""A batch enters the memory once: update=False, and activation checkpointing."""
+
+import copy
+
+import pytest
+import torch
+from distillers import MEMORIES, Distiller, batches, share_of
+from ranks import on_ranks
+from test_distributed import CLOSE
+from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
+from torch.utils.checkpoint import checkpoint
+
+from rrd_kernels.distributed import ignore_in_ddp
+
+
+def same_state(a, b):
+    return all(torch.equal(value, b[key]) for key, value in a.items())
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_without_an_update_nothing_changes(name):
+    module, batch = Distiller(**MEMORIES[name]), batches()[0]
+    before = copy.deepcopy(module.state_dict())
+    module(*batch, update=False).backward()
+    assert same_state(before, module.state_dict())
+    assert module.student[0].weight.grad.norm() > 0
+    module(*batch)
+    assert not same_state(before, module.state_dict())
+
+
+def test_a_second_forward_of_a_batch():
+    """With its rows in the memory already, its loss is the one that the first call returned."""
+    module, batch = Distiller(**MEMORIES["fifo 2025"]), batches()[0]
+    first = module(*batch)
+    assert module(*batch, update=False) == first
+    assert module.criterion.memory.queue_ptr.item() == 12
+
+
+def gradients(module):
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("name", ["fifo 2025", "fifo slots"])
+def test_checkpointing_enqueues_once(name, use_reentrant):
+    module, twin = Distiller(**MEMORIES[name]), Distiller(**MEMORIES[name])
+    for x, *others in batches()[:3]:
+        wanted = twin(x, *others)
+        wanted.backward()
+        loss = checkpoint(module, x.requires_grad_(), *others, use_reentrant=use_reentrant)
+        # Without a gradient, as a reentrant one begins, the loss is summed in another order.
+        torch.testing.assert_close(loss, wanted, **CLOSE)
+        loss.backward()
+        torch.testing.assert_close(gradients(module), gradients(twin), rtol=0, atol=0)
+    assert same_state(module.state_dict(), twin.state_dict())
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("name", ["fifo 2024", "momentum"])
+def test_checkpointing_what_changes_afterwards(name, use_reentrant):
+    """The loss is of the memory as it was, which a recomputation would not find any more."""
+    module = Distiller(**MEMORIES[name])
+    x, *others = batches()[0]
+    loss = checkpoint(module, x.requires_grad_(), *others, use_reentrant=use_reentrant)
+    after = copy.deepcopy(module.state_dict())
+    with pytest.raises(RuntimeError, match=r"whose memory has changed since.*update=False"):
+        loss.backward()
+    assert same_state(after, module.state_dict())
+
+    def without(*batch):
+        return module(*batch, update=False)
+
+    loss = checkpoint(without, x, *others, use_reentrant=use_reentrant)
+    loss.backward()
+    assert same_state(after, module.state_dict())
+
+
+def checkpointed(rank, use_reentrant):
+    results = []
+    for kind in (True, False):
+        plain = Distiller(**MEMORIES["fifo 2025"])
+        module = DDP(ignore_in_ddp(plain))
+        for batch in batches()[:3]:
+            x, *others = share_of(batch, rank, [8, 4])
+            if kind:
+                inside = checkpoint_inside(plain, use_reentrant)
+                loss = module_with(module, inside, x.requires_grad_(), *others)
+            else:
+                loss = module(x, *others)
+            loss.backward()
+        results.append((gradients(plain), plain.state_dict()))
+    return results
+
+
+def checkpoint_inside(plain, use_reentrant):
+    """The module's own forward, checkpointed, as models do it inside DDP."""
+    forward = type(plain).forward
+    return lambda *batch: checkpoint(forward, plain, *batch, use_reentrant=use_reentrant)
+
+
+def module_with(module, forward, *batch):
+    module.module.forward = forward
+    try:
+        return module(*batch)
+    finally:
+        del module.module.forward
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_under_ddp(use_reentrant):
+    for with_checkpoint, without in on_ranks(2, checkpointed, use_reentrant):
+        torch.testing.assert_close(with_checkpoint, without, **CLOSE)
