@@ -10,17 +10,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+K = TypeVar("K")
+
 WARM_UP_ROUNDS = 2
+#: How long a GPU is kept busy between two looks at a clock, and the most calls in that time.
+BLOCK_SECONDS = 0.01
+BLOCK_CALLS = 500
 CLEAR_REFS = Path("/proc/self/clear_refs")
 PROC_STAT = Path("/proc/stat")
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Seconds: the median, and the 20th and 80th percentile."""
+    """Seconds: the median, and the 20th and 80th percentile; all one where there is one time."""
 
     median: float
     p20: float
@@ -28,13 +34,15 @@ class Spread:
 
     @classmethod
     def of(cls, times: list[float]) -> "Spread":
+        if len(times) == 1:
+            return cls(*times, *times, *times)
         p20, *_, p80 = statistics.quantiles(times, n=5, method="inclusive")
         return cls(statistics.median(times), p20, p80)
 
 
 def interleaved(
-    timers: Mapping[str, Callable[[], float]], seconds: float, min_rounds: int = 7
-) -> dict[str, list[float]]:
+    timers: Mapping[K, Callable[[], float]], seconds: float, min_rounds: int = 7
+) -> dict[K, list[float]]:
     """What each timer returns in each round: a b c, a b c, ...
 
     A machine that slows down or is shared slows all calls of a round alike, so that the ratio of
@@ -45,7 +53,7 @@ def interleaved(
         seconds: rounds go on for this long ...
         min_rounds: ... and until there are this many, after the warm-up.
     """
-    times: dict[str, list[float]] = {name: [] for name in timers}
+    times: dict[K, list[float]] = {name: [] for name in timers}
     for _ in range(WARM_UP_ROUNDS):
         for timer in timers.values():
             timer()
@@ -108,6 +116,38 @@ def matmul_rate(
         calls[str(size)] = lambda a=a, b=b: torch.mm(a, b)
     times = interleaved_times(calls, device, seconds, min_rounds=3)
     return max(2 * int(size) ** 3 / statistics.median(taken) for size, taken in times.items())
+
+
+def copy_rate(device: torch.device, size: int, seconds: float) -> float:
+    """Bytes per second, read plus written, of copying ``size`` bytes from the device to itself."""
+    source = torch.ones(size // 4, device=device)
+    target = torch.empty_like(source)
+    times = interleaved_times({"copy": lambda: target.copy_(source)}, device, seconds)
+    return 2 * size / statistics.median(times["copy"])
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; on a CPU PyTorch says so in a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "bad_alloc" in text
+
+
+def first_line(error: BaseException) -> str:
+    """Of the error's text, after its type."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+def calls_in_a_block(timer: Callable[[int], float]) -> int:
+    """How many calls a GPU's clock is looked at for, so that the first and the last do not count.
+
+    Args:
+        timer: makes so many calls, and returns the seconds of one.
+    """
+    timer(3)
+    return max(1, min(BLOCK_CALLS, round(BLOCK_SECONDS / timer(3))))
 
 
 def peak_extra_memory(call: Callable[[], object]) -> int:

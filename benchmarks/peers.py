@@ -44,7 +44,7 @@ class Compiled(FifoStep):
 
     name = "torch.compile"
     rounds_similarities = True
-    #: B and K for which compiling is waited for.
+    #: B and K for which compiling is waited for, which takes up to half a minute.
     sizes = ((64, 16384), (256, 16384), (1024, 65536))
 
     def __init__(self, case: Case, state: State) -> None:

@@ -1,13 +1,17 @@
 """What every implementation that is compared does: one training step, or one batch of draws."""
 
+import itertools
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from benchmarks.cases import AnyCase, Case
-from benchmarks.inputs import State
+from benchmarks.inputs import Batch, State
+
+T = TypeVar("T")
 
 
 class Step(ABC):
@@ -34,6 +38,12 @@ class Step(ABC):
     def why_not(cls, case: AnyCase) -> str | None:
         """The reason for which ``case`` is left out, if it is."""
         return None
+
+
+def over_batches(step: Callable[..., T], batches: Sequence[Batch]) -> Callable[[], T]:
+    """Each call takes the next batch, so that none is in cache because it was just there."""
+    following = itertools.cycle(batches)
+    return lambda: step(*next(following))
 
 
 class TrainingStep(Step):

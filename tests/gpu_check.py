@@ -80,7 +80,7 @@ def plan(scratch: Path, quick: bool) -> list[Stage]:
         ),
         Stage(
             "benchmark",
-            [python, "-m", "benchmarks", "--device=cuda", f"--output={record}", *small],
+            [python, "-m", "benchmarks.report", "--device=cuda", f"--output={record}", *small],
             210,
             least=120,
             read=lambda _: {"record": json.loads(record.read_text())} if record.exists() else {},
