@@ -79,15 +79,16 @@ def interleaved_times(
 
 def wall_time(call: Callable[[], object], device: torch.device, times: int = 1) -> float:
     """Seconds for each of ``times`` calls in a row; the device is waited for before and after."""
-    _wait_for(device)
+    wait_for(device)
     start = time.perf_counter()
     for _ in range(times):
         call()
-    _wait_for(device)
+    wait_for(device)
     return (time.perf_counter() - start) / times
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until it has done all that it was given; a CPU has."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

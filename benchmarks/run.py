@@ -8,8 +8,9 @@ from functools import partial
 import torch
 
 from benchmarks import cuda
-from benchmarks.agreement import Check, Errors, agreement
+from benchmarks.agreement import Check, agreement
 from benchmarks.cases import AnyCase
+from benchmarks.errors import Errors
 from benchmarks.implementations import implementations
 from benchmarks.inputs import Batch, State, draw
 from benchmarks.isolated import isolated_peak_memory

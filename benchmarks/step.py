@@ -62,10 +62,29 @@ class TrainingStep(Step):
         # As GradScaler does: p / B as such would underflow in float16.
         self.loss_scale = 1024.0 if case.dtype == torch.float16 else 1.0
 
-    def _backward(self, loss: Tensor, z_s: Tensor) -> tuple[Tensor, Tensor]:
+    @abstractmethod
+    def write(self, *batch: Any) -> None:
+        """What a step of the batch writes to the memory, alone."""
+
+
+class AutogradStep(TrainingStep):
+    """One that is differentiated by autograd, so that its halves can be called alone."""
+
+    def __call__(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        z_s, *others = batch
+        z_s = z_s.detach().requires_grad_()
+        loss = self.forward(z_s, *others)
+        return loss.detach(), self.backward(loss, z_s)
+
+    @abstractmethod
+    def forward(self, *batch: Any) -> Tensor:
+        """The loss, with what is written; of a batch whose z_s requires a gradient."""
+
+    def backward(self, loss: Tensor, z_s: Tensor) -> Tensor:
+        """The gradient [B, D] times loss_scale."""
         loss.backward(torch.full_like(loss, self.loss_scale))
         assert z_s.grad is not None
-        return loss.detach(), z_s.grad
+        return z_s.grad
 
 
 class FifoStep(TrainingStep):
@@ -74,6 +93,3 @@ class FifoStep(TrainingStep):
     def __init__(self, case: Case, state: State) -> None:
         super().__init__(case, state)
         self.memory, self.pointer = self.state
-
-    @abstractmethod
-    def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]: ...

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from benchmarks import markdown, pictures, readme, record, report, targets
-from benchmarks.agreement import Errors
 from benchmarks.cases import Case, DrawCase, axes_for, cases_for
 from benchmarks.ceilings import BANDWIDTH, COMPUTE, Ceilings
+from benchmarks.errors import Errors
 from benchmarks.figures import CPU_UNITS, CUDA_UNITS
 from benchmarks.measure import Spread
 from benchmarks.run import Absent, Row, Timing
@@ -265,6 +265,14 @@ class TestCommand:
             picture = path.parent / pictures.file_name(path.stem, name)
             assert pictures.texts(picture)[pictures.KEY] == record.digest(measured)
             assert f"({picture.name})" in text
+
+    def test_another_record_has_another_digest(self, written):
+        path, _ = written
+        measured = record.load(path)
+        changed = json.loads(json.dumps(measured))
+        changed["rows"][0]["seconds"]["median"] *= 1.001
+        assert record.digest(changed) != record.digest(measured)
+        assert record.digest(dict(reversed(measured.items()))) == record.digest(measured)
 
     def test_equal_records_give_equal_pictures(self, written, tmp_path):
         pytest.importorskip("matplotlib")

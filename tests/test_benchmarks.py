@@ -2,6 +2,8 @@
 
 import functools
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -184,6 +186,80 @@ def test_a_wrong_step_of_the_momentum_memory_is_not_timed_but_the_other_is(wrong
     for kind, result in zip(replaced, results, strict=True):
         assert isinstance(result, Absent if kind is wrong else Row), result
         assert kind is not wrong or "ArithmeticError" in result.reason
+
+
+@pytest.mark.parametrize("case", [*FORMATS, MOMENTUM], ids=lambda case: case.name)
+def test_what_is_written_alone_agrees(case, device):
+    state, batches = draw(case, device)
+    judge = agreement(case, state, batches[0])
+    for kind in implementations(case, device):
+        if not kind.why_not(case):
+            judge.check_write(kind(case, state))
+
+
+class WritesRaw(Fused):
+    def write(self, z_s, z_t):
+        super().write(z_s, z_t)
+        self.memory[: len(z_t)] = z_t
+
+
+class LeavesThePointer(Fused):
+    def write(self, z_s, z_t):
+        super().write(z_s, z_t)
+        self.pointer.zero_()
+
+
+class WritesElsewhere(Fused):
+    def write(self, z_s, z_t):
+        super().write(z_s, z_t)
+        self.memory[-1] *= 1.001
+
+
+class MovesTheWrongRows(FusedMomentum):
+    def write(self, z_s, z_t, idx, contrast_idx):
+        super().write(z_s, z_t, idx.flip(0), contrast_idx)
+
+
+@pytest.mark.parametrize(
+    ("case", "wrong"),
+    [
+        (SMALL, WritesRaw),
+        (SMALL, LeavesThePointer),
+        (SMALL, WritesElsewhere),
+        (MOMENTUM, MovesTheWrongRows),
+    ],
+)
+def test_a_wrong_write_is_found(case, wrong):
+    state, batches = draw(case, CPU)
+    with pytest.raises(ArithmeticError, match="writes rows"):
+        agreement(case, state, batches[0]).check_write(wrong(case, state))
+
+
+def test_parts_are_timed_with_pytest_benchmark(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    output = tmp_path / "parts.json"
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider"]
+    command += ["-k", "cpu-float32-64x16384 and not compile", f"--benchmark-json={output}"]
+    done = subprocess.run(
+        [*command, "--benchmark-max-time=0", "--benchmark-min-rounds=2"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    found = {}
+    for timed in json.loads(output.read_text())["benchmarks"]:
+        found[timed["params"]["part"], timed["name"].split("16384-")[1]] = timed["extra_info"]
+        assert timed["extra_info"]["p20"] <= timed["stats"]["median"] <= timed["extra_info"]["p80"]
+    assert {part for part, name in found if "rrd_kernels" in name} == {
+        "forward",
+        "backward",
+        "step",
+        "enqueue",
+    }
+    assert {part for part, name in found if "SDPA" in name} == {"step", "enqueue"}
+    assert all(0 < extra["errors"]["gradient"] < 1e-5 for extra in found.values())
 
 
 def test_draws_are_measured():
