@@ -7,9 +7,9 @@ step takes beside its inputs.
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import IO
 
@@ -49,14 +49,11 @@ def isolated_peak_memory(case: AnyCase, implementation: type[Step]) -> int | Non
 
 
 def step_peak_memory(case: AnyCase, implementation: type[Step]) -> int:
-    """Bytes, in this process, after a step of few rows has made what is made only once."""
-
-    def prepared(case: AnyCase) -> Callable[[], object]:
-        state, [batch] = draw(case, torch.device("cpu"), sets=1)
-        return partial(implementation(case, state), *batch)
-
-    prepared(replace(case, rows=2 * case.batch))()
-    return peak_extra_memory(prepared(case))
+    """Bytes, in this process, after a first step has made or compiled what is made only once."""
+    state, [batch] = draw(case, torch.device("cpu"), sets=1)
+    call = partial(implementation(case, state), *batch)
+    call()
+    return peak_extra_memory(call)
 
 
 def named(implementation: str, case: AnyCase) -> type[Step]:

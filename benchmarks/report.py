@@ -4,6 +4,7 @@ import argparse
 import itertools
 import shlex
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from benchmarks.record import Machine, Measured
 from benchmarks.run import Absent, run_case
 from benchmarks.targets import Outcome, outcomes, targets_for
 
+STARTED = time.monotonic()
 #: Cores that other work may keep busy without a warning.
 NEGLIGIBLE_WORK = 0.1
 
@@ -118,8 +120,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def report(progress: str) -> None:
+    """With the seconds since the start."""
     # Not a spinner: its thread would take a core from what is being timed.
-    print(progress, file=sys.stderr, flush=True)
+    print(f"{time.monotonic() - STARTED:5.0f} s  {progress}", file=sys.stderr, flush=True)
 
 
 def look_at_machine(cases: Sequence[AnyCase], device: torch.device, plan: Plan) -> Machine:
