@@ -5,12 +5,17 @@ from dataclasses import dataclass
 
 import torch
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.cases import AnyCase
 from benchmarks.implementations import implementations
 from benchmarks.inputs import draw
-from benchmarks.measure import WARM_UP_ROUNDS, first_line, float32_matmul_precision
+from benchmarks.measure import (
+    WARM_UP_ROUNDS,
+    first_line,
+    float32_matmul_precision,
+    profiler,
+    wait_for,
+)
 from benchmarks.step import Step, over_batches
 
 
@@ -58,13 +63,11 @@ def breakdowns(
 def _parts(step: Callable[[], object], device: torch.device, steps: int) -> list[Part]:
     for _ in range(WARM_UP_ROUNDS):
         step()
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
-    with profile(activities=activities) as profiled:
+    with profiler(device) as profiled:
         for _ in range(steps):
             step()
-        if on_gpu:
-            torch.accelerator.synchronize(device)
+        wait_for(device)
+    on_gpu = device.type == "cuda"
     parts = []
     for event in profiled.key_averages():
         # An operator's line on a GPU repeats the time of its kernels.

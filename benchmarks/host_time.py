@@ -18,7 +18,7 @@ from functools import partial
 import torch
 
 from benchmarks import cuda
-from benchmarks.measure import Spread, calls_in_a_block, interleaved, wall_time
+from benchmarks.measure import Spread, calls_in_a_block, interleaved, profiler, wait_for, wall_time
 from rrd_kernels import FifoMemory, RRDLoss, functional
 from rrd_kernels import validation as check
 
@@ -166,7 +166,7 @@ def profile(batch: int, rows: int, device: torch.device, seconds: float) -> Host
         return HostProfile(batch, rows, [kernels, operator, *above], step)
     operator = layer("operator: dispatcher, allocations, launches", (ONE, "operator"))
     layers = [_kernels(full), operator, *above]
-    return HostProfile(batch, rows, layers, step, *_launches(full.kernels))
+    return HostProfile(batch, rows, layers, step, *_launches(full.kernels, device))
 
 
 def _host_time(call: Callable[[], object], device: torch.device) -> float:
@@ -174,12 +174,12 @@ def _host_time(call: Callable[[], object], device: torch.device) -> float:
     call()
     if device.type == "cpu":
         return wall_time(call, device, BLOCK)
-    torch.accelerator.synchronize(device)
+    wait_for(device)
     start = time.perf_counter()
     for _ in range(BLOCK):
         call()
     taken = (time.perf_counter() - start) / BLOCK
-    torch.accelerator.synchronize(device)
+    wait_for(device)
     return taken
 
 
@@ -191,12 +191,12 @@ def _kernels(full: Calls) -> Layer:
     return Layer("kernels, beside the host", Spread.of(times["replay"]))
 
 
-def _launches(call: Callable[[], object]) -> tuple[int, float]:
+def _launches(call: Callable[[], object], device: torch.device) -> tuple[int, float]:
     """How many a call makes, and the seconds that the driver takes for them."""
-    with torch.profiler.profile() as profiled:
+    with profiler(device) as profiled:
         for _ in range(PROFILED):
             call()
-        torch.accelerator.synchronize()
+        wait_for(device)
     launches = [event for event in profiled.key_averages() if LAUNCH.match(event.key)]
     count = sum(event.count for event in launches)
     microseconds = sum(event.self_cpu_time_total for event in launches)

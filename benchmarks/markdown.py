@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import scaling
+from benchmarks import host_time, scaling
 from benchmarks.cases import AnyCase, from_fields
 from benchmarks.ceilings import Ceilings
 from benchmarks.figures import (
@@ -168,7 +168,7 @@ def host_table(record: Mapping[str, Any]) -> str:
     """The layers of one step, the whole of it last."""
     profile = record["host_time"]
     whole = profile["step"]["median"]
-    name = f"{profile['batch']}×{profile['rows']}, D = 128"
+    name = f"{profile['batch']}×{profile['rows']}, D = {host_time.DIM}"
     lines = [
         {
             name: layer["name"],

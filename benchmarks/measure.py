@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch.profiler import ProfilerActivity
 
 K = TypeVar("K")
 
@@ -125,6 +126,15 @@ def copy_rate(device: torch.device, size: int, seconds: float) -> float:
     target = torch.empty_like(source)
     times = interleaved_times({"copy": lambda: target.copy_(source)}, device, seconds)
     return 2 * size / statistics.median(times["copy"])
+
+
+def profiler(device: torch.device) -> torch.profiler.profile:
+    """Of operators, and of a GPU's kernels, without the profiler's own messages."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    return torch.profiler.profile(activities=activities, acc_events=True)
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

@@ -165,8 +165,9 @@ def measure(chosen: argparse.Namespace, plan: Plan, measured: Measured) -> None:
             measured.breakdowns += breakdown.breakdowns(case, device, plan.breakdown_steps, without)
     if "scaling" in chosen.parts:
         for axis in axes_for(device, chosen.quick):
-            for series in scaling.run_axis(axis, device, plan.point_seconds):
-                report(f"{series.implementation} along {axis.name}")
+            for kind in scaling.implementations_along(axis, device):
+                report(f"{kind.name}, {axis.name} from {axis.values[0]} to {axis.values[-1]}")
+                series = scaling.run_series(kind, axis, device, plan.point_seconds)
                 measured.series.append(series)
     measured.after = look_at_machine(chosen.cases, device, plan)
 

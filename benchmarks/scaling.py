@@ -85,25 +85,25 @@ class Series:
         return asdict(self) | fitted
 
 
-def run_axis(axis: Axis, device: torch.device, seconds: float) -> Iterator[Series]:
-    """Each implementation that takes the axis's cases but the compiled one.
+def implementations_along(axis: Axis, device: torch.device) -> list[type[Step]]:
+    """Those that take the axis's cases, without the one that would be compiled for each size."""
+    kinds = implementations(axis.case, device)
+    return [kind for kind in kinds if kind is not Compiled and not kind.why_not(axis.case)]
+
+
+def run_series(kind: type[Step], axis: Axis, device: torch.device, seconds: float) -> Series:
+    """One implementation along ``axis``.
 
     Args:
+        kind: the implementation.
         axis: what grows.
-        device: where. On a CPU each implementation has a process, which cannot take the memory that
-            the machine needs.
+        device: where. On a CPU in a process, which cannot take the memory that the machine needs.
         seconds: how long to time each size; at least one call, and less where it takes long.
     """
-    for kind in implementations(axis.case, device):
-        if kind is Compiled or kind.why_not(axis.case):
-            continue
-        limit = None
-        if device.type == "cpu":
-            limit = int(MEMORY_SHARE * hardware.available_memory())
-            points = list(_isolated(kind, axis, seconds, limit))
-        else:
-            points = list(measure(kind, axis, device, seconds))
-        yield Series(axis, kind.name, points, limit)
+    if device.type != "cpu":
+        return Series(axis, kind.name, list(measure(kind, axis, device, seconds)), None)
+    limit = int(MEMORY_SHARE * hardware.available_memory())
+    return Series(axis, kind.name, list(_isolated(kind, axis, seconds, limit)), limit)
 
 
 def measure(kind: type[Step], axis: Axis, device: torch.device, seconds: float) -> Iterator[Point]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import markdown, pictures, readme, record, report, targets
+from benchmarks import host_time, markdown, pictures, readme, record, report, targets
 from benchmarks.cases import Case, DrawCase, axes_for, cases_for
 from benchmarks.ceilings import BANDWIDTH, COMPUTE, Ceilings
 from benchmarks.errors import Errors
@@ -238,9 +238,7 @@ class TestCommand:
             for one in (one for one in measured["scaling"] if one["axis"]["name"] == axis.name):
                 assert [point["value"] for point in one["points"]] == list(axis.values)
 
-    def test_layers_of_the_host_time_add_up(self, written):
-        """Differences of calls that contain one another: up to the operator's size they add up to
-        the whole. Seven rounds on a machine that does other work: only their order is sure."""
+    def test_layers_of_the_host_time(self, written):
         path, _ = written
         profile = record.load(path)["host_time"]
         layers = {layer["name"]: layer["seconds"]["median"] for layer in profile["layers"]}
@@ -290,6 +288,23 @@ class TestCommand:
         report.write_beside(tmp_path / "record.json", record.load(path))
         assert "benchmarks.pictures record.json" in capsys.readouterr().err
         assert [made.name for made in tmp_path.iterdir()] == ["record.md"]
+
+
+def test_a_layer_of_the_host_time_is_the_median_difference(monkeypatch):
+    calls = ("kernels", "operator", "autograd", "functional", "projected", "module", "step")
+    costs = {name: 2.0**number for number, name in enumerate(calls)}
+
+    def times(timers, seconds):
+        """Three rounds, of which the last takes ten times as long."""
+        scale = {"one": 1.0, "batch": 10.0, "full": 1000.0}
+        taken = {key: scale[key[0]] * costs[key[1]] for key in timers}
+        return {key: [cost, cost, 10 * cost] for key, cost in taken.items()}
+
+    monkeypatch.setattr(host_time, "interleaved", times)
+    found = host_time.profile(2, 4, CPU, 0.0)
+    assert [layer.seconds.median for layer in found.layers] == [999, 2, 2, 4, 80, 16, 320]
+    assert found.step.median == 64000
+    assert found.launches is None
 
 
 @pytest.mark.parametrize(
