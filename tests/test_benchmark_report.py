@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import host_time, pictures, readme, record, report
 from benchmarks.cases import axes_for, cases_for
+from benchmarks.run import run_case
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -110,6 +111,22 @@ class TestCommand:
         report.write_beside(tmp_path / "record.json", record.load(path))
         assert "benchmarks.pictures record.json" in capsys.readouterr().err
         assert [made.name for made in tmp_path.iterdir()] == ["record.md"]
+
+
+def test_what_was_measured_before_an_interrupt_is_kept(tmp_path, monkeypatch):
+    def interrupted(case, *settings):
+        if case != cases_for(CPU, quick=True)[0]:
+            raise KeyboardInterrupt
+        return run_case(case, 0.0, memory=False)
+
+    monkeypatch.setattr(report, "run_case", interrupted)
+    path = tmp_path / "record.json"
+    with pytest.raises(KeyboardInterrupt):
+        report.main(["--device", "cpu", "--quick", "--output", str(path)])
+    measured = record.load(path)
+    assert len(measured["rows"]) == 4
+    assert measured["machine"]["after"] is None
+    assert "rrd_kernels" in path.with_suffix(".md").read_text()
 
 
 def test_a_layer_of_the_host_time_is_the_median_difference(monkeypatch):
