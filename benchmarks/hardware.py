@@ -23,6 +23,8 @@ STATE = (
     "temperature.gpu",
 )
 
+CGROUP = "/sys/fs/cgroup"
+
 
 def slug(device: torch.device) -> str:
     """Part of a file's name, such as ``cpu-2-cores-avx512-amx`` or ``nvidia-h200``."""
@@ -58,10 +60,12 @@ def available_memory() -> int:
     if "MemAvailable" not in memory:
         raise OSError("/proc/meminfo has no MemAvailable")
     available = int(memory["MemAvailable"].split()[0]) * 1024
-    # A container's, in which /proc/meminfo is the whole machine's.
-    limit, used = ("".join(_lines(f"/sys/fs/cgroup/memory.{name}")) for name in ("max", "current"))
+    # A container's (cgroup v2), in which /proc/meminfo is the whole machine's; files can go.
+    limit, used = ("".join(_lines(f"{CGROUP}/memory.{name}")) for name in ("max", "current"))
     if limit.isdecimal() and used.isdecimal():
-        available = min(available, int(limit) - int(used))
+        fields = dict(line.split() for line in _lines(f"{CGROUP}/memory.stat"))
+        files = sum(int(fields.get(name, 0)) for name in ("active_file", "inactive_file"))
+        available = min(available, int(limit) - int(used) + files)
     return available
 
 

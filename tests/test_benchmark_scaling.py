@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import markdown, scaling
+from benchmarks import hardware, markdown, scaling
 from benchmarks.cases import Axis, Case, axes_for
 from benchmarks.figures import CPU_UNITS
 from benchmarks.fits import power_law
@@ -105,6 +105,16 @@ class TestProcess:
         assert small.seconds
         assert large.outcome == "out of memory"
         assert large.reason
+
+    def test_a_container_has_less(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(hardware, "CGROUP", str(tmp_path))
+        everything = available_memory()
+        (tmp_path / "memory.max").write_text("max\n")
+        (tmp_path / "memory.current").write_text(f"{80 << 20}\n")
+        (tmp_path / "memory.stat").write_text(f"anon 5\nactive_file {10 << 20}\ninactive_file 0\n")
+        assert available_memory() > everything / 2
+        (tmp_path / "memory.max").write_text(f"{100 << 20}\n")
+        assert available_memory() == 30 << 20
 
     def test_one_that_is_killed_ran_out_of_memory(self):
         killed = subprocess.run(["sh", "-c", "kill -9 $$"], check=False)
