@@ -6,7 +6,8 @@
 #   make test-oldest  the same with the oldest PyTorch and Triton that are supported
 #   make kernels   compiles every Triton kernel for several GPUs and prints what came of it
 #   make lint      ruff, mypy, clang-format
-#   make bench     time and memory against the published eager code and SDPA
+#   make bench     time and memory against the published eager code, torch.compile and SDPA: a record,
+#                  tables and pictures under benchmarks/results/
 #   make sanitize  the tests that reach C++, under AddressSanitizer and UBSan
 #   make gpu-check builds, tests, measures and sanitizes on a GPU, into one JSON file; it sets nothing
 #                  up and takes the Python that is there: make gpu-check PYTHON=python3
@@ -93,7 +94,7 @@ format: $(BUILT)
 	@$(BIN)/clang-format -i $(CPP)
 
 bench: $(BUILT)
-	@$(BIN)/python -m benchmarks $(ARGS)
+	@$(BIN)/python -m benchmarks.report $(ARGS)
 
 gpu-check:
 	@$(PYTHON) tests/gpu_check.py $(ARGS)

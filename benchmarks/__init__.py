@@ -1,1 +1,1 @@
-"""Time and memory of one training step against the published eager code and SDPA."""
+"""Time and memory of one training step against the published code, torch.compile and SDPA."""

@@ -4,71 +4,20 @@ What the published code may err by is derived here, what it does err by is the m
 others.
 """
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from benchmarks.cases import AnyCase, Case, DrawCase, MomentumCase
+from benchmarks.errors import CUT_OFF, Errors, factor, relative, roundoff
 from benchmarks.inputs import Batch, State
 from benchmarks.negatives import DrawAgreement
 from benchmarks.peers import PublishedEager
 from benchmarks.step import Step, TrainingStep
 from rrd_kernels import reference
-
-#: Tensor cores read ten bits behind the leading one.
-TF32_EPS = 2.0**-10
-#: What float32 products may err by beside the published code's own error. On a GPU ours are three
-#: products of TF32. Tensor cores add eight of its terms at a time to a float32 sum and cut off the
-#: rest, up to 2^-23 of the sum, always towards zero: the 16 cuts of D = 128 do not cancel as
-#: roundings do. tests/test_properties.py grants the same.
-CUT_OFF = 32 * 2.0**-24
-
-
-def roundoff(case: Case) -> float:
-    return TF32_EPS if case.format == "tf32" else torch.finfo(case.dtype).eps
-
-
-def factor(case: Case, step: TrainingStep) -> float:
-    """How many times the published code's own error another implementation may err.
-
-    In float32 all round alike but for ``CUT_OFF``, and its error is one draw of many. So it is in
-    half precision for those that round the similarities as it does; the others keep them in
-    float32. In TF32 a kernel may leave to the tensor cores, which cut off bits, what the library
-    rounds: in emulation this triples the gradient's error.
-    """
-    if case.format == "tf32":
-        return 4.0
-    half = torch.finfo(case.dtype).bits < 32
-    return 0.5 if half and not step.rounds_similarities else 2.0
-
-
-@dataclass(frozen=True)
-class Errors:
-    """Relative to the reference; the gradient's in the Frobenius norm."""
-
-    loss: float
-    gradient: float
-    #: Of all that has changed in the momentum memories.
-    memory: float | None = None
-
-    def within(self, allowed: "Errors") -> bool:
-        pairs = zip(self._values(), allowed._values(), strict=True)
-        return all(found <= limit for found, limit in pairs)  # false for NaN
-
-    def times(self, factor: float, at_least: float, granted: float = 0.0) -> "Errors":
-        """``factor`` times each, or times ``at_least`` where that is more, and ``granted``."""
-        return Errors(*(factor * max(value, at_least) + granted for value in self._values()))
-
-    def _values(self) -> tuple[float, ...]:
-        known = () if self.memory is None else (self.memory,)
-        return self.loss, self.gradient, *known
-
-
-def _relative(value: Tensor, expected: Tensor) -> float:
-    return float((value.double() - expected).norm() / expected.norm())
 
 
 class Check(Protocol):
@@ -83,7 +32,10 @@ class Check(Protocol):
 
 
 class Agreement(ABC):
-    """Compares one call of each step with the reference, the published code's first.
+    """Compares one call of each step with the reference.
+
+    Given first, the published code is the measure for the others; without it they may err by what
+    it may.
 
     Args:
         case: the size, format and temperatures.
@@ -114,11 +66,33 @@ class Agreement(ABC):
         return found
 
     def _allowed(self, step: TrainingStep) -> Errors:
-        if self._published is None:
+        if self._published is None and step.name == PublishedEager.name:
             return self._allowed_first()
         granted = CUT_OFF if self.case.format == "float32" else 0.0
+        if self._published is None:
+            return self._allowed_first().times(1.0, 0.0, granted)
         # A mean may come out exact by luck: one rounding is granted at least.
         return self._published.times(factor(self.case, step), roundoff(self.case), granted)
+
+    def check_write(self, step: TrainingStep) -> float:
+        """The error of what ``step``, which has not been called before, writes of the batch.
+
+        Raises:
+            ArithmeticError: it errs by more than it may, or writes elsewhere too.
+        """
+        step.write(*self.batch)
+        found, allowed = self._written(step.state), self._allowed_written()
+        if not found <= allowed:
+            raise ArithmeticError(f"{step.name} writes rows off by {found}, allowed is {allowed}")
+        return found
+
+    @abstractmethod
+    def _written(self, state: State) -> float:
+        """The error of all that a step has changed in its state, relative to that."""
+
+    @abstractmethod
+    def _allowed_written(self) -> float:
+        """To every implementation."""
 
     @abstractmethod
     def _errors(self, loss: Tensor, gradient: Tensor, state: State) -> Errors:
@@ -133,13 +107,19 @@ class FifoAgreement(Agreement):
     """A similarity rounded to the case's format moves a teacher logit by eps / tau_t, and its
     probability by that much relative to itself: this is what the published code may err by, which
     is loose in bfloat16 but 6e-6 in float32, where the same lines run.
+
+    Args:
+        samples: looks at the gradient of the first so many samples alone, for sizes at which the
+            reference of all of them would take minutes.
     """
 
-    def __init__(self, case: Case, state: State, batch: Batch) -> None:
+    def __init__(self, case: Case, state: State, batch: Batch, samples: int | None = None) -> None:
         super().__init__(case, state, batch)
+        self._samples = samples
         memory, pointer = (tensor.clone() for tensor in state)
         z_s, z_t = (z.double() for z in batch)
         reference.enqueue_(memory, pointer, z_t)
+        z_s, z_t = z_s[:samples], z_t[:samples]
         z_s.requires_grad_()
         total = z_s.new_zeros(())
         # A few samples at a time: B×K matrices of the whole batch would fill gigabytes.
@@ -152,8 +132,27 @@ class FifoAgreement(Agreement):
         assert z_s.grad is not None
         self._loss, self._gradient = total, z_s.grad
 
+    def _written(self, state: State) -> float:
+        (before, start), (after, end) = self.state, state
+        slots = (start + torch.arange(self.case.batch, device=start.device)) % self.case.rows
+        expected, moved = before.double(), start.clone()
+        reference.enqueue_(expected, moved, self.batch[1].double())
+        elsewhere = [memory.index_fill(0, slots, 0) for memory in (before, after)]
+        if not (torch.equal(end, moved) and torch.equal(*elsewhere)):
+            return math.inf
+        return relative(after[slots], expected[slots])
+
+    def _allowed_written(self) -> float:
+        """The norm and the quotient may be rounded to the format, half an eps each; the norm is a
+        root, which halves its error, of D squares that are added in float32."""
+        return torch.finfo(self.case.dtype).eps + self.case.dim * 2.0**-25
+
     def _errors(self, loss: Tensor, gradient: Tensor, state: State) -> Errors:
-        return Errors(_relative(loss, self._loss), _relative(gradient, self._gradient))
+        whole = self._samples is None
+        return Errors(
+            relative(loss, self._loss) if whole else None,
+            relative(gradient[: self._samples], self._gradient),
+        )
 
     def _allowed_first(self) -> Errors:
         eps = roundoff(self.case)
@@ -175,19 +174,28 @@ class MomentumAgreement(Agreement):
         self._loss, self._gradient, self._changes = self._reference_step(torch.float64)
         expected = (self._loss, self._gradient, self._changes)
         pairs = zip(self._reference_step(torch.float32), expected, strict=True)
-        self._rounded = Errors(*(_relative(*pair) for pair in pairs))
+        self._rounded = Errors(*(relative(*pair) for pair in pairs))
 
     def _errors(self, loss: Tensor, gradient: Tensor, state: State) -> Errors:
+        return Errors(
+            relative(loss, self._loss),
+            relative(gradient, self._gradient),
+            self._written(state),
+        )
+
+    def _written(self, state: State) -> float:
         changes, strays = [], []
         idx = self.batch[2]
         for after, before in zip(state[:2], self.state[:2], strict=True):
             changes.append(after[idx].double() - before[idx].double())
             strays.append((after - before).index_fill_(0, idx, 0).norm())
-        found = _relative(torch.stack(changes), self._changes)
-        stray = float(torch.stack(strays).norm() / self._changes.norm())
-        return Errors(
-            _relative(loss, self._loss), _relative(gradient, self._gradient), found + stray
-        )
+        found = relative(torch.stack(changes), self._changes)
+        return found + float(torch.stack(strays).norm() / self._changes.norm())
+
+    def _allowed_written(self) -> float:
+        allowed = self._allowed_first().memory
+        assert allowed is not None
+        return allowed
 
     def _allowed_first(self) -> Errors:
         return self._rounded.times(self.PUBLISHED_FACTOR, roundoff(self.case))

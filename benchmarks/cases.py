@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -35,8 +35,13 @@ class AnyCase:
 
     @property
     def operations(self) -> int | None:
-        """Of any implementation, where they can be counted alike."""
+        """The least that any implementation computes, which all are counted by; draws have none."""
         return None
+
+    @property
+    @abstractmethod
+    def bytes(self) -> int:
+        """The least that any implementation reads and writes, with nothing in cache."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,11 @@ class Case(AnyCase):
         """Loss and gradient as attention: two products for each of 2B queries."""
         return 8 * self.batch * self.dim * self.rows
 
+    @property
+    def bytes(self) -> int:
+        """The memory once, both embeddings, the gradient, and the rows that are enqueued."""
+        return (self.rows + 4 * self.batch) * self.dim * self.dtype.itemsize
+
 
 @dataclass(frozen=True, kw_only=True)
 class MomentumCase(Case):
@@ -87,8 +97,18 @@ class MomentumCase(Case):
         return f"{self.format} momentum {self.batch}×{self.rows} of {self.n_data}"
 
     @property
-    def operations(self) -> None:
-        """Not alike: all rows can be multiplied, or those that were drawn."""
+    def operations(self) -> int:
+        """Of the drawn rows alone: a similarity to each view, and a product for the gradient."""
+        return 6 * self.batch * (self.rows + 1) * self.dim
+
+    @property
+    def bytes(self) -> int:
+        """Each row that is drawn at all, of both memories, once; the indices; the embeddings and
+        the gradient; and the rows that move, read and written in both memories."""
+        columns = self.rows + 1
+        drawn = self.n_data * (1 - (1 - columns / self.n_data) ** self.batch)  # on average
+        vectors = 2 * round(drawn) + (3 + 4) * self.batch
+        return vectors * self.dim * self.dtype.itemsize + 8 * self.batch * columns
 
 
 @dataclass(frozen=True)
@@ -102,6 +122,35 @@ class DrawCase(AnyCase):
     @property
     def name(self) -> str:
         return f"momentum negatives {self.batch}×{self.rows} of {self.n_data}"
+
+    @property
+    def bytes(self) -> int:
+        """The indices that are returned."""
+        return 8 * self.batch * (self.rows + 1)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One number of a case that grows while the others stay.
+
+    Args:
+        name: ``"rows"``, K, or ``"batch"``, B.
+        case: what stays.
+        values: what it grows through, each larger than the one before.
+    """
+
+    name: str
+    case: Case
+    values: tuple[int, ...]
+
+    @property
+    def cases(self) -> list[Case]:
+        changes: list[dict[str, Any]] = [{self.name: value} for value in self.values]
+        return [replace(self.case, **change) for change in changes]
+
+
+def _powers(first: int, last: int) -> tuple[int, ...]:
+    return tuple(2**exponent for exponent in range(first, last + 1))
 
 
 #: Sizes of CIFAR-100 with the published K; and more rows than a batch wants of them.
@@ -140,8 +189,39 @@ CUDA_CASES = (
 )
 
 
-def cases_for(device: torch.device) -> tuple[AnyCase, ...]:
+#: Sizes so small that their figures mean nothing: they show that all of it runs.
+QUICK_CASES: tuple[AnyCase, ...] = (
+    Case(16, 512, "float32"),
+    Case(16, 512, "bfloat16"),
+    MomentumCase(8, 64, "float32", n_data=500),
+    DrawCase(8, 64, n_data=500),
+)
+
+#: The other number is such that the published code's B×K matrices outgrow the machine's memory.
+CPU_AXES = (
+    Axis("rows", Case(1024, 0, "float32"), _powers(12, 20)),
+    Axis("batch", Case(0, 16384, "float32"), _powers(5, 13)),
+)
+CUDA_AXES = (
+    Axis("rows", Case(8192, 0, "float32"), _powers(13, 20)),
+    Axis("batch", Case(0, 65536, "float32"), _powers(5, 13)),
+)
+QUICK_AXES = (
+    Axis("rows", Case(16, 0, "float32"), _powers(7, 10)),
+    Axis("batch", Case(0, 512, "float32"), _powers(3, 6)),
+)
+
+
+def cases_for(device: torch.device, quick: bool = False) -> tuple[AnyCase, ...]:
+    if quick:
+        return QUICK_CASES if device.type == "cpu" else QUICK_CASES[:-1]  # draws are the host's
     return CPU_CASES if device.type == "cpu" else CUDA_CASES
+
+
+def axes_for(device: torch.device, quick: bool = False) -> tuple[Axis, ...]:
+    if quick:
+        return QUICK_AXES
+    return CPU_AXES if device.type == "cpu" else CUDA_AXES
 
 
 def from_fields(fields: Mapping[str, Any]) -> AnyCase:

@@ -1,13 +1,12 @@
-"""Clocks and counters of a GPU: CUDA graphs and their device time, peak memory, copy rate."""
+"""Clocks and counters of a GPU: CUDA graphs and their device time, peak memory."""
 
 import gc
-import statistics
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 
-from benchmarks.measure import WARM_UP_ROUNDS, interleaved
+from benchmarks.measure import WARM_UP_ROUNDS
 
 T = TypeVar("T")
 
@@ -61,11 +60,3 @@ def peak_extra_memory(call: Callable[[], object]) -> int:
     call()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
-
-
-def copy_rate(size: int = 1 << 30, seconds: float = 0.2) -> float:
-    """Bytes per second, read plus written, of copying ``size`` bytes from the device to itself."""
-    source = torch.randn(size // 4, device="cuda")
-    target = torch.empty_like(source)
-    times = interleaved({"copy": lambda: device_time(lambda: target.copy_(source), 5)}, seconds)
-    return 2 * size / statistics.median(times["copy"])

@@ -1,6 +1,7 @@
 """What a machine is called and made of, and nothing that tells it from another of its kind."""
 
 import importlib
+import os
 import platform
 import re
 import shutil
@@ -22,6 +23,8 @@ STATE = (
     "temperature.gpu",
 )
 
+CGROUP = "/sys/fs/cgroup"
+
 
 def slug(device: torch.device) -> str:
     """Part of a file's name, such as ``cpu-2-cores-avx512-amx`` or ``nvidia-h200``."""
@@ -35,12 +38,53 @@ def slug(device: torch.device) -> str:
 
 
 def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    lines = _lines("/proc/cpuinfo")
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.machine()
+
+
+def cpu_state() -> dict[str, Any]:
+    """The cores' clocks as they are found, where the system says them."""
+    fields = (line.partition(":") for line in _lines("/proc/cpuinfo"))
+    clocks = [float(value) for name, _, value in fields if name.strip() == "cpu MHz"]
+    return {"clocks_mhz": clocks}
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated before the system has to swap or to end a process.
+
+    Raises:
+        OSError: the system does not say.
+    """
+    memory = dict(line.split(":") for line in _lines("/proc/meminfo"))
+    if "MemAvailable" not in memory:
+        raise OSError("/proc/meminfo has no MemAvailable")
+    available = int(memory["MemAvailable"].split()[0]) * 1024
+    # A container's (cgroup v2), in which /proc/meminfo is the whole machine's; files can go.
+    limit, used = ("".join(_lines(f"{CGROUP}/memory.{name}")) for name in ("max", "current"))
+    if limit.isdecimal() and used.isdecimal():
+        fields = dict(line.split() for line in _lines(f"{CGROUP}/memory.stat"))
+        files = sum(int(fields.get(name, 0)) for name in ("active_file", "inactive_file"))
+        available = min(available, int(limit) - int(used) + files)
+    return available
+
+
+def limit_memory(size: int) -> None:
+    """Lets this process allocate ``size`` more bytes: what goes beyond fails, and at once."""
+    import resource  # not on Windows
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    used = pages * os.sysconf("SC_PAGE_SIZE")
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + size, hard))
+
+
+def _lines(path: str) -> list[str]:
+    """None where there is no such file."""
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
 
 
 def gpu(device: torch.device) -> dict[str, Any]:

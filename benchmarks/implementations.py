@@ -19,5 +19,5 @@ def implementations(case: AnyCase, device: torch.device) -> Sequence[type[Step]]
     if isinstance(case, MomentumCase):
         return [PublishedMomentum, FusedMomentum]
     if device.type == "cpu":
-        return [PublishedEager, CpuFlash, Fused]
+        return [PublishedEager, Compiled, CpuFlash, Fused]
     return [PublishedEager, Compiled, Flash, Efficient, Cudnn, Fused]

@@ -10,17 +10,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch.profiler import ProfilerActivity
+
+K = TypeVar("K")
 
 WARM_UP_ROUNDS = 2
+#: How long a GPU is kept busy between two looks at a clock, and the most calls in that time.
+BLOCK_SECONDS = 0.01
+BLOCK_CALLS = 500
 CLEAR_REFS = Path("/proc/self/clear_refs")
 PROC_STAT = Path("/proc/stat")
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Seconds: the median, and the 20th and 80th percentile."""
+    """Seconds: the median, and the 20th and 80th percentile; all one where there is one time."""
 
     median: float
     p20: float
@@ -28,13 +35,15 @@ class Spread:
 
     @classmethod
     def of(cls, times: list[float]) -> "Spread":
+        if len(times) == 1:
+            return cls(*times, *times, *times)
         p20, *_, p80 = statistics.quantiles(times, n=5, method="inclusive")
         return cls(statistics.median(times), p20, p80)
 
 
 def interleaved(
-    timers: Mapping[str, Callable[[], float]], seconds: float, min_rounds: int = 7
-) -> dict[str, list[float]]:
+    timers: Mapping[K, Callable[[], float]], seconds: float, min_rounds: int = 7
+) -> dict[K, list[float]]:
     """What each timer returns in each round: a b c, a b c, ...
 
     A machine that slows down or is shared slows all calls of a round alike, so that the ratio of
@@ -45,7 +54,7 @@ def interleaved(
         seconds: rounds go on for this long ...
         min_rounds: ... and until there are this many, after the warm-up.
     """
-    times: dict[str, list[float]] = {name: [] for name in timers}
+    times: dict[K, list[float]] = {name: [] for name in timers}
     for _ in range(WARM_UP_ROUNDS):
         for timer in timers.values():
             timer()
@@ -71,15 +80,16 @@ def interleaved_times(
 
 def wall_time(call: Callable[[], object], device: torch.device, times: int = 1) -> float:
     """Seconds for each of ``times`` calls in a row; the device is waited for before and after."""
-    _wait_for(device)
+    wait_for(device)
     start = time.perf_counter()
     for _ in range(times):
         call()
-    _wait_for(device)
+    wait_for(device)
     return (time.perf_counter() - start) / times
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until it has done all that it was given; a CPU has."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -108,6 +118,47 @@ def matmul_rate(
         calls[str(size)] = lambda a=a, b=b: torch.mm(a, b)
     times = interleaved_times(calls, device, seconds, min_rounds=3)
     return max(2 * int(size) ** 3 / statistics.median(taken) for size, taken in times.items())
+
+
+def copy_rate(device: torch.device, size: int, seconds: float) -> float:
+    """Bytes per second, read plus written, of copying ``size`` bytes from the device to itself."""
+    source = torch.ones(size // 4, device=device)
+    target = torch.empty_like(source)
+    times = interleaved_times({"copy": lambda: target.copy_(source)}, device, seconds)
+    return 2 * size / statistics.median(times["copy"])
+
+
+def profiler(device: torch.device) -> torch.profiler.profile:
+    """Of operators, and of a GPU's kernels, without the profiler's own messages."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    return torch.profiler.profile(activities=activities, acc_events=True)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; on a CPU PyTorch says so in a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "bad_alloc" in text
+
+
+def first_line(error: BaseException) -> str:
+    """Of the error's text, after its type."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+def calls_in_a_block(timer: Callable[[int], float]) -> int:
+    """How many calls a GPU's clock is looked at for, so that the first and the last do not count.
+
+    Args:
+        timer: makes so many calls, and returns the seconds of one.
+    """
+    timer(3)
+    return max(1, min(BLOCK_CALLS, round(BLOCK_SECONDS / timer(3))))
 
 
 def peak_extra_memory(call: Callable[[], object]) -> int:

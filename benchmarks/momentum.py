@@ -1,7 +1,5 @@
 """The momentum memory's step: as published, and this package's."""
 
-from abc import abstractmethod
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,21 +7,16 @@ from torch import Tensor
 from benchmarks.cases import Case
 from benchmarks.inputs import State
 from benchmarks.peers import Fused, PublishedEager
-from benchmarks.step import TrainingStep
+from benchmarks.step import AutogradStep
 from rrd_kernels import functional
 
 
-class MomentumStep(TrainingStep):
+class MomentumStep(AutogradStep):
     """Both memories' rows at idx move after the similarities are taken."""
 
     def __init__(self, case: Case, state: State) -> None:
         super().__init__(case, state)
         self.memory_v1, self.memory_v2, self.params = self.state
-
-    @abstractmethod
-    def __call__(
-        self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor
-    ) -> tuple[Tensor, Tensor]: ...
 
 
 class PublishedMomentum(MomentumStep):
@@ -34,16 +27,18 @@ class PublishedMomentum(MomentumStep):
     waits_for_device = True
     rounds_similarities = True
 
-    def __call__(
-        self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        z_s = z_s.detach().requires_grad_()
+    def forward(self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor) -> Tensor:
         student = F.normalize(z_s, dim=1)
         teacher = F.normalize(z_t, dim=1)
         similarities = self._similarities(student, teacher, idx, contrast_idx)
         student_logits, teacher_logits = similarities[0] / self.tau_s, similarities[1] / self.tau_t
         cross_entropy = -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1))
-        return self._backward(cross_entropy.sum(dim=1).mean(), z_s)
+        return cross_entropy.sum(dim=1).mean()
+
+    def write(self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor) -> None:
+        nce_m = self.params[4].item()
+        self._update(self.memory_v1, idx, F.normalize(z_s, dim=1), nce_m)
+        self._update(self.memory_v2, idx, F.normalize(z_t, dim=1), nce_m)
 
     def _similarities(
         self, student: Tensor, teacher: Tensor, idx: Tensor, contrast_idx: Tensor
@@ -83,10 +78,7 @@ class FusedMomentum(MomentumStep):
         super().__init__(case, state)
         _, self.nce_t, _, _, self.nce_m = self.params.tolist()
 
-    def __call__(
-        self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        z_s = z_s.detach().requires_grad_()
+    def forward(self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor) -> Tensor:
         views = (z_s, z_t, self.memory_v1, self.memory_v2, contrast_idx)
         normalizers = self.params[2:4]
         functional.estimate_normalizers_(normalizers, *views, nce_t=self.nce_t, backend="fused")
@@ -98,6 +90,9 @@ class FusedMomentum(MomentumStep):
             nce_t=self.nce_t,
             backend="fused",
         )
-        for memory, rows in ((self.memory_v1, z_s.detach()), (self.memory_v2, z_t)):
+        self.write(z_s.detach(), z_t, idx, contrast_idx)
+        return loss
+
+    def write(self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor) -> None:
+        for memory, rows in ((self.memory_v1, z_s), (self.memory_v2, z_t)):
             functional.momentum_update_(memory, idx, rows, self.nce_m, backend="fused")
-        return self._backward(loss, z_s)

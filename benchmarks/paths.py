@@ -1,9 +1,11 @@
-"""Where records go."""
+"""Where records and pictures go."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+#: The README's.
+PICTURES = ROOT / "docs" / "pictures"
 
 
 def unused(path: Path) -> Path:

@@ -6,26 +6,28 @@ from torch import Tensor
 
 from benchmarks.cases import AnyCase, Case
 from benchmarks.inputs import State
-from benchmarks.step import FifoStep
+from benchmarks.step import AutogradStep, FifoStep
 from rrd_kernels import functional
 
 
-class PublishedEager(FifoStep):
+class PublishedEager(AutogradStep, FifoStep):
     """What the code published with arXiv 2407.12073 does, in its order and with its copies."""
 
     name = "published eager"
     waits_for_device = True
     rounds_similarities = True
 
-    def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
-        z_s = z_s.detach().requires_grad_()
+    def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         student = F.normalize(z_s, dim=1)
         teacher = F.normalize(z_t, dim=1)
         self._enqueue(teacher)
         student_logits = student @ self.memory.clone().T / self.tau_s
         teacher_logits = teacher @ self.memory.clone().T / self.tau_t
         cross_entropy = -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1))
-        return self._backward(cross_entropy.sum(dim=1).mean(), z_s)
+        return cross_entropy.sum(dim=1).mean()
+
+    def write(self, z_s: Tensor, z_t: Tensor) -> None:
+        self._enqueue(F.normalize(z_t, dim=1))
 
     def _enqueue(self, teacher: Tensor) -> None:
         batch, size = len(teacher), len(self.memory)
@@ -36,7 +38,7 @@ class PublishedEager(FifoStep):
         self.pointer[0] = (start + batch) % size
 
 
-class Compiled(FifoStep):
+class Compiled(AutogradStep, FifoStep):
     """torch.compile of the published arithmetic, freed of its copies and its host sync.
 
     Not of the reference, which would compute half-precision products in float32.
@@ -44,7 +46,7 @@ class Compiled(FifoStep):
 
     name = "torch.compile"
     rounds_similarities = True
-    #: B and K for which compiling is waited for.
+    #: B and K for which compiling is waited for, which takes up to half a minute.
     sizes = ((64, 16384), (256, 16384), (1024, 65536))
 
     def __init__(self, case: Case, state: State) -> None:
@@ -52,6 +54,7 @@ class Compiled(FifoStep):
         # Compiled anew: with what an earlier case has left, shapes would become dynamic.
         torch.compiler.reset()
         self._loss = torch.compile(self._eager_loss, fullgraph=True, dynamic=False)
+        self._write = torch.compile(self._eager_write, fullgraph=True, dynamic=False)
 
     @classmethod
     def why_not(cls, case: AnyCase) -> str | None:
@@ -59,30 +62,40 @@ class Compiled(FifoStep):
         wanted = (case.batch, case.rows) in cls.sizes and case.dim == 128
         return None if wanted else "not compiled at this size"
 
-    def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
-        z_s = z_s.detach().requires_grad_()
-        return self._backward(self._loss(z_s, z_t, self.memory, self.pointer), z_s)
+    def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+        return self._loss(z_s, z_t, self.memory, self.pointer)
+
+    def write(self, z_s: Tensor, z_t: Tensor) -> None:
+        self._write(z_t, self.memory, self.pointer)
 
     def _eager_loss(self, z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor) -> Tensor:
         student = F.normalize(z_s, dim=1)
-        teacher = F.normalize(z_t, dim=1)
-        slots = (pointer + torch.arange(len(teacher), device=pointer.device)) % len(memory)
-        memory[slots] = teacher
-        pointer.copy_((pointer + len(teacher)) % len(memory))
+        teacher = self._eager_write(z_t, memory, pointer)
         student_logits = student @ memory.T / self.tau_s
         teacher_logits = teacher @ memory.T / self.tau_t
         cross_entropy = -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1))
         return cross_entropy.sum(dim=1).mean()
 
+    @staticmethod
+    def _eager_write(z_t: Tensor, memory: Tensor, pointer: Tensor) -> Tensor:
+        """The unit rows, as they have been written."""
+        teacher = F.normalize(z_t, dim=1)
+        slots = (pointer + torch.arange(len(teacher), device=pointer.device)) % len(memory)
+        memory[slots] = teacher
+        pointer.copy_((pointer + len(teacher)) % len(memory))
+        return teacher
 
-class Fused(FifoStep):
-    """This package's operators, with no fall-back to the reference."""
+
+class Fused(AutogradStep, FifoStep):
+    """This package's operators, with no fall-back to the reference.
+
+    Their gradient is computed with the loss, in forward; backward scales it.
+    """
 
     name = "rrd_kernels"
 
-    def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
-        z_s = z_s.detach().requires_grad_()
-        loss = functional.relational_step_(
+    def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+        return functional.relational_step_(
             z_s,
             z_t,
             self.memory,
@@ -92,4 +105,6 @@ class Fused(FifoStep):
             unit_memory=True,
             backend="fused",
         )
-        return self._backward(loss, z_s)
+
+    def write(self, z_s: Tensor, z_t: Tensor) -> None:
+        functional.enqueue_(self.memory, self.pointer, z_t, backend="fused")

@@ -1,11 +1,12 @@
 """The JSON record of a run: the figures, and what they were measured with."""
 
 import datetime
+import hashlib
 import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ import torch
 
 import rrd_kernels
 from benchmarks import hardware
+from benchmarks.breakdown import Breakdown
+from benchmarks.ceilings import Ceilings
+from benchmarks.host_time import HostProfile
 from benchmarks.paths import RESULTS, ROOT, unused
 from benchmarks.run import Result, Row
+from benchmarks.scaling import Series
 from benchmarks.targets import Outcome
 
 
@@ -22,21 +27,51 @@ from benchmarks.targets import Outcome
 class Machine:
     """How fast the machine was at one moment, and how much of it was taken."""
 
-    #: Of torch.mm, by format.
+    #: Operations per second of torch.mm, by format.
     mm_rate: Mapping[str, float]
+    #: Bytes per second, read plus written.
+    copy_rate: float
     busy_cores: float | None
-    #: Bytes per second, and what nvidia-smi says, of a GPU.
-    copy_rate: float | None = None
-    gpu_state: Mapping[str, str] | None = None
+    #: Clocks, and of a GPU power and temperature, as they were found.
+    state: Mapping[str, Any]
 
     def as_record(self) -> dict[str, Any]:
-        record: dict[str, Any] = {
+        return {
             "mm_gflops": {name: rate / 1e9 for name, rate in self.mm_rate.items()},
+            "copy_gbytes_per_second": self.copy_rate / 1e9,
             "busy_cores": self.busy_cores,
+            "state": self.state,
         }
-        if self.copy_rate is not None:
-            record |= {"copy_gbytes_per_second": self.copy_rate / 1e9, "gpu_state": self.gpu_state}
-        return record
+
+
+@dataclass
+class Measured:
+    """What a run has measured so far."""
+
+    before: Machine
+    after: Machine | None = None
+    results: list[Result] = field(default_factory=list)
+    series: list[Series] = field(default_factory=list)
+    host_time: HostProfile | None = None
+    breakdowns: list[Breakdown] = field(default_factory=list)
+
+    @property
+    def ceilings(self) -> Ceilings:
+        return Ceilings.of_record({"machine": self._machine()})
+
+    def as_record(self) -> dict[str, Any]:
+        ceilings = self.ceilings
+        return {
+            "machine": self._machine(),
+            "rows": [of_result(result, ceilings) for result in self.results],
+            "scaling": [series.as_record() for series in self.series],
+            "host_time": asdict(self.host_time) if self.host_time else None,
+            "breakdowns": [asdict(breakdown) for breakdown in self.breakdowns],
+        }
+
+    def _machine(self) -> dict[str, Any]:
+        looks = {"before": self.before, "after": self.after}
+        return {name: look.as_record() if look else None for name, look in looks.items()}
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -78,9 +113,7 @@ def default_path(device: torch.device) -> Path:
 def write(
     path: Path,
     environment: Mapping[str, Any],
-    results: Sequence[Result],
-    before: Machine,
-    after: Machine | None,
+    measured: Measured,
     outcomes: Sequence[Outcome],
 ) -> Path:
     """Writes a new file and returns its path: ``path``, or with -2, -3, ... where that exists.
@@ -88,18 +121,10 @@ def write(
     Args:
         path: where to; folders are made.
         environment: of the run.
-        results: of one run.
-        before, after: the machine around it; no ``after`` if the run was cut short.
+        measured: all of it, or what there is of a run that was cut short.
         outcomes: of the targets, if the device has any.
     """
-    record = {
-        **environment,
-        "machine": {
-            "before": before.as_record(),
-            "after": None if after is None else after.as_record(),
-        },
-        "rows": [of_result(result) for result in results],
-    }
+    record = {**environment, **measured.as_record()}
     if outcomes:
         record["targets"] = [{**asdict(outcome), "met": outcome.met} for outcome in outcomes]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +133,32 @@ def write(
     return target
 
 
-def of_result(result: Result) -> dict[str, Any]:
+def of_result(result: Result, ceilings: Ceilings) -> dict[str, Any]:
     record = asdict(result)
-    rate = result.rate if isinstance(result, Row) else None
-    return record if rate is None else {**record, "gflops": rate / 1e9}
+    if isinstance(result, Row):
+        if result.rate is not None:
+            record["gflops"] = result.rate / 1e9
+        if bound := ceilings.bound(result.case):
+            share = bound.share(result.best_seconds)
+            record["ceiling"] = {"bound": bound.by, "seconds": bound.seconds, "share": share}
+    return record
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A record, or the one inside what ``make gpu-check`` wrote.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is something else.
+    """
+    record = json.loads(path.read_text())
+    record = record.get("benchmark", record) if isinstance(record, dict) else {}
+    if not {"rows", "machine", "versions"} <= record.keys():
+        raise ValueError(f"{path} is not a record of this benchmark")
+    return record
+
+
+def digest(record: Mapping[str, Any]) -> str:
+    """The same for equal records, however their files are laid out."""
+    text = json.dumps(record, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

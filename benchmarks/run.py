@@ -1,25 +1,29 @@
 """One case, from agreement to figures."""
 
-import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from benchmarks import cuda
-from benchmarks.agreement import Check, Errors, agreement
+from benchmarks.agreement import Check, agreement
 from benchmarks.cases import AnyCase
+from benchmarks.errors import Errors
 from benchmarks.implementations import implementations
 from benchmarks.inputs import Batch, State, draw
 from benchmarks.isolated import isolated_peak_memory
-from benchmarks.measure import Spread, float32_matmul_precision, interleaved, wall_time
-from benchmarks.step import Step
-
-#: How long a GPU is kept busy between two looks at a clock, and the most calls in that time.
-BLOCK_SECONDS = 0.01
-BLOCK_CALLS = 500
+from benchmarks.measure import (
+    Spread,
+    calls_in_a_block,
+    first_line,
+    float32_matmul_precision,
+    interleaved,
+    ran_out_of_memory,
+    wall_time,
+)
+from benchmarks.step import Step, over_batches
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,18 @@ class Row:
     not_captured: str | None = None
 
     @property
+    def best_seconds(self) -> float:
+        """Those in a graph, where there is one."""
+        return (self.replay.seconds if self.replay else self.seconds).median
+
+    @property
     def rate(self) -> float | None:
-        """Operations per second, counted alike for all implementations, where they can be."""
-        spread = self.replay.seconds if self.replay else self.seconds
-        return self.case.operations / spread.median if self.case.operations else None
+        """Operations per second, counted alike for all implementations; draws have none."""
+        return self.case.operations / self.best_seconds if self.case.operations else None
+
+
+#: An outcome.
+OUT_OF_MEMORY = "out of memory"
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,11 @@ class Ready:
 
 
 def run_case(
-    case: AnyCase, seconds: float, device: torch.device | str = "cpu", memory: bool = True
+    case: AnyCase,
+    seconds: float,
+    device: torch.device | str = "cpu",
+    memory: bool = True,
+    without: Collection[type[Step]] = (),
 ) -> list[Result]:
     """Checks, then times, every implementation that runs on ``device``.
 
@@ -95,6 +111,7 @@ def run_case(
             once by the host's clock and once by the device's.
         device: where the tensors are.
         memory: whether to measure peak memory too, on a CPU in a new process for each.
+        without: implementations to leave out.
     """
     device = torch.device(device)
     with float32_matmul_precision(case.matmul_precision):
@@ -103,6 +120,7 @@ def run_case(
         prepared = {
             kind.name: _prepare(kind, case, judge, state, batches)
             for kind in implementations(case, device)
+            if kind not in without
         }
         ready = {name: found for name, found in prepared.items() if isinstance(found, Ready)}
         walls = _wall_times(ready, batches, device, seconds)
@@ -136,10 +154,9 @@ def _prepare(
     try:
         step = kind(case, state)
         errors = judge.check(step)
-    except torch.OutOfMemoryError as error:
-        return Absent(case, kind.name, "out of memory", _first_line(error))
     except Exception as error:  # a compiler's, a library's: the others can be measured still
-        return Absent(case, kind.name, "not available", _first_line(error))
+        outcome = OUT_OF_MEMORY if ran_out_of_memory(error) else "not available"
+        return Absent(case, kind.name, outcome, first_line(error))
     graph, not_captured = None, None
     if _on_gpu(step) and step.waits_for_device:
         not_captured = "it waits for the device"
@@ -147,7 +164,7 @@ def _prepare(
         try:
             graph = _capture(step, batches)
         except Exception as error:  # as above; it can be timed without a graph
-            not_captured = _first_line(error)
+            not_captured = first_line(error)
     return Ready(step, errors, graph, not_captured)
 
 
@@ -175,11 +192,6 @@ def _capture(step: Step, batches: Sequence[Batch]) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
-
-
 def _wall_times(
     ready: Mapping[str, Ready],
     batches: Sequence[Batch],
@@ -188,10 +200,10 @@ def _wall_times(
 ) -> dict[str, list[float]]:
     timers = {}
     for name, found in ready.items():
-        call = _over_batches(found.step, batches)
+        call = over_batches(found.step, batches)
         times = 1
         if device.type == "cuda":
-            times = _calls_in_a_block(partial(wall_time, call, device))
+            times = calls_in_a_block(partial(wall_time, call, device))
         timers[name] = partial(wall_time, call, device, times)
     return interleaved(timers, seconds)
 
@@ -202,21 +214,9 @@ def _replay_times(ready: Mapping[str, Ready], steps: int, seconds: float) -> dic
     for name, found in ready.items():
         if found.graph:
             timer = partial(cuda.device_time, found.graph.replay)
-            timers[name] = partial(timer, _calls_in_a_block(timer))
+            timers[name] = partial(timer, calls_in_a_block(timer))
     times = interleaved(timers, seconds) if timers else {}
     return {name: [time / steps for time in taken] for name, taken in times.items()}
-
-
-def _calls_in_a_block(timer: Callable[[int], float]) -> int:
-    """How many calls a clock is looked at for, so that the first and the last do not count."""
-    timer(3)
-    return max(1, min(BLOCK_CALLS, round(BLOCK_SECONDS / timer(3))))
-
-
-def _over_batches(step: Step, batches: Sequence[Batch]) -> Callable[[], object]:
-    """Each call takes the next batch, so that none is in cache because it was just there."""
-    following = itertools.cycle(batches)
-    return lambda: step(*next(following))
 
 
 def _timing(name: str, times: Mapping[str, list[float]]) -> Timing:

@@ -38,6 +38,9 @@ class SDPA(FifoStep):
         grad = (grad - (grad * student).sum(dim=1, keepdim=True) * student) / norm
         return loss, grad.to(z_s.dtype)
 
+    def write(self, z_s: Tensor, z_t: Tensor) -> None:
+        self._enqueue(F.normalize(z_t.float(), dim=1))
+
     def _enqueue(self, teacher: Tensor) -> None:
         batch, size = len(teacher), len(self.memory)
         slots = (self.pointer + torch.arange(batch, device=teacher.device)) % size

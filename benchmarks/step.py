@@ -1,13 +1,17 @@
 """What every implementation that is compared does: one training step, or one batch of draws."""
 
+import itertools
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from benchmarks.cases import AnyCase, Case
-from benchmarks.inputs import State
+from benchmarks.inputs import Batch, State
+
+T = TypeVar("T")
 
 
 class Step(ABC):
@@ -36,6 +40,12 @@ class Step(ABC):
         return None
 
 
+def over_batches(step: Callable[..., T], batches: Sequence[Batch]) -> Callable[[], T]:
+    """Each call takes the next batch, so that none is in cache because it was just there."""
+    following = itertools.cycle(batches)
+    return lambda: step(*next(following))
+
+
 class TrainingStep(Step):
     """Mean loss, its gradient with respect to z_s, and what is written to the memory.
 
@@ -52,10 +62,29 @@ class TrainingStep(Step):
         # As GradScaler does: p / B as such would underflow in float16.
         self.loss_scale = 1024.0 if case.dtype == torch.float16 else 1.0
 
-    def _backward(self, loss: Tensor, z_s: Tensor) -> tuple[Tensor, Tensor]:
+    @abstractmethod
+    def write(self, *batch: Any) -> None:
+        """What a step of the batch writes to the memory, alone."""
+
+
+class AutogradStep(TrainingStep):
+    """One that is differentiated by autograd, so that its halves can be called alone."""
+
+    def __call__(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        z_s, *others = batch
+        z_s = z_s.detach().requires_grad_()
+        loss = self.forward(z_s, *others)
+        return loss.detach(), self.backward(loss, z_s)
+
+    @abstractmethod
+    def forward(self, *batch: Any) -> Tensor:
+        """The loss, with what is written; of a batch whose z_s requires a gradient."""
+
+    def backward(self, loss: Tensor, z_s: Tensor) -> Tensor:
+        """The gradient [B, D] times loss_scale."""
         loss.backward(torch.full_like(loss, self.loss_scale))
         assert z_s.grad is not None
-        return loss.detach(), z_s.grad
+        return z_s.grad
 
 
 class FifoStep(TrainingStep):
@@ -64,6 +93,3 @@ class FifoStep(TrainingStep):
     def __init__(self, case: Case, state: State) -> None:
         super().__init__(case, state)
         self.memory, self.pointer = self.state
-
-    @abstractmethod
-    def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]: ...

@@ -1,17 +1,25 @@
 """The figures as tables on the terminal."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.figures import CPU_UNITS, MISSING, Units, best_sdpa, three_digits
+from benchmarks.ceilings import Ceilings
+from benchmarks.figures import (
+    CPU_UNITS,
+    MISSING,
+    PUBLISHED,
+    Units,
+    best_sdpa,
+    share_of_ceiling,
+    three_digits,
+)
 from benchmarks.measure import Spread
-from benchmarks.negatives import PublishedLoader
-from benchmarks.peers import Compiled, PublishedEager
+from benchmarks.peers import Compiled
 from benchmarks.run import Absent, Result, Row
 from benchmarks.targets import Outcome
 
@@ -20,14 +28,11 @@ WIDTH = 160
 
 TITLES = ("case", "implementation")
 
-#: What a case's published code is called.
-PUBLISHED = (PublishedEager.name, PublishedLoader.name)
-
 
 def print_table(
     results: Sequence[Result],
     units: Units = CPU_UNITS,
-    ceilings: Mapping[str, float] | None = None,
+    ceilings: Ceilings | None = None,
     title: str | None = None,
 ) -> None:
     """Prints ``results``, those of one case together; a figure that none of them has is left out.
@@ -35,7 +40,7 @@ def print_table(
     Args:
         results: of one run.
         units: of its times and rates.
-        ceilings: the rate of torch.mm by format, if it was measured.
+        ceilings: of the machine, if they were measured.
         title: what is printed above, if anything.
     """
     lines = []
@@ -43,7 +48,7 @@ def print_table(
         of_case = list(group)
         rates = {row.implementation: row.rate for row in of_case if isinstance(row, Row)}
         best = best_sdpa({name: rate for name, rate in rates.items() if rate is not None})
-        lines += [_figures(result, best, units, ceilings or {}) for result in of_case]
+        lines += [_figures(result, best, units, ceilings) for result in of_case]
     shown = [column for column in lines[0] if any(line[column] != MISSING for line in lines)]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     for column in TITLES:
@@ -63,14 +68,14 @@ def print_table(
 
 
 def _figures(
-    result: Result, best: str | None, units: Units, ceilings: Mapping[str, float]
+    result: Result, best: str | None, units: Units, ceilings: Ceilings | None
 ) -> dict[str, str]:
     """The cells by their titles; ``best`` is the fastest SDPA."""
     titles = (
         f"{units.time} [p20–p80]",
         f"{units.time} in a graph",
         units.rate,
-        "% of mm",
+        "of its ceiling",
         "× published",
         "× compile",
         "× SDPA",
@@ -80,12 +85,12 @@ def _figures(
         return dict.fromkeys(titles, MISSING) | {titles[0]: result.outcome}
     row = result
     published = next((name for name in PUBLISHED if name in row.speedup), None)
-    ceiling = ceilings.get(row.case.format or "")
+    bound = ceilings.bound(row.case) if ceilings else None
     cells = (
         _spread(row.seconds, units),
         _spread(row.replay.seconds, units) if row.replay else MISSING,
         MISSING if row.rate is None else f"{row.rate / units.operations:.0f}",
-        MISSING if row.rate is None or ceiling is None else f"{row.rate / ceiling:.0%}",
+        share_of_ceiling(bound, row.best_seconds),
         *(_speedup(row, peer) for peer in (published, Compiled.name, best)),
         MISSING if row.extra_bytes is None else f"{row.extra_bytes / 2**20:.1f}",
     )

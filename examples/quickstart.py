@@ -26,6 +26,7 @@ import digits
 import report
 from benchmarks.cases import Case
 from benchmarks.measure import interleaved_times
+from benchmarks.peers import Compiled
 from benchmarks.run import run_case
 from benchmarks.table import print_table
 from digits import Digits, Method, Network, Scores
@@ -204,7 +205,7 @@ def benchmark(cases: Sequence[Case], seconds: float, console: Console) -> None:
     rows = []
     for case in cases:
         print(f"measuring {case.name} ...", file=sys.stderr)
-        rows += run_case(case, seconds, memory=False)
+        rows += run_case(case, seconds, memory=False, without=[Compiled])  # slow to compile
     print_table(rows)
 
 

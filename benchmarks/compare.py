@@ -1,0 +1,216 @@
+"""What moved between two records: ``python -m benchmarks.compare BEFORE.json AFTER.json``."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import record
+from benchmarks.cases import from_fields
+from benchmarks.ceilings import Ceilings
+from benchmarks.figures import MISSING, Units
+from benchmarks.markdown import spread_text, table, units_of
+from benchmarks.measure import Spread
+from benchmarks.peers import Fused
+
+RULE = """\
+A time has moved when the intervals from its 20th to its 80th percentile in the two
+records have no point in common, so that a time whose rounds lie apart by as much
+as it moved has not. Sizes timed in fewer than seven rounds have no such interval
+and are left out. Memory has moved when it differs by more than 2 MiB, the size of
+the pages that a CPU's memory may be counted in.
+
+What one of the records has not tried is left out. Exit code: 0 when nothing of
+rrd_kernels got slower; 1 when something did, or fails now; 2 on bad input. The peers
+are shown beside it: where they moved too, so did the machine.
+"""
+
+#: Below, percentiles are no measure of the spread: with five rounds they are the second and fourth.
+LEAST_ROUNDS = 7
+MEMORY_PAGE = 2 << 20
+
+SLOWER, FASTER, SAME = "slower", "faster", "within the spread"
+FAILS, WORKS = "fails now", "works now"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One time of a record."""
+
+    seconds: Spread
+    extra_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a figure is of."""
+
+    what: str
+    implementation: str
+
+
+@dataclass(frozen=True)
+class Move:
+    """A figure in both records; ``None`` in the one in which it failed."""
+
+    name: Name
+    before: Figure | None
+    after: Figure | None
+
+    @property
+    def verdict(self) -> str:
+        if self.before is None:
+            return WORKS
+        if self.after is None:
+            return FAILS
+        if self.after.seconds.p20 > self.before.seconds.p80:
+            return SLOWER
+        return FASTER if self.after.seconds.p80 < self.before.seconds.p20 else SAME
+
+    @property
+    def is_regression(self) -> bool:
+        return self.name.implementation == Fused.name and self.verdict in (SLOWER, FAILS)
+
+    @property
+    def extra_bytes(self) -> int | None:
+        """By how much memory moved, if it did."""
+        sizes = [figure.extra_bytes if figure else None for figure in (self.before, self.after)]
+        before, after = sizes
+        if before is None or after is None or abs(after - before) <= MEMORY_PAGE:
+            return None
+        return after - before
+
+
+def figures(measured: Mapping[str, Any]) -> dict[Name, Figure | None]:
+    """All times of a record that have a spread; ``None`` where an implementation has failed."""
+    return dict(_figures(measured))
+
+
+def _figures(measured: Mapping[str, Any]) -> Iterator[tuple[Name, Figure | None]]:
+    for row in measured["rows"]:
+        case, kind = from_fields(row["case"]).name, row["implementation"]
+        if "seconds" not in row:
+            yield Name(case, kind), None
+            continue
+        if row["rounds"] >= LEAST_ROUNDS:
+            yield Name(case, kind), Figure(Spread(**row["seconds"]), row["extra_bytes"])
+        if row.get("replay"):
+            yield Name(f"{case}, in a graph", kind), Figure(Spread(**row["replay"]["seconds"]))
+    for series in measured.get("scaling", []):
+        axis = series["axis"]
+        for point in series["points"]:
+            fields = {**axis["case"], axis["name"]: point["value"]}
+            name = Name(f"{from_fields(fields).name}, scaling", series["implementation"])
+            if point["outcome"]:
+                yield name, None
+            elif point["rounds"] >= LEAST_ROUNDS:
+                yield name, Figure(Spread(**point["seconds"]), point["extra_bytes"])
+
+
+def moves(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Move]:
+    """Of what both records have tried, and at least one has a figure of."""
+    old, new = figures(before), figures(after)
+    both = [Move(name, old[name], new[name]) for name in old if name in new]
+    return [move for move in both if move.before or move.after]
+
+
+def device(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be alike for times to be compared."""
+    if "gpu" in measured:
+        return {"gpu": measured["gpu"].get("name")}
+    return {name: measured.get(name) for name in ("cpu", "threads", "kernels")}
+
+
+def as_table(found: Sequence[Move], units: Units) -> str:
+    return table([_line(move, units) for move in found])
+
+
+def _line(move: Move, units: Units) -> dict[str, str]:
+    sides = {"before": move.before, "after": move.after}
+    figures = {
+        f"{side}, {units.time}": spread_text(vars(figure.seconds), units) if figure else MISSING
+        for side, figure in sides.items()
+    }
+    ratio = MISSING
+    if move.before and move.after:
+        ratio = f"{move.after.seconds.median / move.before.seconds.median:.2f}"
+    memory = move.extra_bytes
+    return {
+        "what": move.name.what,
+        "of": move.name.implementation,
+        **figures,
+        "after / before": ratio,
+        "verdict": move.verdict,
+        "extra MiB": MISSING if memory is None else f"{memory / 2**20:+.1f}",
+    }
+
+
+def ceilings_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """How the machine itself moved; of formats that both have."""
+    sides = [Ceilings.of_record(measured) for measured in (before, after)]
+    rates = [
+        {f"torch.mm in {name}, GFLOP/s": rate / 1e9 for name, rate in side.mm_rate.items()}
+        | ({"copy, GB/s": side.copy_rate / 1e9} if side.copy_rate else {})
+        for side in sides
+    ]
+    old, new = rates
+    lines = [
+        {
+            "ceiling": name,
+            "before": f"{old[name]:.0f}",
+            "after": f"{new[name]:.0f}",
+            "after / before": f"{new[name] / old[name]:.2f}",
+        }
+        for name in sorted(old.keys() & new.keys())
+    ]
+    return table(lines) if lines else ""
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare",
+        description=__doc__,
+        epilog=RULE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("before", type=Path, metavar="BEFORE.json")
+    parser.add_argument("after", type=Path, metavar="AFTER.json")
+    parser.add_argument("--all", action="store_true", help="also what stayed within the spread")
+    parser.add_argument(
+        "--across-devices", action="store_true", help="even if they are of different devices"
+    )
+    chosen = parser.parse_args(arguments)
+    for side in ("before", "after"):
+        try:
+            setattr(chosen, side, record.load(getattr(chosen, side)))
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+    if device(chosen.before) != device(chosen.after) and not chosen.across_devices:
+        parser.error(
+            f"the records are of different devices, {device(chosen.before)} and "
+            f"{device(chosen.after)}; --across-devices compares them"
+        )
+    if not moves(chosen.before, chosen.after):
+        parser.error("the records have no figure in common")
+    return chosen
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    chosen = parse_arguments(arguments)
+    found = moves(chosen.before, chosen.after)
+    moved = [move for move in found if move.verdict != SAME or move.extra_bytes is not None]
+    print(ceilings_table(chosen.before, chosen.after))
+    if shown := found if chosen.all else moved:
+        print(as_table(shown, units_of(chosen.after)))
+    regressions = sum(move.is_regression for move in found)
+    print(
+        f"{len(found)} figures, {len(found) - len(moved)} within the spread; of {Fused.name} "
+        f"{regressions or 'none'} slower or failing"
+    )
+    return 1 if regressions else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""Measures all of it, or parts: ``python -m benchmarks.report --help``."""
+
+import argparse
+import itertools
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import breakdown, hardware, host_time, markdown, pictures, record, scaling
+from benchmarks.cases import AnyCase, Case, axes_for, cases_for
+from benchmarks.figures import CPU_UNITS, CUDA_UNITS
+from benchmarks.measure import busy_cores, copy_rate, float32_matmul_precision, matmul_rate
+from benchmarks.peers import Compiled, Fused
+from benchmarks.plan import PARTS, Plan, plan_for
+from benchmarks.record import Machine, Measured
+from benchmarks.run import Absent, run_case
+from benchmarks.targets import Outcome, outcomes, targets_for
+
+STARTED = time.monotonic()
+#: Cores that other work may keep busy without a warning.
+NEGLIGIBLE_WORK = 0.1
+
+EXPLANATION = """\
+A step is: enqueue the teacher's rows, mean loss, gradient with respect to the
+student's embeddings (D = 128 where no other is named). Of the momentum memory,
+which --cases momentum selects, it is: loss over B×K drawn rows of so many,
+gradient, update of both memories; and its negatives are drawn for one batch, on
+the host, in one process. Each implementation must first agree with the float64
+reference; then they take turns.
+
+  ms, µs             of a step, by the host's clock: median [20th–80th percentile]
+  µs in a graph      of a step in the replay of a CUDA graph, by the device's clock
+  GFLOP/s, TFLOP/s   8·B·D·K operations, of the momentum memory 6·B·D·(K + 1),
+                     counted alike for all implementations, in a graph where there
+                     is one
+  of its ceiling     the time that a large torch.mm needs for these operations, or
+                     a large copy for the bytes that no implementation can spare,
+                     whichever is longer and is named, over the time of the step;
+                     both rates are measured in the same run
+  × published, × compile, × SDPA
+                     how many times faster than that peer by the host's clock,
+                     median over the rounds; of several SDPA kernels the fastest
+                     counts, the one with 1.00
+  extra MiB          peak of one step above its inputs and the memory
+
+The parts: the cases; scaling, over K and over B until memory runs out; host, the
+microseconds of one step in Python, the dispatcher, autograd and kernels; and
+breakdown, the operators or GPU kernels that steps consist of.
+"""
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report",
+        description="Time and memory of a training step: published eager code, torch.compile, "
+        "SDPA, rrd_kernels. Writes a JSON record, Markdown tables and pictures.",
+        epilog=EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default here: %(default)s",
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="which are run (default: all)"
+    )
+    parser.add_argument(
+        "--cases",
+        default="",
+        metavar="TEXT",
+        help="only the cases whose name contains TEXT, such as bfloat16, momentum or 256x65536, "
+        "and of the parts only they (default: all)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="how long to time each case, but seven rounds at least; on a GPU once without a graph "
+        "and once in one (default: {cpu} on a CPU, {cuda} on a GPU)".format(
+            **{name: plan_for(torch.device(name)).case_seconds for name in ("cpu", "cuda")}
+        ),
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="where the JSON record goes, the rest beside it; a file that exists is kept, and a "
+        "number added to the name (default: benchmarks/results/<device>-<date>.json)",
+    )
+    parser.add_argument(
+        "--no-compile",
+        action="store_true",
+        help="leave out torch.compile, which takes up to half a minute for each size",
+    )
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes: shows that all of it runs, nothing else"
+    )
+    chosen = parser.parse_args(arguments)
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda, but PyTorch sees no GPU")
+    chosen.device = torch.device(chosen.device)
+    if chosen.seconds is not None and not chosen.seconds >= 0:
+        parser.error(f"--seconds must not be negative; got {chosen.seconds}")
+    wanted = chosen.cases.replace("x", "×")
+    cases = cases_for(chosen.device, chosen.quick)
+    if wanted:
+        chosen.parts = ["cases"]
+    chosen.cases = [case for case in cases if wanted in case.name]
+    if not chosen.cases:
+        names = ", ".join(case.name for case in cases)
+        parser.error(f"no case's name contains {wanted!r}; there are {names}")
+    return chosen
+
+
+def report(progress: str) -> None:
+    """With the seconds since the start."""
+    # Not a spinner: its thread would take a core from what is being timed.
+    print(f"{time.monotonic() - STARTED:5.0f} s  {progress}", file=sys.stderr, flush=True)
+
+
+def look_at_machine(cases: Sequence[AnyCase], device: torch.device, plan: Plan) -> Machine:
+    report("torch.mm and a copy")
+    busy = busy_cores()
+    if busy is not None and busy > NEGLIGIBLE_WORK:
+        report(f"other work keeps {busy:.1f} cores busy: times will be off")
+    rates = {}
+    multiplying = {case.format: case for case in cases if isinstance(case, Case)}
+    for case in multiplying.values():
+        with float32_matmul_precision(case.matmul_precision):
+            rates[case.format] = matmul_rate(
+                case.dtype, device, plan.matmul_sizes, plan.ceiling_seconds
+            )
+    copied = copy_rate(device, plan.copy_bytes, plan.ceiling_seconds)
+    # The state right after: that of a machine at work.
+    state = hardware.cpu_state() if device.type == "cpu" else hardware.gpu_state(device)
+    return Machine(rates, copied, busy, state)
+
+
+def measure(chosen: argparse.Namespace, plan: Plan, measured: Measured) -> None:
+    """Adds to ``measured`` one part after another."""
+    device: torch.device = chosen.device
+    without = [Compiled] if chosen.no_compile else []
+    if "cases" in chosen.parts:
+        for case in chosen.cases:
+            report(case.name)
+            memory = not chosen.no_memory
+            measured.results += run_case(case, plan.case_seconds, device, memory, without)
+    if "host" in chosen.parts:
+        report("the host's time")
+        measured.host_time = host_time.profile(*plan.host_size, device, plan.host_seconds)
+    if "breakdown" in chosen.parts:
+        first: dict[type[Case], Case] = {}
+        for case in chosen.cases:
+            if isinstance(case, Case):
+                first.setdefault(type(case), case)
+        for case in first.values():
+            report(f"{case.name} by operator")
+            measured.breakdowns += breakdown.breakdowns(case, device, plan.breakdown_steps, without)
+    if "scaling" in chosen.parts:
+        for axis in axes_for(device, chosen.quick):
+            for kind in scaling.implementations_along(axis, device):
+                report(f"{kind.name}, {axis.name} from {axis.values[0]} to {axis.values[-1]}")
+                series = scaling.run_series(kind, axis, device, plan.point_seconds)
+                measured.series.append(series)
+    measured.after = look_at_machine(chosen.cases, device, plan)
+
+
+def show(
+    measured: Measured,
+    reached: Sequence[Outcome],
+    device: torch.device,
+    written: Mapping[str, Any],
+) -> None:
+    """On the terminal: the cases, then the further parts in Markdown."""
+    units = CPU_UNITS if device.type == "cpu" else CUDA_UNITS
+    try:
+        from benchmarks import table
+    except ModuleNotFoundError as error:  # a machine with PyTorch and little else
+        report(f"all in Markdown: {error}")
+        print(markdown.document(written))
+        return
+    sections = itertools.groupby(measured.results, key=lambda result: result.case.section)
+    for section, of_section in sections:
+        table.print_table(list(of_section), units, measured.ceilings, title=section)
+    if reached:
+        table.print_targets(reached)
+    print(markdown.further_parts(written))
+
+
+def write_beside(path: Path, written: Mapping[str, Any]) -> None:
+    """The pictures, where matplotlib is installed, and the Markdown that shows them."""
+    drawn: list[Path] = []
+    try:
+        drawn = pictures.draw_all(written, path.parent, path.stem)
+    except ModuleNotFoundError as error:
+        report(
+            f"no pictures: {error}; where it is installed, python -m benchmarks.pictures "
+            f"{path.name} draws them"
+        )
+    text = markdown.document(written, [picture.name for picture in drawn])
+    path.with_suffix(".md").write_text(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
+    chosen = parse_arguments(given)
+    device: torch.device = chosen.device
+    plan = plan_for(device, chosen.quick, chosen.seconds)
+    command = shlex.join(["python", "-m", "benchmarks.report", *given])
+    environment = {"command": command} | record.environment(device)
+    measured = Measured(look_at_machine(chosen.cases, device, plan))
+    try:
+        measure(chosen, plan, measured)
+    finally:  # a GPU that has failed stays so, and what was measured before is kept
+        reached = outcomes(measured.results, measured.ceilings.mm_rate, targets_for(device))
+        path = chosen.output or record.default_path(device)
+        path = record.write(path, environment, measured, reached)
+        written = record.load(path)
+        show(measured, reached, device, written)
+        write_beside(path, written)
+        print(f"written to {path}, its tables to {path.stem}.md")
+    for result in measured.results:
+        if isinstance(result, Absent) and result.implementation == Fused.name:
+            report(f"{result.case.name}: {Fused.name} {result.outcome}, {result.reason}")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

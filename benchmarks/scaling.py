@@ -1,0 +1,196 @@
+"""Time and memory as the memory's rows or the batch grow, until memory runs out.
+
+``python -m benchmarks.scaling IMPLEMENTATION AXIS SECONDS LIMIT``, the axis as JSON, prints a point
+as JSON for each value; it allocates at most LIMIT bytes.
+"""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks import cuda, hardware
+from benchmarks.agreement import FifoAgreement
+from benchmarks.cases import Axis, Case
+from benchmarks.fits import PowerLaw, power_law
+from benchmarks.implementations import implementations
+from benchmarks.inputs import draw
+from benchmarks.isolated import module_output, named
+from benchmarks.measure import (
+    CLEAR_REFS,
+    Spread,
+    calls_in_a_block,
+    first_line,
+    peak_extra_memory,
+    ran_out_of_memory,
+    wall_time,
+)
+from benchmarks.peers import Compiled
+from benchmarks.run import OUT_OF_MEMORY
+from benchmarks.step import Step, over_batches
+
+#: Of a CPU's free memory, what a series may take: the rest is the system's, and no step is to wait
+#: for a swap.
+MEMORY_SHARE = 0.8
+#: A point is timed until there are so many rounds, but no longer than this once there is one.
+ROUNDS, LIMIT_SECONDS = 7, 4.0
+#: Samples that are compared with the reference: float64, and many times slower than what is timed.
+SAMPLES = 16
+#: What the measure of a CPU's memory cannot see, see peak_extra_memory: a fit counts it as this.
+LEAST_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class Point:
+    """One size; without figures the outcome says why."""
+
+    value: int
+    seconds: Spread | None = None
+    rounds: int = 0
+    extra_bytes: int | None = None
+    outcome: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """One implementation along one axis, up to the first size that failed."""
+
+    axis: Axis
+    implementation: str
+    points: Sequence[Point]
+    #: Of a CPU: what it was allowed to allocate.
+    memory_limit: int | None
+
+    @property
+    def time(self) -> PowerLaw | None:
+        timed = [(point.value, point.seconds.median) for point in self.points if point.seconds]
+        return power_law([x for x, _ in timed], [y for _, y in timed])
+
+    @property
+    def memory(self) -> PowerLaw | None:
+        known = [point for point in self.points if point.extra_bytes is not None]
+        sizes = [max(point.extra_bytes or 0, LEAST_BYTES) for point in known]
+        return power_law([point.value for point in known], sizes)
+
+    def as_record(self) -> dict[str, Any]:
+        fits = {"time": self.time, "memory": self.memory}
+        fitted = {f"{name}_fit": asdict(fit) if fit else None for name, fit in fits.items()}
+        return asdict(self) | fitted
+
+
+def implementations_along(axis: Axis, device: torch.device) -> list[type[Step]]:
+    """Those that take the axis's cases, without the one that would be compiled for each size."""
+    kinds = implementations(axis.case, device)
+    return [kind for kind in kinds if kind is not Compiled and not kind.why_not(axis.case)]
+
+
+def run_series(kind: type[Step], axis: Axis, device: torch.device, seconds: float) -> Series:
+    """One implementation along ``axis``.
+
+    Args:
+        kind: the implementation.
+        axis: what grows.
+        device: where. On a CPU in a process, which cannot take the memory that the machine needs.
+        seconds: how long to time each size; at least one call, and less where it takes long.
+    """
+    if device.type != "cpu":
+        return Series(axis, kind.name, list(measure(kind, axis, device, seconds)), None)
+    limit = int(MEMORY_SHARE * hardware.available_memory())
+    return Series(axis, kind.name, list(_isolated(kind, axis, seconds, limit)), limit)
+
+
+def measure(kind: type[Step], axis: Axis, device: torch.device, seconds: float) -> Iterator[Point]:
+    """A point for each size in turn; the first without figures is the last."""
+    for value, case in zip(axis.values, axis.cases, strict=True):
+        try:
+            point = _measure(kind, case, value, device, seconds)
+        except Exception as error:  # sizes before it have been measured
+            outcome = OUT_OF_MEMORY if ran_out_of_memory(error) else "not available"
+            point = Point(value, outcome=outcome, reason=first_line(error))
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        yield point
+        if point.outcome:
+            return
+
+
+def _measure(
+    kind: type[Step], case: Case, value: int, device: torch.device, seconds: float
+) -> Point:
+    state, batches = draw(case, device)
+    step = kind(case, state)
+    try:
+        judge = FifoAgreement(case, state, batches[0], SAMPLES)
+    except Exception as error:  # also for want of memory, which is not the step's
+        reason = f"the reference: {first_line(error)}"
+        return Point(value, outcome="not measured", reason=reason)
+    judge.check(step)  # and warms up
+    del judge, state
+    timer: Callable[[], float]
+    timer = partial(wall_time, over_batches(step, batches), device)
+    if device.type == "cuda":
+        timer = partial(timer, calls_in_a_block(timer))
+    times: list[float] = []
+    extra = None
+    if device.type == "cuda":
+        extra = cuda.peak_extra_memory(lambda: times.append(timer()))
+    elif CLEAR_REFS.exists():
+        extra = peak_extra_memory(lambda: times.append(timer()))
+    end = time.perf_counter() + seconds
+    limit = time.perf_counter() + LIMIT_SECONDS
+    while len(times) < ROUNDS or time.perf_counter() < end:
+        if times and time.perf_counter() + times[-1] > limit:
+            break
+        times.append(timer())
+    # The first found the allocator emptied.
+    times = times[1:] or times
+    return Point(value, Spread.of(times), len(times), extra)
+
+
+def _isolated(kind: type[Step], axis: Axis, seconds: float, limit: int) -> Iterator[Point]:
+    arguments = (kind.name, json.dumps(asdict(axis)), str(seconds), str(limit))
+    points = []
+    with module_output("benchmarks.scaling", *arguments) as (output, process):
+        for line in output:
+            points.append(_point(json.loads(line)))
+            yield points[-1]
+    if process.returncode:
+        yield _fatal(axis.values[len(points)], process.returncode)
+
+
+def _fatal(value: int, exit_code: int) -> Point:
+    """The size at which the process ended before it could say anything."""
+    if exit_code == -signal.SIGKILL:
+        return Point(value, outcome=OUT_OF_MEMORY, reason="the system ended the process")
+    return Point(value, outcome="not available", reason=f"its process ended with {exit_code}")
+
+
+def _point(fields: Mapping[str, Any]) -> Point:
+    seconds = fields["seconds"]
+    return Point(**{**fields, "seconds": Spread(**seconds) if seconds else None})
+
+
+def _axis(fields: Mapping[str, Any]) -> Axis:
+    return Axis(fields["name"], Case(**fields["case"]), tuple(fields["values"]))
+
+
+def from_record(fields: Mapping[str, Any]) -> Series:
+    """The series that :meth:`Series.as_record` wrote."""
+    points = [_point(point) for point in fields["points"]]
+    axis = _axis(fields["axis"])
+    return Series(axis, fields["implementation"], points, fields["memory_limit"])
+
+
+if __name__ == "__main__":
+    name, axis_json, seconds_text, limit_text = sys.argv[1:]
+    axis = _axis(json.loads(axis_json))
+    hardware.limit_memory(int(limit_text))
+    for point in measure(named(name, axis.case), axis, torch.device("cpu"), float(seconds_text)):
+        print(json.dumps(asdict(point)), flush=True)

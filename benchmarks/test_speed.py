@@ -1,0 +1,186 @@
+"""Forward, backward, whole step and enqueue, one by one, with pytest-benchmark.
+
+    pytest benchmarks -k "float32-64x16384" --benchmark-columns=median,iqr,rounds
+
+Every case of every device here, for each implementation that has just agreed with the reference; of
+a test's name the parts are device, case, implementation and part. ``extra_info`` has the 20th and
+80th percentile in seconds, the peak of extra memory in bytes and the errors. pytest-benchmark's own
+options say how long each is timed, save and compare.
+
+In rrd_kernels the gradient is computed in forward. SDPA is not differentiated by autograd, so it
+has no halves.
+"""
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import cuda
+from benchmarks.agreement import Agreement, Check, agreement
+from benchmarks.cases import AnyCase, cases_for
+from benchmarks.implementations import implementations
+from benchmarks.inputs import Batch, State, draw
+from benchmarks.measure import (
+    CLEAR_REFS,
+    WARM_UP_ROUNDS,
+    Spread,
+    first_line,
+    float32_matmul_precision,
+    peak_extra_memory,
+    ran_out_of_memory,
+    wait_for,
+)
+from benchmarks.momentum import MomentumStep
+from benchmarks.step import AutogradStep, Step, TrainingStep, over_batches
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+FORWARD, BACKWARD, STEP = "forward", "backward", "step"
+#: The write alone, of the FIFO memory and of the momentum memory.
+ENQUEUE, UPDATE = "enqueue", "update"
+
+
+def parts(kind: type[Step]) -> list[str]:
+    if not issubclass(kind, TrainingStep):
+        return [STEP]
+    halves = [FORWARD, BACKWARD] if issubclass(kind, AutogradStep) else []
+    return [*halves, STEP, UPDATE if issubclass(kind, MomentumStep) else ENQUEUE]
+
+
+def clock(device: torch.device) -> Callable[[], float]:
+    def now() -> float:
+        wait_for(device)
+        return time.perf_counter()
+
+    return now
+
+
+def every_part() -> Iterator[Any]:
+    """One implementation's parts after another, and a case's implementations together."""
+    for device in map(torch.device, DEVICES):
+        for case in cases_for(device):
+            for kind in implementations(case, device):
+                if kind.why_not(case):
+                    continue
+                for part in parts(kind):
+                    words = (device.type, case.name.replace("×", "x"), kind.name)
+                    group = " ".join((*words[:2], part))
+                    marks = pytest.mark.benchmark(group=group, timer=clock(device))
+                    name = "-".join((*words, part)).replace(" ", "-")
+                    yield pytest.param(device, case, kind, part, marks=marks, id=name)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case's tensors and what compares its implementations."""
+
+    state: State
+    batches: list[Batch]
+    judge: Check
+
+
+@functools.lru_cache(maxsize=1)
+def prepared(case: AnyCase, device: torch.device) -> Prepared:
+    """With the published code checked, which is the measure for the others."""
+    state, batches = draw(case, device)
+    judge = agreement(case, state, batches[0])
+    published, *_ = implementations(case, device)
+    try:
+        judge.check(published(case, state))
+    except Exception as error:  # then the others may err by what it may
+        if not ran_out_of_memory(error):
+            raise
+    return Prepared(state, list(batches), judge)
+
+
+@functools.lru_cache(maxsize=1)
+def agreeing(case: AnyCase, device: torch.device, kind: type[Step]) -> tuple[Step, dict[str, Any]]:
+    """A step that has agreed with the reference, in its writes too, and its errors."""
+    ready = prepared(case, device)
+    try:
+        step = kind(case, ready.state)
+        errors = ready.judge.check(step)
+    except ArithmeticError:
+        raise
+    except Exception as error:  # a compiler's, a library's that has no kernel here
+        pytest.skip(first_line(error))
+    found: dict[str, Any] = asdict(errors) if errors else {}
+    if isinstance(ready.judge, Agreement):
+        writer = kind(case, ready.state)
+        assert isinstance(writer, TrainingStep)
+        found["written"] = ready.judge.check_write(writer)
+    return step, found
+
+
+@pytest.mark.parametrize(("device", "case", "kind", "part"), list(every_part()))
+def test_speed(
+    device: torch.device,
+    case: AnyCase,
+    kind: type[Step],
+    part: str,
+    benchmark: Any,
+    request: pytest.FixtureRequest,
+) -> None:
+    with float32_matmul_precision(case.matmul_precision):
+        step, errors = agreeing(case, device, kind)
+        batches = prepared(case, device).batches
+        if part == BACKWARD:
+            assert isinstance(step, AutogradStep)
+            call = _time_backward(benchmark, step, batches, request.config.getoption)
+        else:
+            call = _forward_or_whole(step, part, batches)
+            benchmark(call)
+        extra = _extra_memory(call, device)
+    benchmark.extra_info |= {"errors": errors, "extra_bytes": extra}
+    if benchmark.stats:  # not with --benchmark-disable
+        spread = Spread.of(benchmark.stats.stats.data)
+        benchmark.extra_info |= {"p20": spread.p20, "p80": spread.p80}
+
+
+def _forward_or_whole(step: Step, part: str, batches: list[Batch]) -> Callable[[], object]:
+    if part == STEP:
+        return over_batches(step, batches)
+    if part in (ENQUEUE, UPDATE):
+        assert isinstance(step, TrainingStep)
+        return over_batches(step.write, batches)
+    assert isinstance(step, AutogradStep)
+    leaves = [(z_s.detach().clone().requires_grad_(), *rest) for z_s, *rest in batches]
+    return over_batches(step.forward, leaves)
+
+
+def _time_backward(
+    benchmark: Any,
+    step: AutogradStep,
+    batches: list[Batch],
+    option: Callable[[str], Any],
+) -> Callable[[], object]:
+    """Of a graph that is made anew, untimed, for each round."""
+    following = itertools.cycle(batches)
+
+    def graph() -> tuple[torch.Tensor, torch.Tensor]:
+        z_s, *rest = next(following)
+        z_s = z_s.detach().requires_grad_()
+        return step.forward(z_s, *rest), z_s
+
+    # As many rounds as pytest-benchmark would take of a step, of which backward is a part.
+    start = time.perf_counter()
+    step.backward(*graph())
+    taken = time.perf_counter() - start
+    rounds = max(option("benchmark_min_rounds"), int(float(option("benchmark_max_time")) / taken))
+    benchmark.pedantic(
+        step.backward, setup=lambda: (graph(), {}), rounds=rounds, warmup_rounds=WARM_UP_ROUNDS
+    )
+    made = graph()
+    return lambda: step.backward(*made)
+
+
+def _extra_memory(call: Callable[[], object], device: torch.device) -> int | None:
+    """Of one more call; ``None`` where the system does not count it."""
+    if device.type == "cuda":
+        return cuda.peak_extra_memory(call)
+    return peak_extra_memory(call) if CLEAR_REFS.exists() else None

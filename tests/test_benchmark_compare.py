@@ -1,0 +1,179 @@
+"""What counts as moved between two records, and what is refused."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import compare
+from benchmarks.cases import Case
+
+ROOT = Path(__file__).resolve().parents[1]
+CASE = Case(64, 16384, "float32")
+SPREADS = {"published eager": (9.0, 10.0, 11.0), "rrd_kernels": (3.8, 4.0, 4.4)}
+
+
+def seconds(p20: float, median: float, p80: float) -> dict[str, float]:
+    return {"median": median / 1e3, "p20": p20 / 1e3, "p80": p80 / 1e3}
+
+
+def measured() -> dict:
+    rows = [
+        {
+            "case": vars(CASE),
+            "implementation": name,
+            "seconds": seconds(*spread),
+            "rounds": 100,
+            "extra_bytes": 1 << 20,
+        }
+        for name, spread in SPREADS.items()
+    ]
+    point = {"seconds": seconds(1.0, 1.0, 1.0), "rounds": 1, "extra_bytes": None, "value": 128}
+    point["outcome"] = None
+    axis = {"name": "rows", "case": {**vars(CASE), "rows": 0}, "values": [128]}
+    return {
+        "cpu": "one",
+        "threads": 2,
+        "kernels": {"float32": "avx512"},
+        "versions": {},
+        "machine": {"before": {"mm_gflops": {"float32": 100.0}, "copy_gbytes_per_second": 10.0}},
+        "rows": rows,
+        "scaling": [{"axis": axis, "implementation": "rrd_kernels", "points": [point]}],
+    }
+
+
+def changed(name: str = "rrd_kernels", **fields) -> dict:
+    after = copy.deepcopy(measured())
+    [row] = [row for row in after["rows"] if row["implementation"] == name]
+    row |= fields
+    return after
+
+
+def run(before: dict, after: dict, folder: Path, *options: str) -> int:
+    paths = []
+    for name, one in (("before", before), ("after", after)):
+        paths.append(folder / f"{name}.json")
+        paths[-1].write_text(json.dumps(one))
+    return compare.main([*map(str, paths), *options])
+
+
+@pytest.mark.parametrize(
+    ("spread", "verdict", "exit_code"),
+    [
+        ((4.5, 4.6, 4.7), compare.SLOWER, 1),  # 20 % of the rounds above 4.4 before, all but 20 now
+        ((4.39, 4.6, 4.7), compare.SAME, 0),  # the intervals touch
+        ((3.0, 4.2, 5.0), compare.SAME, 0),
+        ((3.5, 3.6, 3.7), compare.FASTER, 0),
+        ((3.5, 3.6, 3.81), compare.SAME, 0),
+    ],
+)
+def test_a_time_has_moved_when_the_intervals_lie_apart(spread, verdict, exit_code, tmp_path):
+    after = changed(seconds=seconds(*spread))
+    [ours] = [
+        move
+        for move in compare.moves(measured(), after)
+        if move.name.implementation != "published eager"
+    ]
+    assert ours.verdict == verdict
+    assert run(measured(), after, tmp_path) == exit_code
+
+
+def test_a_slower_peer_is_shown_but_is_no_regression(tmp_path, capsys):
+    after = changed("published eager", seconds=seconds(18.0, 20.0, 21.0))
+    assert run(measured(), after, tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "| 10.0 [9.00–11.0] | 20.0 [18.0–21.0] | 2.00 | slower |" in printed
+    assert "rrd_kernels |" not in printed
+    run(measured(), after, tmp_path, "--all")
+    assert "rrd_kernels |" in capsys.readouterr().out
+
+
+def test_what_fails_now_is_a_regression(tmp_path, capsys):
+    after = measured()
+    after["rows"][1] = {"case": vars(CASE), "implementation": "rrd_kernels", "outcome": "broken"}
+    assert run(measured(), after, tmp_path) == 1
+    assert "fails now" in capsys.readouterr().out
+    assert run(after, measured(), tmp_path) == 0
+    assert "works now" in capsys.readouterr().out
+
+
+def test_what_was_not_run_has_not_moved(tmp_path, capsys):
+    """As after `make bench ARGS="--cases ..."`."""
+    after = measured()
+    del after["rows"][1]
+    assert run(measured(), after, tmp_path) == 0
+    assert "rrd_kernels |" not in capsys.readouterr().out
+
+
+def test_running_out_of_memory_is_a_figure_that_fails():
+    before = measured()
+    before["scaling"][0]["points"][0]["rounds"] = 7
+    after = measured()
+    failed = {"seconds": None, "rounds": 0, "outcome": "out of memory"}
+    after["scaling"][0]["points"][0] |= failed
+    assert [move.verdict for move in compare.moves(before, after)] == [
+        compare.SAME,
+        compare.SAME,
+        compare.FAILS,
+    ]
+
+
+def test_memory_moves_by_more_than_a_page(tmp_path, capsys):
+    run(measured(), changed(extra_bytes=3 << 20), tmp_path)
+    assert "extra MiB" not in capsys.readouterr().out
+    assert run(measured(), changed(extra_bytes=4 << 20), tmp_path) == 0
+    assert "+3.0" in capsys.readouterr().out
+
+
+def test_replays_and_points_of_series_count_where_they_have_a_spread():
+    one = measured()
+    one["rows"][1]["replay"] = {"seconds": seconds(1, 1, 1), "rounds": 50, "speedup": {}}
+    names = {name.what for name in compare.figures(one)}
+    assert names == {CASE.name, f"{CASE.name}, in a graph"}
+    one["scaling"][0]["points"][0]["rounds"] = 7
+    assert "float32 64×128, scaling" in {name.what for name in compare.figures(one)}
+
+
+def test_the_machine_is_compared_too(tmp_path, capsys):
+    after = measured()
+    after["machine"]["before"]["mm_gflops"]["float32"] = 50.0
+    run(measured(), after, tmp_path)
+    assert "| torch.mm in float32, GFLOP/s | 100 | 50 | 0.50 |" in capsys.readouterr().out
+
+
+def test_other_devices_are_refused_unless_asked_for(tmp_path, capsys):
+    after = measured() | {"cpu": "another"}
+    with pytest.raises(SystemExit, match="2"):
+        run(measured(), after, tmp_path)
+    assert "different devices" in capsys.readouterr().err
+    assert run(measured(), after, tmp_path, "--across-devices") == 0
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": 1}'])
+def test_what_is_no_record_is_refused(text, tmp_path):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        compare.main([str(path), str(path)])
+
+
+def test_records_without_a_common_figure_are_refused(tmp_path, capsys):
+    after = measured() | {"rows": []}
+    with pytest.raises(SystemExit, match="2"):
+        run(measured(), after, tmp_path)
+    assert "no figure in common" in capsys.readouterr().err
+
+
+def test_command(tmp_path):
+    """A committed record against itself, and a file that is not there."""
+    [record, *_] = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    command = [sys.executable, "-m", "benchmarks.compare", str(record)]
+    for other, exit_code in ((record, 0), (tmp_path / "absent.json", 2)):
+        done = subprocess.run(
+            [*command, str(other)], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == exit_code, done.stderr
+    assert "absent.json" in done.stderr

@@ -1,0 +1,226 @@
+"""What was measured is recorded, drawn and shown in the README as it was."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import host_time, pictures, readme, record, report
+from benchmarks.cases import axes_for, cases_for
+from benchmarks.run import run_case
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A record of tiny sizes, written where another lay already."""
+    folder = tmp_path_factory.mktemp("results")
+    output = folder / "record.json"
+    output.write_text("{}")
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.report",
+        "--device",
+        "cpu",
+        "--quick",
+        "--no-memory",
+    ]
+    done = subprocess.run(
+        [*command, "--output", str(output)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert output.read_text() == "{}"
+    return folder / "record-2.json", done.stdout
+
+
+class TestCommand:
+    def test_every_part_is_in_the_record(self, written):
+        path, _ = written
+        measured = record.load(path)
+        names = {(row["implementation"], row["case"]["batch"]) for row in measured["rows"]}
+        assert {("published eager", 16), ("SDPA", 16), ("rrd_kernels", 8)} <= names
+        for timed in (row for row in measured["rows"] if "seconds" in row):
+            assert timed["seconds"]["p20"] <= timed["seconds"]["median"] <= timed["seconds"]["p80"]
+            assert timed["ceiling"]["share"] > 0
+        assert measured["machine"]["after"]["copy_gbytes_per_second"] > 0
+        assert measured["versions"]["torch"] == torch.__version__
+        assert "--quick" in measured["command"]
+        assert {one["implementation"] for one in measured["breakdowns"]} == {
+            "published eager",
+            "SDPA",
+            "rrd_kernels",
+        }
+        assert all(one["parts"] for one in measured["breakdowns"])
+        for axis in axes_for(CPU, quick=True):
+            for one in (one for one in measured["scaling"] if one["axis"]["name"] == axis.name):
+                assert [point["value"] for point in one["points"]] == list(axis.values)
+
+    def test_layers_of_the_host_time(self, written):
+        path, _ = written
+        profile = record.load(path)["host_time"]
+        layers = {layer["name"]: layer["seconds"]["median"] for layer in profile["layers"]}
+        assert len(layers) == 7
+        assert layers["operator: dispatcher, allocations"] > 0
+        assert profile["step"]["median"] > layers["operator: dispatcher, allocations"]
+
+    def test_tables_are_printed_and_written(self, written):
+        path, printed = written
+        text = path.with_suffix(".md").read_text()
+        for part in ("FIFO memory", "momentum memory", "Scaling", "host", "rrd_kernels"):
+            assert part in printed
+            assert part in text
+
+    def test_pictures_name_their_record(self, written):
+        pytest.importorskip("matplotlib")
+        path, _ = written
+        measured = record.load(path)
+        text = path.with_suffix(".md").read_text()
+        assert pictures.available(measured) == list(pictures.TITLES)
+        for name in pictures.TITLES:
+            picture = path.parent / pictures.file_name(path.stem, name)
+            assert pictures.texts(picture)[pictures.KEY] == record.digest(measured)
+            assert f"({picture.name})" in text
+
+    def test_another_record_has_another_digest(self, written):
+        path, _ = written
+        measured = record.load(path)
+        changed = json.loads(json.dumps(measured))
+        changed["rows"][0]["seconds"]["median"] *= 1.001
+        assert record.digest(changed) != record.digest(measured)
+        assert record.digest(dict(reversed(measured.items()))) == record.digest(measured)
+
+    def test_equal_records_give_equal_pictures(self, written, tmp_path):
+        pytest.importorskip("matplotlib")
+        path, _ = written
+        for drawn in pictures.draw_all(record.load(path), tmp_path, path.stem):
+            assert drawn.read_bytes() == (path.parent / drawn.name).read_bytes()
+
+    def test_without_matplotlib_all_but_the_pictures_is_written(
+        self, written, tmp_path, monkeypatch, capsys
+    ):
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        for name in [name for name in sys.modules if name.startswith("benchmarks.draw")]:
+            monkeypatch.delitem(sys.modules, name)
+        path, _ = written
+        report.write_beside(tmp_path / "record.json", record.load(path))
+        assert "benchmarks.pictures record.json" in capsys.readouterr().err
+        assert [made.name for made in tmp_path.iterdir()] == ["record.md"]
+
+
+def test_what_was_measured_before_an_interrupt_is_kept(tmp_path, monkeypatch):
+    def interrupted(case, *settings):
+        if case != cases_for(CPU, quick=True)[0]:
+            raise KeyboardInterrupt
+        return run_case(case, 0.0, memory=False)
+
+    monkeypatch.setattr(report, "run_case", interrupted)
+    path = tmp_path / "record.json"
+    with pytest.raises(KeyboardInterrupt):
+        report.main(["--device", "cpu", "--quick", "--output", str(path)])
+    measured = record.load(path)
+    assert len(measured["rows"]) == 4
+    assert measured["machine"]["after"] is None
+    assert "rrd_kernels" in path.with_suffix(".md").read_text()
+
+
+def test_a_layer_of_the_host_time_is_the_median_difference(monkeypatch):
+    calls = ("kernels", "operator", "autograd", "functional", "projected", "module", "step")
+    costs = {name: 2.0**number for number, name in enumerate(calls)}
+
+    def times(timers, seconds):
+        """Three rounds, of which the last takes ten times as long."""
+        scale = {"one": 1.0, "batch": 10.0, "full": 1000.0}
+        taken = {key: scale[key[0]] * costs[key[1]] for key in timers}
+        return {key: [cost, cost, 10 * cost] for key, cost in taken.items()}
+
+    monkeypatch.setattr(host_time, "interleaved", times)
+    found = host_time.profile(2, 4, CPU, 0.0)
+    assert [layer.seconds.median for layer in found.layers] == [999, 2, 2, 4, 80, 16, 320]
+    assert found.step.median == 64000
+    assert found.launches is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cases", "float8"], "no case's name contains 'float8'"),
+        (["--seconds", "-1"], "must not be negative"),
+        (["--parts", "all"], "invalid choice"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        report.parse_arguments(["--device", "cpu", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_some_cases_alone():
+    chosen = report.parse_arguments(["--device", "cpu", "--cases", "256x65536"])
+    assert {case.name for case in chosen.cases} == {"float32 256×65536", "bfloat16 256×65536"}
+    assert chosen.parts == ["cases"]
+    assert len(report.parse_arguments(["--device", "cpu"]).cases) == len(cases_for(CPU))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": []}', "no JSON"])
+def test_other_files_are_no_records(text, tmp_path):
+    path = tmp_path / "file.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"not a record|Expecting value"):
+        record.load(path)
+
+
+class TestReadme:
+    def test_it_shows_committed_records(self):
+        text = readme.README.read_text()
+        shown = readme.shown(text)
+        assert {section.memory for _, section in shown} == {"FIFO memory", "momentum memory"}
+        for match, section in shown:
+            assert match[0] == section.text
+            for look in record.load(section.path)["machine"].values():
+                assert look["busy_cores"] < 0.2
+
+    def test_its_pictures_are_of_the_record_that_it_names(self):
+        for _, section in readme.shown(readme.README.read_text()):
+            measured = record.load(section.path)
+            for name in pictures.available(measured):
+                path = readme.picture(measured, name)
+                if path.name in section.text:
+                    assert pictures.texts(path)[pictures.KEY] == record.digest(measured)
+
+    def test_its_pictures_are_drawn_as_they_would_be_now(self, tmp_path):
+        matplotlib = pytest.importorskip("matplotlib")
+        for _, section in readme.shown(readme.README.read_text()):
+            measured = record.load(section.path)
+            for drawn in pictures.draw_all(measured, tmp_path, readme.stem(measured)):
+                shown = readme.PICTURES / drawn.name
+                same_software = matplotlib.__version__ in pictures.texts(shown)["Software"]
+                if drawn.name in section.text and same_software:
+                    assert drawn.read_bytes() == shown.read_bytes()
+
+    def test_a_new_record_takes_the_place_of_the_old(self, monkeypatch):
+        text = readme.README.read_text()
+        [(_, momentum)] = [one for one in readme.shown(text) if one[1].memory != "FIFO memory"]
+        assert readme.updated(text, momentum.path) == text
+        emptied = text.replace("| float32 momentum", "| float64 momentum")
+        assert readme.updated(emptied, momentum.path) == text
+        with pytest.raises(ValueError, match="no place for this kind"):
+            readme.updated("# a README without figures", momentum.path)
+
+    def test_tables_and_pictures_of_a_whole_record(self, written, monkeypatch):
+        path, _ = written
+        monkeypatch.setattr(readme, "ROOT", path.parent)
+        monkeypatch.setattr(readme, "PICTURES", path.parent / "pictures")
+        text = readme.Section("FIFO memory", path).text
+        assert text.startswith("<!-- benchmark of the FIFO memory: record-2.json -->\n`python -m")
+        assert "\n| FIFO memory |" in text
+        for name, title in pictures.TITLES.items():
+            assert f"![{title}](pictures/cpu-{name}.png)" in text
+        assert "time grows as" in text
+        assert "Python: checks and defaults" in text
+        assert text.endswith("<!-- end of benchmark -->\n")

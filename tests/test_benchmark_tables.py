@@ -1,0 +1,187 @@
+"""Ceilings, targets and tables of what was measured."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import markdown, record, targets
+from benchmarks.cases import Case, DrawCase
+from benchmarks.ceilings import BANDWIDTH, COMPUTE, Ceilings
+from benchmarks.errors import Errors
+from benchmarks.figures import CPU_UNITS, CUDA_UNITS
+from benchmarks.measure import Spread
+from benchmarks.run import Absent, Row, Timing
+
+DRAWS = DrawCase(8, 64, n_data=500)
+TINY = Case(64, 16384, "bfloat16")
+LARGE = Case(1024, 65536, "bfloat16")
+WIDE = replace(LARGE, dim=256)
+#: Such that 100e12 operations per second are the share 1.
+CEILINGS = Ceilings({"bfloat16": 100e12}, 4e12)
+
+
+def row(
+    case: Case,
+    name: str,
+    wall: float,
+    replay: float | None = None,
+    gradient_error: float = 0.0,
+    **speedup: float,
+) -> Row:
+    def spread(seconds):
+        return Spread(seconds, 0.9 * seconds, 1.1 * seconds)
+
+    return Row(
+        case=case,
+        implementation=name,
+        seconds=spread(wall),
+        rounds=7,
+        speedup={key.replace("_", " "): value for key, value in speedup.items()},
+        extra_bytes=3 << 20,
+        errors=Errors(0.0, gradient_error),
+        replay=None if replay is None else Timing(spread(replay), 7, {}),
+    )
+
+
+def results_of_a_gpu():
+    return [
+        row(TINY, "published eager", 300e-6, gradient_error=0.0123),
+        Absent(TINY, "torch.compile", "not available", "it broke"),
+        row(TINY, "SDPA flash", 200e-6, 50e-6),
+        row(TINY, "SDPA cuDNN", 200e-6, 30e-6),
+        row(TINY, "rrd_kernels", 40e-6, 12.5e-6, 4.56e-3, published_eager=7.5, SDPA_cuDNN=5.0),
+        row(LARGE, "rrd_kernels", 1.0, LARGE.operations / 80e12),
+        row(WIDE, "rrd_kernels", 1.0, WIDE.operations / 69e12),
+    ]
+
+
+def results_of_the_momentum_memory():
+    case = targets.MOMENTUM
+    return [
+        row(case, "published eager", 2.0, gradient_error=3e-5),
+        row(case, "rrd_kernels", 0.125, gradient_error=2e-6, published_eager=16.0),
+        replace(row(DRAWS, "published loader", 0.064), errors=None),
+        replace(row(DRAWS, "rrd_kernels", 0.016, published_loader=4.0), errors=None),
+    ]
+
+
+def recorded(results, mm_rate, copy_rate, **fields):
+    """As read from a file."""
+    before = record.Machine(mm_rate, copy_rate, 0.0, {})
+    text = json.dumps(record.Measured(before, results=results).as_record() | fields)
+    return json.loads(text)
+
+
+class TestCeilings:
+    def test_the_slower_of_products_and_copies_bounds(self):
+        # 8·64·128·16384 operations; (16384 + 4·64) rows of 128 halves.
+        assert TINY.operations == 1073741824
+        assert TINY.bytes == 4259840
+        compute = CEILINGS.bound(TINY)
+        assert (compute.by, compute.seconds) == (COMPUTE, pytest.approx(1073741824 / 100e12))
+        assert compute.share(2 * compute.seconds) == pytest.approx(0.5)
+        few = Ceilings({"bfloat16": 100e12}, 0.3e12).bound(TINY)
+        assert (few.by, few.seconds) == (BANDWIDTH, pytest.approx(4259840 / 0.3e12))
+
+    def test_draws_are_bound_by_what_they_write(self):
+        bound = CEILINGS.bound(DRAWS)
+        assert (bound.by, bound.seconds) == (BANDWIDTH, pytest.approx(8 * 8 * 65 / 4e12))
+
+    def test_rows_of_the_momentum_memory_count_once(self):
+        """Far more columns than rows: all rows of both memories, and little else."""
+        case = replace(targets.MOMENTUM, batch=4096)
+        rows = 2 * case.n_data * case.dim * 4
+        rest = 7 * 4096 * case.dim * 4 + 8 * 4096 * 16385
+        assert case.bytes == rows + rest
+
+    def test_what_was_not_measured_bounds_nothing(self):
+        assert Ceilings({}, None).bound(TINY) is None
+        assert Ceilings({"bfloat16": 1e12}, None).bound(TINY).by == COMPUTE
+
+    def test_the_best_look_at_the_machine_counts(self):
+        looks = [
+            {"mm_gflops": {"float32": rate}, "copy_gbytes_per_second": copy}
+            for rate, copy in ((100.0, 12.0), (90.0, 14.0))
+        ]
+        before, after = looks
+        found = Ceilings.of_record({"machine": {"before": before, "after": after}})
+        assert found == Ceilings({"float32": 100e9}, 14e9)
+        assert Ceilings.of_record({"machine": {"before": after, "after": None}}).copy_rate == 14e9
+
+
+def test_targets_are_compared_with_what_was_measured():
+    found = {
+        (outcome.case, outcome.figure): outcome
+        for outcome in targets.outcomes(results_of_a_gpu(), CEILINGS.mm_rate, targets.CUDA_TARGETS)
+    }
+    graph = found[TINY.name, "µs in a CUDA graph"]
+    assert (graph.limit, graph.measured, graph.met) == (12, pytest.approx(12.5), False)
+    assert found[TINY.name, "µs without a graph"].met
+    assert found[TINY.name, "× published eager"].met
+    compiled = found[TINY.name, "× torch.compile"]
+    assert (compiled.measured, compiled.met) == (None, False)
+    assert found[TINY.name, "extra MiB"].met
+    assert found[LARGE.name, "share of torch.mm"].measured == pytest.approx(0.8)
+    wide = found[WIDE.name, "share of torch.mm"]
+    assert (wide.limit, wide.met) == (pytest.approx(0.7), False)
+    assert {outcome.case for outcome in found.values()} == {TINY.name, LARGE.name, WIDE.name}
+
+
+def test_tables_of_a_gpu(capsys):
+    table = pytest.importorskip("benchmarks.table")
+    results = results_of_a_gpu()
+    table.print_table(results, CUDA_UNITS, CEILINGS)
+    table.print_targets(targets.outcomes(results, CEILINGS.mm_rate, targets.CUDA_TARGETS))
+    printed = capsys.readouterr().out
+    assert "12.5 [11.2–13.8]" in printed
+    assert "80% (compute)" in printed
+    assert "torch.compile not available, it broke: bfloat16 64×16384" in printed
+    assert "at least 70% share of torch.mm" in printed
+
+
+def test_a_record_gives_each_figure_its_ceiling():
+    rows = recorded(results_of_a_gpu(), CEILINGS.mm_rate, CEILINGS.copy_rate)["rows"]
+    large = rows[-2]
+    assert large["ceiling"]["bound"] == COMPUTE
+    assert large["ceiling"]["share"] == pytest.approx(0.8)
+    assert large["gflops"] == pytest.approx(80e3)
+
+
+def test_markdown_of_a_gpu():
+    measured = recorded(results_of_a_gpu()[:5], CEILINGS.mm_rate, CEILINGS.copy_rate, gpu={})
+    head, _, line = markdown.cases_table(measured, "FIFO memory").splitlines()
+    assert head.startswith("| FIFO memory | published, µs | torch.compile, µs | best SDPA, µs |")
+    assert line == (
+        "| bfloat16 64×16384 | 300 | not available | 200 (cuDNN) | 40.0 | 7.5 | 5.0 "
+        "| 30.0 → 12.5 | 86% (compute) | 3.0 → 3.0 | 1.2e-02 → 4.6e-03 |"
+    )
+    spread = markdown.cases_table(measured, "FIFO memory", spread=True)
+    assert "300 [270–330]" in spread
+
+
+def test_the_momentum_memory_has_its_targets_and_tables(capsys):
+    table = pytest.importorskip("benchmarks.table")
+    results = results_of_the_momentum_memory()
+    met = {
+        outcome.figure: outcome.met
+        for outcome in targets.outcomes(results, {}, targets.CPU_TARGETS)
+    }
+    assert met == {"× published eager": True, "extra MiB": True}
+    table.print_table(results, CPU_UNITS, title="momentum memory")
+    printed = capsys.readouterr().out
+    assert printed.startswith("momentum memory")
+    assert "16.00" in printed
+    assert "4.00" in printed
+
+
+def test_markdown_of_the_momentum_memory():
+    measured = recorded(results_of_the_momentum_memory(), {"float32": 160e9}, 10e9)
+    head, _, step, draws = markdown.cases_table(measured, "momentum memory").splitlines()
+    assert head.startswith("| momentum memory | published, ms | rrd_kernels, ms | × published |")
+    # 50 000 rows of both memories in 10 GB/s take 6 of the 125 ms, and the products 5.
+    assert step == (
+        f"| {targets.MOMENTUM.name} | 2000 | 125 | 16.0 | 5% (bandwidth) | 3.0 → 3.0 "
+        "| 3.0e-05 → 2.0e-06 |"
+    )
+    assert draws == f"| {DRAWS.name} | 64.0 | 16.0 | 4.0 | 0% (bandwidth) | 3.0 → 3.0 | – |"
