@@ -10,32 +10,44 @@ from benchmarks.step import AutogradStep, FifoStep
 from rrd_kernels import functional
 
 
-class PublishedEager(AutogradStep, FifoStep):
-    """What the code published with arXiv 2407.12073 does, in its order and with its copies."""
+def published_enqueue_(memory: Tensor, pointer: Tensor, teacher: Tensor) -> None:
+    """Unit rows [B, D] enter.
 
+    Raises:
+        ValueError: B does not divide the memory's rows.
+    """
+    batch, size = len(teacher), len(memory)
+    if size % batch:
+        raise ValueError(f"the batch, {batch}, must divide the memory's {size} rows")
+    start = int(pointer)  # a host sync on a GPU
+    memory[start : start + batch] = teacher
+    pointer[0] = (start + batch) % size
+
+
+def published_loss(
+    z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor, tau_s: float, tau_t: float
+) -> Tensor:
+    """What the code published with arXiv 2407.12073 does with [B, D] embeddings, in its order and
+    with its copies: the teacher's rows enter, then the mean loss is taken."""
+    student = F.normalize(z_s, dim=1)
+    teacher = F.normalize(z_t, dim=1)
+    published_enqueue_(memory, pointer, teacher)
+    student_logits = student @ memory.clone().T / tau_s
+    teacher_logits = teacher @ memory.clone().T / tau_t
+    cross_entropy = -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1))
+    return cross_entropy.sum(dim=1).mean()
+
+
+class PublishedEager(AutogradStep, FifoStep):
     name = "published eager"
     waits_for_device = True
     rounds_similarities = True
 
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
-        student = F.normalize(z_s, dim=1)
-        teacher = F.normalize(z_t, dim=1)
-        self._enqueue(teacher)
-        student_logits = student @ self.memory.clone().T / self.tau_s
-        teacher_logits = teacher @ self.memory.clone().T / self.tau_t
-        cross_entropy = -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1))
-        return cross_entropy.sum(dim=1).mean()
+        return published_loss(z_s, z_t, self.memory, self.pointer, self.tau_s, self.tau_t)
 
     def write(self, z_s: Tensor, z_t: Tensor) -> None:
-        self._enqueue(F.normalize(z_t, dim=1))
-
-    def _enqueue(self, teacher: Tensor) -> None:
-        batch, size = len(teacher), len(self.memory)
-        if size % batch:
-            raise ValueError(f"the batch, {batch}, must divide the memory's {size} rows")
-        start = int(self.pointer)  # a host sync on a GPU
-        self.memory[start : start + batch] = teacher
-        self.pointer[0] = (start + batch) % size
+        published_enqueue_(self.memory, self.pointer, F.normalize(z_t, dim=1))
 
 
 class Compiled(AutogradStep, FifoStep):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import options as flags
 from benchmarks.measure import Spread, busy_cores, interleaved_times
+from benchmarks.peers import published_loss
 from engine import device_of, prepare
 from models import ImageClassifier, model_dict
 from output import print_table, write_record
@@ -49,15 +50,10 @@ class PublishedRRD(nn.Module):
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, f_s: Tensor, f_t: Tensor) -> Tensor:
-        student = F.normalize(self.embed_s(f_s), dim=1)
         with torch.no_grad():
-            teacher = F.normalize(self.embed_t(f_t), dim=1)
-            start = int(self.queue_ptr)
-            self.queue[start : start + len(teacher)] = teacher
-            self.queue_ptr[0] = (start + len(teacher)) % len(self.queue)
-        b = student @ self.queue.clone().T / self.tau_s
-        a = teacher @ self.queue.clone().T / self.tau_t
-        return -(a.softmax(dim=1) * b.log_softmax(dim=1)).sum(dim=1).mean()
+            z_t = self.embed_t(f_t)
+        z_s = self.embed_s(f_s)
+        return published_loss(z_s, z_t, self.queue, self.queue_ptr, self.tau_s, self.tau_t)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
