@@ -10,8 +10,7 @@ from typing import Any
 from benchmarks import record
 from benchmarks.cases import from_fields
 from benchmarks.ceilings import Ceilings
-from benchmarks.figures import MISSING, Units
-from benchmarks.markdown import spread_text, table, units_of
+from benchmarks.figures import MISSING, Units, spread_text, table, units_of
 from benchmarks.measure import Spread
 from benchmarks.peers import Fused
 

@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.cases import from_fields
 from benchmarks.drawing import colours, panel
-from benchmarks.markdown import short, units_of
+from benchmarks.figures import units_of
+from benchmarks.part_tables import short
 
 
 def draw_breakdown(measured: Mapping[str, Any]) -> Figure:

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from benchmarks.cases import AnyCase, from_fields
 from benchmarks.ceilings import Ceilings
 from benchmarks.drawing import colours, panel
-from benchmarks.figures import Units
-from benchmarks.markdown import units_of
+from benchmarks.figures import Units, units_of
 
 MARKERS = {"float32": "o", "bfloat16": "s", "float16": "^", "tf32": "D"}
 

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from benchmarks import scaling
 from benchmarks.drawing import colours, panel
-from benchmarks.figures import Units
-from benchmarks.markdown import growth, units_of
+from benchmarks.figures import Units, units_of
+from benchmarks.part_tables import growth
 from benchmarks.peers import Fused
 
 

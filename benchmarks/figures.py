@@ -1,7 +1,7 @@
-"""Figures as text, for the tables of the terminal and of the README."""
+"""Figures as text, and Markdown tables of them."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from benchmarks.ceilings import Bound
 from benchmarks.negatives import PublishedLoader
@@ -10,6 +10,8 @@ from benchmarks.peers import PublishedEager
 #: What a case's published code is called.
 PUBLISHED = (PublishedEager.name, PublishedLoader.name)
 MISSING = "–"
+#: Of a table: cells by their titles, the first of which is the line's name.
+Line = Mapping[str, str]
 
 
 class Units(NamedTuple):
@@ -39,3 +41,25 @@ def best_sdpa(rates: Mapping[str, float]) -> str | None:
 def share_of_ceiling(bound: Bound | None, seconds: float) -> str:
     """Such as "81% (compute)"."""
     return MISSING if bound is None else f"{bound.share(seconds):.0%} ({bound.by})"
+
+
+def table(lines: Sequence[Line]) -> str:
+    """A Markdown table, the first column left, the others right; without those that no line has."""
+    name, *titles = lines[0]
+    shown = [title for title in titles if any(line[title] != MISSING for line in lines)]
+    rows = [[name, *shown], ["---", *["--:"] * len(shown)]]
+    rows += [[line[title] for title in (name, *shown)] for line in lines]
+    head, rule, *rest = ("| " + " | ".join(cells) + " |" for cells in rows)
+    return "\n".join([head, rule.replace(" ", ""), *rest]) + "\n"
+
+
+def units_of(record: Mapping[str, Any]) -> Units:
+    return CUDA_UNITS if "gpu" in record else CPU_UNITS
+
+
+def spread_text(seconds: Mapping[str, float], units: Units, spread: bool = True) -> str:
+    """The median, and the percentiles if ``spread``, without the unit."""
+    median, p20, p80 = (
+        three_digits(units.per_second * seconds[name]) for name in ("median", "p20", "p80")
+    )
+    return f"{median} [{p20}–{p80}]" if spread else median

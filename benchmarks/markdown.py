@@ -1,44 +1,26 @@
-"""A record as Markdown tables. A column that no line has is left out."""
+"""A record as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import host_time, scaling
 from benchmarks.cases import AnyCase, from_fields
 from benchmarks.ceilings import Ceilings
 from benchmarks.figures import (
-    CPU_UNITS,
-    CUDA_UNITS,
     MISSING,
     PUBLISHED,
+    Line,
     Units,
     best_sdpa,
     share_of_ceiling,
-    three_digits,
+    spread_text,
+    table,
+    units_of,
 )
-from benchmarks.fits import PowerLaw
+from benchmarks.part_tables import breakdown_table, host_table, scaling_table
 from benchmarks.peers import Compiled, Fused
 
-#: The first title is the line's name.
-Line = Mapping[str, str]
 #: As in a record, by implementation; without "seconds" where there are no figures.
 Rows = Mapping[str, dict[str, Any]]
-#: Of a breakdown, the parts that are listed.
-LISTED_PARTS = 6
-
-
-def table(lines: Sequence[Line]) -> str:
-    """A Markdown table, the first column left, the others right."""
-    name, *titles = lines[0]
-    shown = [title for title in titles if any(line[title] != MISSING for line in lines)]
-    rows = [[name, *shown], ["---", *["--:"] * len(shown)]]
-    rows += [[line[title] for title in (name, *shown)] for line in lines]
-    head, rule, *rest = ("| " + " | ".join(cells) + " |" for cells in rows)
-    return "\n".join([head, rule.replace(" ", ""), *rest]) + "\n"
-
-
-def units_of(record: Mapping[str, Any]) -> Units:
-    return CUDA_UNITS if "gpu" in record else CPU_UNITS
 
 
 def sections(record: Mapping[str, Any]) -> dict[str, dict[AnyCase, dict[str, dict[str, Any]]]]:
@@ -95,14 +77,6 @@ def _time(row: Mapping[str, Any], units: Units, spread: bool) -> str:
     return spread_text(row["seconds"], units, spread)
 
 
-def spread_text(seconds: Mapping[str, float], units: Units, spread: bool = True) -> str:
-    """The median, and the percentiles if ``spread``, without the unit."""
-    median, p20, p80 = (
-        three_digits(units.per_second * seconds[name]) for name in ("median", "p20", "p80")
-    )
-    return f"{median} [{p20}–{p80}]" if spread else median
-
-
 def _speedup(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> str:
     if "seconds" not in peer or "seconds" not in ours:
         return MISSING
@@ -127,95 +101,6 @@ def _gradient_error(*rows: Mapping[str, Any]) -> str:
     errors = [row.get("errors") for row in rows]
     texts = [f"{error['gradient']:.1e}" if error else MISSING for error in errors]
     return " → ".join(texts) if set(texts) != {MISSING} else MISSING
-
-
-def scaling_table(record: Mapping[str, Any]) -> str:
-    """A line for each implementation along each axis."""
-    units = units_of(record)
-    return table([_series_line(scaling.from_record(one), units) for one in record["scaling"]])
-
-
-def _series_line(series: scaling.Series, units: Units) -> Line:
-    axis, figures = series.axis, [point for point in series.points if point.seconds]
-    letter, other = ("K", "B") if axis.name == "rows" else ("B", "K")
-    fixed = axis.case.batch if axis.name == "rows" else axis.case.rows
-    last = figures[-1] if figures else None
-    end = series.points[-1]
-    largest = "none" if last is None else f"{letter} = {last.value}"
-    failed = f", {end.outcome} at {end.value}" if end.outcome else ""
-    size = last.extra_bytes if last else None
-    return {
-        "what grows": f"{letter} from {axis.values[0]}, {other} = {fixed}",
-        "implementation": series.implementation,
-        "time grows as": growth(letter, series.time),
-        "extra memory grows as": growth(letter, series.memory),
-        "largest that ran": largest + failed,
-        f"there, {units.time}": three_digits(units.per_second * last.seconds.median)
-        if last and last.seconds
-        else MISSING,
-        "there, extra MiB": MISSING if size is None else three_digits(size / 2**20),
-    }
-
-
-def growth(letter: str, fit: PowerLaw | None) -> str:
-    """Such as "K^1.02 (±4 %)"."""
-    if fit is None:
-        return MISSING
-    return f"{letter}^{fit.exponent:.2f} (±{fit.off_by - 1:.0%})"
-
-
-def host_table(record: Mapping[str, Any]) -> str:
-    """The layers of one step, the whole of it last."""
-    profile = record["host_time"]
-    whole = profile["step"]["median"]
-    name = f"{profile['batch']}×{profile['rows']}, D = {host_time.DIM}"
-    lines = [
-        {
-            name: layer["name"],
-            "µs [p20–p80]": spread_text(layer["seconds"], CUDA_UNITS),
-            "of the step": f"{layer['seconds']['median'] / whole:.1%}",
-        }
-        for layer in profile["layers"]
-    ]
-    if profile["launches"] is not None:
-        driver = profile["launch_seconds"]
-        lines.append(
-            {
-                name: f"of the operator, {profile['launches']} launches in the driver (profiled)",
-                "µs [p20–p80]": three_digits(1e6 * driver),
-                "of the step": f"{driver / whole:.1%}",
-            }
-        )
-    last = {"µs [p20–p80]": spread_text(profile["step"], CUDA_UNITS), "of the step": "100 %"}
-    return table([*lines, {name: "the whole step, measured for itself", **last}])
-
-
-def breakdown_table(breakdown: Mapping[str, Any]) -> str:
-    """The longest parts of one implementation's step, the others together."""
-    parts = breakdown["parts"]
-    listed, others = parts[:LISTED_PARTS], parts[LISTED_PARTS:]
-    whole = sum(part["seconds"] for part in parts)
-    lines = [(f"`{short(part['name'])}`", part["calls"], part["seconds"]) for part in listed]
-    if others:
-        rest = [sum(part[key] for part in others) for key in ("calls", "seconds")]
-        lines.append((f"{len(others)} others", *rest))
-    return table(
-        [
-            {
-                breakdown["implementation"]: name,
-                "calls": f"{calls:g}",
-                "µs": three_digits(1e6 * seconds),
-                "share": f"{seconds / whole:.0%}",
-            }
-            for name, calls, seconds in lines
-        ]
-    )
-
-
-def short(name: str) -> str:
-    """An operator's or a kernel's name without its namespaces' and templates' depths."""
-    name = name.removeprefix("autograd::engine::evaluate_function: ").strip("# ")
-    return name if len(name) <= 48 else name[:47] + "…"
 
 
 def document(record: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import markdown, pictures, record
+from benchmarks import markdown, part_tables, pictures, record
 from benchmarks.cases import Case
 from benchmarks.paths import PICTURES, ROOT
 
@@ -65,10 +65,10 @@ def _further(measured: Mapping[str, Any]) -> Iterator[str]:
         yield f"![{pictures.TITLES[name]}]({folder}/{path.name})\n"
     if measured.get("scaling"):
         yield SCALING
-        yield markdown.scaling_table(measured)
+        yield part_tables.scaling_table(measured)
     if measured.get("host_time"):
         yield HOST_TIME
-        yield markdown.host_table(measured)
+        yield part_tables.host_table(measured)
 
 
 def stem(measured: Mapping[str, Any]) -> str:

@@ -137,20 +137,22 @@ def _measure(
     timer = partial(wall_time, over_batches(step, batches), device)
     if device.type == "cuda":
         timer = partial(timer, calls_in_a_block(timer))
-    times: list[float] = []
+    # A trial of its own: the measure of memory empties the allocator first.
+    trial: list[float] = []
     extra = None
     if device.type == "cuda":
-        extra = cuda.peak_extra_memory(lambda: times.append(timer()))
+        extra = cuda.peak_extra_memory(lambda: trial.append(timer()))
     elif CLEAR_REFS.exists():
-        extra = peak_extra_memory(lambda: times.append(timer()))
-    end = time.perf_counter() + seconds
-    limit = time.perf_counter() + LIMIT_SECONDS
-    while len(times) < ROUNDS or time.perf_counter() < end:
-        if times and time.perf_counter() + times[-1] > limit:
+        extra = peak_extra_memory(lambda: trial.append(timer()))
+    else:
+        trial.append(timer())
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < ROUNDS or time.perf_counter() < start + seconds:
+        if time.perf_counter() + trial[0] > start + LIMIT_SECONDS:
             break
         times.append(timer())
-    # The first found the allocator emptied.
-    times = times[1:] or times
+    times = times or trial
     return Point(value, Spread.of(times), len(times), extra)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import hardware, markdown, scaling
+from benchmarks import hardware, part_tables, scaling
 from benchmarks.cases import Axis, Case, axes_for
 from benchmarks.figures import CPU_UNITS
 from benchmarks.fits import power_law
@@ -155,9 +155,13 @@ def test_memory_below_what_can_be_seen_is_flat():
 
 def test_where_memory_ran_out_is_in_the_table():
     grown = series(*POINTS, Point(1024, outcome="out of memory", reason="much"))
-    text = markdown.scaling_table({"scaling": [json.loads(json.dumps(grown.as_record()))]})
+    machine = {"before": {"mm_gflops": {"float32": 1.0}, "copy_gbytes_per_second": 1e3}}
+    of_series = [json.loads(json.dumps(grown.as_record()))]
+    text = part_tables.scaling_table({"scaling": of_series, "machine": machine})
     assert "K = 512, out of memory at 1024" in text
     assert "K^1.00 (±0%)" in text
+    # 8·16·128·512 operations at 1e9 a second take 8.4 of the 400 ms.
+    assert "2% (compute)" in text
     assert f"{CPU_UNITS.per_second * 0.4:.0f}" in text
 
 
