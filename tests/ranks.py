@@ -56,6 +56,7 @@ def on_ranks(world: int, function: Any, *arguments: Any) -> list[Any]:
 def _run(rank: int, world: int, folder: str, function: Any, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)  # torch.empty comes filled with NaN, as in all tests
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous",

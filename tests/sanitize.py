@@ -14,7 +14,7 @@ BUILD = ROOT / "build" / "sanitize"
 TESTS = (
     *("test_properties", "test_enqueue", "test_random_problems"),
     *("test_step", "test_gradients", "test_golden", "test_bad_input"),
-    *("test_sampled", "test_momentum_update"),
+    *("test_sampled", "test_momentum_update", "test_partials"),
 )
 
 
@@ -35,8 +35,12 @@ def compile_extension() -> None:
         log.seek(0)
         if done.returncode != 0:
             sys.exit(log.read())
-    for file in (ROOT / "rrd_kernels").glob("*.py"):
-        shutil.copy(file, BUILD / "rrd_kernels")
+    shutil.copytree(
+        ROOT / "rrd_kernels",
+        BUILD / "rrd_kernels",
+        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+        dirs_exist_ok=True,
+    )
 
 
 def runtime(name: str) -> str:

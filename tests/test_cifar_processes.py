@@ -57,6 +57,7 @@ KINDS = {
 
 def whole_and_cut(rank, teacher, folder):
     """Two epochs at once; and one epoch, and another after it."""
+    torch.use_deterministic_algorithms(False)  # which the script sets for itself
     for kind, options in KINDS.items():
         arguments = ["--path_t", teacher, *SMALL, *options, "--save_folder", f"{folder}/{kind}"]
         train_student.main([*arguments, "--trial", "whole"])
@@ -94,6 +95,7 @@ class Linear(torch.nn.Module):
 
 def train_linear(rank, folder, accumulate):
     """Two epochs of 76 images in batches of 16, the last of 12."""
+    torch.use_deterministic_algorithms(False)
     options = train_teacher.parse_arguments([*SMALL, "--accumulate", str(accumulate)])
     options.images = 76
     device = engine.prepare(options)

@@ -7,6 +7,7 @@ import io
 import pytest
 import torch
 from problems import draw
+from ranks import on_ranks
 
 from rrd_kernels import RRDLoss
 from rrd_kernels.functional import enqueue_, relational_loss, relational_step_
@@ -176,3 +177,27 @@ def test_inference_mode_and_no_grad(device):
         memory, ptr = torch.zeros(4, 8), torch.zeros(1, dtype=torch.int64)
         enqueue_(memory, ptr, torch.randn(2, 8))
         assert ptr.item() == 2
+
+
+def compiled_on_ranks(rank, gather, fullgraph):
+    criterion = RRDLoss(s_dim=12, t_dim=20, feat_dim=16, nce_k=48, gather=gather)
+    eager = copy.deepcopy(criterion)
+    compiled = torch.compile(criterion, fullgraph=fullgraph, backend="aot_eager")
+    for _ in range(3):
+        f_s, f_t = torch.randn(5, 12), torch.randn(5, 20)
+        results = []
+        for module in (compiled, eager):
+            leaf = f_s.clone().requires_grad_()
+            loss = module(leaf, f_t)
+            loss.backward()
+            results.append((loss.detach(), leaf.grad))
+        torch.testing.assert_close(*results)
+    assert torch.equal(criterion.memory.queue_ptr, eager.memory.queue_ptr)
+    torch.testing.assert_close(criterion.memory.queue, eager.memory.queue)
+
+
+@pytest.mark.parametrize("gather", ["keys", "shard"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_in_a_process_group(world, gather):
+    """One rank of one still compiles whole."""
+    on_ranks(world, compiled_on_ranks, gather, world == 1)
