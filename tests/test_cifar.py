@@ -260,6 +260,14 @@ def test_transfer_and_pictures(teacher, tmp_path, capsys):
     assert difference[0, 2] == pytest.approx(wanted, rel=1e-12)
 
 
+def test_runs_are_labelled_by_method(teacher, tmp_path):
+    published = student(teacher, tmp_path / "a", "--distill", "none", "--seed", "3")
+    assert plot.label_of(published) == "resnet8, student, seed 3"
+    other = student(teacher, tmp_path / "b", "--distill", "none", "-r", "2")
+    assert plot.label_of(other) == other.name
+    assert plot.label_of(teacher.parent) == teacher.parent.name
+
+
 def test_curves_leave_out_runs_without_an_epoch(tmp_path, capsys):
     (tmp_path / "begun").mkdir()
     plot.main(["curves", str(tmp_path / "begun"), "--output", str(tmp_path / "curves.png")])

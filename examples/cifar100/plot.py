@@ -9,6 +9,7 @@ Several students are drawn side by side.
 
 import argparse
 import csv
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from sklearn.manifold import TSNE
 import options as flags
 from data import DATA_SETS, ImageSet, load
 from loaders import EvaluationLoader
+from methods import method_of
 from models import ImageClassifier
 from teacher import load_teacher
 
@@ -27,6 +29,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 DPI = 150
+
+
+def label_of(folder: Path) -> str:
+    """A run's name in a picture: student, method and seed where they say it all, else its
+    folder's."""
+    path = folder / "settings.json"
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    method = method_of(settings) if "distill" in settings else None
+    return f"{settings['model_s']}, {method}, seed {settings['seed']}" if method else folder.name
 
 
 def curves(folders: list[Path], output: Path) -> None:
@@ -41,9 +52,8 @@ def curves(folders: list[Path], output: Path) -> None:
         epochs = [int(row["epoch"]) for row in rows]
         marker = "o" if len(rows) < 10 else None
         loss.plot(epochs, [float(row["train_loss"]) for row in rows], marker=marker)
-        accuracy.plot(
-            epochs, [float(row["test_acc"]) for row in rows], marker=marker, label=folder.name
-        )
+        accuracies = [float(row["test_acc"]) for row in rows]
+        accuracy.plot(epochs, accuracies, marker=marker, label=label_of(folder))
     for axes, name in ((loss, "training loss, total"), (accuracy, "test accuracy, %")):
         axes.set_xlabel("epoch")
         axes.set_ylabel(name)
@@ -172,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     students: dict[str, Outputs] = {}
     for path in options.path_s:
-        label = path.absolute().parent.name
+        label = label_of(path.absolute().parent)
         if label in students:
             label = f"{label}/{path.stem} ({len(students)})"
         students[label] = outputs(load_teacher(path, classes), images, options.images)
