@@ -106,7 +106,8 @@ class Agreement(ABC):
 class FifoAgreement(Agreement):
     """A similarity rounded to the case's format moves a teacher logit by eps / tau_t, and its
     probability by that much relative to itself: this is what the published code may err by, which
-    is loose in bfloat16 but 6e-6 in float32, where the same lines run.
+    is loose in bfloat16 but 6e-6 in float32, where the same lines run. To this comes that sums of K
+    terms are float32: in one chain their roundings, 2^-24 each, add up like a random walk.
 
     Args:
         samples: looks at the gradient of the first so many samples alone, for sizes at which the
@@ -155,8 +156,8 @@ class FifoAgreement(Agreement):
         )
 
     def _allowed_first(self) -> Errors:
-        eps = roundoff(self.case)
-        return Errors(eps / self.case.tau_t, eps / self.case.tau_t)
+        allowed = roundoff(self.case) / self.case.tau_t + math.sqrt(self.case.rows) * 2.0**-24
+        return Errors(allowed, allowed)
 
 
 class MomentumAgreement(Agreement):

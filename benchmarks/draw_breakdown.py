@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.cases import from_fields
 from benchmarks.drawing import colours, panel
-from benchmarks.figures import units_of
+from benchmarks.figures import three_digits, units_of
 from benchmarks.part_tables import short
 
 
@@ -33,7 +33,7 @@ def draw_breakdown(measured: Mapping[str, Any]) -> Figure:
             axes.text(
                 0,
                 y,
-                f" {one['implementation']}: {whole:.3g} {units.time}",
+                f" {one['implementation']}: {three_digits(whole)} {units.time}",
                 color=colour,
                 fontsize=9,
                 fontweight="bold",
@@ -43,7 +43,7 @@ def draw_breakdown(measured: Mapping[str, Any]) -> Figure:
             for name, seconds in bars:
                 length = units.per_second * seconds
                 axes.barh(y, length, color=colour, height=0.7)
-                axes.text(length, y, f" {length:.3g}", fontsize=7, va="center")
+                axes.text(length, y, f" {three_digits(length)}", fontsize=7, va="center")
                 labels.append((y, name))
                 y += 1
             y += 0.4

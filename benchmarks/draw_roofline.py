@@ -71,7 +71,7 @@ def _draw_ceilings(
     """From a third of the smallest number of operations for a byte to room for the names."""
     assert ceilings.copy_rate is not None
     slope = ceilings.copy_rate / units.operations
-    left, right = min(intensities) / 3, max(intensities) * 60
+    left, right = min(intensities) / 3, max(intensities) * 30
     for name, rate in ceilings.mm_rate.items():
         peak = rate / units.operations
         axes.plot([peak / slope, right], [peak, peak], color="black", linewidth=1)

@@ -1,5 +1,6 @@
 """Scaling, the host's time and breakdowns of a record as Markdown tables."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,4 +118,5 @@ def breakdown_table(breakdown: Mapping[str, Any]) -> str:
 def short(name: str) -> str:
     """An operator's or a kernel's name without its namespaces' and templates' depths."""
     name = name.removeprefix("autograd::engine::evaluate_function: ").strip("# ")
+    name = re.sub(r"(CompiledFxGraph) \w+", r"\1", name)  # without its hash
     return name if len(name) <= 48 else name[:47] + "…"
