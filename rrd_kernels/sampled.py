@@ -105,8 +105,7 @@ def sampled_relational_loss(
         check.check_temperature(name, value)
     check.check_choice("reduction", reduction, check.REDUCTIONS)
     check.check_choice("method", method, check.METHODS)
-    if contrast_idx.shape[1] == 0:
-        raise ValueError("contrast_idx must name at least one row for each sample; P is 0")
+    check.check_has_columns(contrast_idx)
     if normalizers is not None:
         check.check_normalizers(normalizers, memory_v1)
     precision = settle_precision(precision, z_s, z_t, memory_v1, memory_v2)

@@ -170,6 +170,12 @@ def check_index(name: str, index: object, rows: Tensor, *, dims: int) -> None:
         )
 
 
+def check_has_columns(contrast_idx: Tensor) -> None:
+    """The loss over no columns at all is no number."""
+    if contrast_idx.shape[1] == 0:
+        raise ValueError("contrast_idx must name at least one row for each sample; P is 0")
+
+
 def check_range(name: str, index: Tensor, rows: int, what: str = "") -> None:
     """``index`` names rows, where it can be looked at without waiting for a GPU."""
     if torch.compiler.is_compiling() or index.device.type != "cpu" or index.numel() == 0:

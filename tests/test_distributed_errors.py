@@ -28,6 +28,8 @@ def broken(rank, kind):
             idx[2] = 50
         elif kind == "no such column":
             contrast_idx[1, 3] = -1
+        elif kind == "no columns":
+            contrast_idx = contrast_idx[:, :0]
         elif kind == "another batch":
             f_t = f_t[:4]
         elif kind == "no samples' numbers":
@@ -53,6 +55,7 @@ BROKEN = {
 BROKEN_SAMPLES = {
     "no such sample": "IndexError: idx must be in [0, 50 = n_data); got 50",
     "no such column": "IndexError: contrast_idx must be in [0, 50); got -1",
+    "no columns": "ValueError: contrast_idx must name at least one row for each sample; P is 0",
     "no samples' numbers": "ValueError: the momentum memory needs idx",
 }
 
@@ -91,7 +94,10 @@ DIFFERENT = [
     ({"protocol": "2024", "nce_t_s": 0.1, "nce_t_t": 0.02}, "enqueue is 'before' on ranks [0]"),
     ({"slot_momentum": 0.5}, "slot_momentum is 0.0 on ranks [0], 0.5 on ranks [1]"),
     ({"memory_dtype": torch.bfloat16}, "memory_dtype is torch.float64 on ranks [0]"),
-    ({"dtype": torch.float32}, "dtype of the embeddings is torch.float64 on ranks [0]"),
+    (
+        {"dtype": torch.float32},
+        "dtype of z_s is torch.float64 on ranks [0], torch.float32 on ranks [1]",
+    ),
     (MEMORIES["cosine"], "memory_type is 'fifo' on ranks [0], 'momentum' on ranks [1]"),
 ]
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from rrd_kernels import functional
@@ -23,14 +22,17 @@ def check_settings(memory: "FifoMemory", settings: dict[str, Any]) -> None:
     use_fused(memory.backend, memory.queue.device)
 
 
-def alike_of(memory: "FifoMemory", settings: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def alike_of(
+    memory: "FifoMemory", settings: dict[str, Any], z_s: Tensor, z_t: Tensor
+) -> dict[str, Any]:
     """What all ranks must have alike, by the names that an error uses."""
     return {
         "gather": memory.ranks.gather,
         "memory_type": "fifo",
         "feat_dim": memory.queue.shape[1],
         "memory_dtype": memory.queue.dtype,
-        "dtype of the embeddings": dtype,
+        "dtype of z_s": z_s.dtype,
+        "dtype of z_t": z_t.dtype,
         "enqueue": memory.enqueue_order,
         "slot_momentum": memory.slot_momentum,
         "training": memory.training,
@@ -66,7 +68,7 @@ def keys_step(
         check_settings(memory, settings)
         prepared.append(prepare())
         z_s, z_t, writes = prepared[0]
-        alike = alike_of(memory, settings, z_t.dtype)
+        alike = alike_of(memory, settings, z_s, z_t)
         alike |= {"nce_k": memory.layout.size, "update": writes}
         return Share(len(z_s), alike, stale=memory.stale, unit_rows=memory.unit_rows)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rrd_kernels.momentum import MomentumMemory, Views
 
 
-def _alike(memory: "MomentumMemory", dtype: torch.dtype) -> dict[str, Any]:
+def _alike(memory: "MomentumMemory", z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
     """What all ranks must have alike, by the names that an error uses."""
     rows = memory.contrast
     return {
@@ -24,7 +24,8 @@ def _alike(memory: "MomentumMemory", dtype: torch.dtype) -> dict[str, Any]:
         "n_data": memory.n_data,
         "feat_dim": rows.memory_v1.shape[1],
         "memory_dtype": rows.memory_v1.dtype,
-        "dtype of the embeddings": dtype,
+        "dtype of z_s": z_s.dtype,
+        "dtype of z_t": z_t.dtype,
         "similarity": memory.similarity,
         "precision": memory.precision,
         "backend": memory.backend,
@@ -58,11 +59,12 @@ def shared_step(
         check.check_temperature("tau_s", tau_s)
         check.check_temperature("tau_t", tau_t)
         prepared.append(prepare())
-        idx, (z_s, _, memory_v1, _, contrast_idx), writes = prepared[0]
+        idx, (z_s, z_t, memory_v1, _, contrast_idx), writes = prepared[0]
         use_fused(memory.backend, rows.params.device)
         check.check_index("contrast_idx", contrast_idx, z_s, dims=2)
+        check.check_has_columns(contrast_idx)
         check.check_range("contrast_idx", contrast_idx, len(memory_v1))
-        alike = _alike(memory, z_s.dtype) | {"tau_s": tau_s, "tau_t": tau_t, "update": writes}
+        alike = _alike(memory, z_s, z_t) | {"tau_s": tau_s, "tau_t": tau_t, "update": writes}
         return Share(len(idx), alike, stale=rows.stale)
 
     step = agree(ranks, rows.params.device, share)

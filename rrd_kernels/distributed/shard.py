@@ -14,6 +14,7 @@ from torch import Tensor
 from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.bounds import fits_float32
+from rrd_kernels.dispatch import use_fused
 from rrd_kernels.distributed.agreement import Share, Step, agree
 from rrd_kernels.distributed.collectives import copy_from_first, gather_rows, scatter_sums
 from rrd_kernels.distributed.fifo import alike_of, check_settings
@@ -39,7 +40,7 @@ def shard_step(
         check_settings(memory, settings)
         prepared.append(prepare())
         z_s, z_t, writes = prepared[0]
-        alike = alike_of(memory, settings, z_t.dtype)
+        alike = alike_of(memory, settings, z_s, z_t)
         alike |= {"nce_k": memory.layout.size, "update": writes}
         needs_grad = torch.is_grad_enabled() and z_s.requires_grad
         return Share(len(z_s), alike, needs_grad, memory.stale, memory.unit_rows)
@@ -106,15 +107,15 @@ def _holds(memory: "FifoMemory", settings: dict[str, Any]) -> bool:
 
 def enqueue_(memory: "FifoMemory", keys: Tensor) -> None:
     """Writes those of ``keys`` [B, D], the rows of all ranks, whose slots are this rank's, and
-    moves the pointer. Without a host sync on a GPU."""
+    moves the pointer. Without a host sync where a GPU has kernels."""
     layout, pointer = memory.layout, memory.queue_ptr
     slots = torch.arange(len(keys), device=pointer.device).add_(pointer).remainder_(layout.size)
     here = slots - layout.first
     inside = (here >= 0) & (here < layout.rows)
-    if keys.device.type == "cpu":
+    if keys.device.type != "cpu" and use_fused(memory.backend, keys.device):
+        here = torch.where(inside, here, -1)  # which those kernels do not write
+    else:
         here, keys = here[inside], keys[inside]
-    else:  # an index that is out of range writes nothing there
-        here = torch.where(inside, here, -1)
     functional.momentum_update_(
         memory.queue, here, keys, memory.slot_momentum, backend=memory.backend
     )
