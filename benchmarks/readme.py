@@ -1,6 +1,7 @@
 """Puts a record's tables and pictures into the README: ``python -m benchmarks.readme RECORD.json``.
 
-They take the place of those that show the same kind of device, a CPU or a GPU, and of memory.
+They take the place of those of the same kind of memory and of device: a GPU, or a CPU with the same
+kernels.
 """
 
 import argparse
@@ -48,12 +49,14 @@ class Section:
         return begin + "\n".join(parts) + END
 
     @property
-    def on_gpu(self) -> bool:
-        return on_gpu(record.load(self.path))
+    def kind(self) -> str:
+        return kind_of(record.load(self.path))
 
 
-def on_gpu(measured: Mapping[str, Any]) -> bool:
-    return "gpu" in measured
+def kind_of(measured: Mapping[str, Any]) -> str:
+    """Of the device, which the names of its pictures begin with."""
+    kernels = sorted(set(measured.get("kernels", {}).values()))
+    return "gpu" if "gpu" in measured else "-".join(["cpu", *kernels])
 
 
 def _further(measured: Mapping[str, Any]) -> Iterator[str]:
@@ -71,13 +74,8 @@ def _further(measured: Mapping[str, Any]) -> Iterator[str]:
         yield part_tables.host_table(measured)
 
 
-def stem(measured: Mapping[str, Any]) -> str:
-    """What the names of a record's pictures begin with: one set for each kind of device."""
-    return "gpu" if on_gpu(measured) else "cpu"
-
-
 def picture(measured: Mapping[str, Any], name: str) -> Path:
-    return PICTURES / pictures.file_name(stem(measured), name)
+    return PICTURES / pictures.file_name(kind_of(measured), name)
 
 
 def shown(text: str) -> list[tuple[re.Match[str], Section]]:
@@ -97,7 +95,7 @@ def updated(text: str, path: Path) -> str:
     memories = markdown.sections(measured)
     replaced = 0
     for match, section in reversed(shown(text)):
-        if section.on_gpu == on_gpu(measured) and section.memory in memories:
+        if section.kind == kind_of(measured) and section.memory in memories:
             new = Section(section.memory, path).text
             text = text[: match.start()] + new + text[match.end() :]
             replaced += 1
@@ -115,7 +113,7 @@ def main() -> None:
         text = updated(README.read_text(), path)
         measured = record.load(path)
         if Case.section in markdown.sections(measured):
-            pictures.draw_all(measured, PICTURES, stem(measured))
+            pictures.draw_all(measured, PICTURES, kind_of(measured))
     except (OSError, ValueError, ModuleNotFoundError) as error:
         sys.exit(f"README.md stays as it is: {error}")
     README.write_text(text)

@@ -197,7 +197,7 @@ class TestReadme:
         matplotlib = pytest.importorskip("matplotlib")
         for _, section in readme.shown(readme.README.read_text()):
             measured = record.load(section.path)
-            for drawn in pictures.draw_all(measured, tmp_path, readme.stem(measured)):
+            for drawn in pictures.draw_all(measured, tmp_path, readme.kind_of(measured)):
                 shown = readme.PICTURES / drawn.name
                 same_software = matplotlib.__version__ in pictures.texts(shown)["Software"]
                 if drawn.name in section.text and same_software:
@@ -217,10 +217,12 @@ class TestReadme:
         monkeypatch.setattr(readme, "ROOT", path.parent)
         monkeypatch.setattr(readme, "PICTURES", path.parent / "pictures")
         text = readme.Section("FIFO memory", path).text
+        kind = readme.kind_of(record.load(path))
+        assert kind.startswith("cpu-")
         assert text.startswith("<!-- benchmark of the FIFO memory: record-2.json -->\n`python -m")
         assert "\n| FIFO memory |" in text
         for name, title in pictures.TITLES.items():
-            assert f"![{title}](pictures/cpu-{name}.png)" in text
+            assert f"![{title}](pictures/{kind}-{name}.png)" in text
         assert "time grows as" in text
         assert "Python: checks and defaults" in text
         assert text.endswith("<!-- end of benchmark -->\n")
