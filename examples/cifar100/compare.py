@@ -61,8 +61,14 @@ def main(arguments: list[str] | None = None) -> None:
         table.add_row(method, mean_and_deviation(values), by_seed)
     print_table(table)
     device = engine.device_of(train_student.parse_arguments([*others, "--distill", "none"]))
-    # The settings of the last seed: seed and trial are all that the others differ in.
-    write_record(options.output, device, {"accuracy": found, "settings": settings})
+    # The settings of the last seed: seed and trial are all that the others differ in. Where files
+    # lie is nobody's business, and the teacher is known by its digest.
+    kept = {
+        method: {name: value for name, value in each.items() if name not in flags.MAY_CHANGE}
+        | {"epochs": each["epochs"]}
+        for method, each in settings.items()
+    }
+    write_record(options.output, device, {"accuracy": found, "settings": kept})
 
 
 if __name__ == "__main__":
