@@ -93,8 +93,16 @@ format: $(BUILT)
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(CPP)
 
+# Where nothing has been installed here and the Python that is there has PyTorch, that one: a machine
+# with a GPU may have no network.
+ifeq ($(wildcard $(INSTALLED))$(shell $(PYTHON) -c 'import torch, triton' 2>/dev/null || echo none),)
+bench:
+	@$(PYTHON) setup.py build_ext --inplace >/dev/null
+	@$(PYTHON) -m benchmarks.report $(ARGS)
+else
 bench: $(BUILT)
 	@$(BIN)/python -m benchmarks.report $(ARGS)
+endif
 
 gpu-check:
 	@$(PYTHON) tests/gpu_check.py $(ARGS)

@@ -35,7 +35,7 @@ class AnyCase:
 
     @property
     def operations(self) -> int | None:
-        """The least that any implementation computes, which all are counted by; draws have none."""
+        """What all implementations are counted by; draws have none."""
         return None
 
     @property
@@ -72,7 +72,8 @@ class Case(AnyCase):
 
     @property
     def operations(self) -> int | None:
-        """Loss and gradient as attention: two products for each of 2B queries."""
+        """Loss and gradient as one-pass attention: two products for each of 2B queries. With B×K
+        matrices three products do, 6·B·D·K."""
         return 8 * self.batch * self.dim * self.rows
 
     @property

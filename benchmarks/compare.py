@@ -17,9 +17,9 @@ from benchmarks.peers import Fused
 RULE = """\
 A time has moved when the intervals from its 20th to its 80th percentile in the two
 records have no point in common, so that a time whose rounds lie apart by as much
-as it moved has not. Sizes timed in fewer than seven rounds have no such interval
-and are left out. Memory has moved when it differs by more than 2 MiB, the size of
-the pages that a CPU's memory may be counted in.
+as it moved has not. Sizes timed in fewer than seven rounds have no such interval:
+of them it is told only whether they run. Memory has moved when it differs by more
+than 2 MiB, the size of the pages that a CPU's memory may be counted in.
 
 What one of the records has not tried is left out. Exit code: 0 when nothing of
 rrd_kernels got slower; 1 when something did, or fails now; 2 on bad input. The peers
@@ -36,10 +36,11 @@ FAILS, WORKS = "fails now", "works now"
 
 @dataclass(frozen=True)
 class Figure:
-    """One time of a record."""
+    """One time of a record; of too few rounds it says only that there is one."""
 
     seconds: Spread
     extra_bytes: int | None = None
+    rounds: int = LEAST_ROUNDS
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Move:
             return WORKS
         if self.after is None:
             return FAILS
+        if min(self.before.rounds, self.after.rounds) < LEAST_ROUNDS:
+            return SAME
         if self.after.seconds.p20 > self.before.seconds.p80:
             return SLOWER
         return FASTER if self.after.seconds.p80 < self.before.seconds.p20 else SAME
@@ -83,7 +86,7 @@ class Move:
 
 
 def figures(measured: Mapping[str, Any]) -> dict[Name, Figure | None]:
-    """All times of a record that have a spread; ``None`` where an implementation has failed."""
+    """All times of a record; ``None`` where an implementation has failed."""
     return dict(_figures(measured))
 
 
@@ -93,19 +96,20 @@ def _figures(measured: Mapping[str, Any]) -> Iterator[tuple[Name, Figure | None]
         if "seconds" not in row:
             yield Name(case, kind), None
             continue
-        if row["rounds"] >= LEAST_ROUNDS:
-            yield Name(case, kind), Figure(Spread(**row["seconds"]), row["extra_bytes"])
+        yield Name(case, kind), Figure(Spread(**row["seconds"]), row["extra_bytes"], row["rounds"])
         if row.get("replay"):
             yield Name(f"{case}, in a graph", kind), Figure(Spread(**row["replay"]["seconds"]))
     for series in measured.get("scaling", []):
         axis = series["axis"]
         for point in series["points"]:
             fields = {**axis["case"], axis["name"]: point["value"]}
-            name = Name(f"{from_fields(fields).name}, scaling", series["implementation"])
+            what = f"{from_fields(fields).name}, scaling of {axis['name']}"
+            name = Name(what, series["implementation"])
             if point["outcome"]:
                 yield name, None
-            elif point["rounds"] >= LEAST_ROUNDS:
-                yield name, Figure(Spread(**point["seconds"]), point["extra_bytes"])
+            else:
+                spread = Spread(**point["seconds"])
+                yield name, Figure(spread, point["extra_bytes"], point["rounds"])
 
 
 def moves(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Move]:

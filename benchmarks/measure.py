@@ -44,7 +44,7 @@ class Spread:
 def interleaved(
     timers: Mapping[K, Callable[[], float]], seconds: float, min_rounds: int = 7
 ) -> dict[K, list[float]]:
-    """What each timer returns in each round: a b c, a b c, ...
+    """What each timer returns in each round: a b c, b c a, ...: each comes after each.
 
     A machine that slows down or is shared slows all calls of a round alike, so that the ratio of
     two times of one round means more than the ratio of two medians.
@@ -58,11 +58,12 @@ def interleaved(
     for _ in range(WARM_UP_ROUNDS):
         for timer in timers.values():
             timer()
-    rounds = 0
+    rounds, names = 0, list(timers)
     end = time.perf_counter() + seconds
     while rounds < min_rounds or time.perf_counter() < end:
-        for name, timer in timers.items():
-            times[name].append(timer())
+        first = rounds % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(timers[name]())
         rounds += 1
     return times
 

@@ -41,6 +41,7 @@ def _series_line(series: scaling.Series, units: Units, ceilings: Ceilings) -> Li
         "extra memory grows as": growth(letter, series.memory),
         "largest that ran": "none",
         f"there, {units.time}": MISSING,
+        "rounds there": MISSING,
         "there, of its ceiling": MISSING,
         "there, extra MiB": MISSING,
     }
@@ -52,6 +53,7 @@ def _series_line(series: scaling.Series, units: Units, ceilings: Ceilings) -> Li
         line |= {
             "largest that ran": f"{letter} = {last.value}",
             f"there, {units.time}": three_digits(units.per_second * median),
+            "rounds there": str(last.rounds),
             "there, of its ceiling": share_of_ceiling(ceilings.bound(case), median),
             "there, extra MiB": MISSING if size is None else three_digits(size / 2**20),
         }

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._inductor import config as inductor
 
 from benchmarks.cases import AnyCase, Case
 from benchmarks.inputs import State
@@ -63,6 +64,8 @@ class Compiled(AutogradStep, FifoStep):
 
     def __init__(self, case: Case, state: State) -> None:
         super().__init__(case, state)
+        # Without processes that compile, which would go on beside what is timed.
+        inductor.compile_threads = 1
         # Compiled anew: with what an earlier case has left, shapes would become dynamic.
         torch.compiler.reset()
         self._loss = torch.compile(self._eager_loss, fullgraph=True, dynamic=False)

@@ -18,7 +18,7 @@ from benchmarks.measure import busy_cores, copy_rate, float32_matmul_precision, 
 from benchmarks.peers import Compiled, Fused
 from benchmarks.plan import PARTS, Plan, plan_for
 from benchmarks.record import Machine, Measured
-from benchmarks.run import Absent, run_case
+from benchmarks.run import OUT_OF_MEMORY, Absent, run_case
 from benchmarks.targets import Outcome, outcomes, targets_for
 
 STARTED = time.monotonic()
@@ -226,11 +226,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(measured, reached, device, written)
         write_beside(path, written)
         print(f"written to {path}, its tables to {path.stem}.md")
-    for result in measured.results:
-        if isinstance(result, Absent) and result.implementation == Fused.name:
-            report(f"{result.case.name}: {Fused.name} {result.outcome}, {result.reason}")
-            return 1
-    return 0
+    failed = failures(measured)
+    for failure in failed:
+        report(failure)
+    return 1 if failed else 0
+
+
+def failures(measured: Measured) -> list[str]:
+    """Where this package's kernels did not run or were wrong; memory may end the growth."""
+    found = [
+        f"{result.case.name}: {result.outcome}, {result.reason}"
+        for result in measured.results
+        if isinstance(result, Absent) and result.implementation == Fused.name
+    ]
+    for series in measured.series:
+        last = series.points[-1]
+        if series.implementation == Fused.name and last.outcome not in (None, OUT_OF_MEMORY):
+            found.append(f"{series.axis.name} = {last.value}: {last.outcome}, {last.reason}")
+    return found
 
 
 if __name__ == "__main__":

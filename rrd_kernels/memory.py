@@ -57,7 +57,8 @@ class FifoMemory(Embeddings):
         unit_rows: whether every row's norm is at most 1, so that the bounded softmax applies.
             Looked at when the memory is made and when a state is loaded, which can make it false
             and not true again: a resumed training then rounds as the unbroken one does. Where it
-            has become untrue since, results stay right, at the price of a second pass.
+            has become untrue since, results stay right, at the price of a second pass; with
+            ``gather="shard"`` the loss is then no number.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.

@@ -75,7 +75,7 @@ def test_a_time_has_moved_when_the_intervals_lie_apart(spread, verdict, exit_cod
     [ours] = [
         move
         for move in compare.moves(measured(), after)
-        if move.name.implementation != "published eager"
+        if move.name == compare.Name(CASE.name, "rrd_kernels")
     ]
     assert ours.verdict == verdict
     assert run(measured(), after, tmp_path) == exit_code
@@ -109,9 +109,7 @@ def test_what_was_not_run_has_not_moved(tmp_path, capsys):
 
 
 def test_running_out_of_memory_is_a_figure_that_fails():
-    before = measured()
-    before["scaling"][0]["points"][0]["rounds"] = 7
-    after = measured()
+    before, after = measured(), measured()
     failed = {"seconds": None, "rounds": 0, "outcome": "out of memory"}
     after["scaling"][0]["points"][0] |= failed
     assert [move.verdict for move in compare.moves(before, after)] == [
@@ -121,6 +119,23 @@ def test_running_out_of_memory_is_a_figure_that_fails():
     ]
 
 
+def test_too_few_rounds_tell_only_that_it_runs():
+    before, after = measured(), measured()
+    after["scaling"][0]["points"][0]["seconds"] = seconds(9.0, 9.0, 9.0)
+    assert {move.verdict for move in compare.moves(before, after)} == {compare.SAME}
+
+
+def test_one_size_on_two_axes_is_two_figures():
+    one = measured()
+    (series,) = one["scaling"]
+    other = json.loads(json.dumps(series))
+    other["axis"] |= {"name": "batch"}
+    other["points"][0]["value"] = series["axis"]["case"]["batch"]
+    other["axis"]["case"]["rows"] = series["points"][0]["value"]
+    one["scaling"].append(other)
+    assert len(compare.figures(one)) == len(compare.figures(measured())) + 1
+
+
 def test_memory_moves_by_more_than_a_page(tmp_path, capsys):
     run(measured(), changed(extra_bytes=3 << 20), tmp_path)
     assert "extra MiB" not in capsys.readouterr().out
@@ -128,13 +143,12 @@ def test_memory_moves_by_more_than_a_page(tmp_path, capsys):
     assert "+3.0" in capsys.readouterr().out
 
 
-def test_replays_and_points_of_series_count_where_they_have_a_spread():
+def test_replays_and_points_of_series_count():
     one = measured()
     one["rows"][1]["replay"] = {"seconds": seconds(1, 1, 1), "rounds": 50, "speedup": {}}
     names = {name.what for name in compare.figures(one)}
-    assert names == {CASE.name, f"{CASE.name}, in a graph"}
-    one["scaling"][0]["points"][0]["rounds"] = 7
-    assert "float32 64×128, scaling" in {name.what for name in compare.figures(one)}
+    scaled = "float32 64×128, scaling of rows"
+    assert names == {CASE.name, f"{CASE.name}, in a graph", scaled}
 
 
 def test_the_machine_is_compared_too(tmp_path, capsys):
@@ -161,7 +175,7 @@ def test_what_is_no_record_is_refused(text, tmp_path):
 
 
 def test_records_without_a_common_figure_are_refused(tmp_path, capsys):
-    after = measured() | {"rows": []}
+    after = measured() | {"rows": [], "scaling": []}
     with pytest.raises(SystemExit, match="2"):
         run(measured(), after, tmp_path)
     assert "no figure in common" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import host_time, pictures, readme, record, report
+from benchmarks import host_time, pictures, readme, record, report, scaling
 from benchmarks.cases import axes_for, cases_for
 from benchmarks.run import run_case
 
@@ -173,6 +173,19 @@ def test_other_files_are_no_records(text, tmp_path):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"not a record|Expecting value"):
         record.load(path)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "fails"), [(None, False), ("out of memory", False), ("not available", True)]
+)
+def test_a_size_at_which_the_kernels_are_wrong_fails_the_run(outcome, fails):
+    axis = axes_for(CPU, quick=True)[0]
+    point = scaling.Point(axis.values[0], outcome=outcome, reason="a loss that is off")
+    measured = record.Measured(record.Machine({}, 1.0, 0.0, {}))
+    measured.series.append(scaling.Series(axis, "SDPA", [point], None))
+    assert report.failures(measured) == []
+    measured.series.append(scaling.Series(axis, "rrd_kernels", [point], None))
+    assert bool(report.failures(measured)) == fails
 
 
 class TestReadme:

@@ -46,6 +46,12 @@ def test_under_torchrun(teacher, tmp_path):
     assert json.loads((run / "settings.json").read_text())["processes"] == 2
 
 
+def test_several_processes_share_no_device(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="--device cuda:0 would be that of every process"):
+        processes.start(torch.device("cuda:0"))
+
+
 KINDS = {
     "fifo": ["--distill", "rrd", "--nce_k", "64"],
     "momentum": [

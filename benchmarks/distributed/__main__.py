@@ -11,6 +11,7 @@ from benchmarks import hardware
 from benchmarks.distributed import page
 from benchmarks.distributed.measure import measure
 from benchmarks.measure import busy_cores
+from benchmarks.paths import unused
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -23,7 +24,8 @@ def parse_arguments() -> argparse.Namespace:
         "--measure",
         type=Path,
         metavar="RECORD",
-        help="measures at W = 1, 2 and 4 over gloo (about two minutes) and writes this file",
+        help="measures at W = 1, 2 and 4 over gloo (about two minutes) and writes this file, or "
+        "one with a number where it exists",
     )
     parser.add_argument(
         "--page", type=Path, metavar="RECORD", help="puts a record into docs/scaling.md"
@@ -41,8 +43,10 @@ def main() -> None:
             "torch": torch.__version__,
             "busy_cores": busy,
         }
-        options.measure.write_text(json.dumps(record, indent=2) + "\n")
+        path = unused(options.measure)
+        path.write_text(json.dumps(record, indent=2) + "\n")
         print(page.checked(record))
+        print(f"written to {path}")
         if busy is not None and busy > 0.1:
             print(f"other work keeps {busy:.1f} cores busy: these times are not to be kept")
     if options.page is not None:

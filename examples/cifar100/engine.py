@@ -170,7 +170,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything that what comes next depends on, in the published layout and beyond it; of all
         processes, which must all call this."""
-        everyones = processes.everyones(checkpoint.random_state())
+        everyones = processes.everyones(checkpoint.random_state(self.device))
         return {
             "epoch": self.epoch - 1,  # the last that is finished
             "next_epoch": self.epoch,
@@ -214,7 +214,8 @@ class Trainer:
         else:
             self.sums.values = {name: 0 * v.to(self.device) for name, v in saved["sums"].items()}
         random = saved["random"]
-        checkpoint.set_random_state(random[processes.rank()] if processes.size() > 1 else random)
+        own = random[processes.rank()] if processes.size() > 1 else random
+        checkpoint.set_random_state(own, self.device)
         self.console.print(f"going on in epoch {self.epoch} after {self.batch} batches")
 
     def fit(self) -> float:

@@ -13,9 +13,17 @@ from rrd_kernels.distributed import ignore_in_ddp
 
 
 def start(device: torch.device) -> torch.device:
-    """Joins the others, where torchrun has started more than one; this process's device."""
+    """Joins the others, where torchrun has started more than one; this process's device.
+
+    Raises:
+        ValueError: several processes are to share one device.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        if device.type == "cuda" and device.index is None:
+        if device.index is not None:
+            raise ValueError(
+                f"--device {device} would be that of every process; give its type alone"
+            )
+        if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
         # Whole numbers travel between CPUs, so that reading them waits for no GPU.

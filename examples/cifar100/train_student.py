@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> Path:
 
 
 def train_student(options: argparse.Namespace, device: torch.device) -> Path:
-    options.device = str(device)
+    options.device = device.type  # which of several is no part of the run
     options.learning_rate = flags.learning_rate_of(options.model_s, options.learning_rate)
     if processes.size() > 1:
         options.processes = processes.size()

@@ -17,7 +17,10 @@ def ignore_in_ddp(module: nn.Module) -> nn.Module:
     """Names the buffers of all memories in ``module`` as ones that DDP is to leave alone.
 
     :class:`rrd_kernels.RRDLoss` and the memories have it done. It is for a module of your own that
-    holds one, before it is wrapped: DDP asks only the module that it is given.
+    holds one, before it is wrapped: DDP asks only the module that it is given. With
+    ``gather="shard"`` and ``"none"`` it is required: DDP's constructor and its forward overwrite
+    each rank's own rows before the forward here can say so, or end the process where the ranks'
+    parts are uneven. What was overwritten is lost; load it again.
 
     Args:
         module: any; what it named before stays named.
