@@ -95,7 +95,10 @@ format: $(BUILT)
 
 # Where nothing has been installed here and the Python that is there has PyTorch, that one: a machine
 # with a GPU may have no network.
-ifeq ($(wildcard $(INSTALLED))$(shell $(PYTHON) -c 'import torch, triton' 2>/dev/null || echo none),)
+ifeq ($(MAKECMDGOALS)$(wildcard $(INSTALLED)),bench)
+HAS_TORCH := $(shell $(PYTHON) -c 'import torch, triton; print(True)' 2>/dev/null)
+endif
+ifeq ($(HAS_TORCH),True)
 bench:
 	@$(PYTHON) setup.py build_ext --inplace >/dev/null
 	@$(PYTHON) -m benchmarks.report $(ARGS)
