@@ -3,26 +3,20 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import use_fused
-from rrd_kernels.distributed.agreement import Share, agree
+from rrd_kernels.distributed.agreement import Share, Step, agree
 from rrd_kernels.distributed.collectives import copy_from_first, gather_rows
 
 if TYPE_CHECKING:
     from rrd_kernels.memory import FifoMemory
 
 
-def check_settings(memory: "FifoMemory", settings: dict[str, Any]) -> None:
-    """What the functions would refuse after the ranks have agreed."""
-    check.check_temperature("tau_s", settings["tau_s"])
-    check.check_temperature("tau_t", settings["tau_t"])
-    use_fused(memory.backend, memory.queue.device)
-
-
-def alike_of(
+def _alike(
     memory: "FifoMemory", settings: dict[str, Any], z_s: Tensor, z_t: Tensor
 ) -> dict[str, Any]:
     """What all ranks must have alike, by the names that an error uses."""
@@ -38,6 +32,35 @@ def alike_of(
         "training": memory.training,
         **{name: settings[name] for name in ("tau_s", "tau_t", "precision", "backend")},
     }
+
+
+def begin(
+    memory: "FifoMemory",
+    prepare: Callable[[], tuple[Tensor, Tensor, bool]],
+    settings: dict[str, Any],
+) -> tuple[Step, Tensor, Tensor, bool]:
+    """What all ranks bring to a step, and what ``prepare`` has made of this rank's input.
+
+    Args, Raises: as :func:`keys_step`.
+    """
+    prepared: list[tuple[Tensor, Tensor, bool]] = []
+
+    def share() -> Share:
+        # What the functions would refuse after the ranks have agreed.
+        check.check_temperature("tau_s", settings["tau_s"])
+        check.check_temperature("tau_t", settings["tau_t"])
+        use_fused(memory.backend, memory.queue.device)
+        prepared.append(prepare())
+        z_s, z_t, writes = prepared[0]
+        alike = _alike(memory, settings, z_s, z_t)
+        alike |= {"nce_k": memory.layout.size, "update": writes}
+        needs_grad = torch.is_grad_enabled() and z_s.requires_grad
+        return Share(len(z_s), alike, needs_grad, memory.stale, memory.unit_rows)
+
+    step = agree(memory.ranks, memory.queue.device, share)
+    z_s, z_t, writes = prepared[0]
+    memory.check_fits(step, writes)
+    return step, z_s, z_t, writes
 
 
 def keys_step(
@@ -62,19 +85,7 @@ def keys_step(
             ValueError where the ranks' batches together do not fit the memory.
     """
     ranks, queue, pointer = memory.ranks, memory.queue, memory.queue_ptr
-    prepared: list[tuple[Tensor, Tensor, bool]] = []
-
-    def share() -> Share:
-        check_settings(memory, settings)
-        prepared.append(prepare())
-        z_s, z_t, writes = prepared[0]
-        alike = alike_of(memory, settings, z_s, z_t)
-        alike |= {"nce_k": memory.layout.size, "update": writes}
-        return Share(len(z_s), alike, stale=memory.stale, unit_rows=memory.unit_rows)
-
-    step = agree(ranks, queue.device, share)
-    (z_s, z_t, writes) = prepared[0]
-    memory.check_fits(step, writes)
+    step, z_s, z_t, writes = begin(memory, prepare, settings)
     if step.stale:
         copy_from_first(ranks, (queue, pointer))
         memory.inspect_rows()

@@ -15,9 +15,9 @@ from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.bounds import fits_float32
 from rrd_kernels.dispatch import use_fused
-from rrd_kernels.distributed.agreement import Share, Step, agree
+from rrd_kernels.distributed.agreement import Step
 from rrd_kernels.distributed.collectives import copy_from_first, gather_rows, scatter_sums
-from rrd_kernels.distributed.fifo import alike_of, check_settings
+from rrd_kernels.distributed.fifo import begin
 
 if TYPE_CHECKING:
     from rrd_kernels.memory import FifoMemory
@@ -33,26 +33,13 @@ def shard_step(
 
     Args, Returns, Raises: as :func:`rrd_kernels.distributed.fifo.keys_step`.
     """
-    ranks, queue = memory.ranks, memory.queue
-    prepared: list[tuple[Tensor, Tensor, bool]] = []
-
-    def share() -> Share:
-        check_settings(memory, settings)
-        prepared.append(prepare())
-        z_s, z_t, writes = prepared[0]
-        alike = alike_of(memory, settings, z_s, z_t)
-        alike |= {"nce_k": memory.layout.size, "update": writes}
-        needs_grad = torch.is_grad_enabled() and z_s.requires_grad
-        return Share(len(z_s), alike, needs_grad, memory.stale, memory.unit_rows)
-
-    step = agree(ranks, queue.device, share)
-    z_s, z_t, writes = prepared[0]
-    memory.check_fits(step, writes)
+    ranks = memory.ranks
+    step, z_s, z_t, writes = begin(memory, prepare, settings)
     if step.stale:
         copy_from_first(ranks, (memory.queue_ptr,))
         memory.stale = False
     if step.batch == 0:
-        return functional.relational_loss(z_s, z_t, queue, **settings)
+        return functional.relational_loss(z_s, z_t, memory.queue, **settings)
     queries = gather_rows(ranks, torch.cat((z_s, z_t), 1), step.batches).wait()
     all_z_s, all_z_t = queries.chunk(2, dim=1)
     if writes and memory.enqueue_order == "before":
