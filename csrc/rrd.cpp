@@ -60,6 +60,10 @@ TORCH_LIBRARY(rrd_kernels, m) {
   // row <- normalize(momentum * row + (1 - momentum) * normalize(new)), at index.
   m.def("momentum_update_(Tensor(a!) memory, Tensor index, Tensor rows, float momentum) -> ()");
 
+  // Raises in a forward that activation checkpointing repeats. Nothing is written; the schema says
+  // so to keep it where it is in a graph of torch.compile.
+  m.def("refuse_recomputation_(Tensor(a!) memory) -> ()");
+
   // What csrc/cuda asks of Triton, in Python. precision: one that is settled; enqueue: 0 never,
   // 1 before, 2 after. The first computes a call; the second says how calls of its kind are
   // launched, see csrc/cuda/recipe.h.

@@ -13,6 +13,7 @@ from rrd_kernels import reference
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import settle_precision, use_fused
 from rrd_kernels.partials import loss_of_partials, relational_partials
+from rrd_kernels.recomputation import may_write
 from rrd_kernels.sampled import (
     estimate_normalizers_,
     momentum_update_,
@@ -196,6 +197,8 @@ def relational_step_(
     """A training step on the memory in one operator: :func:`enqueue_` of ``z_t``, and
     :func:`relational_loss`.
 
+    Where ``torch.utils.checkpoint`` repeats it, it writes nothing: the memory has the rows by then.
+
     Args:
         z_s: [B, D] student embeddings, unnormalised; float64, float32, bfloat16 or float16, any
             strides. The only argument that receives a gradient, in its own dtype.
@@ -217,8 +220,10 @@ def relational_step_(
         nothing is written.
 
     Raises:
-        TypeError, ValueError, RuntimeError: for what either function refuses. Nothing has been
-            written then.
+        TypeError, ValueError, RuntimeError: for what either function refuses; and where
+            ``torch.utils.checkpoint`` repeats a step whose rows entered ``"after"``, which would
+            differentiate another loss than the one that was returned. Nothing has been written
+            then.
 
     Source: arXiv 2407.12073 and its published code, which does the two one after the other.
 
@@ -235,6 +240,18 @@ def relational_step_(
     _check_loss(z_s, z_t, memory, tau_s, tau_t, reduction)
     _check_write(memory, ptr, "z_t", z_t, momentum)
     check.check_choice("enqueue", enqueue, check.ENQUEUES)
+    if not may_write(True, enqueue):
+        return relational_loss(
+            z_s,
+            z_t,
+            memory,
+            tau_s=tau_s,
+            tau_t=tau_t,
+            reduction=reduction,
+            unit_memory=unit_memory,
+            precision=precision,
+            backend=backend,
+        )
     precision = settle_precision(precision, z_s, z_t, memory)
     if not use_fused(backend, z_s.device):
         return reference.relational_step_(

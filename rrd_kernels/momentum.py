@@ -259,8 +259,8 @@ class MomentumMemory(Embeddings):
     ) -> tuple[Tensor, Views, bool]:
         """The batch's samples, what the loss is taken of, and whether its rows are to move; of
         arguments that are checked here."""
-        writes = self.training and may_write(update, "after")
         rows = self.contrast
+        writes = self.training and may_write(update, "after", written=rows.params)
         self.check_features(f_s, f_t, rows.params.device)
         if idx is None:
             raise ValueError(

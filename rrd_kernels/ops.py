@@ -163,7 +163,8 @@ def _register_fakes() -> None:
     ) -> tuple[Tensor, Tensor]:
         return _fake_forward(z_s, precision, reduction, need_grad)
 
-    for name in ("enqueue_", "estimate_normalizers_", "momentum_update_"):
+    writes = ("enqueue_", "estimate_normalizers_", "momentum_update_", "refuse_recomputation_")
+    for name in writes:
         torch.library.register_fake(f"rrd_kernels::{name}", lambda *_: None)
 
 

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 from torch.utils.checkpoint import checkpoint
 
 from rrd_kernels.distributed import ignore_in_ddp
+from rrd_kernels.functional import relational_step_
 
 
 def same_state(a, b):
@@ -73,6 +74,59 @@ def test_checkpointing_what_changes_afterwards(name, use_reentrant):
     loss = checkpoint(without, x, *others, use_reentrant=use_reentrant)
     loss.backward()
     assert same_state(after, module.state_dict())
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch.compiler.reset()
+    # The deterministic mode of the other tests would fill Inductor's buffers at every step.
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("name", MEMORIES)
+def test_a_compiled_criterion_inside_a_checkpoint(name, backend, use_reentrant):
+    """Where Python does not run, the operators see the recomputation."""
+    module, twin = Distiller(**MEMORIES[name]), Distiller(**MEMORIES[name])
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    for x, *others in batches()[:3]:
+        wanted = twin(x, *others)
+        wanted.backward()
+        loss = checkpoint(compiled, x.requires_grad_(), *others, use_reentrant=use_reentrant)
+        torch.testing.assert_close(loss, wanted, **CLOSE)
+        after = copy.deepcopy(module.state_dict())
+        torch.testing.assert_close(after, twin.state_dict(), **CLOSE)
+        if name in ("fifo 2025", "fifo slots"):
+            loss.backward()
+            torch.testing.assert_close(gradients(module), gradients(twin), **CLOSE)
+        else:
+            with pytest.raises(RuntimeError, match=r"whose memory has changed since.*update=False"):
+                loss.backward()
+        assert same_state(after, module.state_dict())
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_a_functional_step_inside_a_checkpoint(backend):
+    z_s, z_t = torch.randn(2, 4, 8, dtype=torch.float64)
+    rows = torch.randn(16, 8, dtype=torch.float64)
+    for enqueue in ("before", "after"):
+        memory, ptr = rows.clone(), torch.tensor([14])
+
+        def step(z_s, memory=memory, ptr=ptr, enqueue=enqueue):
+            return relational_step_(z_s, z_t, memory, ptr, enqueue=enqueue, backend=backend)
+
+        loss = checkpoint(step, leaf := z_s.clone().requires_grad_(), use_reentrant=False)
+        after = memory.clone()
+        if enqueue == "before":
+            loss.backward()
+            assert leaf.grad.norm() > 0
+        else:
+            with pytest.raises(RuntimeError, match="whose memory has changed since"):
+                loss.backward()
+        assert ptr.item() == (14 + 4) % 16
+        assert torch.equal(memory, after)
 
 
 def checkpointed(rank, use_reentrant):

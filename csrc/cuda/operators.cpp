@@ -18,6 +18,7 @@
 #include "cuda/driver.h"
 #include "cuda/recipe.h"
 #include "operators.h"
+#include "recomputation.h"
 
 namespace rrd {
 namespace {
@@ -191,6 +192,10 @@ LossAndGrad step_on_gpu(at::Tensor& memory, at::Tensor& pointer, const at::Tenso
                         const at::Tensor& z_t, double tau_s, double tau_t, bool unit_memory,
                         Precision precision, int64_t reduction, bool enqueue_first, double momentum,
                         bool need_grad) {
+  if (!may_enqueue(enqueue_first)) {
+    return loss_on_gpu(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision, reduction,
+                       need_grad);
+  }
   return forward({apart(z_s, memory), apart(z_t, memory), memory, pointer, tau_s, tau_t,
                   unit_memory, settled(precision), reduction,
                   enqueue_first ? Enqueue::kBefore : Enqueue::kAfter, momentum, need_grad});
