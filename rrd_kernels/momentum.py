@@ -72,6 +72,8 @@ class ContrastRows(nn.Module):
             rows = torch.rand(n_data, feat_dim, device=device, dtype=dtype)
             self.register_buffer(name, rows.mul_(2 * reach).add_(-reach).to(memory_dtype))
         self.size, self.nce_t, self.nce_m = size, float(nce_t), float(nce_m)
+        #: K, nce_t and nce_m without what a state has brought, which may be on some ranks only.
+        self.given = (self.size, self.nce_t, self.nce_m)
         self.stale = True  # until the ranks have compared
         self.normalized = False  # whether Z is known to be set
         self.read_params()

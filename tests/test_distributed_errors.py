@@ -102,11 +102,20 @@ DIFFERENT = [
 ]
 
 
-def disagree(rank):
+#: The same of momentum memories.
+DIFFERENT_MOMENTUM = [
+    ({"nce_k": 7}, "(nce_k, nce_t, nce_m) is (6, 0.07, 0.5) on ranks [0], (7, 0.07, 0.5) on ranks"),
+    ({"nce_t": 0.1}, "(nce_k, nce_t, nce_m) is (6, 0.07, 0.5) on ranks [0], (6, 0.1, 0.5) on"),
+    ({"nce_m": 0.9}, "(nce_k, nce_t, nce_m) is (6, 0.07, 0.5) on ranks [0], (6, 0.07, 0.9) on"),
+    ({"n_data": 51}, "n_data is 50 on ranks [0], 51 on ranks [1]"),
+]
+
+
+def disagree(rank, common, different):
     messages = []
-    for other, _ in DIFFERENT:
-        settings = {**SIZES, "dtype": torch.float64, "nce_k": 30} | (other if rank else {})
-        criterion = RRDLoss(**settings)
+    for other, _ in different:
+        settings = {**SIZES, "dtype": torch.float64, **common}
+        criterion = RRDLoss(**settings | (other if rank else {}))
         rows = torch.randn(4, 10), torch.randn(4, 9), torch.arange(4)
         before = copy.deepcopy(criterion.state_dict())
         messages.append(message_of(criterion, *rows))
@@ -114,11 +123,44 @@ def disagree(rank):
     return messages
 
 
-def test_settings_that_differ():
-    for messages in on_ranks(2, disagree):
-        for message, (_, wanted) in zip(messages, DIFFERENT, strict=True):
+@pytest.mark.parametrize(
+    ("memory", "different"),
+    [("fifo 2025", DIFFERENT), ("momentum", DIFFERENT_MOMENTUM)],
+    ids=["fifo", "momentum"],
+)
+def test_settings_that_differ(memory, different):
+    for messages in on_ranks(2, disagree, MEMORIES[memory], different):
+        for message, (_, wanted) in zip(messages, different, strict=True):
             assert message.startswith("ValueError: ranks that share a memory must agree: ")
             assert wanted in message
+
+
+def seed_apart(rank, memory):
+    torch.manual_seed(rank)
+    criterion = RRDLoss(**SIZES, **memory)
+    rows = torch.randn(4, 10), torch.randn(4, 9), torch.arange(4)
+    before = copy.deepcopy(criterion.state_dict())
+    messages = [message_of(criterion, *rows)]
+    assert all(torch.equal(v, before[k]) for k, v in criterion.state_dict().items())
+    # What a script does about it: weights of one rank for all.
+    for weight in criterion.embed_t.parameters():
+        dist.broadcast(weight.data, 0)
+    criterion(*rows)
+    # Another teacher on one rank only, later.
+    state = criterion.state_dict()
+    if rank == 1:
+        state[next(key for key in state if key.endswith("embed_t.bias"))].add_(1)
+        criterion.load_state_dict(state)
+    return [*messages, message_of(criterion, *rows)]
+
+
+@pytest.mark.parametrize("shared", ["fifo 2025", "momentum", "shard"])
+def test_projections_of_the_teacher_that_differ(shared):
+    """No gradient would ever align them."""
+    memory = MEMORIES.get(shared, {"nce_k": 30, "gather": "shard"})
+    for messages in on_ranks(2, seed_apart, memory):
+        for message in messages:
+            assert message.startswith("ValueError: ranks that share a memory must agree: embed_t,")
 
 
 def overflow(rank):

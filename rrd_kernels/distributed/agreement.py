@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from rrd_kernels.distributed.ranks import Ranks
 
@@ -92,6 +92,20 @@ def _digest(alike: Mapping[str, Any]) -> int:
     """The same 63 bits for the same settings, in every process."""
     text = repr(sorted(alike.items())).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def digest_of(module: nn.Module) -> int | None:
+    """Tells weights from others, bit by bit; ``None`` where this rank has only a part of them.
+
+    It waits for the device.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in module.state_dict().items():
+        if type(value) is not Tensor:  # a DTensor
+            return None
+        bytes_ = value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + bytes_)
+    return int.from_bytes(digest.digest(), "little")
 
 
 def _explain(ranks: Ranks, mine: Share | None, error: Exception | None) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import use_fused
-from rrd_kernels.distributed.agreement import Share, Step, agree
+from rrd_kernels.distributed.agreement import Share, Step, agree, digest_of
 from rrd_kernels.distributed.collectives import copy_from_first, gather_rows
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def _alike(
         "gather": memory.ranks.gather,
         "memory_type": "fifo",
         "feat_dim": memory.queue.shape[1],
+        "embed_t, as a digest,": memory.teacher_digest,
         "memory_dtype": memory.queue.dtype,
         "dtype of z_s": z_s.dtype,
         "dtype of z_t": z_t.dtype,
@@ -52,6 +53,8 @@ def begin(
         use_fused(memory.backend, memory.queue.device)
         prepared.append(prepare())
         z_s, z_t, writes = prepared[0]
+        if memory.stale:
+            memory.teacher_digest = digest_of(memory.embed_t)
         alike = _alike(memory, settings, z_s, z_t)
         alike |= {"nce_k": memory.layout.size, "update": writes}
         needs_grad = torch.is_grad_enabled() and z_s.requires_grad

@@ -9,7 +9,7 @@ from torch import Tensor
 from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import use_fused
-from rrd_kernels.distributed.agreement import Share, agree
+from rrd_kernels.distributed.agreement import Share, agree, digest_of
 from rrd_kernels.distributed.collectives import copy_from_first, gather_rows
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ def _alike(memory: "MomentumMemory", z_s: Tensor, z_t: Tensor) -> dict[str, Any]
     return {
         "memory_type": "momentum",
         "n_data": memory.n_data,
+        "(nce_k, nce_t, nce_m)": rows.given,
         "feat_dim": rows.memory_v1.shape[1],
+        "embed_t, as a digest,": memory.teacher_digest,
         "memory_dtype": rows.memory_v1.dtype,
         "dtype of z_s": z_s.dtype,
         "dtype of z_t": z_t.dtype,
@@ -64,6 +66,8 @@ def shared_step(
         check.check_index("contrast_idx", contrast_idx, z_s, dims=2)
         check.check_has_columns(contrast_idx)
         check.check_range("contrast_idx", contrast_idx, len(memory_v1))
+        if rows.stale:
+            memory.teacher_digest = digest_of(memory.embed_t)
         alike = _alike(memory, z_s, z_t) | {"tau_s": tau_s, "tau_t": tau_t, "update": writes}
         return Share(len(idx), alike, stale=rows.stale)
 
