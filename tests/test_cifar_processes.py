@@ -62,14 +62,21 @@ KINDS = {
 
 
 def whole_and_cut(rank, teacher, folder):
-    """Two epochs at once; and one epoch, and another after it."""
+    """Two epochs at once; and one epoch, and another after it. Rank 1 is as on another machine."""
     torch.use_deterministic_algorithms(False)  # which the script sets for itself
     for kind, options in KINDS.items():
-        arguments = ["--path_t", teacher, *SMALL, *options, "--save_folder", f"{folder}/{kind}"]
+        arguments = ["--path_t", teacher, *SMALL, *options]
+        arguments += ["--save_folder", f"{folder}/elsewhere" if rank else f"{folder}/{kind}"]
         train_student.main([*arguments, "--trial", "whole"])
         train_student.main([*arguments, "--trial", "cut", "--epochs", "1"])
         torch.rand(5)  # whatever else has drawn in between
         train_student.main([*arguments, "--trial", "cut", "--resume"])
+        with pytest.raises(FileExistsError, match=f"{folder}/{kind}.* holds a run already"):
+            train_student.main([*arguments, "--trial", "cut"])
+        for changed in (["--epochs", "1"], ["--weight_decay", "7"]):
+            with pytest.raises(ValueError, match=r"has 2 epochs|weight_decay was"):
+                train_student.main([*arguments, "--trial", "cut", "--resume", *changed])
+    assert not Path(folder, "elsewhere").exists()
 
 
 def test_a_run_that_stops_goes_on_to_the_same_weights(teacher, tmp_path):
@@ -113,7 +120,7 @@ def train_linear(rank, folder, accumulate):
         logits = module(images)
         return torch.nn.functional.cross_entropy(logits, labels), {}, logits
 
-    run = engine.Run(Path(folder), "linear", resume=False, writes=rank == 0)
+    run = engine.Run(Path(folder), "linear", resume=False)
     trainer = engine.Trainer(options, run, model, {"model": model}, step, loaders, device, 0.1)
     trainer.fit()
     return model.linear.weight.detach()

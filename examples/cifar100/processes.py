@@ -1,8 +1,8 @@
 """The processes that train together, as torchrun starts them; one alone needs nothing of it."""
 
 import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rrd_kernels.distributed import ignore_in_ddp
+
+T = TypeVar("T")
 
 
 def start(device: torch.device) -> torch.device:
@@ -70,3 +72,24 @@ def everyones(value: Any) -> list[Any]:
         values = [None] * size()
         dist.all_gather_object(values, value)
     return values
+
+
+def of_first(make: Callable[[], T]) -> T:
+    """What ``make`` returns in the first process, in all of them; the others need not have its
+    files.
+
+    Raises:
+        Exception: what ``make`` raises there.
+    """
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = make()
+        except Exception as error:  # which would leave the others waiting
+            outcome[1] = error
+    if size() > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    value, refusal = outcome
+    if refusal is not None:
+        raise refusal
+    return value

@@ -7,6 +7,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 import checkpoint
+import processes
 
 
 class Run:
@@ -16,33 +17,42 @@ class Run:
         folder: of this run; made where it is not there.
         name: of the model, for its checkpoints ``<name>_best.pth`` and ``<name>_last.pth``.
         resume: go on with what the folder holds; else a folder that holds a checkpoint is refused.
-        writes: False in all processes but one: they only read.
+
+    The first process alone reads and writes here; the others may be on other machines.
 
     Raises:
         FileExistsError: the folder holds a run already, and ``resume`` is false.
     """
 
-    def __init__(self, folder: Path, name: str, *, resume: bool, writes: bool = True) -> None:
+    def __init__(self, folder: Path, name: str, *, resume: bool) -> None:
         self.folder = folder
-        self.writes = writes
+        self.writes = processes.rank() == 0
         self.best = folder / f"{name}_best.pth"
         self.last = folder / f"{name}_last.pth"
         self.epochs = folder / "epochs.csv"
-        if self.last.exists() and not resume:
-            raise FileExistsError(
-                f"{folder} holds a run already: --resume goes on with it, another --trial starts "
-                f"beside it"
-            )
+        if not resume:
+            processes.of_first(self._check_unused)
         self._writer: SummaryWriter | None = None
-        if not writes:
+        if not self.writes:
             return
         folder.mkdir(parents=True, exist_ok=True)
         for unfinished in folder.glob(".*.pth.*"):  # of a process that was killed while it wrote
             unfinished.unlink()
 
+    def _check_unused(self) -> None:
+        if self.last.exists():
+            raise FileExistsError(
+                f"{self.folder} holds a run already: --resume goes on with it, another --trial "
+                f"starts beside it"
+            )
+
     def saved(self) -> dict[str, Any] | None:
-        """The last checkpoint, if there is one."""
-        return checkpoint.read(self.last) if self.last.exists() else None
+        """The last checkpoint, if there is one, in all processes."""
+
+        def read() -> dict[str, Any] | None:
+            return checkpoint.read(self.last) if self.last.exists() else None
+
+        return processes.of_first(read)
 
     def save(self, state: dict[str, Any], *, best: bool = False) -> None:
         if not self.writes:

@@ -169,8 +169,7 @@ def train_student(options: argparse.Namespace, device: torch.device) -> Path:
         f"_r_{options.gamma:g}_a_{options.alpha:g}_b_{options.beta:g}_trial_{options.trial}"
     )
     folder = options.save_folder / "student_model" / name
-    writes = processes.rank() == 0
-    run = Run(folder, options.model_s, resume=options.resume, writes=writes)
+    run = Run(folder, options.model_s, resume=options.resume)
     flags.apply_to_model(options, student)
     if teacher is not None and options.channels_last:
         teacher = teacher.to(memory_format=torch.channels_last)
@@ -180,7 +179,7 @@ def train_student(options: argparse.Namespace, device: torch.device) -> Path:
     step = make_step(together[0], teacher, together[1], sampler)
     trainer = Trainer(options, run, student, modules, step, loaders, device, options.learning_rate)
     best = trainer.fit()
-    if writes:
+    if run.writes:
         print(f"best test accuracy {best:.2f} %; {run.best}")
     return run.folder
 
