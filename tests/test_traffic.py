@@ -10,6 +10,7 @@ from ranks import on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rrd_kernels import RRDLoss
+from rrd_kernels.distributed.collectives import Gathering
 from rrd_kernels.distributed.ranks import GATHERS
 
 #: What ranks tell each other before a step: six integers of eight bytes.
@@ -87,6 +88,46 @@ def test_bytes_of_the_momentum_memory():
             ("allgather_base", 2 * 6 * 8),
             ("allgather_base", 2 * 2 * 6 * SIZES["feat_dim"] * 8),
         ]
+
+
+class Order(TorchDispatchMode):
+    """What is sent and computed inside, in its order."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function.namespace in ("c10d", "rrd_kernels"):
+            self.seen.append(function._schema.name.split("::")[1].strip("_"))
+        return function(*arguments, **(keywords or {}))
+
+
+def order_of_the_second_step(rank, names):
+    found, wait = {}, Gathering.wait
+    for name in names:
+        module = Distiller(**MEMORIES[name])
+        module(*batches()[0])
+        with Order() as order, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Gathering, "wait", lambda self: order.seen.append("wait") or wait(self))
+            module(*batches()[1])
+        found[name] = order.seen
+    return found
+
+
+def test_rows_travel_beside_the_loss():
+    """They are waited for where they are needed: first, or after the loss."""
+    wanted = {
+        "fifo 2025": ["wait", "enqueue", "relational_loss_forward"],
+        "fifo 2024": ["relational_loss_forward", "wait", "enqueue"],
+        "momentum": [
+            *("allgather_base", "sampled_relational_loss_forward", "wait", "wait"),
+            *("momentum_update", "momentum_update"),
+        ],
+    }
+    for found in on_ranks(2, order_of_the_second_step, list(wanted)):
+        for name, order in wanted.items():
+            assert found[name] == ["allgather_base", "allgather_base", *order]
 
 
 def shard_steps(rank, sizes, settings):
