@@ -12,7 +12,7 @@ from rrd_kernels import validation as check
 from rrd_kernels.distributed.agreement import Step
 from rrd_kernels.distributed.ddp import check_ignored, ignore_in_ddp
 from rrd_kernels.distributed.fifo import keys_step
-from rrd_kernels.distributed.layout import Layout, draw_rows
+from rrd_kernels.distributed.layout import ROWS_AT_ONCE, Layout, draw_rows
 from rrd_kernels.distributed.ranks import Ranks
 from rrd_kernels.distributed.shard import shard_step, warm_up_shard
 from rrd_kernels.distributed.state import as_dtensor, own_rows
@@ -128,8 +128,10 @@ class FifoMemory(Embeddings):
         """Looks at every row and sets ``unit_rows``; one host sync on a GPU."""
         # Meta and fake tensors have no rows to look at; what fills them later looks again.
         if not self.queue.is_meta and type(self.queue).__name__ != "FakeTensor":
-            norms = torch.linalg.vector_norm(self.queue, dim=1, dtype=self._norm_dtype())
-            self.unit_rows = bool((norms <= 1 + UNIT_SLACK).all())
+            # Some at a time: in another dtype the norm makes a copy of its rows.
+            parts = self.queue.split(ROWS_AT_ONCE)
+            norms = [torch.linalg.vector_norm(p, dim=1, dtype=self._norm_dtype()) for p in parts]
+            self.unit_rows = bool((torch.cat(norms) <= 1 + UNIT_SLACK).all())
             self._inspected = True
 
     def _norm_dtype(self) -> torch.dtype:

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from benchmarks.distributed import page
+from benchmarks.distributed.large import DIM, RANKS, large
 from benchmarks.distributed.measure import LARGE, constants, measure
 from benchmarks.distributed.model import H200, Machine, Step, collective, parts, seconds
+from rrd_kernels.distributed.layout import ROWS_AT_ONCE
 
 
 def test_the_page_has_the_models_tables():
@@ -75,3 +77,15 @@ def test_a_measurement():
     assert math.isfinite(json.loads(json.dumps(record, allow_nan=False))["machine"]["flops"])
     table = page.checked(record)
     assert table.count("\n") == 2 + len(record["rows"])
+
+
+def test_a_memory_that_one_process_need_not_hold():
+    """Made and used in parts: beside its bfloat16 rows a process takes the float32 ones that they
+    are made of, of what else there is some rows at a time, and 64 MiB for all that is no memory."""
+    size = 2**21
+    found = large(size)
+    assert found.held == size // RANKS * DIM * 2
+    pieces = ROWS_AT_ONCE * DIM * (4 + 8 + 8)
+    assert found.held < found.peak < 3 * found.held + pieces + 2**26
+    assert found.step > 0
+    assert f"K = {size} rows" in str(found)

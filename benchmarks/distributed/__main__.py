@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import hardware
 from benchmarks.distributed import page
+from benchmarks.distributed.large import large
 from benchmarks.distributed.measure import measure
 from benchmarks.measure import busy_cores
 from benchmarks.paths import unused
@@ -29,6 +30,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--page", type=Path, metavar="RECORD", help="puts a record into docs/scaling.md"
+    )
+    parser.add_argument(
+        "--large",
+        type=int,
+        metavar="K",
+        help="makes a bfloat16 memory of K rows over two processes and trains on it",
     )
     return parser.parse_args()
 
@@ -51,7 +58,9 @@ def main() -> None:
             print(f"other work keeps {busy:.1f} cores busy: these times are not to be kept")
     if options.page is not None:
         page.write(options.page.resolve())
-    if options.measure is None and options.page is None:
+    if options.large is not None:
+        print(large(options.large))
+    if options.measure is None and options.page is None and options.large is None:
         print(page.simulated())
         print(page.crossings())
 

@@ -6,7 +6,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.distributed.model import GATHERS, HEADER_BYTES, Machine, Step
+from benchmarks.distributed.processes import join
 from rrd_kernels import RRDLoss
 
 BATCH, DIM = 64, 128
@@ -58,15 +58,7 @@ def gather_seconds(size: int, least: float) -> float:
 
 
 def _measure(rank: int, world: int, folder: str, sizes: Sequence[int], least: float) -> None:
-    torch.set_num_threads(1)
-    if world > 1:
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{folder}/rendezvous",
-            rank=rank,
-            world_size=world,
-            timeout=timedelta(minutes=2),
-        )
+    join(rank, world, folder)
     rows = []
     for gather in GATHERS if world > 1 else GATHERS[:1]:
         for size in sizes:

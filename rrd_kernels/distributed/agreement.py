@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from rrd_kernels.distributed.ranks import Ranks
 
+#: What an error calls the digest of a projection that no gradient aligns.
+EMBED_T = "embed_t (one seed, one state or DDP(criterion) makes it alike), as a digest,"
+
 
 class Share(NamedTuple):
     """What one rank brings to a step."""

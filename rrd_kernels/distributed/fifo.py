@@ -9,7 +9,7 @@ from torch import Tensor
 from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import use_fused
-from rrd_kernels.distributed.agreement import Share, Step, agree, digest_of
+from rrd_kernels.distributed.agreement import EMBED_T, Share, Step, agree, digest_of
 from rrd_kernels.distributed.collectives import copy_from_first, gather_rows
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def _alike(
         "gather": memory.ranks.gather,
         "memory_type": "fifo",
         "feat_dim": memory.queue.shape[1],
-        "embed_t, as a digest,": memory.teacher_digest,
+        EMBED_T: memory.teacher_digest,
         "memory_dtype": memory.queue.dtype,
         "dtype of z_s": z_s.dtype,
         "dtype of z_t": z_t.dtype,

@@ -79,6 +79,7 @@ def draw_rows(
         begin, end = max(at, layout.first), min(at + len(some), layout.first + layout.rows)
         if begin < end:
             kept[begin - layout.first : end - layout.first] = some[begin - at : end - at]
-    if start == "unit":
-        return F.normalize(kept, dim=1)
-    return (kept.double() / squares.sqrt().clamp_min(1e-12)).to(kept.dtype)
+    norms = squares.sqrt().clamp_min(1e-12)
+    for part in kept.split(ROWS_AT_ONCE):  # in place: a rank may have no room for them twice
+        part.copy_(F.normalize(part, dim=1) if start == "unit" else part.double() / norms)
+    return kept

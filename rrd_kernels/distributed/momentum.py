@@ -9,7 +9,7 @@ from torch import Tensor
 from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import use_fused
-from rrd_kernels.distributed.agreement import Share, agree, digest_of
+from rrd_kernels.distributed.agreement import EMBED_T, Share, agree, digest_of
 from rrd_kernels.distributed.collectives import copy_from_first, gather_rows
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def _alike(memory: "MomentumMemory", z_s: Tensor, z_t: Tensor) -> dict[str, Any]
         "n_data": memory.n_data,
         "(nce_k, nce_t, nce_m)": rows.given,
         "feat_dim": rows.memory_v1.shape[1],
-        "embed_t, as a digest,": memory.teacher_digest,
+        EMBED_T: memory.teacher_digest,
         "memory_dtype": rows.memory_v1.dtype,
         "dtype of z_s": z_s.dtype,
         "dtype of z_t": z_t.dtype,
