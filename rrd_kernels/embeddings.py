@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from rrd_kernels import validation as check
+from rrd_kernels.recomputation import Recomputations
 
 
 def _project(linear: nn.Linear, features: Tensor) -> Tensor:
@@ -51,8 +52,7 @@ class Embeddings(nn.Module):
         # draws its rows after this.
         self.embed_s = nn.Linear(s_dim, feat_dim, device=device, dtype=dtype)
         self.embed_t = nn.Linear(t_dim, feat_dim, device=device, dtype=dtype).requires_grad_(False)
-        #: Of embed_t, as it was when the ranks last had to compare their memories.
-        self.teacher_digest: int | None = None
+        self.recomputations = Recomputations()
 
     def check_features(self, f_s: Tensor, f_t: Tensor, device: torch.device) -> None:
         """Both are batches of the same size and of their projection's width, on ``device``."""

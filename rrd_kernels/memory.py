@@ -10,14 +10,13 @@ from torch import Tensor
 from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.distributed.agreement import Step
-from rrd_kernels.distributed.ddp import check_ignored, ignore_in_ddp
+from rrd_kernels.distributed.ddp import check_ddp, ignore_in_ddp
 from rrd_kernels.distributed.fifo import keys_step
 from rrd_kernels.distributed.layout import ROWS_AT_ONCE, Layout, draw_rows
 from rrd_kernels.distributed.ranks import Ranks
 from rrd_kernels.distributed.shard import shard_step, warm_up_shard
 from rrd_kernels.distributed.state import as_dtensor, own_rows
 from rrd_kernels.embeddings import Embeddings
-from rrd_kernels.recomputation import may_write
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -112,6 +111,7 @@ class FifoMemory(Embeddings):
         self.ranks = ranks
         self.layout = layout
         self.stale = True  # until the ranks have compared
+        self.states_loaded = 0
         self.enqueue_order = enqueue
         self.slot_momentum = slot_momentum
         self.precision = precision
@@ -144,6 +144,7 @@ class FifoMemory(Embeddings):
         if (key := f"{prefix}queue") in state_dict:
             # load_state_dict hands out a copy of the user's dict.
             state_dict = {**state_dict, key: own_rows(state_dict[key], self.layout)}
+            self.states_loaded += 1
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.inspect_rows()
         self.unit_rows = self.unit_rows and may_be
@@ -181,16 +182,9 @@ class FifoMemory(Embeddings):
             "backend": self.backend,
         }
         prepare = functools.partial(self._prepare, f_s, f_t, update)
-        if self.ranks.size > 1:
-            check_ignored(self, shared=self.ranks.gather == "keys")
-            if self.ranks.gather == "keys" and self.training:
-                return keys_step(self, prepare, settings)
-        if self.ranks.gather == "shard" and self.ranks.size != self.layout.ranks:
-            raise RuntimeError(
-                f"a memory that was spread over {self.layout.ranks} ranks is used by "
-                f"{self.ranks.size}: make the criterion after init_process_group"
-            )
-        if self.layout.ranks > 1:
+        if self.ranks.size > 1 and self.ranks.gather == "keys" and self.training:
+            return keys_step(self, prepare, settings)
+        if self.ranks.size > 1 and self.ranks.gather == "shard":
             return shard_step(self, prepare, settings)
         z_s, z_t, writes = prepare()
         if not writes:
@@ -207,7 +201,9 @@ class FifoMemory(Embeddings):
 
     def _prepare(self, f_s: Tensor, f_t: Tensor, update: bool) -> tuple[Tensor, Tensor, bool]:
         """The embeddings of features that are checked here, and whether they are to enter."""
-        writes = self.training and may_write(update, self.enqueue_order)
+        self.ranks.check_layout(self.layout)
+        check_ddp(self, self.ranks)
+        writes = self.recomputations.may_write(self.training and update, self.enqueue_order)
         self.check_features(f_s, f_t, self.queue.device)
         if writes and f_s.shape[0] > self.layout.size:
             raise ValueError(

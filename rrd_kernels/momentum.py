@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from rrd_kernels import functional
 from rrd_kernels import validation as check
-from rrd_kernels.distributed.ddp import check_ignored, ignore_in_ddp
+from rrd_kernels.distributed.ddp import check_ddp, ignore_in_ddp
 from rrd_kernels.distributed.momentum import shared_step
 from rrd_kernels.distributed.ranks import Ranks
 from rrd_kernels.embeddings import Embeddings
-from rrd_kernels.recomputation import may_write
 from rrd_kernels.sampling import draw_contrast_idx
 
 if TYPE_CHECKING:
@@ -234,10 +233,8 @@ class MomentumMemory(Embeddings):
         batch's own is used.
         """
         prepare = functools.partial(self._prepare, f_s, f_t, idx, contrast_idx, update)
-        if self.ranks.size > 1:
-            check_ignored(self, shared=self.ranks.gather == "keys")
-            if self.ranks.gather == "keys" and self.training:
-                return shared_step(self, prepare, tau_s, tau_t)
+        if self.ranks.size > 1 and self.ranks.gather == "keys" and self.training:
+            return shared_step(self, prepare, tau_s, tau_t)
         check.check_temperature("tau_s", tau_s)
         check.check_temperature("tau_t", tau_t)
         samples, views, writes = prepare()
@@ -262,7 +259,10 @@ class MomentumMemory(Embeddings):
         """The batch's samples, what the loss is taken of, and whether its rows are to move; of
         arguments that are checked here."""
         rows = self.contrast
-        writes = self.training and may_write(update, "after", written=rows.params)
+        check_ddp(self, self.ranks)
+        writes = self.recomputations.may_write(
+            self.training and update, "after", written=rows.params
+        )
         self.check_features(f_s, f_t, rows.params.device)
         if idx is None:
             raise ValueError(

@@ -5,6 +5,33 @@ from torch import Tensor
 
 from rrd_kernels.ops import EXTENSION_ERROR
 
+_CHANGED = (
+    "torch.utils.checkpoint recomputes a loss whose memory has changed since; call the criterion "
+    "outside of the function that is checkpointed, or with update=False"
+)
+
+
+class Recomputations:
+    """Those of one memory's forwards, as far as Python runs: each written batch has one at most."""
+
+    def __init__(self) -> None:
+        self._latest_repeated = False
+
+    def may_write(self, update: bool, enqueue: str, written: Tensor | None = None) -> bool:
+        """As :func:`may_write`, which says what the arguments are.
+
+        Raises:
+            RuntimeError: as there, and at the second recomputation since a batch was written. One
+                of the two is of an earlier batch, of which the memory has changed since.
+        """
+        writes = may_write(update, enqueue, written)
+        if torch.compiler.is_compiling() or not update:
+            return writes
+        if not writes and self._latest_repeated:
+            raise RuntimeError(f"{_CHANGED}; each forward needs its backward before the next")
+        self._latest_repeated = not writes
+        return writes
+
 
 def may_write(update: bool, enqueue: str, written: Tensor | None = None) -> bool:
     """Whether a training forward is to write its batch into the memory.
@@ -31,8 +58,5 @@ def may_write(update: bool, enqueue: str, written: Tensor | None = None) -> bool
     if torch._C._current_graph_task_id() == -1:
         return update
     if update and enqueue == "after":
-        raise RuntimeError(
-            "torch.utils.checkpoint recomputes a loss whose memory has changed since; call the "
-            "criterion outside of the function that is checkpointed, or with update=False"
-        )
+        raise RuntimeError(_CHANGED)
     return False

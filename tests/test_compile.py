@@ -6,10 +6,13 @@ import io
 
 import pytest
 import torch
+from distillers import MEMORIES, Distiller, batches, share_of
 from problems import draw
 from ranks import on_ranks
+from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 
 from rrd_kernels import RRDLoss
+from rrd_kernels.distributed import ignore_in_ddp
 from rrd_kernels.functional import enqueue_, relational_loss, relational_step_
 
 
@@ -194,6 +197,29 @@ def compiled_on_ranks(rank, gather, fullgraph):
         torch.testing.assert_close(*results)
     assert torch.equal(criterion.memory.queue_ptr, eager.memory.queue_ptr)
     torch.testing.assert_close(criterion.memory.queue, eager.memory.queue)
+
+
+def compiled_under_ddp(rank, name, gather):
+    """Batches that differ between ranks and steps."""
+    torch.use_deterministic_algorithms(False)
+    plain, twin = (Distiller(**MEMORIES[name], gather=gather) for _ in range(2))
+    compiled = torch.compile(DDP(ignore_in_ddp(plain)), backend="aot_eager")
+    eager = DDP(ignore_in_ddp(twin))
+    sizes = [[6, 6], [8, 4], [0, 12], [5, 7]]
+    for batch, each in zip(batches(), sizes, strict=False):
+        for module in (compiled, eager):
+            module.zero_grad()
+            module(*share_of(batch, rank, each)).backward()
+        grads = [[p.grad for p in m.parameters() if p.requires_grad] for m in (plain, twin)]
+        torch.testing.assert_close(*grads)
+    torch.testing.assert_close(dict(plain.named_buffers()), dict(twin.named_buffers()))
+
+
+@pytest.mark.parametrize(
+    ("name", "gather"), [("fifo 2025", "keys"), ("fifo 2025", "shard"), ("momentum", "keys")]
+)
+def test_under_ddp(name, gather):
+    on_ranks(2, compiled_under_ddp, name, gather)
 
 
 @pytest.mark.parametrize("gather", ["keys", "shard"])

@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 from distillers import MEMORIES, SIZES, Distiller, batches, share_of
 from ranks import message_of, on_ranks
+from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 
-from rrd_kernels import RRDLoss
+from rrd_kernels import RRDLoss, functional
+from rrd_kernels.distributed import ignore_in_ddp
 
 
 def given(rank, batch=0):
@@ -142,16 +144,22 @@ def seed_apart(rank, memory):
     before = copy.deepcopy(criterion.state_dict())
     messages = [message_of(criterion, *rows)]
     assert all(torch.equal(v, before[k]) for k, v in criterion.state_dict().items())
-    # What a script does about it: weights of one rank for all.
-    for weight in criterion.embed_t.parameters():
-        dist.broadcast(weight.data, 0)
+    share_projection(criterion)
     criterion(*rows)
     # Another teacher on one rank only, later.
     state = criterion.state_dict()
-    if rank == 1:
-        state[next(key for key in state if key.endswith("embed_t.bias"))].add_(1)
-        criterion.load_state_dict(state)
-    return [*messages, message_of(criterion, *rows)]
+    state[next(key for key in state if key.endswith("embed_t.bias"))].add_(rank)
+    criterion.load_state_dict(state)
+    messages.append(message_of(criterion, *rows))
+    share_projection(criterion)
+    criterion(*rows)
+    return messages
+
+
+def share_projection(criterion):
+    """What a script does about it: weights of one rank for all."""
+    for weight in criterion.embed_t.parameters():
+        dist.broadcast(weight.data, 0)
 
 
 @pytest.mark.parametrize("shared", ["fifo 2025", "momentum", "shard"])
@@ -161,8 +169,9 @@ def test_projections_of_the_teacher_that_differ(shared):
     for messages in on_ranks(2, seed_apart, memory):
         for message in messages:
             assert message.startswith(
-                "ValueError: ranks that share a memory must agree: embed_t (one"
+                "ValueError: ranks that share a memory must have the same emb"
             )
+            assert "it is one on ranks [0] and ranks [1] each: seed the ranks alike" in message
 
 
 def overflow(rank):
@@ -202,3 +211,46 @@ def copies(rank):
 def test_copies_of_a_criterion_with_a_group():
     for message in on_ranks(2, copies):
         assert message.startswith("TypeError: a criterion with a process_group of its own cannot")
+
+
+def run_out_of_memory(rank, name):
+    module = Distiller(**MEMORIES[name])
+    module(*given(rank))
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+
+            def fail(*arguments, **settings):
+                raise torch.OutOfMemoryError("no room")
+
+            patch.setattr(functional, "relational_loss", fail)
+            patch.setattr(functional, "sampled_relational_loss", fail)
+        message = message_of(module, *given(rank, 1))
+    module(*given(rank, 2))
+    return message, module.criterion.memory.state_dict()
+
+
+@pytest.mark.parametrize("name", ["fifo 2025", "fifo 2024", "momentum"])
+def test_a_rank_that_fails_after_the_ranks_have_agreed(name):
+    """It may have missed rows: the next step begins with the first rank's memory on all."""
+    (nothing, first), (message, second) = on_ranks(2, run_out_of_memory, name)
+    assert nothing == "nothing was raised"
+    assert message == "OutOfMemoryError: no room"
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+def join(rank):
+    messages = []
+    for gather in ("keys", "none"):
+        module = DDP(ignore_in_ddp(Distiller(**MEMORIES["fifo 2025"], gather=gather)))
+        with module.join():
+            messages.append(message_of(module, *given(rank)))
+    return messages
+
+
+def test_ranks_that_may_take_different_numbers_of_steps():
+    for keys, none in on_ranks(2, join):
+        assert keys.startswith(
+            "RuntimeError: DistributedDataParallel.join() is for ranks with diff"
+        )
+        assert none == "nothing was raised"

@@ -1,6 +1,7 @@
 """A memory spread over ranks trains as one process with the whole of it does."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -95,8 +96,11 @@ class TestTrajectories:
             torch.testing.assert_close(rank[name, uneven][1].state, alone[name][1].state, **CLOSE)
 
     def test_evaluation(self, name, uneven, trained, alone):
+        """Each rank the mean over its own samples, as in the other modes."""
         each = torch.stack([rank[name, uneven][2] for rank in trained])
-        torch.testing.assert_close(each.mean(0), alone[name][2], **CLOSE)
+        samples = torch.tensor(shares(len(trained), uneven), dtype=each.dtype)
+        mean = (each * samples).sum() / samples.sum()
+        torch.testing.assert_close(mean, alone[name][2], **CLOSE)
 
 
 def save(rank, folder):
@@ -152,17 +156,18 @@ def test_a_state_of_one_process_is_spread():
         assert "size mismatch for criterion.memory.queue" in message
 
 
-def test_rows_drawn_in_pieces_are_those_of_one_draw(monkeypatch):
+@pytest.mark.parametrize("size", [70, 65])  # the last piece of which has 48 numbers, or 8
+def test_rows_drawn_in_pieces_are_those_of_one_draw(size, monkeypatch):
     monkeypatch.setattr(layout, "ROWS_AT_ONCE", 16)
     for start in ("published", "unit"):
         parts = []
         for rank in range(3):
             torch.manual_seed(4)
-            place = layout.Layout(70, 3, rank)
+            place = layout.Layout(size, 3, rank)
             parts.append(layout.draw_rows(place, 8, start, device=None, dtype=torch.float64))
         after = torch.rand(1)
         torch.manual_seed(4)
-        place = layout.Layout(70, 1, 0)
+        place = layout.Layout(size, 1, 0)
         rows = layout.draw_rows(place, 8, start, device=None, dtype=torch.float64)
         torch.testing.assert_close(torch.cat(parts), rows, **CLOSE)
         assert torch.rand(1) == after
@@ -194,13 +199,62 @@ def test_errors():
     assert second[3].startswith("ValueError: f_s and f_t must have the same batch")
 
 
-def made_alone(rank):
+def made_alone(rank, early):
     groups = [dist.new_group([each]) for each in range(2)]
-    criterion = RRDLoss(**SIZES, nce_k=10, gather="shard", process_group=groups[rank])
+    group = groups[rank] if rank in early else None
+    criterion = RRDLoss(**SIZES, nce_k=10, gather="shard", process_group=group)
     criterion.memory.ranks.group = None  # as if the others had come only now
     return message_of(criterion, torch.randn(2, 10), torch.randn(2, 9))
 
 
-def test_a_criterion_that_was_made_too_early():
-    for message in on_ranks(2, made_alone):
+@pytest.mark.parametrize("early", [(0, 1), (0,)], ids=str)
+def test_a_criterion_that_was_made_too_early(early):
+    for message in on_ranks(2, made_alone, early):
+        assert "these rows are those of rank 0 of 1" in message
         assert "make the criterion after init_process_group" in message
+
+
+def sent(rank):
+    """The first rank's criterion, and the file that its state makes, on every rank."""
+    module = Distiller(**MEMORIES["2025"], gather="shard")
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    both = [module, file.getvalue()]
+    dist.broadcast_object_list(both, 0)
+    loaded = torch.load(io.BytesIO(both[1]), weights_only=False)
+    return message_of(both[0], *batches()[0]), message_of(module.load_state_dict, loaded)
+
+
+def test_what_belongs_to_another_rank():
+    first, second = on_ranks(2, sent)
+    assert second[0].startswith("RuntimeError: these rows are those of rank 0 of 2, and this is")
+    assert first[0].startswith("RuntimeError: other ranks refused their input (rank 1: Runt")
+    assert "this state has rank 0's rows, and this is rank 1: save a spread memory" in second[1]
+    assert first[1] == "nothing was raised"
+
+
+def loaded_by_one(rank):
+    module = Distiller(**MEMORIES["2025"], gather="shard")
+    state = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
+    if rank == 0:
+        module.load_state_dict(state)
+    return message_of(module, *batches()[0])
+
+
+def test_a_state_that_only_one_rank_has_loaded():
+    for message in on_ranks(2, loaded_by_one):
+        assert "the number of states loaded is 1 on ranks [0], 0 on ranks [1]" in message
+
+
+def assign(rank):
+    module = Distiller(**MEMORIES["2025"], gather="shard")
+    state = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
+    every = [state]
+    dist.broadcast_object_list(every, 0)
+    module.load_state_dict(every[0], assign=True)
+    queue = module.criterion.memory.queue
+    return queue.untyped_storage().nbytes() == queue.nbytes
+
+
+def test_a_state_that_is_assigned_leaves_no_other_ranks_rows():
+    assert on_ranks(2, assign) == [True, True]

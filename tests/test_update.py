@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from distillers import MEMORIES, Distiller, batches, share_of
-from ranks import on_ranks
+from ranks import message_of, on_ranks
 from test_distributed import CLOSE
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 from torch.utils.checkpoint import checkpoint
@@ -74,6 +74,23 @@ def test_checkpointing_what_changes_afterwards(name, use_reentrant):
     loss = checkpoint(without, x, *others, use_reentrant=use_reentrant)
     loss.backward()
     assert same_state(after, module.state_dict())
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_two_checkpointed_batches_before_a_backward(use_reentrant):
+    """The memory has gone on since the first of them."""
+    module = Distiller(**MEMORIES["fifo 2025"])
+
+    def loss_of(batch):
+        x, *others = batch
+        return checkpoint(module, x.requires_grad_(), *others, use_reentrant=use_reentrant)
+
+    total = loss_of(batches()[0]) + loss_of(batches()[1])
+    with pytest.raises(
+        RuntimeError, match=r"changed since.*each forward needs its backward before"
+    ):
+        total.backward()
+    loss_of(batches()[2]).backward()  # and goes on
 
 
 @pytest.fixture
@@ -158,6 +175,29 @@ def module_with(module, forward, *batch):
         return module(*batch)
     finally:
         del module.module.forward
+
+
+def compiled_and_checkpointed(rank, gather, use_reentrant):
+    torch.use_deterministic_algorithms(False)
+    plain, eager = (Distiller(**MEMORIES["fifo 2025"], gather=gather) for _ in range(2))
+    compiled = torch.compile(plain, backend="aot_eager")
+    for batch in batches()[:3]:
+        x, *others = share_of(batch, rank, [6, 6])
+        eager(x, *others).backward()
+        checkpoint(compiled, x.requires_grad_(), *others, use_reentrant=use_reentrant).backward()
+    later = Distiller(**MEMORIES["fifo 2024"])
+    compiled = torch.compile(later, backend="aot_eager")
+    loss = checkpoint(compiled, x, *others, use_reentrant=use_reentrant)
+    found = [(gradients(module), dict(module.named_buffers())) for module in (plain, eager)]
+    return *found, message_of(loss.backward)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("gather", ["keys", "shard"])
+def test_compiled_and_checkpointed_on_several_ranks(gather, use_reentrant):
+    for mine, wanted, message in on_ranks(2, compiled_and_checkpointed, gather, use_reentrant):
+        torch.testing.assert_close(mine, wanted, **CLOSE)
+        assert "whose memory has changed since" in message
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

@@ -14,9 +14,6 @@ from torch import Tensor, nn
 
 from rrd_kernels.distributed.ranks import Ranks
 
-#: What an error calls the digest of a projection that no gradient aligns.
-EMBED_T = "embed_t (one seed, one state or DDP(criterion) makes it alike), as a digest,"
-
 
 class Share(NamedTuple):
     """What one rank brings to a step."""
@@ -94,21 +91,39 @@ def _exchange(ranks: Ranks, device: torch.device, said: list[int]) -> list[list[
 def _digest(alike: Mapping[str, Any]) -> int:
     """The same 63 bits for the same settings, in every process."""
     text = repr(sorted(alike.items())).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+    return _whole(hashlib.blake2b(text, digest_size=8).digest())
 
 
-def digest_of(module: nn.Module) -> int | None:
-    """Tells weights from others, bit by bit; ``None`` where this rank has only a part of them.
+def _whole(digest: bytes) -> int:
+    return int.from_bytes(digest, "little") >> 1
 
-    It waits for the device.
+
+def check_projection(ranks: Ranks, device: torch.device, embed_t: nn.Module) -> None:
+    """The teacher's projection, which no gradient aligns, is the same on all ranks, bit by bit.
+
+    All ranks must call this; it waits for the device. Where a rank has only a part of the weights,
+    nothing is compared.
+
+    Raises:
+        ValueError: it is not, on all ranks.
     """
     digest = hashlib.blake2b(digest_size=8)
-    for name, value in module.state_dict().items():
+    for name, value in embed_t.state_dict().items():
         if type(value) is not Tensor:  # a DTensor
-            return None
-        bytes_ = value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + bytes_)
-    return int.from_bytes(digest.digest(), "little")
+            digest = hashlib.blake2b(digest_size=8)
+            break
+        numbers = value.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + numbers.tobytes())
+    heard = _exchange(ranks, device, [_whole(digest.digest())])
+    found: dict[int, list[int]] = {}
+    for rank, (number,) in enumerate(heard):
+        found.setdefault(number, []).append(rank)
+    if len(found) > 1:
+        alike = " and ".join(f"ranks {where}" for where in found.values())
+        raise ValueError(
+            f"ranks that share a memory must have the same embed_t; it is one on {alike} each: "
+            f"seed the ranks alike, load the same state, or use DDP(criterion)"
+        )
 
 
 def _explain(ranks: Ranks, mine: Share | None, error: Exception | None) -> None:

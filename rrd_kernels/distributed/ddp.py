@@ -10,6 +10,7 @@ import warnings
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from rrd_kernels.distributed.ranks import Ranks
 from rrd_kernels.embeddings import Embeddings
 
 
@@ -45,24 +46,34 @@ def ignore_in_ddp(module: nn.Module) -> nn.Module:
     return module
 
 
-def check_ignored(memory: Embeddings, *, shared: bool) -> None:
-    """The DDP that is running does not copy this memory's buffers.
+def check_ddp(memory: Embeddings, ranks: Ranks) -> None:
+    """The DDP that is running, if any is, lets the ranks' steps go together and leaves this
+    memory's buffers alone.
 
     Args:
         memory: whose forward this is.
-        shared: whether its buffers are the same on all ranks, so that copying only takes time.
+        ranks: what they share. Buffers that are the same on all of them are copied in vain.
 
     Raises:
-        RuntimeError: it does, and they are not.
+        RuntimeError: ranks may take different numbers of steps, or buffers that are not the same
+            are copied.
     """
     active = DistributedDataParallel._active_ddp_module
-    if active is None or not active.broadcast_buffers:
+    if active is None or ranks.size == 1:
+        return
+    if ranks.gather != "none" and active._join_config.enable:
+        raise RuntimeError(
+            "DistributedDataParallel.join() is for ranks with different numbers of steps, and a "
+            "memory that ranks share needs all of them at each: give every rank as many batches, "
+            "some of them empty, or gather='none'"
+        )
+    if not active.broadcast_buffers:
         return
     copied = {id(buffer) for buffer in active.modules_buffers}
     if copied.isdisjoint(id(buffer) for buffer in memory.buffers()):
         return
     advice = "wrap DistributedDataParallel(rrd_kernels.distributed.ignore_in_ddp(module))"
-    if not shared:
+    if ranks.gather != "keys":
         raise RuntimeError(
             f"DistributedDataParallel copies rank 0's memory over the other ranks' at each step: "
             f"{advice}"

@@ -9,7 +9,7 @@ from torch import Tensor
 from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import use_fused
-from rrd_kernels.distributed.agreement import EMBED_T, Share, Step, agree, digest_of
+from rrd_kernels.distributed.agreement import Share, Step, agree, check_projection
 from rrd_kernels.distributed.collectives import copy_from_first, gather_rows
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ def _alike(
         "gather": memory.ranks.gather,
         "memory_type": "fifo",
         "feat_dim": memory.queue.shape[1],
-        EMBED_T: memory.teacher_digest,
         "memory_dtype": memory.queue.dtype,
         "dtype of z_s": z_s.dtype,
         "dtype of z_t": z_t.dtype,
@@ -42,6 +41,9 @@ def begin(
 ) -> tuple[Step, Tensor, Tensor, bool]:
     """What all ranks bring to a step, and what ``prepare`` has made of this rank's input.
 
+    The memory is stale from here on, until the step sets it right at its end: a rank that fails in
+    between, for want of memory, has the first's again at the next step.
+
     Args, Raises: as :func:`keys_step`.
     """
     prepared: list[tuple[Tensor, Tensor, bool]] = []
@@ -53,19 +55,23 @@ def begin(
         use_fused(memory.backend, memory.queue.device)
         prepared.append(prepare())
         z_s, z_t, writes = prepared[0]
-        if memory.stale:
-            memory.teacher_digest = digest_of(memory.embed_t)
         alike = _alike(memory, settings, z_s, z_t)
         alike |= {"nce_k": memory.layout.size, "update": writes}
+        if memory.ranks.gather == "shard":  # no other rank has the rows that one has loaded
+            alike["the number of states loaded"] = memory.states_loaded
         needs_grad = torch.is_grad_enabled() and z_s.requires_grad
         return Share(len(z_s), alike, needs_grad, memory.stale, memory.unit_rows)
 
     step = agree(memory.ranks, memory.queue.device, share)
     z_s, z_t, writes = prepared[0]
     memory.check_fits(step, writes)
+    if step.stale:
+        check_projection(memory.ranks, memory.queue.device, memory.embed_t)
+    memory.stale = True
     return step, z_s, z_t, writes
 
 
+@torch._disable_dynamo  # what ranks tell each other decides what is done
 def keys_step(
     memory: "FifoMemory",
     prepare: Callable[[], tuple[Tensor, Tensor, bool]],
@@ -93,7 +99,6 @@ def keys_step(
         copy_from_first(ranks, (queue, pointer))
         memory.inspect_rows()
         memory.unit_rows = memory.unit_rows and step.unit_rows
-        memory.stale = False
     settings = settings | {"unit_memory": memory.unit_rows and step.unit_rows}
     gathering = gather_rows(ranks, z_t, step.batches) if writes else None
     if gathering is not None and memory.enqueue_order == "before":
@@ -101,4 +106,5 @@ def keys_step(
     loss = functional.relational_loss(z_s, z_t, queue, **settings)
     if gathering is not None and memory.enqueue_order == "after":
         memory.enqueue_(gathering.wait())  # the rows have travelled meanwhile
+    memory.stale = False
     return step.weighted(loss, ranks.rank)

@@ -73,12 +73,17 @@ def draw_rows(
         return F.normalize(rows, dim=0 if start == "published" else 1)
     kept = torch.empty(layout.rows, dim, device=device, dtype=dtype)
     squares = torch.zeros(dim, device=device, dtype=torch.float64)
-    for at in range(0, layout.size, ROWS_AT_ONCE):
-        some = torch.randn(min(ROWS_AT_ONCE, layout.size - at), dim, device=device, dtype=dtype)
+    at = 0
+    while at < layout.size:
+        count = min(ROWS_AT_ONCE, layout.size - at)
+        if (layout.size - at - count) * dim < 16:  # so few would be drawn in another way
+            count = layout.size - at
+        some = torch.randn(count, dim, device=device, dtype=dtype)
         squares += some.double().square().sum(0)
         begin, end = max(at, layout.first), min(at + len(some), layout.first + layout.rows)
         if begin < end:
             kept[begin - layout.first : end - layout.first] = some[begin - at : end - at]
+        at += count
     norms = squares.sqrt().clamp_min(1e-12)
     for part in kept.split(ROWS_AT_ONCE):  # in place: a rank may have no room for them twice
         part.copy_(F.normalize(part, dim=1) if start == "unit" else part.double() / norms)

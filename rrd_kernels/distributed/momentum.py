@@ -9,7 +9,7 @@ from torch import Tensor
 from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import use_fused
-from rrd_kernels.distributed.agreement import EMBED_T, Share, agree, digest_of
+from rrd_kernels.distributed.agreement import Share, agree, check_projection
 from rrd_kernels.distributed.collectives import copy_from_first, gather_rows
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ def _alike(memory: "MomentumMemory", z_s: Tensor, z_t: Tensor) -> dict[str, Any]
         "n_data": memory.n_data,
         "(nce_k, nce_t, nce_m)": rows.given,
         "feat_dim": rows.memory_v1.shape[1],
-        EMBED_T: memory.teacher_digest,
         "memory_dtype": rows.memory_v1.dtype,
         "dtype of z_s": z_s.dtype,
         "dtype of z_t": z_t.dtype,
@@ -34,6 +33,7 @@ def _alike(memory: "MomentumMemory", z_s: Tensor, z_t: Tensor) -> dict[str, Any]
     }
 
 
+@torch._disable_dynamo  # as keys_step
 def shared_step(
     memory: "MomentumMemory",
     prepare: Callable[[], "tuple[Tensor, Views, bool]"],
@@ -66,17 +66,18 @@ def shared_step(
         check.check_index("contrast_idx", contrast_idx, z_s, dims=2)
         check.check_has_columns(contrast_idx)
         check.check_range("contrast_idx", contrast_idx, len(memory_v1))
-        if rows.stale:
-            memory.teacher_digest = digest_of(memory.embed_t)
         alike = _alike(memory, z_s, z_t) | {"tau_s": tau_s, "tau_t": tau_t, "update": writes}
         return Share(len(idx), alike, stale=rows.stale)
 
     step = agree(ranks, rows.params.device, share)
     (idx, views, writes) = prepared[0]
     if step.stale:
+        check_projection(ranks, rows.params.device, memory.embed_t)
+    rows.stale = True  # as in rrd_kernels.distributed.fifo.begin
+    if step.stale:
         copy_from_first(ranks, (rows.params, rows.memory_v1, rows.memory_v2))
         rows.read_params()
-        rows.stale = rows.normalized = False
+        rows.normalized = False
     # Both travel while the loss is computed.
     samples = gather_rows(ranks, idx, step.batches) if writes else None
     moved = gather_rows(ranks, torch.cat(views[:2], 1), step.batches) if writes else None
@@ -87,6 +88,7 @@ def shared_step(
     loss = memory.loss(views, normalizers, tau_s, tau_t)
     if samples is not None and moved is not None:
         memory.move_rows(samples.wait(), *moved.wait().chunk(2, dim=1))
+    rows.stale = False
     return step.weighted(loss, ranks.rank)
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rrd_kernels.memory import FifoMemory
 
 
+@torch._disable_dynamo  # as keys_step
 def shard_step(
     memory: "FifoMemory",
     prepare: Callable[[], tuple[Tensor, Tensor, bool]],
@@ -37,8 +38,8 @@ def shard_step(
     step, z_s, z_t, writes = begin(memory, prepare, settings)
     if step.stale:
         copy_from_first(ranks, (memory.queue_ptr,))
-        memory.stale = False
     if step.batch == 0:
+        memory.stale = False
         return functional.relational_loss(z_s, z_t, memory.queue, **settings)
     queries = gather_rows(ranks, torch.cat((z_s, z_t), 1), step.batches).wait()
     all_z_s, all_z_t = queries.chunk(2, dim=1)
@@ -47,7 +48,8 @@ def shard_step(
     loss = _loss(memory, z_s, all_z_s, all_z_t, step, settings)
     if writes and memory.enqueue_order == "after":
         enqueue_(memory, all_z_t)
-    return step.weighted(loss, ranks.rank)
+    memory.stale = False
+    return step.weighted(loss, ranks.rank) if memory.training else loss
 
 
 def _loss(

@@ -33,11 +33,22 @@ def own_rows(value: Any, layout: Layout) -> Any:
     """This rank's rows of what a state_dict holds: all K rows, or a DTensor of this layout.
 
     Anything else is returned as it is, for ``load_state_dict`` to refuse or to copy.
+
+    Raises:
+        ValueError: a DTensor with another rank's rows, as one rank's file has them for all.
     """
     if type(value).__name__ == "DTensor":
         if value.device_mesh.size() == layout.ranks and value.shape[0] == layout.size:
+            place = value.device_mesh.get_coordinate()
+            if place is None or place[0] != layout.rank:
+                raise ValueError(
+                    f"this state has rank {place and place[0]}'s rows, and this is rank "
+                    f"{layout.rank}: save a spread memory with torch.distributed.checkpoint, or "
+                    f"with full_state_dict=True"
+                )
             return value.to_local()
         return value.full_tensor() if layout.ranks == 1 else value
     if isinstance(value, Tensor) and value.dim() == 2 and value.shape[0] == layout.size:
-        return layout.part_of(value)
+        # With assign=True a view would keep all K rows.
+        return layout.part_of(value) if layout.ranks == 1 else layout.part_of(value).clone()
     return value
