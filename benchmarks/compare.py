@@ -26,6 +26,11 @@ rrd_kernels got slower; 1 when something did, or fails now; 2 on bad input. The 
 are shown beside it: where they moved too, so did the machine.
 """
 
+OTHER_TURNS = """\
+Of the two records one is older, and has its memories in cache where they fit it: the other let
+copies of them take turns.
+"""
+
 #: Below, percentiles are no measure of the spread: with five rounds they are the second and fourth.
 LEAST_ROUNDS = 7
 MEMORY_PAGE = 2 << 20
@@ -205,6 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = moves(chosen.before, chosen.after)
     moved = [move for move in found if move.verdict != SAME or move.extra_bytes is not None]
     print(ceilings_table(chosen.before, chosen.after))
+    if ("cache_bytes" in chosen.before) != ("cache_bytes" in chosen.after):
+        print(OTHER_TURNS)
     if shown := found if chosen.all else moved:
         print(as_table(shown, units_of(chosen.after)))
     regressions = sum(move.is_regression for move in found)

@@ -156,4 +156,16 @@ def ceilings_text(record: Mapping[str, Any]) -> str:
         for name, rate in sorted(ceilings.mm_rate.items())
     ]
     copied = f", a copy {ceilings.copy_rate / 1e9:.1f} GB/s" if ceilings.copy_rate else ""
-    return f"In this run torch.mm reached {', '.join(rates)}{copied}.\n"
+    return f"In this run torch.mm reached {', '.join(rates)}{copied}.{_turns_text(record)}\n"
+
+
+def _turns_text(record: Mapping[str, Any]) -> str:
+    """How many copies of a memory took turns; nothing of older records, in which none did."""
+    if not (size := record.get("cache_bytes")):
+        return ""
+    counts = [row["copies"] for row in record["rows"] if "copies" in row]
+    most = f", {min(counts)} to {max(counts)} of them" if counts else ""
+    return (
+        f" Between two uses of a memory copies of it{most} went through the last cache, "
+        f"{size / 2**20:.0f} MiB, where they fit it."
+    )

@@ -14,9 +14,17 @@ from rrd_kernels import functional
 class MomentumStep(AutogradStep):
     """Both memories' rows at idx move after the similarities are taken."""
 
-    def __init__(self, case: Case, state: State) -> None:
-        super().__init__(case, state)
-        self.memory_v1, self.memory_v2, self.params = self.state
+    @property
+    def memory_v1(self) -> Tensor:
+        return self.state[0]
+
+    @property
+    def memory_v2(self) -> Tensor:
+        return self.state[1]
+
+    @property
+    def params(self) -> Tensor:
+        return self.state[2]
 
 
 class PublishedMomentum(MomentumStep):

@@ -88,6 +88,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "uncommitted_changes": None if changes is None else bool(changes),
         "threads": torch.get_num_threads(),
         "cpu": hardware.cpu_model(),
+        "cache_bytes": hardware.cache_bytes(device),
     }
     if device.type == "cuda":
         record["versions"] |= hardware.gpu_versions()

@@ -27,7 +27,8 @@ NEGLIGIBLE_WORK = 0.1
 
 EXPLANATION = """\
 A step is: enqueue the teacher's rows, mean loss, gradient with respect to the
-student's embeddings (D = 128 where no other is named). Of the momentum memory,
+student's embeddings (D = 128 where no other is named). Batches take turns, and
+copies of a memory that would stay in the last cache. Of the momentum memory,
 which --cases momentum selects, it is: loss over B×K drawn rows of so many,
 gradient, update of both memories; and its negatives are drawn for one batch, on
 the host, in one process. Each implementation must first agree with the float64

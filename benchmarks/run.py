@@ -1,13 +1,14 @@
 """One case, from agreement to figures."""
 
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
-from benchmarks import cuda
+from benchmarks import cuda, hardware
 from benchmarks.agreement import Check, agreement
 from benchmarks.cases import AnyCase
 from benchmarks.errors import Errors
@@ -23,7 +24,8 @@ from benchmarks.measure import (
     ran_out_of_memory,
     wall_time,
 )
-from benchmarks.step import Step, over_batches
+from benchmarks.step import Step
+from benchmarks.turns import one_by_one, turns, with_twins
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Row:
     extra_bytes: int | None
     #: ``None`` of draws, which are right or wrong.
     errors: Errors | None
+    #: Of the memory, that took turns.
+    copies: int = 1
     #: By the device's clock in the replay of a CUDA graph; ``None`` where there is none.
     replay: Timing | None = None
     #: Why a GPU has no replay.
@@ -86,9 +90,11 @@ Result = Row | Absent
 
 @dataclass(frozen=True)
 class Ready:
-    """A step that agrees with the reference, and the graph of one step for each batch."""
+    """A step that agrees with the reference, its calls in turn, and the graph of all these."""
 
     step: Step
+    copies: int
+    calls: Sequence[Callable[[], object]]
     errors: Errors | None
     graph: torch.cuda.CUDAGraph | None
     not_captured: str | None
@@ -123,8 +129,8 @@ def run_case(
             if kind not in without
         }
         ready = {name: found for name, found in prepared.items() if isinstance(found, Ready)}
-        walls = _wall_times(ready, batches, device, seconds)
-        replays = _replay_times(ready, len(batches), seconds)
+        walls = _wall_times(ready, device, seconds)
+        replays = _replay_times(ready, seconds)
         results: list[Result] = []
         for name, found in prepared.items():
             if isinstance(found, Absent):
@@ -139,6 +145,7 @@ def run_case(
                 speedup=wall.speedup,
                 extra_bytes=_extra_bytes(case, found.step, batches[0]) if memory else None,
                 errors=found.errors,
+                copies=found.copies,
                 replay=_timing(name, replays) if found.graph else None,
                 not_captured=found.not_captured,
             )
@@ -154,53 +161,52 @@ def _prepare(
     try:
         step = kind(case, state)
         errors = judge.check(step)
+        steps = with_twins(step, hardware.cache_bytes(batches[0][0].device))
     except Exception as error:  # a compiler's, a library's: the others can be measured still
         outcome = OUT_OF_MEMORY if ran_out_of_memory(error) else "not available"
         return Absent(case, kind.name, outcome, first_line(error))
+    calls = turns(steps, batches)
     graph, not_captured = None, None
     if _on_gpu(step) and step.waits_for_device:
         not_captured = "it waits for the device"
     elif _on_gpu(step):
         try:
-            graph = _capture(step, batches)
+            graph = _capture(steps, calls)
         except Exception as error:  # as above; it can be timed without a graph
             not_captured = first_line(error)
-    return Ready(step, errors, graph, not_captured)
+    return Ready(step, len(steps), calls, errors, graph, not_captured)
 
 
 def _on_gpu(step: Step) -> bool:
     return step.state[0].is_cuda
 
 
-def _capture(step: Step, batches: Sequence[Batch]) -> torch.cuda.CUDAGraph:
-    """One step of each batch, replayed once to see that it is they that the graph holds."""
-    calls = [partial(step, *batch) for batch in batches]
+def _capture(steps: Sequence[Step], calls: Sequence[Callable[[], Any]]) -> torch.cuda.CUDAGraph:
+    """All ``calls``, replayed once to see that it is they that the graph holds."""
     graph, outputs = cuda.capture(calls)
     loss, grad = outputs[-1]
     loss.fill_(torch.nan)
     grad.fill_(torch.nan)
-    before = [tensor.clone() for tensor in step.state]
+    states = [tensor for step in steps for tensor in step.state]
+    before = [tensor.clone() for tensor in states]
     graph.replay()
-    replayed = [tensor.clone() for tensor in step.state]
-    for tensor, value in zip(step.state, before, strict=True):
+    replayed = [tensor.clone() for tensor in states]
+    for tensor, value in zip(states, before, strict=True):
         tensor.copy_(value)
     for call in calls:
         call()
-    same = all(map(torch.equal, step.state, replayed))
+    same = all(map(torch.equal, states, replayed))
     if not same or not (loss.isfinite() & grad.isfinite().all()):
         raise RuntimeError("the replay does not do the steps")
     return graph
 
 
 def _wall_times(
-    ready: Mapping[str, Ready],
-    batches: Sequence[Batch],
-    device: torch.device,
-    seconds: float,
+    ready: Mapping[str, Ready], device: torch.device, seconds: float
 ) -> dict[str, list[float]]:
     timers = {}
     for name, found in ready.items():
-        call = over_batches(found.step, batches)
+        call = one_by_one(found.calls)
         times = 1
         if device.type == "cuda":
             times = calls_in_a_block(partial(wall_time, call, device))
@@ -208,15 +214,17 @@ def _wall_times(
     return interleaved(timers, seconds)
 
 
-def _replay_times(ready: Mapping[str, Ready], steps: int, seconds: float) -> dict[str, list[float]]:
-    """Of the graphs that there are, each of so many steps."""
+def _replay_times(ready: Mapping[str, Ready], seconds: float) -> dict[str, list[float]]:
+    """Of a step, in the graphs that there are."""
     timers = {}
     for name, found in ready.items():
         if found.graph:
             timer = partial(cuda.device_time, found.graph.replay)
             timers[name] = partial(timer, calls_in_a_block(timer))
     times = interleaved(timers, seconds) if timers else {}
-    return {name: [time / steps for time in taken] for name, taken in times.items()}
+    return {
+        name: [time / len(ready[name].calls) for time in taken] for name, taken in times.items()
+    }
 
 
 def _timing(name: str, times: Mapping[str, list[float]]) -> Timing:

@@ -33,7 +33,8 @@ from benchmarks.measure import (
 )
 from benchmarks.peers import Compiled
 from benchmarks.run import OUT_OF_MEMORY
-from benchmarks.step import Step, over_batches
+from benchmarks.step import Step
+from benchmarks.turns import one_by_one, turns, with_twins
 
 #: Of a CPU's free memory, what a series may take: the rest is the system's, and no step is to wait
 #: for a swap.
@@ -56,6 +57,8 @@ class Point:
     extra_bytes: int | None = None
     outcome: str | None = None
     reason: str | None = None
+    #: Of the memory, that took turns.
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,9 @@ def _measure(
         return Point(value, outcome="not measured", reason=reason)
     judge.check(step)  # and warms up
     del judge, state
+    steps = with_twins(step, hardware.cache_bytes(device))
     timer: Callable[[], float]
-    timer = partial(wall_time, over_batches(step, batches), device)
+    timer = partial(wall_time, one_by_one(turns(steps, batches)), device)
     if device.type == "cuda":
         timer = partial(timer, calls_in_a_block(timer))
     # A trial of its own: the measure of memory empties the allocator first.
@@ -153,7 +157,7 @@ def _measure(
             break
         times.append(timer())
     times = times or trial
-    return Point(value, Spread.of(times), len(times), extra)
+    return Point(value, Spread.of(times), len(times), extra, copies=len(steps))
 
 
 def _isolated(kind: type[Step], axis: Axis, seconds: float, limit: int) -> Iterator[Point]:

@@ -12,16 +12,16 @@ has no halves.
 """
 
 import functools
-import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import cuda
+from benchmarks import cuda, hardware
 from benchmarks.agreement import Agreement, Check, agreement
 from benchmarks.cases import AnyCase, cases_for
 from benchmarks.implementations import implementations
@@ -37,7 +37,8 @@ from benchmarks.measure import (
     wait_for,
 )
 from benchmarks.momentum import MomentumStep
-from benchmarks.step import AutogradStep, Step, TrainingStep, over_batches
+from benchmarks.step import AutogradStep, Step, TrainingStep
+from benchmarks.turns import one_by_one, turns, with_twins
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 FORWARD, BACKWARD, STEP = "forward", "backward", "step"
@@ -129,44 +130,46 @@ def test_speed(
     with float32_matmul_precision(case.matmul_precision):
         step, errors = agreeing(case, device, kind)
         batches = prepared(case, device).batches
+        steps = with_twins(step, hardware.cache_bytes(device))
         if part == BACKWARD:
-            assert isinstance(step, AutogradStep)
-            call = _time_backward(benchmark, step, batches, request.config.getoption)
+            call = _time_backward(benchmark, steps, batches, request.config.getoption)
         else:
-            call = _forward_or_whole(step, part, batches)
+            call = one_by_one(turns(_calls(steps, part), _batches(part, batches)))
             benchmark(call)
         extra = _extra_memory(call, device)
-    benchmark.extra_info |= {"errors": errors, "extra_bytes": extra}
+    benchmark.extra_info |= {"errors": errors, "extra_bytes": extra, "copies": len(steps)}
     if benchmark.stats:  # not with --benchmark-disable
         spread = Spread.of(benchmark.stats.stats.data)
         benchmark.extra_info |= {"p20": spread.p20, "p80": spread.p80}
 
 
-def _forward_or_whole(step: Step, part: str, batches: list[Batch]) -> Callable[[], object]:
+def _calls(steps: Sequence[Any], part: str) -> Sequence[Callable[..., object]]:
     if part == STEP:
-        return over_batches(step, batches)
-    if part in (ENQUEUE, UPDATE):
-        assert isinstance(step, TrainingStep)
-        return over_batches(step.write, batches)
-    assert isinstance(step, AutogradStep)
-    leaves = [(z_s.detach().clone().requires_grad_(), *rest) for z_s, *rest in batches]
-    return over_batches(step.forward, leaves)
+        return steps
+    return [step.forward if part == FORWARD else step.write for step in steps]
+
+
+def _batches(part: str, batches: Sequence[Batch]) -> Sequence[Batch]:
+    """For a forward alone with z_s that requires a gradient."""
+    if part != FORWARD:
+        return batches
+    return [(z_s.detach().clone().requires_grad_(), *rest) for z_s, *rest in batches]
 
 
 def _time_backward(
     benchmark: Any,
-    step: AutogradStep,
-    batches: list[Batch],
+    steps: Sequence[Any],
+    batches: Sequence[Batch],
     option: Callable[[str], Any],
 ) -> Callable[[], object]:
     """Of a graph that is made anew, untimed, for each round."""
-    following = itertools.cycle(batches)
 
-    def graph() -> tuple[torch.Tensor, torch.Tensor]:
-        z_s, *rest = next(following)
+    def forward(step: AutogradStep, z_s: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
         z_s = z_s.detach().requires_grad_()
         return step.forward(z_s, *rest), z_s
 
+    graph = one_by_one(turns([partial(forward, step) for step in steps], batches))
+    [step, *_] = steps
     # As many rounds as pytest-benchmark would take of a step, of which backward is a part.
     start = time.perf_counter()
     step.backward(*graph())

@@ -158,6 +158,13 @@ def test_the_machine_is_compared_too(tmp_path, capsys):
     assert "| torch.mm in float32, GFLOP/s | 100 | 50 | 0.50 |" in capsys.readouterr().out
 
 
+def test_a_memory_in_cache_is_told_from_copies_that_take_turns(tmp_path, capsys):
+    run(measured(), measured(), tmp_path)
+    assert "take turns" not in capsys.readouterr().out
+    run(measured(), measured() | {"cache_bytes": 1 << 25}, tmp_path)
+    assert "copies of them take turns" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_other_devices_are_refused_unless_asked_for(tmp_path, capsys):
     after = measured() | {"cpu": "another"}
     with pytest.raises(SystemExit, match="2"):
