@@ -8,7 +8,7 @@ from benchmarks.cases import AnyCase, DrawCase, MomentumCase
 from benchmarks.momentum import FusedMomentum, PublishedMomentum
 from benchmarks.negatives import PublishedLoader, Sampler
 from benchmarks.peers import Compiled, Fused, PublishedEager
-from benchmarks.sdpa import CpuFlash, Cudnn, Efficient, Flash
+from benchmarks.sdpa import CpuFlash, Cudnn, Efficient, Flash, Math
 from benchmarks.step import Step
 
 
@@ -19,5 +19,5 @@ def implementations(case: AnyCase, device: torch.device) -> Sequence[type[Step]]
     if isinstance(case, MomentumCase):
         return [PublishedMomentum, FusedMomentum]
     if device.type == "cpu":
-        return [PublishedEager, Compiled, CpuFlash, Fused]
-    return [PublishedEager, Compiled, Flash, Efficient, Cudnn, Fused]
+        return [PublishedEager, Compiled, Math, CpuFlash, Fused]
+    return [PublishedEager, Compiled, Math, Flash, Efficient, Cudnn, Fused]

@@ -125,6 +125,16 @@ def test_too_few_rounds_tell_only_that_it_runs():
     assert {move.verdict for move in compare.moves(before, after)} == {compare.SAME}
 
 
+def test_an_older_name_is_the_same_implementation():
+    before, after = measured(), measured()
+    before["rows"][0]["implementation"] = "SDPA"
+    after["rows"][0]["implementation"] = "SDPA flash"
+    assert {move.name.implementation for move in compare.moves(before, after)} == {
+        "SDPA flash",
+        "rrd_kernels",
+    }
+
+
 def test_one_size_on_two_axes_is_two_figures():
     one = measured()
     (series,) = one["scaling"]

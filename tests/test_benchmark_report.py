@@ -44,7 +44,12 @@ class TestCommand:
         path, _ = written
         measured = record.load(path)
         names = {(row["implementation"], row["case"]["batch"]) for row in measured["rows"]}
-        assert {("published eager", 16), ("SDPA", 16), ("rrd_kernels", 8)} <= names
+        assert {
+            ("published eager", 16),
+            ("SDPA flash", 16),
+            ("SDPA math", 16),
+            ("rrd_kernels", 8),
+        } <= names
         for timed in (row for row in measured["rows"] if "seconds" in row):
             assert timed["seconds"]["p20"] <= timed["seconds"]["median"] <= timed["seconds"]["p80"]
             assert timed["ceiling"]["share"] > 0
@@ -53,7 +58,8 @@ class TestCommand:
         assert "--quick" in measured["command"]
         assert {one["implementation"] for one in measured["breakdowns"]} == {
             "published eager",
-            "SDPA",
+            "SDPA math",
+            "SDPA flash",
             "rrd_kernels",
         }
         assert all(one["parts"] for one in measured["breakdowns"])
@@ -124,7 +130,7 @@ def test_what_was_measured_before_an_interrupt_is_kept(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         report.main(["--device", "cpu", "--quick", "--output", str(path)])
     measured = record.load(path)
-    assert len(measured["rows"]) == 4
+    assert len(measured["rows"]) == 5
     assert measured["machine"]["after"] is None
     assert "rrd_kernels" in path.with_suffix(".md").read_text()
 
@@ -182,7 +188,7 @@ def test_a_size_at_which_the_kernels_are_wrong_fails_the_run(outcome, fails):
     axis = axes_for(CPU, quick=True)[0]
     point = scaling.Point(axis.values[0], outcome=outcome, reason="a loss that is off")
     measured = record.Measured(record.Machine({}, 1.0, 0.0, {}))
-    measured.series.append(scaling.Series(axis, "SDPA", [point], None))
+    measured.series.append(scaling.Series(axis, "SDPA flash", [point], None))
     assert report.failures(measured) == []
     measured.series.append(scaling.Series(axis, "rrd_kernels", [point], None))
     assert bool(report.failures(measured)) == fails
