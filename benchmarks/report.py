@@ -14,8 +14,9 @@ import torch
 from benchmarks import breakdown, hardware, host_time, markdown, pictures, record, scaling
 from benchmarks.cases import AnyCase, Case, axes_for, cases_for
 from benchmarks.figures import CPU_UNITS, CUDA_UNITS
+from benchmarks.implementations import COMPILED
 from benchmarks.measure import busy_cores, copy_rate, float32_matmul_precision, matmul_rate
-from benchmarks.peers import Compiled, Fused
+from benchmarks.peers import Fused
 from benchmarks.plan import PARTS, Plan, plan_for
 from benchmarks.record import Machine, Measured
 from benchmarks.run import OUT_OF_MEMORY, Absent, run_case
@@ -97,7 +98,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--no-compile",
         action="store_true",
-        help="leave out torch.compile, which takes up to half a minute for each size",
+        help="leave out torch.compile, which takes five to twenty seconds for each size",
     )
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument(
@@ -147,7 +148,7 @@ def look_at_machine(cases: Sequence[AnyCase], device: torch.device, plan: Plan) 
 def measure(chosen: argparse.Namespace, plan: Plan, measured: Measured) -> None:
     """Adds to ``measured`` one part after another."""
     device: torch.device = chosen.device
-    without = [Compiled] if chosen.no_compile else []
+    without = COMPILED if chosen.no_compile else ()
     if "cases" in chosen.parts:
         for case in chosen.cases:
             report(case.name)

@@ -70,8 +70,8 @@ class Row:
         return self.case.operations / self.best_seconds if self.case.operations else None
 
 
-#: An outcome.
-OUT_OF_MEMORY = "out of memory"
+#: Outcomes.
+OUT_OF_MEMORY, DISAGREES = "out of memory", "disagrees"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Absent:
 
     case: AnyCase
     implementation: str
-    #: A few words: not measured, not available, out of memory.
+    #: A few words: not measured, not available, out of memory, disagrees.
     outcome: str
     reason: str
 
@@ -163,8 +163,7 @@ def _prepare(
         errors = judge.check(step)
         steps = with_twins(step, hardware.cache_bytes(batches[0][0].device))
     except Exception as error:  # a compiler's, a library's: the others can be measured still
-        outcome = OUT_OF_MEMORY if ran_out_of_memory(error) else "not available"
-        return Absent(case, kind.name, outcome, first_line(error))
+        return Absent(case, kind.name, outcome_of(error), first_line(error))
     calls = turns(steps, batches)
     graph, not_captured = None, None
     if _on_gpu(step) and step.waits_for_device:
@@ -175,6 +174,13 @@ def _prepare(
         except Exception as error:  # as above; it can be timed without a graph
             not_captured = first_line(error)
     return Ready(step, len(steps), calls, errors, graph, not_captured)
+
+
+def outcome_of(error: Exception) -> str:
+    """Of a step that has failed, in a few words."""
+    if isinstance(error, ArithmeticError):
+        return DISAGREES
+    return OUT_OF_MEMORY if ran_out_of_memory(error) else "not available"
 
 
 def _on_gpu(step: Step) -> bool:

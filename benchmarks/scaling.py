@@ -28,11 +28,10 @@ from benchmarks.measure import (
     calls_in_a_block,
     first_line,
     peak_extra_memory,
-    ran_out_of_memory,
     wall_time,
 )
 from benchmarks.peers import Compiled
-from benchmarks.run import OUT_OF_MEMORY
+from benchmarks.run import OUT_OF_MEMORY, outcome_of
 from benchmarks.step import Step
 from benchmarks.turns import one_by_one, turns, with_twins
 
@@ -115,8 +114,7 @@ def measure(kind: type[Step], axis: Axis, device: torch.device, seconds: float) 
         try:
             point = _measure(kind, case, value, device, seconds)
         except Exception as error:  # sizes before it have been measured
-            outcome = OUT_OF_MEMORY if ran_out_of_memory(error) else "not available"
-            point = Point(value, outcome=outcome, reason=first_line(error))
+            point = Point(value, outcome=outcome_of(error), reason=first_line(error))
         if device.type == "cuda":
             torch.cuda.empty_cache()
         yield point

@@ -75,7 +75,7 @@ class WrongGradient(Fused):
     [
         (FailsAt256, "out of memory", [128, 256]),
         (BreaksAt256, "not available", [128, 256]),
-        (WrongGradient, "not available", [128]),
+        (WrongGradient, "disagrees", [128]),
     ],
 )
 def test_a_series_ends_where_it_fails(kind, outcome, values):

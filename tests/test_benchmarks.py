@@ -21,12 +21,12 @@ from benchmarks.cases import (
     cases_for,
     from_fields,
 )
-from benchmarks.implementations import implementations
+from benchmarks.implementations import COMPILED, implementations
 from benchmarks.inputs import draw
 from benchmarks.measure import CLEAR_REFS
 from benchmarks.momentum import FusedMomentum, PublishedMomentum
 from benchmarks.negatives import PublishedLoader, Sampler
-from benchmarks.peers import Compiled, Fused, PublishedEager
+from benchmarks.peers import Fused, PublishedEager
 from benchmarks.run import Absent, Row, run_case
 from rrd_kernels import functional
 from rrd_kernels.functional import relational_loss
@@ -46,13 +46,12 @@ DRAWS = DrawCase(8, 64, n_data=500)
 
 @pytest.mark.parametrize("case", FORMATS, ids=lambda case: case.format)
 def test_every_implementation_agrees_before_it_is_timed(case, device):
-    results = run_case(case, 0.0, device, memory=device.type == "cuda")
+    results = run_case(case, 0.0, device, memory=device.type == "cuda", without=COMPILED)
     assert [result.implementation for result in results] == [
-        kind.name for kind in implementations(case, device)
+        kind.name for kind in implementations(case, device) if kind not in COMPILED
     ]
     if device.type == "cpu":  # a GPU may lack some of PyTorch's kernels
-        left_out = [result for result in results if isinstance(result, Absent)]
-        assert [result.implementation for result in left_out] == [Compiled.name]
+        assert all(isinstance(result, Row) for result in results)
     ours = results[-1]
     assert isinstance(ours, Row), ours
     assert ours.seconds.median > 0
@@ -60,19 +59,31 @@ def test_every_implementation_agrees_before_it_is_timed(case, device):
     assert bool(ours.replay) == (device.type == "cuda")
 
 
-@pytest.mark.parametrize("case", FORMATS, ids=lambda case: case.format)
-def test_what_is_compiled_agrees(case, device, monkeypatch):
-    # Inductor would take half a minute for what is seen here: the writes in a graph, the numbers.
+@pytest.fixture
+def aot_eager(monkeypatch):
+    """Inductor takes seconds for what is seen here: the writes in a graph, the numbers."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
+
+@pytest.mark.usefixtures("aot_eager")
+@pytest.mark.parametrize("case", [*FORMATS, MOMENTUM], ids=lambda case: case.name)
+def test_what_is_compiled_agrees(case, device):
     state, batches = draw(case, device)
     judge = agreement(case, state, batches[0])
-    judge.check(PublishedEager(case, state))
-    step = Compiled(case, state)
-    judge.check(step)
-    twin = PublishedEager(case, state)
-    twin(*batches[0])
-    assert torch.equal(step.memory, twin.memory)
-    assert torch.equal(step.pointer, twin.pointer)
+    published, step, *_ = (kind(case, state) for kind in implementations(case, device))
+    assert type(step) in COMPILED
+    for one in (published, step):
+        judge.check(one)
+    assert torch.equal(step.state[0], published.state[0])
+    assert torch.equal(step.state[1], published.state[1])
+
+
+def test_what_is_compiled_is_compiled_at_every_size():
+    for case in (*CPU_CASES, *CUDA_CASES):
+        kinds = implementations(case, torch.device("cuda" if case in CUDA_CASES else "cpu"))
+        compiled = [kind for kind in kinds if kind in COMPILED]
+        assert len(compiled) == (0 if isinstance(case, DrawCase) else 1)
+        assert not any(kind.why_not(case) for kind in compiled)
 
 
 class OffByAThousandth(Fused):
@@ -104,8 +115,8 @@ class TooLargeForTheSystem(Fused):
 @pytest.mark.parametrize(
     ("wrong", "outcome", "reason"),
     [
-        (OffByAThousandth, "not available", "ArithmeticError"),
-        (WithoutEnqueue, "not available", "ArithmeticError"),
+        (OffByAThousandth, "disagrees", "ArithmeticError"),
+        (WithoutEnqueue, "disagrees", "ArithmeticError"),
         (TooLarge, "out of memory", "tried to allocate much"),
         (TooLargeForTheSystem, "out of memory", "allocate"),
     ],
@@ -124,7 +135,7 @@ def test_a_wrong_implementation_is_not_timed_but_the_others_are(
 
 def test_the_momentum_memory_is_measured():
     memory = CLEAR_REFS.exists()
-    results = run_case(MOMENTUM, 0.0, memory=memory)
+    results = run_case(MOMENTUM, 0.0, memory=memory, without=COMPILED)
     assert [result.implementation for result in results] == ["published eager", "rrd_kernels"]
     for result in results:
         assert isinstance(result, Row), result
@@ -138,7 +149,7 @@ def test_the_momentum_memory_agrees_either_way(method, device, monkeypatch):
     monkeypatch.setattr(functional, "sampled_relational_loss", loss)
     state, batches = draw(MOMENTUM, device)
     judge = agreement(MOMENTUM, state, batches[0])
-    for kind in implementations(MOMENTUM, device):
+    for kind in (PublishedMomentum, FusedMomentum):
         judge.check(kind(MOMENTUM, state))
 
 
@@ -188,6 +199,7 @@ def test_a_wrong_step_of_the_momentum_memory_is_not_timed_but_the_other_is(wrong
         assert kind is not wrong or "ArithmeticError" in result.reason
 
 
+@pytest.mark.usefixtures("aot_eager")
 @pytest.mark.parametrize("case", [*FORMATS, MOMENTUM], ids=lambda case: case.name)
 def test_what_is_written_alone_agrees(case, device):
     state, batches = draw(case, device)
