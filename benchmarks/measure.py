@@ -138,6 +138,16 @@ def profiler(device: torch.device) -> torch.profiler.profile:
     return torch.profiler.profile(activities=activities, acc_events=True)
 
 
+#: Outcomes of what has failed, in a few words.
+OUT_OF_MEMORY, DISAGREES, NOT_AVAILABLE = "out of memory", "disagrees", "not available"
+
+
+def outcome_of(error: BaseException) -> str:
+    if isinstance(error, ArithmeticError):
+        return DISAGREES
+    return OUT_OF_MEMORY if ran_out_of_memory(error) else NOT_AVAILABLE
+
+
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed; on a CPU PyTorch says so in a plain RuntimeError."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

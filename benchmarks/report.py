@@ -15,11 +15,17 @@ from benchmarks import breakdown, hardware, host_time, markdown, pictures, recor
 from benchmarks.cases import AnyCase, Case, axes_for, cases_for
 from benchmarks.figures import CPU_UNITS, CUDA_UNITS
 from benchmarks.implementations import COMPILED
-from benchmarks.measure import busy_cores, copy_rate, float32_matmul_precision, matmul_rate
+from benchmarks.measure import (
+    OUT_OF_MEMORY,
+    busy_cores,
+    copy_rate,
+    float32_matmul_precision,
+    matmul_rate,
+)
 from benchmarks.peers import Fused
 from benchmarks.plan import PARTS, Plan, plan_for
 from benchmarks.record import Machine, Measured
-from benchmarks.run import OUT_OF_MEMORY, Absent, run_case
+from benchmarks.run import Absent, run_case
 from benchmarks.targets import Outcome, outcomes, targets_for
 
 STARTED = time.monotonic()

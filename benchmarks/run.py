@@ -14,14 +14,14 @@ from benchmarks.cases import AnyCase
 from benchmarks.errors import Errors
 from benchmarks.implementations import implementations
 from benchmarks.inputs import Batch, State, draw
-from benchmarks.isolated import isolated_peak_memory
+from benchmarks.isolated import PeakMemory, isolated_peak_memory
 from benchmarks.measure import (
     Spread,
     calls_in_a_block,
     first_line,
     float32_matmul_precision,
     interleaved,
-    ran_out_of_memory,
+    outcome_of,
     wall_time,
 )
 from benchmarks.step import Step
@@ -48,7 +48,7 @@ class Row:
     seconds: Spread
     rounds: int
     speedup: Mapping[str, float]
-    #: ``None`` where it was not measured.
+    #: ``None`` where it was not measured ...
     extra_bytes: int | None
     #: ``None`` of draws, which are right or wrong.
     errors: Errors | None
@@ -58,6 +58,8 @@ class Row:
     replay: Timing | None = None
     #: Why a GPU has no replay.
     not_captured: str | None = None
+    #: ... and why, if it was to be.
+    no_memory: str | None = None
 
     @property
     def best_seconds(self) -> float:
@@ -68,10 +70,6 @@ class Row:
     def rate(self) -> float | None:
         """Operations per second, counted alike for all implementations; draws have none."""
         return self.case.operations / self.best_seconds if self.case.operations else None
-
-
-#: Outcomes.
-OUT_OF_MEMORY, DISAGREES = "out of memory", "disagrees"
 
 
 @dataclass(frozen=True)
@@ -137,13 +135,15 @@ def run_case(
                 results.append(found)
                 continue
             wall = _timing(name, walls)
+            peak = _peak_memory(case, found, batches[0]) if memory else PeakMemory(None)
             row = Row(
                 case=case,
                 implementation=name,
                 seconds=wall.seconds,
                 rounds=wall.rounds,
                 speedup=wall.speedup,
-                extra_bytes=_extra_bytes(case, found.step, batches[0]) if memory else None,
+                extra_bytes=peak.extra_bytes,
+                no_memory=peak.outcome,
                 errors=found.errors,
                 copies=found.copies,
                 replay=_timing(name, replays) if found.graph else None,
@@ -174,13 +174,6 @@ def _prepare(
         except Exception as error:  # as above; it can be timed without a graph
             not_captured = first_line(error)
     return Ready(step, len(steps), calls, errors, graph, not_captured)
-
-
-def outcome_of(error: Exception) -> str:
-    """Of a step that has failed, in a few words."""
-    if isinstance(error, ArithmeticError):
-        return DISAGREES
-    return OUT_OF_MEMORY if ran_out_of_memory(error) else "not available"
 
 
 def _on_gpu(step: Step) -> bool:
@@ -243,7 +236,10 @@ def _median_ratio(numerators: list[float], denominators: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
-def _extra_bytes(case: AnyCase, step: Step, batch: Batch) -> int | None:
-    if _on_gpu(step):
-        return cuda.peak_extra_memory(partial(step, *batch))
-    return isolated_peak_memory(case, type(step))
+def _peak_memory(case: AnyCase, found: Ready, batch: Batch) -> PeakMemory:
+    if not _on_gpu(found.step):
+        return isolated_peak_memory(case, type(found.step))
+    try:
+        return PeakMemory(cuda.peak_extra_memory(partial(found.step, *batch)))
+    except torch.OutOfMemoryError as error:  # beside the others' copies and graphs
+        return PeakMemory(None, f"{outcome_of(error)}: {first_line(error)}")

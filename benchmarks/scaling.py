@@ -5,7 +5,6 @@ as JSON for each value; it allocates at most LIMIT bytes.
 """
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,17 +20,17 @@ from benchmarks.cases import Axis, Case
 from benchmarks.fits import PowerLaw, power_law
 from benchmarks.implementations import implementations
 from benchmarks.inputs import draw
-from benchmarks.isolated import module_output, named
+from benchmarks.isolated import fatal, module_output, named
 from benchmarks.measure import (
     CLEAR_REFS,
     Spread,
     calls_in_a_block,
     first_line,
+    outcome_of,
     peak_extra_memory,
     wall_time,
 )
 from benchmarks.peers import Compiled
-from benchmarks.run import OUT_OF_MEMORY, outcome_of
 from benchmarks.step import Step
 from benchmarks.turns import one_by_one, turns, with_twins
 
@@ -166,14 +165,8 @@ def _isolated(kind: type[Step], axis: Axis, seconds: float, limit: int) -> Itera
             points.append(_point(json.loads(line)))
             yield points[-1]
     if process.returncode:
-        yield _fatal(axis.values[len(points)], process.returncode)
-
-
-def _fatal(value: int, exit_code: int) -> Point:
-    """The size at which the process ended before it could say anything."""
-    if exit_code == -signal.SIGKILL:
-        return Point(value, outcome=OUT_OF_MEMORY, reason="the system ended the process")
-    return Point(value, outcome="not available", reason=f"its process ended with {exit_code}")
+        outcome, reason = fatal(process.returncode)
+        yield Point(axis.values[len(points)], outcome=outcome, reason=reason)
 
 
 def _point(fields: Mapping[str, Any]) -> Point:

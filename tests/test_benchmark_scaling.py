@@ -14,6 +14,7 @@ from benchmarks.cases import Axis, Case, axes_for
 from benchmarks.figures import CPU_UNITS
 from benchmarks.fits import power_law
 from benchmarks.hardware import available_memory
+from benchmarks.isolated import fatal
 from benchmarks.measure import Spread
 from benchmarks.peers import Fused, PublishedEager
 from benchmarks.scaling import Point, Series
@@ -120,8 +121,8 @@ class TestProcess:
 
     def test_one_that_is_killed_ran_out_of_memory(self):
         killed = subprocess.run(["sh", "-c", "kill -9 $$"], check=False)
-        assert scaling._fatal(256, killed.returncode).outcome == "out of memory"
-        assert scaling._fatal(256, 1).outcome == "not available"
+        assert fatal(killed.returncode)[0] == "out of memory"
+        assert fatal(1)[0] == "not available"
 
 
 def series(*points: Point) -> Series:

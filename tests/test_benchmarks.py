@@ -2,6 +2,9 @@
 
 import functools
 import json
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -131,6 +134,40 @@ def test_a_wrong_implementation_is_not_timed_but_the_others_are(
     assert ours.outcome == outcome
     assert reason in ours.reason
     assert "\n" not in ours.reason
+
+
+class IsKilled(Fused):
+    """In the process that measures memory, as by a system that has none left."""
+
+    def __call__(self, z_s, z_t):
+        if multiprocessing.parent_process():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(z_s, z_t)
+
+
+class FailsToAllocate(Fused):
+    def __call__(self, z_s, z_t):
+        if multiprocessing.parent_process():
+            torch.empty(2**60)
+        return super().__call__(z_s, z_t)
+
+
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="the system does not count memory")
+def test_memory_that_cannot_be_measured_is_an_outcome(monkeypatch, capsys):
+    kinds = [PublishedEager, IsKilled, FailsToAllocate]
+    monkeypatch.setattr(run, "implementations", lambda case, device: kinds)
+    monkeypatch.setattr(IsKilled, "name", "killed")
+    monkeypatch.setattr(FailsToAllocate, "name", "failing")
+    published, killed, failing = run_case(SMALL, 0.0)
+    assert published.extra_bytes is not None
+    assert published.no_memory is None
+    for row in (killed, failing):
+        assert row.seconds.median > 0
+        assert row.extra_bytes is None
+        assert row.no_memory.startswith("out of memory: ")
+    table = pytest.importorskip("benchmarks.table")
+    table.print_table([published, killed, failing])
+    assert "killed memory, out of memory: the system ended" in capsys.readouterr().out
 
 
 def test_the_momentum_memory_is_measured():
