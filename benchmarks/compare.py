@@ -112,6 +112,9 @@ def _figures(measured: Mapping[str, Any]) -> Iterator[tuple[Name, Figure | None]
             continue
         spread = Spread(**row["seconds"])
         yield Name.of(case, kind), Figure(spread, row["extra_bytes"], row["rounds"])
+        for part, timing in row.get("parts", {}).items():
+            seconds = Spread(**timing["seconds"])
+            yield Name.of(f"{case}, {part}", kind), Figure(seconds, None, timing["rounds"])
         if row.get("replay"):
             yield Name.of(f"{case}, in a graph", kind), Figure(Spread(**row["replay"]["seconds"]))
     for series in measured.get("scaling", []):

@@ -135,6 +135,7 @@ class FusedMomentum(MomentumStep):
     """This package's operators, in the order of its module, with no fall-back to the reference."""
 
     name = Fused.name
+    gradient_in_forward = True
 
     def __init__(self, case: Case, state: State) -> None:
         super().__init__(case, state)

@@ -101,12 +101,10 @@ class Compiled(AutogradStep, FifoStep):
 
 
 class Fused(AutogradStep, FifoStep):
-    """This package's operators, with no fall-back to the reference.
-
-    Their gradient is computed with the loss, in forward; backward scales it.
-    """
+    """This package's operators, with no fall-back to the reference."""
 
     name = "rrd_kernels"
+    gradient_in_forward = True
 
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         return functional.relational_step_(

@@ -2,15 +2,15 @@
 
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks import cuda, hardware
-from benchmarks.agreement import Check, agreement
-from benchmarks.cases import AnyCase
+from benchmarks import cuda, hardware, step_parts
+from benchmarks.agreement import Agreement, Check, agreement
+from benchmarks.cases import AnyCase, Case
 from benchmarks.errors import Errors
 from benchmarks.implementations import implementations
 from benchmarks.inputs import Batch, State, draw
@@ -24,8 +24,12 @@ from benchmarks.measure import (
     outcome_of,
     wall_time,
 )
-from benchmarks.step import Step
+from benchmarks.step import AutogradStep, Step, TrainingStep
 from benchmarks.turns import one_by_one, turns, with_twins
+from benchmarks.work import Work, of_part
+
+#: Of the parts of a step, which are not what a training script waits for.
+PART_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,13 @@ class Timing:
     rounds: int
     #: How many times faster than each implementation: the median over the rounds.
     speedup: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class PartTiming(Timing):
+    """Seconds of one part of a step, and what it takes at least."""
+
+    work: Work
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,8 @@ class Row:
     not_captured: str | None = None
     #: ... and why, if it was to be.
     no_memory: str | None = None
+    #: Of those parts that can be called alone, by the host's clock.
+    parts: Mapping[str, PartTiming] = field(default_factory=dict)
 
     @property
     def best_seconds(self) -> float:
@@ -90,8 +103,7 @@ Result = Row | Absent
 class Ready:
     """A step that agrees with the reference, its calls in turn, and the graph of all these."""
 
-    step: Step
-    copies: int
+    steps: Sequence[Step]
     calls: Sequence[Callable[[], object]]
     errors: Errors | None
     graph: torch.cuda.CUDAGraph | None
@@ -112,7 +124,8 @@ def run_case(
     Args:
         case: the size.
         seconds: how long to time, all implementations together; at least seven rounds. On a GPU
-            once by the host's clock and once by the device's.
+            once by the host's clock and once by the device's. The parts half as long; at least
+            five rounds.
         device: where the tensors are.
         memory: whether to measure peak memory too, on a CPU in a new process for each.
         without: implementations to leave out.
@@ -129,6 +142,7 @@ def run_case(
         ready = {name: found for name, found in prepared.items() if isinstance(found, Ready)}
         walls = _wall_times(ready, device, seconds)
         replays = _replay_times(ready, seconds)
+        parts = _part_times(ready, batches, device, seconds / 2)
         results: list[Result] = []
         for name, found in prepared.items():
             if isinstance(found, Absent):
@@ -144,8 +158,9 @@ def run_case(
                 speedup=wall.speedup,
                 extra_bytes=peak.extra_bytes,
                 no_memory=peak.outcome,
+                parts=_part_timings(case, found.steps[0], parts),
                 errors=found.errors,
-                copies=found.copies,
+                copies=len(found.steps),
                 replay=_timing(name, replays) if found.graph else None,
                 not_captured=found.not_captured,
             )
@@ -160,7 +175,10 @@ def _prepare(
         return Absent(case, kind.name, "not measured", reason)
     try:
         step = kind(case, state)
+        writer = step.twin()
         errors = judge.check(step)
+        if isinstance(judge, Agreement) and isinstance(writer, TrainingStep):
+            judge.check_write(writer)
         steps = with_twins(step, hardware.cache_bytes(batches[0][0].device))
     except Exception as error:  # a compiler's, a library's: the others can be measured still
         return Absent(case, kind.name, outcome_of(error), first_line(error))
@@ -173,7 +191,7 @@ def _prepare(
             graph = _capture(steps, calls)
         except Exception as error:  # as above; it can be timed without a graph
             not_captured = first_line(error)
-    return Ready(step, len(steps), calls, errors, graph, not_captured)
+    return Ready(steps, calls, errors, graph, not_captured)
 
 
 def _on_gpu(step: Step) -> bool:
@@ -226,6 +244,33 @@ def _replay_times(ready: Mapping[str, Ready], seconds: float) -> dict[str, list[
     }
 
 
+def _part_times(
+    ready: Mapping[str, Ready], batches: Sequence[Batch], device: torch.device, seconds: float
+) -> dict[str, dict[str, list[float]]]:
+    """By part, then by implementation."""
+    timers = {
+        (part, name): timer
+        for name, found in ready.items()
+        for part, timer in step_parts.timers(found.steps, batches, device).items()
+    }
+    times: dict[str, dict[str, list[float]]] = {}
+    for (part, name), taken in interleaved(timers, seconds, PART_ROUNDS).items() if timers else ():
+        times.setdefault(part, {})[name] = taken
+    return times
+
+
+def _part_timings(
+    case: AnyCase, step: Step, times: Mapping[str, Mapping[str, list[float]]]
+) -> dict[str, PartTiming]:
+    found = {}
+    in_forward = isinstance(step, AutogradStep) and step.gradient_in_forward
+    for part in step_parts.parts_of(type(step)):
+        assert isinstance(case, Case)
+        timing = _timing(step.name, times[part])
+        found[part] = PartTiming(**vars(timing), work=of_part(case, part, in_forward))
+    return found
+
+
 def _timing(name: str, times: Mapping[str, list[float]]) -> Timing:
     own = times[name]
     speedup = {peer: _median_ratio(taken, own) for peer, taken in times.items()}
@@ -237,9 +282,10 @@ def _median_ratio(numerators: list[float], denominators: list[float]) -> float:
 
 
 def _peak_memory(case: AnyCase, found: Ready, batch: Batch) -> PeakMemory:
-    if not _on_gpu(found.step):
-        return isolated_peak_memory(case, type(found.step))
+    [step, *_] = found.steps
+    if not _on_gpu(step):
+        return isolated_peak_memory(case, type(step))
     try:
-        return PeakMemory(cuda.peak_extra_memory(partial(found.step, *batch)))
+        return PeakMemory(cuda.peak_extra_memory(partial(step, *batch)))
     except torch.OutOfMemoryError as error:  # beside the others' copies and graphs
         return PeakMemory(None, f"{outcome_of(error)}: {first_line(error)}")

@@ -76,6 +76,9 @@ class TrainingStep(Step):
 class AutogradStep(TrainingStep):
     """One that is differentiated by autograd, so that its halves can be called alone."""
 
+    #: Forward computes the gradient with the loss, and backward scales it.
+    gradient_in_forward: ClassVar[bool] = False
+
     def __call__(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         z_s, *others = batch
         z_s = z_s.detach().requires_grad_()

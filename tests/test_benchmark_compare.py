@@ -153,12 +153,14 @@ def test_memory_moves_by_more_than_a_page(tmp_path, capsys):
     assert "+3.0" in capsys.readouterr().out
 
 
-def test_replays_and_points_of_series_count():
+def test_replays_parts_and_points_of_series_count():
     one = measured()
     one["rows"][1]["replay"] = {"seconds": seconds(1, 1, 1), "rounds": 50, "speedup": {}}
+    one["rows"][1]["parts"] = {"enqueue": {"seconds": seconds(1, 1, 1), "rounds": 50}}
     names = {name.what for name in compare.figures(one)}
     scaled = "float32 64×128, scaling of rows"
-    assert names == {CASE.name, f"{CASE.name}, in a graph", scaled}
+    alone = {f"{CASE.name}, in a graph", f"{CASE.name}, enqueue"}
+    assert names == {CASE.name, scaled} | alone
 
 
 def test_the_machine_is_compared_too(tmp_path, capsys):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import markdown, record, targets
+from benchmarks import markdown, record, targets, work
 from benchmarks.cases import Case, DrawCase
 from benchmarks.ceilings import BANDWIDTH, COMPUTE, Ceilings
 from benchmarks.errors import Errors
@@ -108,6 +108,37 @@ class TestCeilings:
         found = Ceilings.of_record({"machine": {"before": before, "after": after}})
         assert found == Ceilings({"float32": 100e9}, 14e9)
         assert Ceilings.of_record({"machine": {"before": after, "after": None}}).copy_rate == 14e9
+
+
+class TestWork:
+    """Of a batch of 64 against 16384 rows of 128 halves."""
+
+    def test_halves_make_a_step(self):
+        forward, backward = (work.of_part(TINY, part) for part in ("forward", "backward"))
+        assert forward.operations == backward.operations == TINY.operations // 2
+        # The memory once each; z_s, z_t and the rows that are enqueued; z_s and the gradient.
+        assert forward.bytes == (16384 + 3 * 64) * 128 * 2
+        assert backward.bytes == (16384 + 2 * 64) * 128 * 2
+
+    def test_a_gradient_that_forward_computes(self):
+        forward, backward = (work.of_part(TINY, part, True) for part in ("forward", "backward"))
+        assert forward.operations == TINY.operations
+        # The gradient is saved in float32, and written as halves.
+        assert forward.bytes == (16384 + 3 * 64) * 128 * 2 + 64 * 128 * 4
+        assert backward == work.Work(None, 64 * 128 * (4 + 2))
+
+    def test_writes(self):
+        assert work.of_part(TINY, "enqueue") == work.Work(None, 2 * 64 * 128 * 2)
+        # Both memories' rows are read and written, and z_s and z_t read.
+        update = work.of_part(targets.MOMENTUM, "update")
+        assert update == work.Work(None, 6 * 64 * 128 * 4 + 8 * 64)
+
+    def test_halves_of_the_momentum_memory(self):
+        case = replace(targets.MOMENTUM, batch=4096)  # so that each row is drawn
+        forward, backward = (work.of_part(case, part) for part in ("forward", "backward"))
+        assert forward.operations == 2 * backward.operations == 4 * 4096 * 16385 * 128
+        assert backward.bytes == (case.n_data + 2 * 4096) * 128 * 4 + 8 * 4096 * 16385
+        assert forward.bytes == case.bytes - 4096 * 128 * 4
 
 
 def test_targets_are_compared_with_what_was_measured():

@@ -284,11 +284,39 @@ def test_a_wrong_write_is_found(case, wrong):
         agreement(case, state, batches[0]).check_write(wrong(case, state))
 
 
+@pytest.mark.parametrize("case", [SMALL, MOMENTUM, DRAWS], ids=lambda case: case.name)
+def test_parts_are_timed_where_there_are_any(case, device):
+    if case is DRAWS and device.type != "cpu":
+        pytest.skip("draws are the host's")
+    write = "update" if case is MOMENTUM else "enqueue"
+    halves = set() if case is DRAWS else {"forward", "backward", write}
+    for row in run_case(case, 0.0, device, memory=False, without=COMPILED):
+        if isinstance(row, Row):
+            expected = {write} if row.implementation.startswith("SDPA") else halves
+            assert set(row.parts) == expected
+            for timing in row.parts.values():
+                assert timing.seconds.median > 0
+                assert timing.rounds >= 5
+                assert timing.speedup[row.implementation] == 1
+
+
+def test_a_wrong_write_is_not_timed(monkeypatch):
+    kinds = [PublishedEager, LeavesThePointer]
+    monkeypatch.setattr(run, "implementations", lambda case, device: kinds)
+    published, ours = run_case(SMALL, 0.0, memory=False)
+    assert isinstance(published, Row)
+    assert (ours.outcome, "writes rows" in ours.reason) == ("disagrees", True)
+
+
 def test_parts_are_timed_with_pytest_benchmark(tmp_path):
     pytest.importorskip("pytest_benchmark")
     output = tmp_path / "parts.json"
     command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider"]
-    command += ["-k", "cpu-float32-64x16384 and not compile", f"--benchmark-json={output}"]
+    command += [
+        "-k",
+        "cpu-float32-64x16384 and not compile and not D=",
+        f"--benchmark-json={output}",
+    ]
     done = subprocess.run(
         [*command, "--benchmark-max-time=0", "--benchmark-min-rounds=2"],
         cwd=ROOT,
