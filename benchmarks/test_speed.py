@@ -62,7 +62,7 @@ def every_part() -> Iterator[Any]:
                     words = (device.type, case.name.replace("×", "x"), kind.name)
                     group = " ".join((*words[:2], part))
                     marks = pytest.mark.benchmark(group=group, timer=clock(device))
-                    name = "-".join((*words, part)).replace(" ", "-")
+                    name = "-".join((*words, part)).replace(" ", "-").replace("=", "")
                     yield pytest.param(device, case, kind, part, marks=marks, id=name)
 
 
