@@ -7,6 +7,7 @@ import torch
 from torch.autograd import DeviceType
 
 from benchmarks import hardware
+from benchmarks.agreement import agreement
 from benchmarks.cases import AnyCase
 from benchmarks.implementations import implementations
 from benchmarks.inputs import draw
@@ -51,15 +52,19 @@ class Breakdown:
 def breakdowns(
     case: AnyCase, device: torch.device, steps: int, without: Collection[type[Step]] = ()
 ) -> Iterator[Breakdown]:
-    """Of every implementation that runs on ``device``, averages over ``steps`` steps."""
+    """Of every implementation that runs on ``device`` and agrees with the reference: averages over
+    ``steps`` steps."""
     with float32_matmul_precision(case.matmul_precision):
         state, batches = draw(case, device)
+        judge = agreement(case, state, batches[0])
         cache = hardware.cache_bytes(device)
         for kind in implementations(case, device):
             if kind in without or kind.why_not(case):
                 continue
             try:
-                twins = with_twins(kind(case, state), cache)
+                step = kind(case, state)
+                judge.check(step)
+                twins = with_twins(step, cache)
                 parts = _parts(one_by_one(turns(twins, batches)), device, steps)
                 yield Breakdown(case, kind.name, parts, copies=len(twins))
             except Exception as error:  # a library's: run_case reports it with the others

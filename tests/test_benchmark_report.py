@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import host_time, pictures, readme, record, report, scaling
+from benchmarks import breakdown, host_time, pictures, readme, record, report, scaling
 from benchmarks.cases import axes_for, cases_for
 from benchmarks.implementations import COMPILED
+from benchmarks.peers import Fused, PublishedEager
 from benchmarks.run import run_case
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,6 +153,62 @@ def test_a_layer_of_the_host_time_is_the_median_difference(monkeypatch):
     assert [layer.seconds.median for layer in found.layers] == [999, 2, 2, 4, 80, 16, 320]
     assert found.step.median == 64000
     assert found.launches is None
+
+
+def off(call, where):
+    """``call``, with something wrong."""
+
+    def wrong(self, *arguments):
+        result = call(self, *arguments)
+        if where == "loss":
+            return 1.001 * result
+        if where == "gradient":
+            return result[0], 1.001 * result[1]
+        self.memory.queue[0] = -self.memory.queue[0]
+        return result
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("kernels", "gradient"),
+        ("operator", "loss"),
+        ("operator", "memory"),
+        ("autograd", "loss"),
+        ("_functional", "loss"),
+        ("module", "loss"),
+        ("module", "memory"),
+    ],
+)
+def test_a_wrong_call_has_no_host_time(name, where, monkeypatch):
+    monkeypatch.setattr(host_time.Calls, name, off(getattr(host_time.Calls, name), where))
+    with pytest.raises(ArithmeticError, match=r"has Errors|writes rows"):
+        host_time.profile(4, 16, CPU, 0.0)
+
+
+def test_a_checked_call_leaves_the_memory_as_it_was(device):
+    for size in ((4, 16), (4, 4), (1, 2)):
+        calls = host_time.Calls(*size, device)
+        before = calls.memory.queue.clone()
+        calls.check()
+        assert torch.equal(calls.memory.queue, before)
+        assert calls.memory.queue_ptr.item() == 0
+
+
+class Wrong(Fused):
+    def __call__(self, z_s, z_t):
+        loss, grad = super().__call__(z_s, z_t)
+        return loss, 1.001 * grad
+
+
+def test_a_wrong_step_has_no_breakdown(monkeypatch):
+    monkeypatch.setattr(breakdown, "implementations", lambda case, device: [PublishedEager, Wrong])
+    published, wrong = breakdown.breakdowns(cases_for(CPU, quick=True)[0], CPU, 1)
+    assert published.parts
+    assert not wrong.parts
+    assert "ArithmeticError" in wrong.reason
 
 
 @pytest.mark.parametrize(
