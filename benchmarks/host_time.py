@@ -5,8 +5,9 @@ rounds of their difference. Most layers do the same whatever the sizes are: they
 sample and two rows, where a CPU's kernels, which the host waits for, do not drown them; one row
 alone would have no gradient to check. The matrices of nn.Linear grow with the batch: they are timed
 on the whole of it, against as many rows. What a CPU's kernels take is the operator's time at full
-size beyond that on two rows. A GPU's kernels are not waited for: there the operator's time is that of looking up and queueing them, of which the
-profiler tells the driver's part, and theirs is the replay of a CUDA graph.
+size beyond that on two rows. A GPU's kernels are not waited for: there the operator's time is that
+of looking up and queueing them, of which the profiler tells the driver's part, and theirs is the
+replay of a CUDA graph.
 """
 
 import re
