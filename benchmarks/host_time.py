@@ -33,6 +33,8 @@ S_DIM, T_DIM, DIM = 64, 256, 128
 BLOCK = 5
 #: Operators in a profile.
 PROFILED = 50
+#: What the layer of the kernels' own time begins with.
+KERNELS = "kernels"
 #: What the driver's and the runtime's launches are called in a profile.
 LAUNCH = re.compile(r"^(cu|cuda|hip)\w*Launch\w*Kernel")
 
@@ -204,7 +206,7 @@ def profile(batch: int, rows: int, device: torch.device, seconds: float) -> Host
     step = layer("the whole step", ("full", "step")).seconds
     above = [layer(name, (size, upper), (size, lower)) for name, size, lower, upper in LAYERS]
     if device.type == "cpu":
-        kernels = layer("kernels", ("full", "kernels"), (ONE, "kernels"))
+        kernels = layer(KERNELS, ("full", "kernels"), (ONE, "kernels"))
         operator = layer("operator: dispatcher, allocations", (ONE, "operator"))
         return HostProfile(batch, rows, [kernels, operator, *above], step)
     operator = layer("operator: dispatcher, allocations, launches", (ONE, "operator"))
@@ -231,7 +233,7 @@ def _kernels(full: Calls) -> Layer:
     graph, _ = cuda.capture([full.kernels])
     timer = partial(cuda.device_time, graph.replay)
     times = interleaved({"replay": partial(timer, calls_in_a_block(timer))}, 0.1)
-    return Layer("kernels, beside the host", Spread.of(times["replay"]))
+    return Layer(f"{KERNELS}, beside the host", Spread.of(times["replay"]))
 
 
 def _launches(call: Callable[[], object], device: torch.device) -> tuple[int, float]:

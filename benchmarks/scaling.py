@@ -31,6 +31,7 @@ from benchmarks.measure import (
     wall_time,
 )
 from benchmarks.peers import Compiled
+from benchmarks.sdpa import Math
 from benchmarks.step import Step
 from benchmarks.turns import one_by_one, turns, with_twins
 
@@ -87,9 +88,11 @@ class Series:
 
 
 def implementations_along(axis: Axis, device: torch.device) -> list[type[Step]]:
-    """Those that take the axis's cases, without the one that would be compiled for each size."""
+    """Those that take the axis's cases and not minutes of it: compiled for each size, or with B×K
+    matrices as the published code has them already."""
     kinds = implementations(axis.case, device)
-    return [kind for kind in kinds if kind is not Compiled and not kind.why_not(axis.case)]
+    slow = (Compiled, Math)
+    return [kind for kind in kinds if kind not in slow and not kind.why_not(axis.case)]
 
 
 def run_series(kind: type[Step], axis: Axis, device: torch.device, seconds: float) -> Series:

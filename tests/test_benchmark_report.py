@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import breakdown, host_time, pictures, readme, record, report, scaling
+from benchmarks import breakdown, hardware, host_time, pictures, readme, record, report, scaling
 from benchmarks.cases import axes_for, cases_for
 from benchmarks.implementations import COMPILED
 from benchmarks.peers import Fused, PublishedEager
@@ -66,6 +66,9 @@ class TestCommand:
             "rrd_kernels",
         }
         assert all(one["parts"] for one in measured["breakdowns"])
+        for timed in (row for row in measured["rows"] if row.get("parts")):
+            assert all(part["ceiling"]["share"] > 0 for part in timed["parts"].values())
+        assert measured["cache_bytes"] == hardware.cache_bytes(CPU)
         for axis in axes_for(CPU, quick=True):
             for one in (one for one in measured["scaling"] if one["axis"]["name"] == axis.name):
                 assert [point["value"] for point in one["points"]] == list(axis.values)
@@ -81,7 +84,10 @@ class TestCommand:
     def test_tables_are_printed_and_written(self, written):
         path, printed = written
         text = path.with_suffix(".md").read_text()
-        for part in ("FIFO memory", "momentum memory", "Scaling", "host", "rrd_kernels"):
+        for part in (
+            *("FIFO memory", "momentum memory", "Scaling", "host", "rrd_kernels"),
+            *("forward, µs", "update, µs", "share; rounds; extra MiB", "of its ceiling"),
+        ):
             assert part in printed
             assert part in text
 

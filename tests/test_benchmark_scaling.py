@@ -163,6 +163,10 @@ def test_where_memory_ran_out_is_in_the_table():
     text = part_tables.scaling_table({"scaling": of_series, "machine": machine})
     assert "K = 512, out of memory at 1024" in text
     assert "K^1.00 (±0%)" in text
+    record = {"scaling": of_series, "machine": machine}
+    *_, third, last = part_tables.points_table(record).splitlines()
+    assert third == "| float32 16×512 | 400 [400–400] (2%; 7; 4.00) |"
+    assert last == "| float32 16×1024 | out of memory |"
     # 8·16·128·512 operations at 1e9 a second take 8.4 of the 400 ms.
     assert "2% (compute)" in text
     assert f"{CPU_UNITS.per_second * 0.4:.0f}" in text
