@@ -55,7 +55,7 @@ def isolated_peak_memory(case: AnyCase, implementation: type[Step]) -> PeakMemor
         return PeakMemory(None, "the system does not count it")
     # Each is forked from one that has imported all of this and done nothing yet.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "torch._inductor.compile_fx"])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, case, implementation), daemon=True)
     process.start()

@@ -228,7 +228,7 @@ def _wall_times(
         if device.type == "cuda":
             times = calls_in_a_block(partial(wall_time, call, device))
         timers[name] = partial(wall_time, call, device, times)
-    return interleaved(timers, seconds)
+    return interleaved(timers, seconds, warm_up=1)
 
 
 def _replay_times(ready: Mapping[str, Ready], seconds: float) -> dict[str, list[float]]:
@@ -254,8 +254,10 @@ def _part_times(
         for part, timer in step_parts.timers(found.steps, batches, device).items()
     }
     times: dict[str, dict[str, list[float]]] = {}
-    for (part, name), taken in interleaved(timers, seconds, PART_ROUNDS).items() if timers else ():
-        times.setdefault(part, {})[name] = taken
+    if timers:
+        found = interleaved(timers, seconds, PART_ROUNDS, warm_up=1)
+        for (part, name), taken in found.items():
+            times.setdefault(part, {})[name] = taken
     return times
 
 

@@ -38,8 +38,10 @@ from benchmarks.turns import one_by_one, turns, with_twins
 #: Of a CPU's free memory, what a series may take: the rest is the system's, and no step is to wait
 #: for a swap.
 MEMORY_SHARE = 0.8
-#: A point is timed until there are so many rounds, but no longer than this once there is one.
-ROUNDS, LIMIT_SECONDS = 7, 4.0
+#: A point is timed until there are so many rounds, but no longer than this ...
+ROUNDS, LIMIT_SECONDS = 7, 3.0
+#: ... once there are so many, or one where a round takes longer than that.
+LEAST_ROUNDS = 3
 #: Samples that are compared with the reference: float64, and many times slower than what is timed.
 SAMPLES = 16
 #: What the measure of a CPU's memory cannot see, see peak_extra_memory: a fit counts it as this.
@@ -152,8 +154,10 @@ def _measure(
         trial.append(timer())
     times: list[float] = []
     start = time.perf_counter()
+    least = LEAST_ROUNDS if trial[0] <= LIMIT_SECONDS else 0
     while len(times) < ROUNDS or time.perf_counter() < start + seconds:
-        if time.perf_counter() + trial[0] > start + LIMIT_SECONDS:
+        too_long = time.perf_counter() + trial[0] > start + LIMIT_SECONDS
+        if too_long and len(times) >= least:
             break
         times.append(timer())
     times = times or trial

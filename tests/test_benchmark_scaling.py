@@ -52,6 +52,32 @@ def test_each_size_is_a_point(kind, device):
         assert point.rounds >= 1
 
 
+@pytest.mark.parametrize(
+    ("each", "rounds"),
+    [
+        (0.01, 7),
+        (0.4, 7),  # 2.8 s
+        (0.6, 5),  # a sixth would end later than after 3 s
+        (1.4, 3),  # 2.8 s would be enough for two
+        (2.9, 3),
+        (3.1, 1),
+    ],
+)
+def test_three_rounds_where_one_takes_less_than_three_seconds(each, rounds, monkeypatch):
+    """With a clock that only steps move."""
+    now = [0.0]
+
+    def wall_time(call, device):
+        now[0] += each
+        return each
+
+    monkeypatch.setattr(scaling.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(scaling, "wall_time", wall_time)
+    axis = replace(AXIS, values=(128,))
+    [point] = scaling.measure(Fused, axis, CPU, 0.0)
+    assert (point.rounds, point.seconds.median) == (rounds, each)
+
+
 class FailsAt256(Fused):
     message = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."
 
@@ -164,9 +190,14 @@ def test_where_memory_ran_out_is_in_the_table():
     assert "K = 512, out of memory at 1024" in text
     assert "K^1.00 (±0%)" in text
     record = {"scaling": of_series, "machine": machine}
-    *_, third, last = part_tables.points_table(record).splitlines()
-    assert third == "| float32 16×512 | 400 [400–400] (2%; 7; 4.00) |"
-    assert last == "| float32 16×1024 | out of memory |"
+    assert part_tables.points_table(record).splitlines()[-1] == (
+        "| float32 16×512 | 400 [400–400] (2%; 7; 4.00) |"
+    )
+    ended = series(*POINTS[:2], Point(512, outcome="out of memory", reason="much"))
+    record["scaling"] = [json.loads(json.dumps(ended.as_record()))]
+    assert part_tables.points_table(record).splitlines()[-1] == (
+        "| float32 16×512 | out of memory |"
+    )
     # 8·16·128·512 operations at 1e9 a second take 8.4 of the 400 ms.
     assert "2% (compute)" in text
     assert f"{CPU_UNITS.per_second * 0.4:.0f}" in text
