@@ -11,6 +11,7 @@ from benchmarks.figures import (
     Line,
     Units,
     memory_text,
+    percent,
     share_text,
     spread_text,
     table,
@@ -72,6 +73,6 @@ def _parts_line(case: AnyCase, row: Mapping[str, Any]) -> Line:
     for name, part in row["parts"].items():
         cells[name] = spread_text(part["seconds"], CUDA_UNITS)
         if ceiling := part.get("ceiling"):
-            cells[name] += f" ({ceiling['share']:.0%}, {ceiling['bound']})"
+            cells[name] += f" ({percent(ceiling['share'])}, {ceiling['bound']})"
     titled = {f"{name}, {CUDA_UNITS.time} [p20–p80]": cell for name, cell in cells.items()}
     return {case.section: case.name, "implementation": row["implementation"], **titled}

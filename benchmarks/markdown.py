@@ -135,9 +135,8 @@ def document(record: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
 def further_parts(record: Mapping[str, Any]) -> str:
     """What there is beside the cases."""
     parts = []
-    for section, cases in sections(record).items():
-        if text := parts_table(cases):
-            parts += [f"## Parts of a step, {section}\n", PARTS, text]
+    if of_steps := [text for cases in sections(record).values() if (text := parts_table(cases))]:
+        parts += ["## Parts of a step\n", PARTS, *of_steps]
     if record["scaling"]:
         parts += ["## Scaling\n", SCALING, scaling_table(record), points_table(record)]
     if record["host_time"]:

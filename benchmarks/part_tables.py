@@ -13,6 +13,7 @@ from benchmarks.figures import (
     MISSING,
     Line,
     Units,
+    percent,
     share_of_ceiling,
     spread_text,
     table,
@@ -93,7 +94,7 @@ def _point_text(case: Case, point: scaling.Point, units: Units, ceilings: Ceilin
     size = point.extra_bytes
     memory = MISSING if size is None else three_digits(size / 2**20)
     bound = ceilings.bound(case)
-    share = MISSING if bound is None else f"{bound.share(point.seconds.median):.0%}"
+    share = MISSING if bound is None else percent(bound.share(point.seconds.median))
     return f"{spread_text(asdict(point.seconds), units)} ({share}; {point.rounds}; {memory})"
 
 

@@ -212,13 +212,13 @@ def test_markdown_of_the_momentum_memory():
     assert head.startswith("| momentum memory | published, ms | rrd_kernels, ms | × published |")
     # 50 000 rows of both memories, and the indices, in 10 GB/s take 6 of the 125 ms.
     assert step == (
-        f"| {targets.MOMENTUM.name} | 2000 (0%) | 125 (5%) | 16.0 | 5.98 (bandwidth) | 3.0 → 3.0 "
+        f"| {targets.MOMENTUM.name} | 2000 (0.3%) | 125 (5%) | 16.0 | 5.98 (bandwidth) | 3.0 → 3.0 "
         "| 3.0e-05 → 2.0e-06 |"
     )
     # 8·8·65 bytes.
     assert (
         draws
-        == f"| {DRAWS.name} | 64.0 (0%) | 16.0 (0%) | 4.0 | 0.00 (bandwidth) | 3.0 → 3.0 | – |"
+        == f"| {DRAWS.name} | 64.0 (0.0%) | 16.0 (0.0%) | 4.0 | 0.00 (bandwidth) | 3.0 → 3.0 | – |"
     )
 
 
