@@ -182,8 +182,9 @@ def _turns_text(record: Mapping[str, Any]) -> str:
     if not (size := record.get("cache_bytes")):
         return ""
     counts = [row["copies"] for row in record["rows"] if "copies" in row]
-    most = f", {min(counts)} to {max(counts)} of them" if counts else ""
+    if not counts:
+        return ""
     return (
-        f" Between two uses of a memory copies of it{most} went through the last cache, "
-        f"{size / 2**20:.0f} MiB, where they fit it."
+        f" {min(counts)} to {max(counts)} copies of a memory took turns, so that none stayed in "
+        f"the last cache, {size / 2**20:.0f} MiB."
     )

@@ -222,6 +222,15 @@ def test_markdown_of_the_momentum_memory():
     )
 
 
+def test_the_copies_that_took_turns_are_told():
+    rows = [replace(row(TINY, "rrd_kernels", 1.0), copies=count) for count in (9, 1)]
+    measured = recorded(rows, {"bfloat16": 1e12}, 1e9)
+    assert "copies" not in markdown.ceilings_text(measured)  # as of older records
+    text = markdown.ceilings_text(measured | {"cache_bytes": 1 << 25})
+    assert "1 to 9 copies of a memory took turns" in text
+    assert "last cache, 32 MiB" in text
+
+
 def test_every_implementation_has_its_share():
     failed = replace(row(TINY, "SDPA math", 400e-6), extra_bytes=None, no_memory="out of memory: x")
     results = [*results_of_a_gpu()[:5], failed]
