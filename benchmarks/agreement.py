@@ -58,21 +58,43 @@ class Agreement(ABC):
         assert isinstance(step, TrainingStep)
         loss, grad = step(*self.batch)
         found = self._errors(loss, grad.double() / step.loss_scale, step.state)
-        allowed = self._allowed(step)
-        if not found.within(allowed):
-            raise ArithmeticError(f"{step.name} has {found}, allowed are {allowed}")
+        _compare(step.name, found, self._allowed(step))
         if step.name == PublishedEager.name:
             self._published = found
         return found
 
+    def check_result(self, name: str, loss: Tensor, gradient: Tensor | None, state: State) -> None:
+        """The same of a step that has been made elsewhere, what it wrote included.
+
+        Args:
+            name: of what has made it.
+            loss: mean, a scalar.
+            gradient: of it with respect to z_s, [B, D], where there is one.
+            state: as it was left.
+
+        Raises:
+            ArithmeticError: it errs by more than it may.
+        """
+        found = self._errors(loss, None if gradient is None else gradient.double(), state)
+        _compare(name, found, self._allowed_unmeasured())
+        self._compare_written(name, state)
+
     def _allowed(self, step: TrainingStep) -> Errors:
         if self._published is None and step.name == PublishedEager.name:
             return self._allowed_first()
-        granted = CUT_OFF if self.case.format == "float32" else 0.0
         if self._published is None:
-            return self._allowed_first().times(1.0, 0.0, granted)
+            return self._allowed_unmeasured()
         # A mean may come out exact by luck: one rounding is granted at least.
+        granted = self._granted
         return self._published.times(factor(self.case, step), roundoff(self.case), granted)
+
+    def _allowed_unmeasured(self) -> Errors:
+        """To others than the published code, without its errors."""
+        return self._allowed_first().times(1.0, 0.0, self._granted)
+
+    @property
+    def _granted(self) -> float:
+        return CUT_OFF if self.case.format == "float32" else 0.0
 
     def check_write(self, step: TrainingStep) -> float:
         """The error of what ``step``, which has not been called before, writes of the batch.
@@ -81,9 +103,12 @@ class Agreement(ABC):
             ArithmeticError: it errs by more than it may, or writes elsewhere too.
         """
         step.write(*self.batch)
-        found, allowed = self._written(step.state), self._allowed_written()
+        return self._compare_written(step.name, step.state)
+
+    def _compare_written(self, name: str, state: State) -> float:
+        found, allowed = self._written(state), self._allowed_written()
         if not found <= allowed:
-            raise ArithmeticError(f"{step.name} writes rows off by {found}, allowed is {allowed}")
+            raise ArithmeticError(f"{name} writes rows off by {found}, allowed is {allowed}")
         return found
 
     @abstractmethod
@@ -95,12 +120,17 @@ class Agreement(ABC):
         """To every implementation."""
 
     @abstractmethod
-    def _errors(self, loss: Tensor, gradient: Tensor, state: State) -> Errors:
+    def _errors(self, loss: Tensor, gradient: Tensor | None, state: State) -> Errors:
         """Of what a step has returned and what it has left in its state."""
 
     @abstractmethod
     def _allowed_first(self) -> Errors:
         """To the published code."""
+
+
+def _compare(name: str, found: Errors, allowed: Errors) -> None:
+    if not found.within(allowed):
+        raise ArithmeticError(f"{name} has {found}, allowed are {allowed}")
 
 
 class FifoAgreement(Agreement):
@@ -148,11 +178,11 @@ class FifoAgreement(Agreement):
         root, which halves its error, of D squares that are added in float32."""
         return torch.finfo(self.case.dtype).eps + self.case.dim * 2.0**-25
 
-    def _errors(self, loss: Tensor, gradient: Tensor, state: State) -> Errors:
+    def _errors(self, loss: Tensor, gradient: Tensor | None, state: State) -> Errors:
         whole = self._samples is None
         return Errors(
             relative(loss, self._loss) if whole else None,
-            relative(gradient[: self._samples], self._gradient),
+            None if gradient is None else relative(gradient[: self._samples], self._gradient),
         )
 
     def _allowed_first(self) -> Errors:
@@ -177,10 +207,10 @@ class MomentumAgreement(Agreement):
         pairs = zip(self._reference_step(torch.float32), expected, strict=True)
         self._rounded = Errors(*(relative(*pair) for pair in pairs))
 
-    def _errors(self, loss: Tensor, gradient: Tensor, state: State) -> Errors:
+    def _errors(self, loss: Tensor, gradient: Tensor | None, state: State) -> Errors:
         return Errors(
             relative(loss, self._loss),
-            relative(gradient, self._gradient),
+            None if gradient is None else relative(gradient, self._gradient),
             self._written(state),
         )
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch.autograd import DeviceType
 
+from benchmarks import hardware
+from benchmarks.agreement import agreement
 from benchmarks.cases import AnyCase
 from benchmarks.implementations import implementations
 from benchmarks.inputs import draw
@@ -16,7 +18,8 @@ from benchmarks.measure import (
     profiler,
     wait_for,
 )
-from benchmarks.step import Step, over_batches
+from benchmarks.step import Step
+from benchmarks.turns import one_by_one, turns, with_twins
 
 
 @dataclass(frozen=True)
@@ -42,20 +45,28 @@ class Breakdown:
     parts: list[Part]
     #: Why there are none.
     reason: str | None = None
+    #: Of the memory, that took turns.
+    copies: int = 1
 
 
 def breakdowns(
     case: AnyCase, device: torch.device, steps: int, without: Collection[type[Step]] = ()
 ) -> Iterator[Breakdown]:
-    """Of every implementation that runs on ``device``, averages over ``steps`` steps."""
+    """Of every implementation that runs on ``device`` and agrees with the reference: averages over
+    ``steps`` steps."""
     with float32_matmul_precision(case.matmul_precision):
         state, batches = draw(case, device)
+        judge = agreement(case, state, batches[0])
+        cache = hardware.cache_bytes(device)
         for kind in implementations(case, device):
             if kind in without or kind.why_not(case):
                 continue
             try:
-                step = over_batches(kind(case, state), batches)
-                yield Breakdown(case, kind.name, _parts(step, device, steps))
+                step = kind(case, state)
+                judge.check(step)
+                twins = with_twins(step, cache)
+                parts = _parts(one_by_one(turns(twins, batches)), device, steps)
+                yield Breakdown(case, kind.name, parts, copies=len(twins))
             except Exception as error:  # a library's: run_case reports it with the others
                 yield Breakdown(case, kind.name, [], first_line(error))
 

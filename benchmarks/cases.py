@@ -106,10 +106,13 @@ class MomentumCase(Case):
     def bytes(self) -> int:
         """Each row that is drawn at all, of both memories, once; the indices; the embeddings and
         the gradient; and the rows that move, read and written in both memories."""
-        columns = self.rows + 1
-        drawn = self.n_data * (1 - (1 - columns / self.n_data) ** self.batch)  # on average
-        vectors = 2 * round(drawn) + (3 + 4) * self.batch
-        return vectors * self.dim * self.dtype.itemsize + 8 * self.batch * columns
+        vectors = 2 * round(self.drawn_rows) + (3 + 4) * self.batch
+        return vectors * self.dim * self.dtype.itemsize + 8 * self.batch * (self.rows + 1)
+
+    @property
+    def drawn_rows(self) -> float:
+        """Of one memory, on average over the draws."""
+        return self.n_data * (1 - (1 - (self.rows + 1) / self.n_data) ** self.batch)
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,9 @@ CPU_CASES: tuple[AnyCase, ...] = (
     Case(256, 65536, "float32"),
     Case(64, 16384, "bfloat16"),
     Case(256, 65536, "bfloat16"),
-    Case(1024, 65536, "bfloat16"),
+    Case(1024, 16384, "bfloat16"),
+    Case(64, 16384, "float32", dim=64),
+    Case(64, 16384, "float32", dim=512),
     *MOMENTUM_CASES,
     DrawCase(64, 16384, 50000),
 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.cases import AnyCase
+from benchmarks.work import Work, of_step
 
 COMPUTE, BANDWIDTH = "compute", "bandwidth"
 
@@ -29,13 +30,15 @@ class Ceilings:
             1e9 * max(copies) if copies else None,
         )
 
-    def bound(self, case: AnyCase) -> "Bound | None":
-        """``None`` where neither ceiling of the case was measured."""
+    def bound(self, case: AnyCase, work: Work | None = None) -> "Bound | None":
+        """Of ``work`` in the case's format, or of the case's step; ``None`` where neither ceiling
+        was measured."""
+        work = work or of_step(case)
         times = {}
-        if case.operations and (rate := self.mm_rate.get(case.format or "")):
-            times[COMPUTE] = case.operations / rate
+        if work.operations and (rate := self.mm_rate.get(case.format or "")):
+            times[COMPUTE] = work.operations / rate
         if self.copy_rate:
-            times[BANDWIDTH] = case.bytes / self.copy_rate
+            times[BANDWIDTH] = work.bytes / self.copy_rate
         if not times:
             return None
         by = max(times, key=lambda name: times[name])

@@ -13,6 +13,7 @@ from benchmarks.ceilings import Ceilings
 from benchmarks.figures import MISSING, Units, spread_text, table, units_of
 from benchmarks.measure import Spread
 from benchmarks.peers import Fused
+from benchmarks.sdpa import CpuFlash
 
 RULE = """\
 A time has moved when the intervals from its 20th to its 80th percentile in the two
@@ -26,9 +27,17 @@ rrd_kernels got slower; 1 when something did, or fails now; 2 on bad input. The 
 are shown beside it: where they moved too, so did the machine.
 """
 
+OTHER_TURNS = """\
+Of the two records one is older, and has its memories in cache where they fit it: the other let
+copies of them take turns.
+"""
+
 #: Below, percentiles are no measure of the spread: with five rounds they are the second and fourth.
 LEAST_ROUNDS = 7
 MEMORY_PAGE = 2 << 20
+
+#: What older records call an implementation.
+RENAMED = {"SDPA": CpuFlash.name}
 
 SLOWER, FASTER, SAME = "slower", "faster", "within the spread"
 FAILS, WORKS = "fails now", "works now"
@@ -49,6 +58,11 @@ class Name:
 
     what: str
     implementation: str
+
+    @classmethod
+    def of(cls, what: str, implementation: str) -> "Name":
+        """With the implementation's name as it is now."""
+        return cls(what, RENAMED.get(implementation, implementation))
 
 
 @dataclass(frozen=True)
@@ -94,17 +108,21 @@ def _figures(measured: Mapping[str, Any]) -> Iterator[tuple[Name, Figure | None]
     for row in measured["rows"]:
         case, kind = from_fields(row["case"]).name, row["implementation"]
         if "seconds" not in row:
-            yield Name(case, kind), None
+            yield Name.of(case, kind), None
             continue
-        yield Name(case, kind), Figure(Spread(**row["seconds"]), row["extra_bytes"], row["rounds"])
+        spread = Spread(**row["seconds"])
+        yield Name.of(case, kind), Figure(spread, row["extra_bytes"], row["rounds"])
+        for part, timing in row.get("parts", {}).items():
+            seconds = Spread(**timing["seconds"])
+            yield Name.of(f"{case}, {part}", kind), Figure(seconds, None, timing["rounds"])
         if row.get("replay"):
-            yield Name(f"{case}, in a graph", kind), Figure(Spread(**row["replay"]["seconds"]))
+            yield Name.of(f"{case}, in a graph", kind), Figure(Spread(**row["replay"]["seconds"]))
     for series in measured.get("scaling", []):
         axis = series["axis"]
         for point in series["points"]:
             fields = {**axis["case"], axis["name"]: point["value"]}
             what = f"{from_fields(fields).name}, scaling of {axis['name']}"
-            name = Name(what, series["implementation"])
+            name = Name.of(what, series["implementation"])
             if point["outcome"]:
                 yield name, None
             else:
@@ -205,6 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = moves(chosen.before, chosen.after)
     moved = [move for move in found if move.verdict != SAME or move.extra_bytes is not None]
     print(ceilings_table(chosen.before, chosen.after))
+    if ("cache_bytes" in chosen.before) != ("cache_bytes" in chosen.after):
+        print(OTHER_TURNS)
     if shown := found if chosen.all else moved:
         print(as_table(shown, units_of(chosen.after)))
     regressions = sum(move.is_regression for move in found)

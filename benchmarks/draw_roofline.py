@@ -1,12 +1,12 @@
 """Rates below the ceilings of the machine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.cases import AnyCase, from_fields
+from benchmarks.cases import AnyCase, Case, from_fields
 from benchmarks.ceilings import Ceilings
 from benchmarks.drawing import colours, panel
 from benchmarks.figures import Units, units_of
@@ -34,7 +34,7 @@ def draw_roofline(measured: Mapping[str, Any]) -> Figure:
             1e9 * row["gflops"] / units.operations,
             MARKERS[case.format or ""],
             color=palette[row["implementation"]],
-            markersize=7,
+            markersize=_size(case),
             alpha=0.85,
             markeredgewidth=0,
         )
@@ -42,6 +42,9 @@ def draw_roofline(measured: Mapping[str, Any]) -> Figure:
         axes.plot([], [], "o", color=palette[name], label=name)
     for kind in dict.fromkeys(case.format for case in cases):
         axes.plot([], [], MARKERS[kind or ""], color="#bbbbbb", label=kind)
+    widths = sorted({case.dim for case in cases if isinstance(case, Case)})
+    for case in [Case(1, 1, "float32", dim) for dim in widths] if len(widths) > 1 else []:
+        axes.plot([], [], "o", color="#bbbbbb", markersize=_size(case), label=f"D = {case.dim}")
     axes.legend(fontsize=8, loc="lower right")
     above = axes.secondary_xaxis("top")
     columns = _columns(cases)
@@ -56,13 +59,25 @@ def _intensity(case: AnyCase) -> float:
     return (case.operations or 0) / case.bytes
 
 
+def _size(case: AnyCase) -> float:
+    """Of a marker: widths have the same operations for a byte, and are told apart by it."""
+    return 7 * (case.dim / 128) ** 0.4 if isinstance(case, Case) else 7
+
+
 def _columns(cases: Sequence[AnyCase]) -> dict[float, str]:
     """The names of the cases at each number of operations for a byte, which some share."""
     named: dict[float, list[str]] = {}
     for case in cases:
         close = [x for x in named if abs(_intensity(case) / x - 1) < 0.1]
         named.setdefault(close[0] if close else _intensity(case), []).append(case.name)
-    return {x: ", ".join(names) for x, names in named.items()}
+    return {x: ", ".join(_without_repetition(names)) for x, names in named.items()}
+
+
+def _without_repetition(names: Sequence[str]) -> Iterator[str]:
+    """What a name adds to an earlier one that it begins with."""
+    for at, name in enumerate(names):
+        known = [earlier for earlier in names[:at] if name.startswith(f"{earlier} ")]
+        yield name.removeprefix(known[0]).strip() if known else name
 
 
 def _draw_ceilings(

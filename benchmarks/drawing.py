@@ -8,7 +8,7 @@ from benchmarks.figures import PUBLISHED
 from benchmarks.peers import Compiled, Fused
 
 OURS, PUBLISHED_COLOUR, COMPILED = "#c0392b", "#555555", "#d98e04"
-SDPA_COLOURS = ("#2471a3", "#17a589", "#7d3c98")
+SDPA_COLOURS = ("#2471a3", "#17a589", "#7d3c98", "#7f6b3f")
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
@@ -16,7 +16,7 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     known = dict.fromkeys(PUBLISHED, PUBLISHED_COLOUR)
     known |= {Compiled.name: COMPILED, Fused.name: OURS}
     others = sorted({name for name in names if name not in known})
-    return known | dict(zip(others, SDPA_COLOURS, strict=False))
+    return known | dict(zip(others, SDPA_COLOURS[: len(others)], strict=True))
 
 
 def panel(axes: Axes, title: str, x: str, y: str) -> None:

@@ -42,7 +42,8 @@ class Errors:
 
     #: ``None`` where only some samples are looked at.
     loss: float | None
-    gradient: float
+    #: ``None`` of a loss alone.
+    gradient: float | None
     #: Of all that has changed in the momentum memories.
     memory: float | None = None
 

@@ -38,9 +38,28 @@ def best_sdpa(rates: Mapping[str, float]) -> str | None:
     return max(kernels, key=lambda name: kernels[name]) if kernels else None
 
 
+def memory_text(row: Mapping[str, Any]) -> str:
+    """MiB of a record's row or point, or why there are none."""
+    if (size := row.get("extra_bytes")) is not None:
+        return f"{size / 2**20:.1f}"
+    return (row.get("no_memory") or MISSING).partition(":")[0]
+
+
+def percent(share: float) -> str:
+    """With a decimal below one in a hundred."""
+    return f"{share:.0%}" if share >= 0.01 else f"{share:.1%}"
+
+
+def share_text(bound: Bound | None, seconds: float, *more: str) -> str:
+    """To stand behind a time, such as " (81%)"; with ``more`` in the same brackets."""
+    found = [] if bound is None else [percent(bound.share(seconds))]
+    inside = ", ".join([*found, *(text for text in more if text)])
+    return f" ({inside})" if inside else ""
+
+
 def share_of_ceiling(bound: Bound | None, seconds: float) -> str:
     """Such as "81% (compute)"."""
-    return MISSING if bound is None else f"{bound.share(seconds):.0%} ({bound.by})"
+    return MISSING if bound is None else f"{percent(bound.share(seconds))} ({bound.by})"
 
 
 def table(lines: Sequence[Line]) -> str:

@@ -24,6 +24,7 @@ STATE = (
 )
 
 CGROUP = "/sys/fs/cgroup"
+CPUS = "/sys/devices/system/cpu"
 
 
 def slug(device: torch.device) -> str:
@@ -48,6 +49,26 @@ def cpu_state() -> dict[str, Any]:
     fields = (line.partition(":") for line in _lines("/proc/cpuinfo"))
     clocks = [float(value) for name, _, value in fields if name.strip() == "cpu MHz"]
     return {"clocks_mhz": clocks}
+
+
+def cache_bytes(device: torch.device) -> int | None:
+    """Of the device's last cache, which stands before its memory; ``None`` where it is not said.
+
+    Of a CPU all last caches of the cores that this process may use: each core reads through its own
+    cluster's, and the cores share out a memory.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    levels: dict[int, dict[str, int]] = {}
+    for cpu in sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []:
+        for folder in Path(f"{CPUS}/cpu{cpu}/cache").glob("index*"):
+            level, kind, size, shared = (
+                "".join(_lines(f"{folder}/{name}"))
+                for name in ("level", "type", "size", "shared_cpu_list")
+            )
+            if kind != "Instruction" and size.endswith("K"):
+                levels.setdefault(int(level), {})[shared] = 1024 * int(size.removesuffix("K"))
+    return sum(levels[max(levels)].values()) if levels else None
 
 
 def available_memory() -> int:
@@ -93,7 +114,6 @@ def gpu(device: torch.device) -> dict[str, Any]:
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
-        "l2_bytes": properties.L2_cache_size,
         "memory_bytes": properties.total_memory,
         **_nvidia_smi(device, DRIVER),
     }

@@ -2,11 +2,12 @@
 
 Calls that each contain the one before are timed in turn, and a layer's time is the median over the
 rounds of their difference. Most layers do the same whatever the sizes are: they are timed on one
-sample and one row, where a CPU's kernels, which the host waits for, do not drown them. The matrices
-of nn.Linear grow with the batch: they are timed on the whole of it, against as many rows. What a
-CPU's kernels take is the operator's time at full size beyond that on one row. A GPU's kernels are
-not waited for: there the operator's time is that of looking up and queueing them, of which the
-profiler tells the driver's part, and theirs is the replay of a CUDA graph.
+sample and two rows, where a CPU's kernels, which the host waits for, do not drown them; one row
+alone would have no gradient to check. The matrices of nn.Linear grow with the batch: they are timed
+on the whole of it, against as many rows. What a CPU's kernels take is the operator's time at full
+size beyond that on two rows. A GPU's kernels are not waited for: there the operator's time is that
+of looking up and queueing them, of which the profiler tells the driver's part, and theirs is the
+replay of a CUDA graph.
 """
 
 import re
@@ -14,10 +15,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
 from benchmarks import cuda
+from benchmarks.agreement import FifoAgreement
+from benchmarks.cases import Case
 from benchmarks.measure import Spread, calls_in_a_block, interleaved, profiler, wait_for, wall_time
 from rrd_kernels import FifoMemory, RRDLoss, functional
 from rrd_kernels import validation as check
@@ -29,6 +33,8 @@ S_DIM, T_DIM, DIM = 64, 256, 128
 BLOCK = 5
 #: Operators in a profile.
 PROFILED = 50
+#: What the layer of the kernels' own time begins with.
+KERNELS = "kernels"
 #: What the driver's and the runtime's launches are called in a profile.
 LAUNCH = re.compile(r"^(cu|cuda|hip)\w*Launch\w*Kernel")
 
@@ -81,6 +87,41 @@ class Calls:
         self.leaf = self.z_s.clone().requires_grad_()
         taus = (self.criterion.tau_s, self.criterion.tau_t)
         self.settings = (*taus, True, None, check.REDUCTIONS.index("mean"), True, 0.0)
+
+    def check(self) -> None:
+        """Each call once, on the memory as it is, which is put back.
+
+        Raises:
+            ArithmeticError: a loss, a gradient or what is written is not the reference's.
+        """
+        before = tuple(tensor.clone() for tensor in self.state)
+        taus = (self.criterion.tau_s, self.criterion.tau_t)
+        case = Case(len(self.f_s), len(self.memory.queue), "float32", DIM, *taus)
+        judge = FifoAgreement(case, before, (self.z_s, self.z_t))
+        for name in ("kernels", "operator", "autograd", "functional", "projected", "module"):
+            judge.check_result(name, *self._result(name), self.state)
+            for tensor, value in zip(self.state, before, strict=True):
+                tensor.copy_(value)
+
+    def _result(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The loss of that call, and the gradient with respect to z_s where there is one."""
+        embeddings = [self.leaf]
+
+        def keep(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+            output.retain_grad()
+            embeddings.append(output)
+
+        hook = self.criterion.embed_s.register_forward_hook(keep)
+        try:
+            found: Any = getattr(self, name)()
+        finally:
+            hook.remove()
+        if name == "kernels":
+            return found
+        if found.requires_grad:
+            found.backward()
+        gradient, self.leaf.grad = embeddings[-1].grad, None
+        return found.detach(), gradient
 
     def kernels(self) -> object:
         """All that is computed in forward, the gradient included, and no autograd."""
@@ -136,13 +177,17 @@ LAYERS = (
 def profile(batch: int, rows: int, device: torch.device, seconds: float) -> HostProfile:
     """The layers of a step of ``batch`` samples against ``rows`` rows; at least seven rounds.
 
+    Each call has agreed with the reference before.
+
     Args:
         batch, rows: B and K.
         device: where; the fused kernels run there.
         seconds: how long to time.
     """
     full = Calls(batch, rows, device)
-    sized = {ONE: Calls(1, 1, device), BATCH: Calls(batch, batch, device)}
+    sized = {ONE: Calls(1, 2, device), BATCH: Calls(batch, batch, device)}
+    for calls in (full, *sized.values()):
+        calls.check()
     timers = {
         (size, name): partial(_host_time, getattr(sized[size], name), device)
         for _, size, *names in LAYERS
@@ -161,7 +206,7 @@ def profile(batch: int, rows: int, device: torch.device, seconds: float) -> Host
     step = layer("the whole step", ("full", "step")).seconds
     above = [layer(name, (size, upper), (size, lower)) for name, size, lower, upper in LAYERS]
     if device.type == "cpu":
-        kernels = layer("kernels", ("full", "kernels"), (ONE, "kernels"))
+        kernels = layer(KERNELS, ("full", "kernels"), (ONE, "kernels"))
         operator = layer("operator: dispatcher, allocations", (ONE, "operator"))
         return HostProfile(batch, rows, [kernels, operator, *above], step)
     operator = layer("operator: dispatcher, allocations, launches", (ONE, "operator"))
@@ -188,7 +233,7 @@ def _kernels(full: Calls) -> Layer:
     graph, _ = cuda.capture([full.kernels])
     timer = partial(cuda.device_time, graph.replay)
     times = interleaved({"replay": partial(timer, calls_in_a_block(timer))}, 0.1)
-    return Layer("kernels, beside the host", Spread.of(times["replay"]))
+    return Layer(f"{KERNELS}, beside the host", Spread.of(times["replay"]))
 
 
 def _launches(call: Callable[[], object], device: torch.device) -> tuple[int, float]:

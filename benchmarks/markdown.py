@@ -11,13 +11,30 @@ from benchmarks.figures import (
     Line,
     Units,
     best_sdpa,
-    share_of_ceiling,
+    memory_text,
+    share_text,
     spread_text,
     table,
+    three_digits,
     units_of,
 )
-from benchmarks.part_tables import breakdown_table, host_table, scaling_table
+from benchmarks.implementation_tables import parts_table, steps_table
+from benchmarks.part_tables import (
+    SCALING,
+    breakdown_table,
+    breakdown_title,
+    host_table,
+    points_table,
+    scaling_table,
+)
 from benchmarks.peers import Compiled, Fused
+
+EVERY = "Every implementation; in brackets the share of the ceiling.\n"
+PARTS = """\
+Forward, backward and what is written, alone. In brackets the share of the ceiling: for the
+similarities' products in forward and the others in backward, or for the bytes that a part needs.
+rrd_kernels computes the gradient in forward.
+"""
 
 #: As in a record, by implementation; without "seconds" where there are no figures.
 Rows = Mapping[str, dict[str, Any]]
@@ -51,30 +68,33 @@ def _case_line(case: AnyCase, rows: Rows, units: Units, ceilings: Ceilings, spre
     best = best_sdpa({name: row["gflops"] for name, row in rows.items() if "gflops" in row})
     sdpa = rows[best] if best else {}
     kernel = (best or "").removeprefix("SDPA").strip()
-    named = f" ({kernel})" if kernel else ""
-    unit = units.time
+    unit, bound = units.time, ceilings.bound(case)
+
+    def timed(row: Mapping[str, Any], *more: str) -> str:
+        if "seconds" not in row:
+            return row.get("outcome", MISSING)
+        median = row["seconds"]["median"]
+        return spread_text(row["seconds"], units, spread) + share_text(bound, median, *more)
+
     graphs = [row.get("replay") for row in (sdpa, ours)]
-    in_a_graph = " → ".join(_time(graph or {}, units, spread) for graph in graphs)
+    in_a_graph = " → ".join(timed(graph or {}) for graph in graphs)
+    least = MISSING
+    if bound:
+        least = f"{three_digits(units.per_second * bound.seconds)} ({bound.by})"
     return {
         case.section: case.name,
-        f"published, {unit}": _time(published, units, spread),
-        f"torch.compile, {unit}": _time(compiled, units, spread),
-        f"best SDPA, {unit}": _time(sdpa, units, spread) + named,
-        f"rrd_kernels, {unit}": _time(ours, units, spread),
+        f"published, {unit}": timed(published),
+        f"torch.compile, {unit}": timed(compiled),
+        f"best SDPA, {unit}": timed(sdpa, kernel),
+        f"rrd_kernels, {unit}": timed(ours),
         "× published": _speedup(ours, published),
         "× compile": _speedup(ours, compiled),
         "× SDPA": _speedup(ours, sdpa),
         f"in a graph, {unit}: best SDPA → ours": in_a_graph if any(graphs) else MISSING,
-        "of its ceiling": _share(case, ours, ceilings),
+        f"ceiling, {unit}": least,
         "extra MiB, published → ours": _extra_memory(published, ours),
         "gradient's error, published → ours": _gradient_error(published, ours),
     }
-
-
-def _time(row: Mapping[str, Any], units: Units, spread: bool) -> str:
-    if "seconds" not in row:
-        return row.get("outcome", MISSING)
-    return spread_text(row["seconds"], units, spread)
 
 
 def _speedup(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> str:
@@ -83,16 +103,8 @@ def _speedup(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> str:
     return f"{ours['speedup'][peer['implementation']]:.1f}"
 
 
-def _share(case: AnyCase, row: Mapping[str, Any], ceilings: Ceilings) -> str:
-    if "seconds" not in row:
-        return MISSING
-    best = (row.get("replay") or row)["seconds"]["median"]
-    return share_of_ceiling(ceilings.bound(case), best)
-
-
 def _extra_memory(*rows: Mapping[str, Any]) -> str:
-    sizes = [row.get("extra_bytes") for row in rows]
-    texts = [MISSING if size is None else f"{size / 2**20:.1f}" for size in sizes]
+    texts = [memory_text(row) for row in rows]
     return " → ".join(texts) if set(texts) != {MISSING} else MISSING
 
 
@@ -111,8 +123,10 @@ def document(record: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
         pictures: the names of files beside it.
     """
     parts = ["# Time and memory of a step\n", source_text(record), ceilings_text(record)]
-    for section in sections(record):
+    units, ceilings = units_of(record), Ceilings.of_record(record)
+    for section, cases in sections(record).items():
         parts += [f"## {section}\n", cases_table(record, section, spread=True)]
+        parts += [EVERY, steps_table(cases, units, ceilings)]
     parts.append(further_parts(record))
     parts += [f"![{name}]({name})\n" for name in pictures]
     return "\n".join(parts)
@@ -121,16 +135,17 @@ def document(record: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
 def further_parts(record: Mapping[str, Any]) -> str:
     """What there is beside the cases."""
     parts = []
+    if of_steps := [text for cases in sections(record).values() if (text := parts_table(cases))]:
+        parts += ["## Parts of a step\n", PARTS, *of_steps]
     if record["scaling"]:
-        parts += ["## Scaling\n", scaling_table(record)]
+        parts += ["## Scaling\n", SCALING, scaling_table(record), points_table(record)]
     if record["host_time"]:
         parts += ["## Where the host's time goes\n", host_table(record)]
     if record["breakdowns"]:
         parts.append("## Where a step's time goes\n")
     for breakdown in record["breakdowns"]:
-        name = from_fields(breakdown["case"]).name
         of_case = breakdown_table(breakdown) if breakdown["parts"] else f"{breakdown['reason']}\n"
-        parts.append(f"{name}, {breakdown['implementation']}\n\n{of_case}")
+        parts.append(f"{breakdown_title(record, breakdown)}\n\n{of_case}")
     return "\n".join(parts)
 
 
@@ -156,4 +171,20 @@ def ceilings_text(record: Mapping[str, Any]) -> str:
         for name, rate in sorted(ceilings.mm_rate.items())
     ]
     copied = f", a copy {ceilings.copy_rate / 1e9:.1f} GB/s" if ceilings.copy_rate else ""
-    return f"In this run torch.mm reached {', '.join(rates)}{copied}.\n"
+    return (
+        f"In brackets the share of its ceiling. In this run torch.mm reached {', '.join(rates)}"
+        f"{copied}.{_turns_text(record)}\n"
+    )
+
+
+def _turns_text(record: Mapping[str, Any]) -> str:
+    """How many copies of a memory took turns; nothing of older records, in which none did."""
+    if not (size := record.get("cache_bytes")):
+        return ""
+    counts = [row["copies"] for row in record["rows"] if "copies" in row]
+    if not counts:
+        return ""
+    return (
+        f" {min(counts)} to {max(counts)} copies of a memory took turns, so that none stayed in "
+        f"the last cache, {size / 2**20:.0f} MiB."
+    )

@@ -42,7 +42,10 @@ class Spread:
 
 
 def interleaved(
-    timers: Mapping[K, Callable[[], float]], seconds: float, min_rounds: int = 7
+    timers: Mapping[K, Callable[[], float]],
+    seconds: float,
+    min_rounds: int = 7,
+    warm_up: int = WARM_UP_ROUNDS,
 ) -> dict[K, list[float]]:
     """What each timer returns in each round: a b c, b c a, ...: each comes after each.
 
@@ -53,9 +56,10 @@ def interleaved(
         timers: each does once what is timed, and returns how many seconds it took.
         seconds: rounds go on for this long ...
         min_rounds: ... and until there are this many, after the warm-up.
+        warm_up: rounds that do not count; fewer of what has run before.
     """
     times: dict[K, list[float]] = {name: [] for name in timers}
-    for _ in range(WARM_UP_ROUNDS):
+    for _ in range(warm_up):
         for timer in timers.values():
             timer()
     rounds, names = 0, list(timers)
@@ -136,6 +140,16 @@ def profiler(device: torch.device) -> torch.profiler.profile:
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     return torch.profiler.profile(activities=activities, acc_events=True)
+
+
+#: Outcomes of what has failed, in a few words.
+OUT_OF_MEMORY, DISAGREES, NOT_AVAILABLE = "out of memory", "disagrees", "not available"
+
+
+def outcome_of(error: BaseException) -> str:
+    if isinstance(error, ArithmeticError):
+        return DISAGREES
+    return OUT_OF_MEMORY if ran_out_of_memory(error) else NOT_AVAILABLE
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

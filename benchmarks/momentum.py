@@ -6,7 +6,7 @@ from torch import Tensor
 
 from benchmarks.cases import Case
 from benchmarks.inputs import State
-from benchmarks.peers import Fused, PublishedEager
+from benchmarks.peers import Compiled, Fused, PublishedEager, compiled
 from benchmarks.step import AutogradStep
 from rrd_kernels import functional
 
@@ -14,9 +14,17 @@ from rrd_kernels import functional
 class MomentumStep(AutogradStep):
     """Both memories' rows at idx move after the similarities are taken."""
 
-    def __init__(self, case: Case, state: State) -> None:
-        super().__init__(case, state)
-        self.memory_v1, self.memory_v2, self.params = self.state
+    @property
+    def memory_v1(self) -> Tensor:
+        return self.state[0]
+
+    @property
+    def memory_v2(self) -> Tensor:
+        return self.state[1]
+
+    @property
+    def params(self) -> Tensor:
+        return self.state[2]
 
 
 class PublishedMomentum(MomentumStep):
@@ -31,7 +39,10 @@ class PublishedMomentum(MomentumStep):
         student = F.normalize(z_s, dim=1)
         teacher = F.normalize(z_t, dim=1)
         similarities = self._similarities(student, teacher, idx, contrast_idx)
-        student_logits, teacher_logits = similarities[0] / self.tau_s, similarities[1] / self.tau_t
+        return self._cross_entropy(*similarities)
+
+    def _cross_entropy(self, similarities_s: Tensor, similarities_t: Tensor) -> Tensor:
+        student_logits, teacher_logits = similarities_s / self.tau_s, similarities_t / self.tau_t
         cross_entropy = -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1))
         return cross_entropy.sum(dim=1).mean()
 
@@ -62,17 +73,69 @@ class PublishedMomentum(MomentumStep):
         return rows.view(*contrast_idx.shape, memory.shape[1])
 
     @staticmethod
-    def _update(memory: Tensor, idx: Tensor, unit: Tensor, nce_m: float) -> None:
+    def _update(memory: Tensor, idx: Tensor, unit: Tensor, nce_m: float | Tensor) -> None:
         rows = torch.index_select(memory, 0, idx)
         rows.mul_(nce_m).add_(unit * (1 - nce_m))
         norm = rows.pow(2).sum(dim=1, keepdim=True).pow(0.5)
         memory.index_copy_(0, idx, rows / norm)
 
 
+class CompiledMomentum(PublishedMomentum):
+    """torch.compile of the published arithmetic, with its constants on the device: freed of its
+    host syncs, and of the gathered rows where the compiler multiplies as it reads them."""
+
+    name = Compiled.name
+    waits_for_device = False
+
+    def __init__(self, case: Case, state: State) -> None:
+        super().__init__(case, state)
+        self._loss, self._write = compiled(self._eager_loss, self._eager_write)
+
+    def forward(self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor) -> Tensor:
+        return self._loss(z_s, z_t, idx, contrast_idx, *self.state)
+
+    def write(self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor) -> None:
+        self._write(z_s, z_t, idx, *self.state)
+
+    def _eager_loss(
+        self,
+        z_s: Tensor,
+        z_t: Tensor,
+        idx: Tensor,
+        contrast_idx: Tensor,
+        memory_v1: Tensor,
+        memory_v2: Tensor,
+        params: Tensor,
+    ) -> Tensor:
+        student = F.normalize(z_s, dim=1)
+        teacher = F.normalize(z_t, dim=1)
+        _, nce_t, z_v1, z_v2, nce_m = params
+        # Both before a row moves.
+        out_t = torch.exp(torch.bmm(memory_v1[contrast_idx], teacher[:, :, None]) / nce_t)
+        out_s = torch.exp(torch.bmm(memory_v2[contrast_idx], student[:, :, None]) / nce_t)
+        with torch.no_grad():
+            self._update(memory_v1, idx, student, nce_m)
+            self._update(memory_v2, idx, teacher, nce_m)
+        return self._cross_entropy((out_s / z_v1).squeeze(2), (out_t / z_v2).squeeze(2))
+
+    def _eager_write(
+        self,
+        z_s: Tensor,
+        z_t: Tensor,
+        idx: Tensor,
+        memory_v1: Tensor,
+        memory_v2: Tensor,
+        params: Tensor,
+    ) -> None:
+        self._update(memory_v1, idx, F.normalize(z_s, dim=1), params[4])
+        self._update(memory_v2, idx, F.normalize(z_t, dim=1), params[4])
+
+
 class FusedMomentum(MomentumStep):
     """This package's operators, in the order of its module, with no fall-back to the reference."""
 
     name = Fused.name
+    gradient_in_forward = True
 
     def __init__(self, case: Case, state: State) -> None:
         super().__init__(case, state)

@@ -2,15 +2,18 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from benchmarks import host_time, scaling
+from benchmarks.cases import Case, from_fields
 from benchmarks.ceilings import Ceilings
 from benchmarks.figures import (
     CUDA_UNITS,
     MISSING,
     Line,
     Units,
+    percent,
     share_of_ceiling,
     spread_text,
     table,
@@ -19,8 +22,15 @@ from benchmarks.figures import (
 )
 from benchmarks.fits import PowerLaw
 
+SCALING = """\
+Exponents are fitted by least squares to the logarithms; ± is by how much a size lies off the fit.
+Two implementations are left out for the time that they would take: `torch.compile`, which compiles
+anew for each size, and SDPA's math kernel, whose matrices are those of the published code.
+"""
+
 #: Of a breakdown, the parts that are listed.
 LISTED_PARTS = 6
+OF_CEILING = "of its ceiling"
 
 
 def scaling_table(record: Mapping[str, Any]) -> str:
@@ -62,6 +72,32 @@ def _series_line(series: scaling.Series, units: Units, ceilings: Ceilings) -> Li
     return line
 
 
+def points_table(record: Mapping[str, Any]) -> str:
+    """A line for each size along each axis, all implementations beside one another."""
+    units, ceilings = units_of(record), Ceilings.of_record(record)
+    series = [scaling.from_record(one) for one in record["scaling"]]
+    names = list(dict.fromkeys(one.implementation for one in series))
+    lines: dict[Case, dict[str, str]] = {}
+    for one in series:
+        for case, point in zip(one.axis.cases, one.points, strict=False):
+            line = lines.setdefault(case, {"size": case.name} | dict.fromkeys(names, MISSING))
+            line[one.implementation] = _point_text(case, point, units, ceilings)
+    titles = {name: f"{name}, {units.time} [p20–p80] (share; rounds; extra MiB)" for name in names}
+    return table(
+        [{titles.get(key, key): text for key, text in line.items()} for line in lines.values()]
+    )
+
+
+def _point_text(case: Case, point: scaling.Point, units: Units, ceilings: Ceilings) -> str:
+    if point.seconds is None:
+        return point.outcome or MISSING
+    size = point.extra_bytes
+    memory = MISSING if size is None else three_digits(size / 2**20)
+    bound = ceilings.bound(case)
+    share = MISSING if bound is None else percent(bound.share(point.seconds.median))
+    return f"{spread_text(asdict(point.seconds), units)} ({share}; {point.rounds}; {memory})"
+
+
 def growth(letter: str, fit: PowerLaw | None) -> str:
     """Such as "K^1.02 (±4 %)"."""
     if fit is None:
@@ -73,12 +109,17 @@ def host_table(record: Mapping[str, Any]) -> str:
     """The layers of one step, the whole of it last."""
     profile = record["host_time"]
     whole = profile["step"]["median"]
+    case = Case(profile["batch"], profile["rows"], "float32", host_time.DIM)
+    bound = Ceilings.of_record(record).bound(case)
     name = f"{profile['batch']}×{profile['rows']}, D = {host_time.DIM}"
     lines = [
         {
             name: layer["name"],
             "µs [p20–p80]": spread_text(layer["seconds"], CUDA_UNITS),
             "of the step": f"{layer['seconds']['median'] / whole:.1%}",
+            OF_CEILING: share_of_ceiling(bound, layer["seconds"]["median"])
+            if layer["name"].startswith(host_time.KERNELS)
+            else MISSING,
         }
         for layer in profile["layers"]
     ]
@@ -89,10 +130,23 @@ def host_table(record: Mapping[str, Any]) -> str:
                 name: f"of the operator, {profile['launches']} launches in the driver (profiled)",
                 "µs [p20–p80]": three_digits(1e6 * driver),
                 "of the step": f"{driver / whole:.1%}",
+                OF_CEILING: MISSING,
             }
         )
     last = {"µs [p20–p80]": spread_text(profile["step"], CUDA_UNITS), "of the step": "100 %"}
+    last[OF_CEILING] = share_of_ceiling(bound, whole)
     return table([*lines, {name: "the whole step, measured for itself", **last}])
+
+
+def breakdown_title(record: Mapping[str, Any], breakdown: Mapping[str, Any]) -> str:
+    """What it is of, and the share of its ceiling that the sum of its parts reaches."""
+    case = from_fields(breakdown["case"])
+    title = f"{case.name}, {breakdown['implementation']}"
+    if not breakdown["parts"]:
+        return title
+    whole = sum(part["seconds"] for part in breakdown["parts"])
+    share = share_of_ceiling(Ceilings.of_record(record).bound(case), whole)
+    return f"{title}: {three_digits(1e6 * whole)} µs, of its ceiling {share}"
 
 
 def breakdown_table(breakdown: Mapping[str, Any]) -> str:

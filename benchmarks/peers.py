@@ -1,11 +1,14 @@
 """The FIFO memory's step: as published, compiled, and this package's."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._inductor import config as inductor
 
-from benchmarks.cases import AnyCase, Case
+from benchmarks.cases import Case
 from benchmarks.inputs import State
 from benchmarks.step import AutogradStep, FifoStep
 from rrd_kernels import functional
@@ -51,6 +54,15 @@ class PublishedEager(AutogradStep, FifoStep):
         published_enqueue_(self.memory, self.pointer, F.normalize(z_t, dim=1))
 
 
+def compiled(*functions: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Each as a graph of its own, without breaks and for one size."""
+    # Without processes that compile, which would go on beside what is timed.
+    inductor.compile_threads = 1
+    # Compiled anew: with what an earlier case has left, shapes would become dynamic.
+    torch.compiler.reset()
+    return (torch.compile(function, fullgraph=True, dynamic=False) for function in functions)
+
+
 class Compiled(AutogradStep, FifoStep):
     """torch.compile of the published arithmetic, freed of its copies and its host sync.
 
@@ -59,23 +71,10 @@ class Compiled(AutogradStep, FifoStep):
 
     name = "torch.compile"
     rounds_similarities = True
-    #: B and K for which compiling is waited for, which takes up to half a minute.
-    sizes = ((64, 16384), (256, 16384), (1024, 65536))
 
     def __init__(self, case: Case, state: State) -> None:
         super().__init__(case, state)
-        # Without processes that compile, which would go on beside what is timed.
-        inductor.compile_threads = 1
-        # Compiled anew: with what an earlier case has left, shapes would become dynamic.
-        torch.compiler.reset()
-        self._loss = torch.compile(self._eager_loss, fullgraph=True, dynamic=False)
-        self._write = torch.compile(self._eager_write, fullgraph=True, dynamic=False)
-
-    @classmethod
-    def why_not(cls, case: AnyCase) -> str | None:
-        assert isinstance(case, Case)
-        wanted = (case.batch, case.rows) in cls.sizes and case.dim == 128
-        return None if wanted else "not compiled at this size"
+        self._loss, self._write = compiled(self._eager_loss, self._eager_write)
 
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         return self._loss(z_s, z_t, self.memory, self.pointer)
@@ -102,12 +101,10 @@ class Compiled(AutogradStep, FifoStep):
 
 
 class Fused(AutogradStep, FifoStep):
-    """This package's operators, with no fall-back to the reference.
-
-    Their gradient is computed with the loss, in forward; backward scales it.
-    """
+    """This package's operators, with no fall-back to the reference."""
 
     name = "rrd_kernels"
+    gradient_in_forward = True
 
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         return functional.relational_step_(

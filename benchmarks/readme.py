@@ -26,9 +26,6 @@ HOST_TIME = """\
 Where the microseconds of one training step of `RRDLoss` go, from features, its backward included.
 Calls that each contain the one before are timed in turn; a line is the median of their differences.
 """
-SCALING = """\
-Exponents are fitted by least squares to the logarithms; ± is by how much a size lies off the fit.
-"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def _further(measured: Mapping[str, Any]) -> Iterator[str]:
     for name, path in shown.items():
         yield f"![{pictures.TITLES[name]}]({folder}/{path.name})\n"
     if measured.get("scaling"):
-        yield SCALING
+        yield part_tables.SCALING
         yield part_tables.scaling_table(measured)
     if measured.get("host_time"):
         yield HOST_TIME

@@ -15,7 +15,7 @@ import torch
 import rrd_kernels
 from benchmarks import hardware
 from benchmarks.breakdown import Breakdown
-from benchmarks.ceilings import Ceilings
+from benchmarks.ceilings import Bound, Ceilings
 from benchmarks.host_time import HostProfile
 from benchmarks.paths import RESULTS, ROOT, unused
 from benchmarks.run import Result, Row
@@ -88,6 +88,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "uncommitted_changes": None if changes is None else bool(changes),
         "threads": torch.get_num_threads(),
         "cpu": hardware.cpu_model(),
+        "cache_bytes": hardware.cache_bytes(device),
     }
     if device.type == "cuda":
         record["versions"] |= hardware.gpu_versions()
@@ -139,9 +140,15 @@ def of_result(result: Result, ceilings: Ceilings) -> dict[str, Any]:
         if result.rate is not None:
             record["gflops"] = result.rate / 1e9
         if bound := ceilings.bound(result.case):
-            share = bound.share(result.best_seconds)
-            record["ceiling"] = {"bound": bound.by, "seconds": bound.seconds, "share": share}
+            record["ceiling"] = _ceiling(bound, result.best_seconds)
+        for name, part in result.parts.items():
+            if bound := ceilings.bound(result.case, part.work):
+                record["parts"][name]["ceiling"] = _ceiling(bound, part.seconds.median)
     return record
+
+
+def _ceiling(bound: Bound, seconds: float) -> dict[str, Any]:
+    return {"bound": bound.by, "seconds": bound.seconds, "share": bound.share(seconds)}
 
 
 def load(path: Path) -> dict[str, Any]:

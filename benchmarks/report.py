@@ -14,11 +14,18 @@ import torch
 from benchmarks import breakdown, hardware, host_time, markdown, pictures, record, scaling
 from benchmarks.cases import AnyCase, Case, axes_for, cases_for
 from benchmarks.figures import CPU_UNITS, CUDA_UNITS
-from benchmarks.measure import busy_cores, copy_rate, float32_matmul_precision, matmul_rate
-from benchmarks.peers import Compiled, Fused
+from benchmarks.implementations import COMPILED
+from benchmarks.measure import (
+    OUT_OF_MEMORY,
+    busy_cores,
+    copy_rate,
+    float32_matmul_precision,
+    matmul_rate,
+)
+from benchmarks.peers import Fused
 from benchmarks.plan import PARTS, Plan, plan_for
 from benchmarks.record import Machine, Measured
-from benchmarks.run import OUT_OF_MEMORY, Absent, run_case
+from benchmarks.run import Absent, run_case
 from benchmarks.targets import Outcome, outcomes, targets_for
 
 STARTED = time.monotonic()
@@ -27,7 +34,8 @@ NEGLIGIBLE_WORK = 0.1
 
 EXPLANATION = """\
 A step is: enqueue the teacher's rows, mean loss, gradient with respect to the
-student's embeddings (D = 128 where no other is named). Of the momentum memory,
+student's embeddings (D = 128 where no other is named). Batches take turns, and
+copies of a memory that would stay in the last cache. Of the momentum memory,
 which --cases momentum selects, it is: loss over B×K drawn rows of so many,
 gradient, update of both memories; and its negatives are drawn for one batch, on
 the host, in one process. Each implementation must first agree with the float64
@@ -96,7 +104,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--no-compile",
         action="store_true",
-        help="leave out torch.compile, which takes up to half a minute for each size",
+        help="leave out torch.compile, which takes five to twenty seconds for each size",
     )
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument(
@@ -146,7 +154,7 @@ def look_at_machine(cases: Sequence[AnyCase], device: torch.device, plan: Plan) 
 def measure(chosen: argparse.Namespace, plan: Plan, measured: Measured) -> None:
     """Adds to ``measured`` one part after another."""
     device: torch.device = chosen.device
-    without = [Compiled] if chosen.no_compile else []
+    without = COMPILED if chosen.no_compile else ()
     if "cases" in chosen.parts:
         for case in chosen.cases:
             report(case.name)

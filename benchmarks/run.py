@@ -1,29 +1,35 @@
 """One case, from agreement to figures."""
 
 import statistics
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 
-from benchmarks import cuda
-from benchmarks.agreement import Check, agreement
-from benchmarks.cases import AnyCase
+from benchmarks import cuda, hardware, step_parts
+from benchmarks.agreement import Agreement, Check, agreement
+from benchmarks.cases import AnyCase, Case
 from benchmarks.errors import Errors
 from benchmarks.implementations import implementations
 from benchmarks.inputs import Batch, State, draw
-from benchmarks.isolated import isolated_peak_memory
+from benchmarks.isolated import PeakMemory, isolated_peak_memory
 from benchmarks.measure import (
     Spread,
     calls_in_a_block,
     first_line,
     float32_matmul_precision,
     interleaved,
-    ran_out_of_memory,
+    outcome_of,
     wall_time,
 )
-from benchmarks.step import Step, over_batches
+from benchmarks.step import AutogradStep, Step, TrainingStep
+from benchmarks.turns import one_by_one, turns, with_twins
+from benchmarks.work import Work, of_part
+
+#: Of the parts of a step, which are not what a training script waits for.
+PART_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,13 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class PartTiming(Timing):
+    """Seconds of one part of a step, and what it takes at least."""
+
+    work: Work
+
+
+@dataclass(frozen=True)
 class Row:
     """One implementation on one case."""
 
@@ -46,14 +59,20 @@ class Row:
     seconds: Spread
     rounds: int
     speedup: Mapping[str, float]
-    #: ``None`` where it was not measured.
+    #: ``None`` where it was not measured ...
     extra_bytes: int | None
     #: ``None`` of draws, which are right or wrong.
     errors: Errors | None
+    #: Of the memory, that took turns.
+    copies: int = 1
     #: By the device's clock in the replay of a CUDA graph; ``None`` where there is none.
     replay: Timing | None = None
     #: Why a GPU has no replay.
     not_captured: str | None = None
+    #: ... and why, if it was to be.
+    no_memory: str | None = None
+    #: Of those parts that can be called alone, by the host's clock.
+    parts: Mapping[str, PartTiming] = field(default_factory=dict)
 
     @property
     def best_seconds(self) -> float:
@@ -66,17 +85,13 @@ class Row:
         return self.case.operations / self.best_seconds if self.case.operations else None
 
 
-#: An outcome.
-OUT_OF_MEMORY = "out of memory"
-
-
 @dataclass(frozen=True)
 class Absent:
     """One implementation that has no figures on one case."""
 
     case: AnyCase
     implementation: str
-    #: A few words: not measured, not available, out of memory.
+    #: A few words: not measured, not available, out of memory, disagrees.
     outcome: str
     reason: str
 
@@ -86,9 +101,10 @@ Result = Row | Absent
 
 @dataclass(frozen=True)
 class Ready:
-    """A step that agrees with the reference, and the graph of one step for each batch."""
+    """A step that agrees with the reference, its calls in turn, and the graph of all these."""
 
-    step: Step
+    steps: Sequence[Step]
+    calls: Sequence[Callable[[], object]]
     errors: Errors | None
     graph: torch.cuda.CUDAGraph | None
     not_captured: str | None
@@ -108,7 +124,8 @@ def run_case(
     Args:
         case: the size.
         seconds: how long to time, all implementations together; at least seven rounds. On a GPU
-            once by the host's clock and once by the device's.
+            once by the host's clock and once by the device's. The parts half as long; at least
+            five rounds.
         device: where the tensors are.
         memory: whether to measure peak memory too, on a CPU in a new process for each.
         without: implementations to leave out.
@@ -123,22 +140,27 @@ def run_case(
             if kind not in without
         }
         ready = {name: found for name, found in prepared.items() if isinstance(found, Ready)}
-        walls = _wall_times(ready, batches, device, seconds)
-        replays = _replay_times(ready, len(batches), seconds)
+        walls = _wall_times(ready, device, seconds)
+        replays = _replay_times(ready, seconds)
+        parts = _part_times(ready, batches, device, seconds / 2)
         results: list[Result] = []
         for name, found in prepared.items():
             if isinstance(found, Absent):
                 results.append(found)
                 continue
             wall = _timing(name, walls)
+            peak = _peak_memory(case, found, batches[0]) if memory else PeakMemory(None)
             row = Row(
                 case=case,
                 implementation=name,
                 seconds=wall.seconds,
                 rounds=wall.rounds,
                 speedup=wall.speedup,
-                extra_bytes=_extra_bytes(case, found.step, batches[0]) if memory else None,
+                extra_bytes=peak.extra_bytes,
+                no_memory=peak.outcome,
+                parts=_part_timings(case, found.steps[0], parts),
                 errors=found.errors,
+                copies=len(found.steps),
                 replay=_timing(name, replays) if found.graph else None,
                 not_captured=found.not_captured,
             )
@@ -153,70 +175,102 @@ def _prepare(
         return Absent(case, kind.name, "not measured", reason)
     try:
         step = kind(case, state)
+        writer = step.twin()
         errors = judge.check(step)
+        if isinstance(judge, Agreement) and isinstance(writer, TrainingStep):
+            judge.check_write(writer)
+        steps = with_twins(step, hardware.cache_bytes(batches[0][0].device))
     except Exception as error:  # a compiler's, a library's: the others can be measured still
-        outcome = OUT_OF_MEMORY if ran_out_of_memory(error) else "not available"
-        return Absent(case, kind.name, outcome, first_line(error))
+        return Absent(case, kind.name, outcome_of(error), first_line(error))
+    calls = turns(steps, batches)
     graph, not_captured = None, None
     if _on_gpu(step) and step.waits_for_device:
         not_captured = "it waits for the device"
     elif _on_gpu(step):
         try:
-            graph = _capture(step, batches)
+            graph = _capture(steps, calls)
         except Exception as error:  # as above; it can be timed without a graph
             not_captured = first_line(error)
-    return Ready(step, errors, graph, not_captured)
+    return Ready(steps, calls, errors, graph, not_captured)
 
 
 def _on_gpu(step: Step) -> bool:
     return step.state[0].is_cuda
 
 
-def _capture(step: Step, batches: Sequence[Batch]) -> torch.cuda.CUDAGraph:
-    """One step of each batch, replayed once to see that it is they that the graph holds."""
-    calls = [partial(step, *batch) for batch in batches]
+def _capture(steps: Sequence[Step], calls: Sequence[Callable[[], Any]]) -> torch.cuda.CUDAGraph:
+    """All ``calls``, replayed once to see that it is they that the graph holds."""
     graph, outputs = cuda.capture(calls)
     loss, grad = outputs[-1]
     loss.fill_(torch.nan)
     grad.fill_(torch.nan)
-    before = [tensor.clone() for tensor in step.state]
+    states = [tensor for step in steps for tensor in step.state]
+    before = [tensor.clone() for tensor in states]
     graph.replay()
-    replayed = [tensor.clone() for tensor in step.state]
-    for tensor, value in zip(step.state, before, strict=True):
+    replayed = [tensor.clone() for tensor in states]
+    for tensor, value in zip(states, before, strict=True):
         tensor.copy_(value)
     for call in calls:
         call()
-    same = all(map(torch.equal, step.state, replayed))
+    same = all(map(torch.equal, states, replayed))
     if not same or not (loss.isfinite() & grad.isfinite().all()):
         raise RuntimeError("the replay does not do the steps")
     return graph
 
 
 def _wall_times(
-    ready: Mapping[str, Ready],
-    batches: Sequence[Batch],
-    device: torch.device,
-    seconds: float,
+    ready: Mapping[str, Ready], device: torch.device, seconds: float
 ) -> dict[str, list[float]]:
     timers = {}
     for name, found in ready.items():
-        call = over_batches(found.step, batches)
+        call = one_by_one(found.calls)
         times = 1
         if device.type == "cuda":
             times = calls_in_a_block(partial(wall_time, call, device))
         timers[name] = partial(wall_time, call, device, times)
-    return interleaved(timers, seconds)
+    return interleaved(timers, seconds, warm_up=1)
 
 
-def _replay_times(ready: Mapping[str, Ready], steps: int, seconds: float) -> dict[str, list[float]]:
-    """Of the graphs that there are, each of so many steps."""
+def _replay_times(ready: Mapping[str, Ready], seconds: float) -> dict[str, list[float]]:
+    """Of a step, in the graphs that there are."""
     timers = {}
     for name, found in ready.items():
         if found.graph:
             timer = partial(cuda.device_time, found.graph.replay)
             timers[name] = partial(timer, calls_in_a_block(timer))
     times = interleaved(timers, seconds) if timers else {}
-    return {name: [time / steps for time in taken] for name, taken in times.items()}
+    return {
+        name: [time / len(ready[name].calls) for time in taken] for name, taken in times.items()
+    }
+
+
+def _part_times(
+    ready: Mapping[str, Ready], batches: Sequence[Batch], device: torch.device, seconds: float
+) -> dict[str, dict[str, list[float]]]:
+    """By part, then by implementation."""
+    timers = {
+        (part, name): timer
+        for name, found in ready.items()
+        for part, timer in step_parts.timers(found.steps, batches, device).items()
+    }
+    times: dict[str, dict[str, list[float]]] = {}
+    if timers:
+        found = interleaved(timers, seconds, PART_ROUNDS, warm_up=1)
+        for (part, name), taken in found.items():
+            times.setdefault(part, {})[name] = taken
+    return times
+
+
+def _part_timings(
+    case: AnyCase, step: Step, times: Mapping[str, Mapping[str, list[float]]]
+) -> dict[str, PartTiming]:
+    found = {}
+    in_forward = isinstance(step, AutogradStep) and step.gradient_in_forward
+    for part in step_parts.parts_of(type(step)):
+        assert isinstance(case, Case)
+        timing = _timing(step.name, times[part])
+        found[part] = PartTiming(**vars(timing), work=of_part(case, part, in_forward))
+    return found
 
 
 def _timing(name: str, times: Mapping[str, list[float]]) -> Timing:
@@ -229,7 +283,11 @@ def _median_ratio(numerators: list[float], denominators: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
-def _extra_bytes(case: AnyCase, step: Step, batch: Batch) -> int | None:
-    if _on_gpu(step):
-        return cuda.peak_extra_memory(partial(step, *batch))
-    return isolated_peak_memory(case, type(step))
+def _peak_memory(case: AnyCase, found: Ready, batch: Batch) -> PeakMemory:
+    [step, *_] = found.steps
+    if not _on_gpu(step):
+        return isolated_peak_memory(case, type(step))
+    try:
+        return PeakMemory(cuda.peak_extra_memory(partial(step, *batch)))
+    except torch.OutOfMemoryError as error:  # beside the others' copies and graphs
+        return PeakMemory(None, f"{outcome_of(error)}: {first_line(error)}")

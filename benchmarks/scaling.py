@@ -5,7 +5,6 @@ as JSON for each value; it allocates at most LIMIT bytes.
 """
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,25 +20,28 @@ from benchmarks.cases import Axis, Case
 from benchmarks.fits import PowerLaw, power_law
 from benchmarks.implementations import implementations
 from benchmarks.inputs import draw
-from benchmarks.isolated import module_output, named
+from benchmarks.isolated import fatal, module_output, named
 from benchmarks.measure import (
     CLEAR_REFS,
     Spread,
     calls_in_a_block,
     first_line,
+    outcome_of,
     peak_extra_memory,
-    ran_out_of_memory,
     wall_time,
 )
 from benchmarks.peers import Compiled
-from benchmarks.run import OUT_OF_MEMORY
-from benchmarks.step import Step, over_batches
+from benchmarks.sdpa import Math
+from benchmarks.step import Step
+from benchmarks.turns import one_by_one, turns, with_twins
 
 #: Of a CPU's free memory, what a series may take: the rest is the system's, and no step is to wait
 #: for a swap.
 MEMORY_SHARE = 0.8
-#: A point is timed until there are so many rounds, but no longer than this once there is one.
-ROUNDS, LIMIT_SECONDS = 7, 4.0
+#: A point is timed until there are so many rounds, but no longer than this ...
+ROUNDS, LIMIT_SECONDS = 7, 3.0
+#: ... once there are so many, or one where a round takes longer than that.
+LEAST_ROUNDS = 3
 #: Samples that are compared with the reference: float64, and many times slower than what is timed.
 SAMPLES = 16
 #: What the measure of a CPU's memory cannot see, see peak_extra_memory: a fit counts it as this.
@@ -56,6 +58,8 @@ class Point:
     extra_bytes: int | None = None
     outcome: str | None = None
     reason: str | None = None
+    #: Of the memory, that took turns.
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,11 @@ class Series:
 
 
 def implementations_along(axis: Axis, device: torch.device) -> list[type[Step]]:
-    """Those that take the axis's cases, without the one that would be compiled for each size."""
+    """Those that take the axis's cases and not minutes of it: compiled for each size, or with B×K
+    matrices as the published code has them already."""
     kinds = implementations(axis.case, device)
-    return [kind for kind in kinds if kind is not Compiled and not kind.why_not(axis.case)]
+    slow = (Compiled, Math)
+    return [kind for kind in kinds if kind not in slow and not kind.why_not(axis.case)]
 
 
 def run_series(kind: type[Step], axis: Axis, device: torch.device, seconds: float) -> Series:
@@ -112,8 +118,7 @@ def measure(kind: type[Step], axis: Axis, device: torch.device, seconds: float) 
         try:
             point = _measure(kind, case, value, device, seconds)
         except Exception as error:  # sizes before it have been measured
-            outcome = OUT_OF_MEMORY if ran_out_of_memory(error) else "not available"
-            point = Point(value, outcome=outcome, reason=first_line(error))
+            point = Point(value, outcome=outcome_of(error), reason=first_line(error))
         if device.type == "cuda":
             torch.cuda.empty_cache()
         yield point
@@ -133,8 +138,9 @@ def _measure(
         return Point(value, outcome="not measured", reason=reason)
     judge.check(step)  # and warms up
     del judge, state
+    steps = with_twins(step, hardware.cache_bytes(device))
     timer: Callable[[], float]
-    timer = partial(wall_time, over_batches(step, batches), device)
+    timer = partial(wall_time, one_by_one(turns(steps, batches)), device)
     if device.type == "cuda":
         timer = partial(timer, calls_in_a_block(timer))
     # A trial of its own: the measure of memory empties the allocator first.
@@ -148,12 +154,14 @@ def _measure(
         trial.append(timer())
     times: list[float] = []
     start = time.perf_counter()
+    least = LEAST_ROUNDS if trial[0] <= LIMIT_SECONDS else 0
     while len(times) < ROUNDS or time.perf_counter() < start + seconds:
-        if time.perf_counter() + trial[0] > start + LIMIT_SECONDS:
+        too_long = time.perf_counter() + trial[0] > start + LIMIT_SECONDS
+        if too_long and len(times) >= least:
             break
         times.append(timer())
     times = times or trial
-    return Point(value, Spread.of(times), len(times), extra)
+    return Point(value, Spread.of(times), len(times), extra, copies=len(steps))
 
 
 def _isolated(kind: type[Step], axis: Axis, seconds: float, limit: int) -> Iterator[Point]:
@@ -164,14 +172,8 @@ def _isolated(kind: type[Step], axis: Axis, seconds: float, limit: int) -> Itera
             points.append(_point(json.loads(line)))
             yield points[-1]
     if process.returncode:
-        yield _fatal(axis.values[len(points)], process.returncode)
-
-
-def _fatal(value: int, exit_code: int) -> Point:
-    """The size at which the process ended before it could say anything."""
-    if exit_code == -signal.SIGKILL:
-        return Point(value, outcome=OUT_OF_MEMORY, reason="the system ended the process")
-    return Point(value, outcome="not available", reason=f"its process ended with {exit_code}")
+        outcome, reason = fatal(process.returncode)
+        yield Point(axis.values[len(points)], outcome=outcome, reason=reason)
 
 
 def _point(fields: Mapping[str, Any]) -> Point:

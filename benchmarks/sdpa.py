@@ -1,4 +1,4 @@
-"""The step through PyTorch's attention kernels: those that also return the log-sum-exp."""
+"""The step through PyTorch's attention kernels, all that the device has."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -14,8 +14,8 @@ from benchmarks.step import FifoStep
 class SDPA(FifoStep):
     """Attention with K = V = memory and one head.
 
-    Both temperatures go into the queries and the gradient into closed form, so nothing of size
-    [B, K] exists here either.
+    Both temperatures go into the queries and the gradient into closed form, so that nothing is left
+    to autograd.
     """
 
     #: Of the operands; a kernel called with others may read them as if they were these.
@@ -58,11 +58,32 @@ class SDPA(FifoStep):
     @staticmethod
     @abstractmethod
     def _attention(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Output and natural log-sum-exp of attention over [1, 1, K, D], unscaled."""
+        """Output and natural log-sum-exp of attention over [1, 1, K, D], unscaled; the latter of
+        the first half of the queries at least."""
+
+
+class Math(SDPA):
+    """The one that every device has: it makes the [2B, K] logits and weights.
+
+    It returns the weights and no log-sum-exp. That is had from the largest weight of each student's
+    row, exp(b - LSE): one more pass over [B, K] weights, and one logit b a row.
+    """
+
+    name = "SDPA math"
+
+    @staticmethod
+    def _attention(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        output, weights = torch.ops.aten._scaled_dot_product_attention_math(
+            queries, memory, memory, scale=1.0
+        )
+        batch = queries.shape[2] // 2
+        largest, at = weights[0, 0, :batch].max(dim=1)
+        logit = (queries[0, 0, :batch].float() * memory[0, 0, at].float()).sum(dim=1)
+        return output, logit - largest.float().log()
 
 
 class CpuFlash(SDPA):
-    name = "SDPA"
+    name = "SDPA flash"
 
     @staticmethod
     def _attention(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,17 +1,14 @@
 """What every implementation that is compared does: one training step, or one batch of draws."""
 
-import itertools
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from benchmarks.cases import AnyCase, Case
-from benchmarks.inputs import Batch, State
-
-T = TypeVar("T")
+from benchmarks.inputs import State
 
 
 class Step(ABC):
@@ -34,16 +31,21 @@ class Step(ABC):
     def __call__(self, *batch: Any, **_: Any) -> Any:
         """What is timed, of one batch."""
 
+    def twin(self) -> Self:
+        """The same with a copy of its state as it is now; what has been compiled is shared."""
+        other = copy.copy(self)
+        other.state = tuple(tensor.clone() for tensor in self.state)
+        return other
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of what is kept between steps."""
+        return 0
+
     @classmethod
     def why_not(cls, case: AnyCase) -> str | None:
         """The reason for which ``case`` is left out, if it is."""
         return None
-
-
-def over_batches(step: Callable[..., T], batches: Sequence[Batch]) -> Callable[[], T]:
-    """Each call takes the next batch, so that none is in cache because it was just there."""
-    following = itertools.cycle(batches)
-    return lambda: step(*next(following))
 
 
 class TrainingStep(Step):
@@ -62,6 +64,10 @@ class TrainingStep(Step):
         # As GradScaler does: p / B as such would underflow in float16.
         self.loss_scale = 1024.0 if case.dtype == torch.float16 else 1.0
 
+    @property
+    def memory_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.state)
+
     @abstractmethod
     def write(self, *batch: Any) -> None:
         """What a step of the batch writes to the memory, alone."""
@@ -69,6 +75,9 @@ class TrainingStep(Step):
 
 class AutogradStep(TrainingStep):
     """One that is differentiated by autograd, so that its halves can be called alone."""
+
+    #: Forward computes the gradient with the loss, and backward scales it.
+    gradient_in_forward: ClassVar[bool] = False
 
     def __call__(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         z_s, *others = batch
@@ -90,6 +99,10 @@ class AutogradStep(TrainingStep):
 class FifoStep(TrainingStep):
     """The teacher's rows are enqueued first."""
 
-    def __init__(self, case: Case, state: State) -> None:
-        super().__init__(case, state)
-        self.memory, self.pointer = self.state
+    @property
+    def memory(self) -> Tensor:
+        return self.state[0]
+
+    @property
+    def pointer(self) -> Tensor:
+        return self.state[1]

@@ -113,12 +113,13 @@ def _reasons(results: Sequence[Result]) -> dict[str, list[str]]:
     reasons: dict[str, list[str]] = {}
     for result in results:
         if isinstance(result, Absent):
-            text = f"{result.implementation} {result.outcome}, {result.reason}"
-        elif result.not_captured:
-            text = f"{result.implementation} in no graph, {result.not_captured}"
+            texts = [f"{result.outcome}, {result.reason}"]
         else:
-            continue
-        reasons.setdefault(text, []).append(result.case.name)
+            missing = {"in no graph": result.not_captured, "memory": result.no_memory}
+            texts = [f"{what}, {why}" for what, why in missing.items() if why]
+        for text in texts:
+            of = f"{result.implementation} {text}"
+            reasons.setdefault(of, []).append(result.case.name)
     return reasons
 
 

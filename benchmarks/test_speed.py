@@ -12,16 +12,15 @@ has no halves.
 """
 
 import functools
-import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import cuda
+from benchmarks import cuda, hardware
 from benchmarks.agreement import Agreement, Check, agreement
 from benchmarks.cases import AnyCase, cases_for
 from benchmarks.implementations import implementations
@@ -36,20 +35,12 @@ from benchmarks.measure import (
     ran_out_of_memory,
     wait_for,
 )
-from benchmarks.momentum import MomentumStep
-from benchmarks.step import AutogradStep, Step, TrainingStep, over_batches
+from benchmarks.step import Step, TrainingStep
+from benchmarks.step_parts import BACKWARD, FORWARD, Graph, forwards, graphs, parts_of, writes
+from benchmarks.turns import one_by_one, turns, with_twins
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-FORWARD, BACKWARD, STEP = "forward", "backward", "step"
-#: The write alone, of the FIFO memory and of the momentum memory.
-ENQUEUE, UPDATE = "enqueue", "update"
-
-
-def parts(kind: type[Step]) -> list[str]:
-    if not issubclass(kind, TrainingStep):
-        return [STEP]
-    halves = [FORWARD, BACKWARD] if issubclass(kind, AutogradStep) else []
-    return [*halves, STEP, UPDATE if issubclass(kind, MomentumStep) else ENQUEUE]
+STEP = "step"
 
 
 def clock(device: torch.device) -> Callable[[], float]:
@@ -67,11 +58,11 @@ def every_part() -> Iterator[Any]:
             for kind in implementations(case, device):
                 if kind.why_not(case):
                     continue
-                for part in parts(kind):
+                for part in (STEP, *parts_of(kind)):
                     words = (device.type, case.name.replace("×", "x"), kind.name)
                     group = " ".join((*words[:2], part))
                     marks = pytest.mark.benchmark(group=group, timer=clock(device))
-                    name = "-".join((*words, part)).replace(" ", "-")
+                    name = "-".join((*words, part)).replace(" ", "-").replace("=", "")
                     yield pytest.param(device, case, kind, part, marks=marks, id=name)
 
 
@@ -129,54 +120,44 @@ def test_speed(
     with float32_matmul_precision(case.matmul_precision):
         step, errors = agreeing(case, device, kind)
         batches = prepared(case, device).batches
+        steps = with_twins(step, hardware.cache_bytes(device))
+        call: Callable[[], object]
         if part == BACKWARD:
-            assert isinstance(step, AutogradStep)
-            call = _time_backward(benchmark, step, batches, request.config.getoption)
+            make = graphs(steps, batches)
+            call = _time_backward(benchmark, make, request.config.getoption)
         else:
-            call = _forward_or_whole(step, part, batches)
+            call = _calls(part, steps, batches)
             benchmark(call)
         extra = _extra_memory(call, device)
-    benchmark.extra_info |= {"errors": errors, "extra_bytes": extra}
+    benchmark.extra_info |= {"errors": errors, "extra_bytes": extra, "copies": len(steps)}
     if benchmark.stats:  # not with --benchmark-disable
         spread = Spread.of(benchmark.stats.stats.data)
         benchmark.extra_info |= {"p20": spread.p20, "p80": spread.p80}
 
 
-def _forward_or_whole(step: Step, part: str, batches: list[Batch]) -> Callable[[], object]:
+def _calls(part: str, steps: Sequence[Step], batches: Sequence[Batch]) -> Callable[[], object]:
     if part == STEP:
-        return over_batches(step, batches)
-    if part in (ENQUEUE, UPDATE):
-        assert isinstance(step, TrainingStep)
-        return over_batches(step.write, batches)
-    assert isinstance(step, AutogradStep)
-    leaves = [(z_s.detach().clone().requires_grad_(), *rest) for z_s, *rest in batches]
-    return over_batches(step.forward, leaves)
+        return one_by_one(turns(steps, batches))
+    return forwards(steps, batches) if part == FORWARD else writes(steps, batches)
 
 
 def _time_backward(
-    benchmark: Any,
-    step: AutogradStep,
-    batches: list[Batch],
-    option: Callable[[str], Any],
+    benchmark: Any, make: Callable[[], Graph], option: Callable[[str], Any]
 ) -> Callable[[], object]:
     """Of a graph that is made anew, untimed, for each round."""
-    following = itertools.cycle(batches)
-
-    def graph() -> tuple[torch.Tensor, torch.Tensor]:
-        z_s, *rest = next(following)
-        z_s = z_s.detach().requires_grad_()
-        return step.forward(z_s, *rest), z_s
-
     # As many rounds as pytest-benchmark would take of a step, of which backward is a part.
+    graph = make()
     start = time.perf_counter()
-    step.backward(*graph())
+    graph.backward()
     taken = time.perf_counter() - start
     rounds = max(option("benchmark_min_rounds"), int(float(option("benchmark_max_time")) / taken))
     benchmark.pedantic(
-        step.backward, setup=lambda: (graph(), {}), rounds=rounds, warmup_rounds=WARM_UP_ROUNDS
+        Graph.backward,
+        setup=lambda: ((make(),), {}),
+        rounds=rounds,
+        warmup_rounds=WARM_UP_ROUNDS,
     )
-    made = graph()
-    return lambda: step.backward(*made)
+    return make().backward
 
 
 def _extra_memory(call: Callable[[], object], device: torch.device) -> int | None:

@@ -125,6 +125,16 @@ def test_too_few_rounds_tell_only_that_it_runs():
     assert {move.verdict for move in compare.moves(before, after)} == {compare.SAME}
 
 
+def test_an_older_name_is_the_same_implementation():
+    before, after = measured(), measured()
+    before["rows"][0]["implementation"] = "SDPA"
+    after["rows"][0]["implementation"] = "SDPA flash"
+    assert {move.name.implementation for move in compare.moves(before, after)} == {
+        "SDPA flash",
+        "rrd_kernels",
+    }
+
+
 def test_one_size_on_two_axes_is_two_figures():
     one = measured()
     (series,) = one["scaling"]
@@ -143,12 +153,14 @@ def test_memory_moves_by_more_than_a_page(tmp_path, capsys):
     assert "+3.0" in capsys.readouterr().out
 
 
-def test_replays_and_points_of_series_count():
+def test_replays_parts_and_points_of_series_count():
     one = measured()
     one["rows"][1]["replay"] = {"seconds": seconds(1, 1, 1), "rounds": 50, "speedup": {}}
+    one["rows"][1]["parts"] = {"enqueue": {"seconds": seconds(1, 1, 1), "rounds": 50}}
     names = {name.what for name in compare.figures(one)}
     scaled = "float32 64×128, scaling of rows"
-    assert names == {CASE.name, f"{CASE.name}, in a graph", scaled}
+    alone = {f"{CASE.name}, in a graph", f"{CASE.name}, enqueue"}
+    assert names == {CASE.name, scaled} | alone
 
 
 def test_the_machine_is_compared_too(tmp_path, capsys):
@@ -156,6 +168,13 @@ def test_the_machine_is_compared_too(tmp_path, capsys):
     after["machine"]["before"]["mm_gflops"]["float32"] = 50.0
     run(measured(), after, tmp_path)
     assert "| torch.mm in float32, GFLOP/s | 100 | 50 | 0.50 |" in capsys.readouterr().out
+
+
+def test_a_memory_in_cache_is_told_from_copies_that_take_turns(tmp_path, capsys):
+    run(measured(), measured(), tmp_path)
+    assert "take turns" not in capsys.readouterr().out
+    run(measured(), measured() | {"cache_bytes": 1 << 25}, tmp_path)
+    assert "copies of them take turns" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_other_devices_are_refused_unless_asked_for(tmp_path, capsys):

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import host_time, pictures, readme, record, report, scaling
+from benchmarks import breakdown, hardware, host_time, pictures, readme, record, report, scaling
 from benchmarks.cases import axes_for, cases_for
+from benchmarks.implementations import COMPILED
+from benchmarks.peers import Fused, PublishedEager
 from benchmarks.run import run_case
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +32,7 @@ def written(tmp_path_factory):
         "cpu",
         "--quick",
         "--no-memory",
+        "--no-compile",
     ]
     done = subprocess.run(
         [*command, "--output", str(output)], cwd=ROOT, capture_output=True, text=True, check=False
@@ -44,7 +47,12 @@ class TestCommand:
         path, _ = written
         measured = record.load(path)
         names = {(row["implementation"], row["case"]["batch"]) for row in measured["rows"]}
-        assert {("published eager", 16), ("SDPA", 16), ("rrd_kernels", 8)} <= names
+        assert {
+            ("published eager", 16),
+            ("SDPA flash", 16),
+            ("SDPA math", 16),
+            ("rrd_kernels", 8),
+        } <= names
         for timed in (row for row in measured["rows"] if "seconds" in row):
             assert timed["seconds"]["p20"] <= timed["seconds"]["median"] <= timed["seconds"]["p80"]
             assert timed["ceiling"]["share"] > 0
@@ -53,10 +61,14 @@ class TestCommand:
         assert "--quick" in measured["command"]
         assert {one["implementation"] for one in measured["breakdowns"]} == {
             "published eager",
-            "SDPA",
+            "SDPA math",
+            "SDPA flash",
             "rrd_kernels",
         }
         assert all(one["parts"] for one in measured["breakdowns"])
+        for timed in (row for row in measured["rows"] if row.get("parts")):
+            assert all(part["ceiling"]["share"] > 0 for part in timed["parts"].values())
+        assert measured["cache_bytes"] == hardware.cache_bytes(CPU)
         for axis in axes_for(CPU, quick=True):
             for one in (one for one in measured["scaling"] if one["axis"]["name"] == axis.name):
                 assert [point["value"] for point in one["points"]] == list(axis.values)
@@ -72,7 +84,10 @@ class TestCommand:
     def test_tables_are_printed_and_written(self, written):
         path, printed = written
         text = path.with_suffix(".md").read_text()
-        for part in ("FIFO memory", "momentum memory", "Scaling", "host", "rrd_kernels"):
+        for part in (
+            *("FIFO memory", "momentum memory", "Scaling", "host", "rrd_kernels"),
+            *("forward, µs", "update, µs", "share; rounds; extra MiB", "of its ceiling"),
+        ):
             assert part in printed
             assert part in text
 
@@ -117,12 +132,12 @@ def test_what_was_measured_before_an_interrupt_is_kept(tmp_path, monkeypatch):
     def interrupted(case, *settings):
         if case != cases_for(CPU, quick=True)[0]:
             raise KeyboardInterrupt
-        return run_case(case, 0.0, memory=False)
+        return run_case(case, 0.0, memory=False, without=COMPILED)
 
     monkeypatch.setattr(report, "run_case", interrupted)
     path = tmp_path / "record.json"
     with pytest.raises(KeyboardInterrupt):
-        report.main(["--device", "cpu", "--quick", "--output", str(path)])
+        report.main(["--device", "cpu", "--quick", "--no-compile", "--output", str(path)])
     measured = record.load(path)
     assert len(measured["rows"]) == 4
     assert measured["machine"]["after"] is None
@@ -144,6 +159,62 @@ def test_a_layer_of_the_host_time_is_the_median_difference(monkeypatch):
     assert [layer.seconds.median for layer in found.layers] == [999, 2, 2, 4, 80, 16, 320]
     assert found.step.median == 64000
     assert found.launches is None
+
+
+def off(call, where):
+    """``call``, with something wrong."""
+
+    def wrong(self, *arguments):
+        result = call(self, *arguments)
+        if where == "loss":
+            return 1.001 * result
+        if where == "gradient":
+            return result[0], 1.001 * result[1]
+        self.memory.queue[0] = -self.memory.queue[0]
+        return result
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("kernels", "gradient"),
+        ("operator", "loss"),
+        ("operator", "memory"),
+        ("autograd", "loss"),
+        ("_functional", "loss"),
+        ("module", "loss"),
+        ("module", "memory"),
+    ],
+)
+def test_a_wrong_call_has_no_host_time(name, where, monkeypatch):
+    monkeypatch.setattr(host_time.Calls, name, off(getattr(host_time.Calls, name), where))
+    with pytest.raises(ArithmeticError, match=r"has Errors|writes rows"):
+        host_time.profile(4, 16, CPU, 0.0)
+
+
+def test_a_checked_call_leaves_the_memory_as_it_was(device):
+    for size in ((4, 16), (4, 4), (1, 2)):
+        calls = host_time.Calls(*size, device)
+        before = calls.memory.queue.clone()
+        calls.check()
+        assert torch.equal(calls.memory.queue, before)
+        assert calls.memory.queue_ptr.item() == 0
+
+
+class Wrong(Fused):
+    def __call__(self, z_s, z_t):
+        loss, grad = super().__call__(z_s, z_t)
+        return loss, 1.001 * grad
+
+
+def test_a_wrong_step_has_no_breakdown(monkeypatch):
+    monkeypatch.setattr(breakdown, "implementations", lambda case, device: [PublishedEager, Wrong])
+    published, wrong = breakdown.breakdowns(cases_for(CPU, quick=True)[0], CPU, 1)
+    assert published.parts
+    assert not wrong.parts
+    assert "ArithmeticError" in wrong.reason
 
 
 @pytest.mark.parametrize(
@@ -182,7 +253,7 @@ def test_a_size_at_which_the_kernels_are_wrong_fails_the_run(outcome, fails):
     axis = axes_for(CPU, quick=True)[0]
     point = scaling.Point(axis.values[0], outcome=outcome, reason="a loss that is off")
     measured = record.Measured(record.Machine({}, 1.0, 0.0, {}))
-    measured.series.append(scaling.Series(axis, "SDPA", [point], None))
+    measured.series.append(scaling.Series(axis, "SDPA flash", [point], None))
     assert report.failures(measured) == []
     measured.series.append(scaling.Series(axis, "rrd_kernels", [point], None))
     assert bool(report.failures(measured)) == fails

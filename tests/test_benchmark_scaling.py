@@ -14,6 +14,7 @@ from benchmarks.cases import Axis, Case, axes_for
 from benchmarks.figures import CPU_UNITS
 from benchmarks.fits import power_law
 from benchmarks.hardware import available_memory
+from benchmarks.isolated import fatal
 from benchmarks.measure import Spread
 from benchmarks.peers import Fused, PublishedEager
 from benchmarks.scaling import Point, Series
@@ -51,6 +52,32 @@ def test_each_size_is_a_point(kind, device):
         assert point.rounds >= 1
 
 
+@pytest.mark.parametrize(
+    ("each", "rounds"),
+    [
+        (0.01, 7),
+        (0.4, 7),  # 2.8 s
+        (0.6, 5),  # a sixth would end later than after 3 s
+        (1.4, 3),  # 2.8 s would be enough for two
+        (2.9, 3),
+        (3.1, 1),
+    ],
+)
+def test_three_rounds_where_one_takes_less_than_three_seconds(each, rounds, monkeypatch):
+    """With a clock that only steps move."""
+    now = [0.0]
+
+    def wall_time(call, device):
+        now[0] += each
+        return each
+
+    monkeypatch.setattr(scaling.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(scaling, "wall_time", wall_time)
+    axis = replace(AXIS, values=(128,))
+    [point] = scaling.measure(Fused, axis, CPU, 0.0)
+    assert (point.rounds, point.seconds.median) == (rounds, each)
+
+
 class FailsAt256(Fused):
     message = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."
 
@@ -75,7 +102,7 @@ class WrongGradient(Fused):
     [
         (FailsAt256, "out of memory", [128, 256]),
         (BreaksAt256, "not available", [128, 256]),
-        (WrongGradient, "not available", [128]),
+        (WrongGradient, "disagrees", [128]),
     ],
 )
 def test_a_series_ends_where_it_fails(kind, outcome, values):
@@ -120,8 +147,8 @@ class TestProcess:
 
     def test_one_that_is_killed_ran_out_of_memory(self):
         killed = subprocess.run(["sh", "-c", "kill -9 $$"], check=False)
-        assert scaling._fatal(256, killed.returncode).outcome == "out of memory"
-        assert scaling._fatal(256, 1).outcome == "not available"
+        assert fatal(killed.returncode)[0] == "out of memory"
+        assert fatal(1)[0] == "not available"
 
 
 def series(*points: Point) -> Series:
@@ -162,6 +189,15 @@ def test_where_memory_ran_out_is_in_the_table():
     text = part_tables.scaling_table({"scaling": of_series, "machine": machine})
     assert "K = 512, out of memory at 1024" in text
     assert "K^1.00 (±0%)" in text
+    record = {"scaling": of_series, "machine": machine}
+    assert part_tables.points_table(record).splitlines()[-1] == (
+        "| float32 16×512 | 400 [400–400] (2%; 7; 4.00) |"
+    )
+    ended = series(*POINTS[:2], Point(512, outcome="out of memory", reason="much"))
+    record["scaling"] = [json.loads(json.dumps(ended.as_record()))]
+    assert part_tables.points_table(record).splitlines()[-1] == (
+        "| float32 16×512 | out of memory |"
+    )
     # 8·16·128·512 operations at 1e9 a second take 8.4 of the 400 ms.
     assert "2% (compute)" in text
     assert f"{CPU_UNITS.per_second * 0.4:.0f}" in text

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import markdown, record, targets
+from benchmarks import implementation_tables, markdown, record, targets, work
 from benchmarks.cases import Case, DrawCase
 from benchmarks.ceilings import BANDWIDTH, COMPUTE, Ceilings
 from benchmarks.errors import Errors
 from benchmarks.figures import CPU_UNITS, CUDA_UNITS
 from benchmarks.measure import Spread
-from benchmarks.run import Absent, Row, Timing
+from benchmarks.run import Absent, PartTiming, Row, Timing
 
 DRAWS = DrawCase(8, 64, n_data=500)
 TINY = Case(64, 16384, "bfloat16")
@@ -110,6 +110,37 @@ class TestCeilings:
         assert Ceilings.of_record({"machine": {"before": after, "after": None}}).copy_rate == 14e9
 
 
+class TestWork:
+    """Of a batch of 64 against 16384 rows of 128 halves."""
+
+    def test_halves_make_a_step(self):
+        forward, backward = (work.of_part(TINY, part) for part in ("forward", "backward"))
+        assert forward.operations == backward.operations == TINY.operations // 2
+        # The memory once each; z_s, z_t and the rows that are enqueued; z_s and the gradient.
+        assert forward.bytes == (16384 + 3 * 64) * 128 * 2
+        assert backward.bytes == (16384 + 2 * 64) * 128 * 2
+
+    def test_a_gradient_that_forward_computes(self):
+        forward, backward = (work.of_part(TINY, part, True) for part in ("forward", "backward"))
+        assert forward.operations == TINY.operations
+        # The gradient is saved in float32, and written as halves.
+        assert forward.bytes == (16384 + 3 * 64) * 128 * 2 + 64 * 128 * 4
+        assert backward == work.Work(None, 64 * 128 * (4 + 2))
+
+    def test_writes(self):
+        assert work.of_part(TINY, "enqueue") == work.Work(None, 2 * 64 * 128 * 2)
+        # Both memories' rows are read and written, and z_s and z_t read.
+        update = work.of_part(targets.MOMENTUM, "update")
+        assert update == work.Work(None, 6 * 64 * 128 * 4 + 8 * 64)
+
+    def test_halves_of_the_momentum_memory(self):
+        case = replace(targets.MOMENTUM, batch=4096)  # so that each row is drawn
+        forward, backward = (work.of_part(case, part) for part in ("forward", "backward"))
+        assert forward.operations == 2 * backward.operations == 4 * 4096 * 16385 * 128
+        assert backward.bytes == (case.n_data + 2 * 4096) * 128 * 4 + 8 * 4096 * 16385
+        assert forward.bytes == case.bytes - 4096 * 128 * 4
+
+
 def test_targets_are_compared_with_what_was_measured():
     found = {
         (outcome.case, outcome.figure): outcome
@@ -153,11 +184,11 @@ def test_markdown_of_a_gpu():
     head, _, line = markdown.cases_table(measured, "FIFO memory").splitlines()
     assert head.startswith("| FIFO memory | published, µs | torch.compile, µs | best SDPA, µs |")
     assert line == (
-        "| bfloat16 64×16384 | 300 | not available | 200 (cuDNN) | 40.0 | 7.5 | 5.0 "
-        "| 30.0 → 12.5 | 86% (compute) | 3.0 → 3.0 | 1.2e-02 → 4.6e-03 |"
+        "| bfloat16 64×16384 | 300 (4%) | not available | 200 (5%, cuDNN) | 40.0 (27%) | 7.5 | 5.0 "
+        "| 30.0 (36%) → 12.5 (86%) | 10.7 (compute) | 3.0 → 3.0 | 1.2e-02 → 4.6e-03 |"
     )
     spread = markdown.cases_table(measured, "FIFO memory", spread=True)
-    assert "300 [270–330]" in spread
+    assert "300 [270–330] (4%)" in spread
 
 
 def test_the_momentum_memory_has_its_targets_and_tables(capsys):
@@ -179,9 +210,55 @@ def test_markdown_of_the_momentum_memory():
     measured = recorded(results_of_the_momentum_memory(), {"float32": 160e9}, 10e9)
     head, _, step, draws = markdown.cases_table(measured, "momentum memory").splitlines()
     assert head.startswith("| momentum memory | published, ms | rrd_kernels, ms | × published |")
-    # 50 000 rows of both memories in 10 GB/s take 6 of the 125 ms, and the products 5.
+    # 50 000 rows of both memories, and the indices, in 10 GB/s take 6 of the 125 ms.
     assert step == (
-        f"| {targets.MOMENTUM.name} | 2000 | 125 | 16.0 | 5% (bandwidth) | 3.0 → 3.0 "
+        f"| {targets.MOMENTUM.name} | 2000 (0.3%) | 125 (5%) | 16.0 | 5.98 (bandwidth) | 3.0 → 3.0 "
         "| 3.0e-05 → 2.0e-06 |"
     )
-    assert draws == f"| {DRAWS.name} | 64.0 | 16.0 | 4.0 | 0% (bandwidth) | 3.0 → 3.0 | – |"
+    # 8·8·65 bytes.
+    assert (
+        draws
+        == f"| {DRAWS.name} | 64.0 (0.0%) | 16.0 (0.0%) | 4.0 | 0.00 (bandwidth) | 3.0 → 3.0 | – |"
+    )
+
+
+def test_the_copies_that_took_turns_are_told():
+    rows = [replace(row(TINY, "rrd_kernels", 1.0), copies=count) for count in (9, 1)]
+    measured = recorded(rows, {"bfloat16": 1e12}, 1e9)
+    assert "copies" not in markdown.ceilings_text(measured)  # as of older records
+    text = markdown.ceilings_text(measured | {"cache_bytes": 1 << 25})
+    assert "1 to 9 copies of a memory took turns" in text
+    assert "last cache, 32 MiB" in text
+
+
+def test_every_implementation_has_its_share():
+    failed = replace(row(TINY, "SDPA math", 400e-6), extra_bytes=None, no_memory="out of memory: x")
+    results = [*results_of_a_gpu()[:5], failed]
+    measured = recorded(results, CEILINGS.mm_rate, CEILINGS.copy_rate, gpu={})
+    cases = markdown.sections(measured)["FIFO memory"]
+    ceilings = Ceilings.of_record(measured)
+    lines = implementation_tables.steps_table(cases, CUDA_UNITS, ceilings).splitlines()
+    assert len(lines) == 2 + 6
+    eager, compiled, _, cudnn, ours, math = (line.split(" | ")[1:] for line in lines[2:])
+    assert eager[:3] == ["published eager", "300 [270–330] (4%)", "–"]
+    assert compiled[:2] == ["torch.compile", "not available"]
+    assert cudnn[1:3] == ["200 [180–220] (5%)", "30.0 [27.0–33.0] (36%)"]
+    assert ours[2:6] == ["12.5 [11.2–13.8] (86%)", "86", "7", "3.0"]
+    assert math[5] == "out of memory"
+
+
+def test_parts_have_their_ceilings():
+    bounds = (("forward", 0.5 * 10.7e-6), ("enqueue", 65536 / 4e12))
+    one = row(TINY, "published eager", 300e-6)
+    parts = {
+        name: PartTiming(Spread(10 * s, 9 * s, 11 * s), 5, {}, work.of_part(TINY, name))
+        for name, s in bounds
+    }
+    measured = recorded([replace(one, parts=parts)], CEILINGS.mm_rate, 4e12)
+    table = implementation_tables.parts_table(markdown.sections(measured)["FIFO memory"])
+    head, _, line = table.splitlines()
+    assert head == (
+        "| FIFO memory | implementation | forward, µs [p20–p80] | enqueue, µs [p20–p80] |"
+    )
+    assert "53.5 [48.1–58.8] (10%, compute) | 0.16 [0.15–0.18] (5%, bandwidth) |" in line
+    assert implementation_tables.parts_table({TINY: {"ours": {"implementation": "ours"}}}) == ""

@@ -2,6 +2,9 @@
 
 import functools
 import json
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -21,12 +24,12 @@ from benchmarks.cases import (
     cases_for,
     from_fields,
 )
-from benchmarks.implementations import implementations
+from benchmarks.implementations import COMPILED, implementations
 from benchmarks.inputs import draw
 from benchmarks.measure import CLEAR_REFS
 from benchmarks.momentum import FusedMomentum, PublishedMomentum
 from benchmarks.negatives import PublishedLoader, Sampler
-from benchmarks.peers import Compiled, Fused, PublishedEager
+from benchmarks.peers import Fused, PublishedEager
 from benchmarks.run import Absent, Row, run_case
 from rrd_kernels import functional
 from rrd_kernels.functional import relational_loss
@@ -46,13 +49,12 @@ DRAWS = DrawCase(8, 64, n_data=500)
 
 @pytest.mark.parametrize("case", FORMATS, ids=lambda case: case.format)
 def test_every_implementation_agrees_before_it_is_timed(case, device):
-    results = run_case(case, 0.0, device, memory=device.type == "cuda")
+    results = run_case(case, 0.0, device, memory=device.type == "cuda", without=COMPILED)
     assert [result.implementation for result in results] == [
-        kind.name for kind in implementations(case, device)
+        kind.name for kind in implementations(case, device) if kind not in COMPILED
     ]
     if device.type == "cpu":  # a GPU may lack some of PyTorch's kernels
-        left_out = [result for result in results if isinstance(result, Absent)]
-        assert [result.implementation for result in left_out] == [Compiled.name]
+        assert all(isinstance(result, Row) for result in results)
     ours = results[-1]
     assert isinstance(ours, Row), ours
     assert ours.seconds.median > 0
@@ -60,19 +62,31 @@ def test_every_implementation_agrees_before_it_is_timed(case, device):
     assert bool(ours.replay) == (device.type == "cuda")
 
 
-@pytest.mark.parametrize("case", FORMATS, ids=lambda case: case.format)
-def test_what_is_compiled_agrees(case, device, monkeypatch):
-    # Inductor would take half a minute for what is seen here: the writes in a graph, the numbers.
+@pytest.fixture
+def aot_eager(monkeypatch):
+    """Inductor takes seconds for what is seen here: the writes in a graph, the numbers."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
+
+@pytest.mark.usefixtures("aot_eager")
+@pytest.mark.parametrize("case", [*FORMATS, MOMENTUM], ids=lambda case: case.name)
+def test_what_is_compiled_agrees(case, device):
     state, batches = draw(case, device)
     judge = agreement(case, state, batches[0])
-    judge.check(PublishedEager(case, state))
-    step = Compiled(case, state)
-    judge.check(step)
-    twin = PublishedEager(case, state)
-    twin(*batches[0])
-    assert torch.equal(step.memory, twin.memory)
-    assert torch.equal(step.pointer, twin.pointer)
+    published, step, *_ = (kind(case, state) for kind in implementations(case, device))
+    assert type(step) in COMPILED
+    for one in (published, step):
+        judge.check(one)
+    assert torch.equal(step.state[0], published.state[0])
+    assert torch.equal(step.state[1], published.state[1])
+
+
+def test_what_is_compiled_is_compiled_at_every_size():
+    for case in (*CPU_CASES, *CUDA_CASES):
+        kinds = implementations(case, torch.device("cuda" if case in CUDA_CASES else "cpu"))
+        compiled = [kind for kind in kinds if kind in COMPILED]
+        assert len(compiled) == (0 if isinstance(case, DrawCase) else 1)
+        assert not any(kind.why_not(case) for kind in compiled)
 
 
 class OffByAThousandth(Fused):
@@ -104,8 +118,8 @@ class TooLargeForTheSystem(Fused):
 @pytest.mark.parametrize(
     ("wrong", "outcome", "reason"),
     [
-        (OffByAThousandth, "not available", "ArithmeticError"),
-        (WithoutEnqueue, "not available", "ArithmeticError"),
+        (OffByAThousandth, "disagrees", "ArithmeticError"),
+        (WithoutEnqueue, "disagrees", "ArithmeticError"),
         (TooLarge, "out of memory", "tried to allocate much"),
         (TooLargeForTheSystem, "out of memory", "allocate"),
     ],
@@ -122,9 +136,43 @@ def test_a_wrong_implementation_is_not_timed_but_the_others_are(
     assert "\n" not in ours.reason
 
 
+class IsKilled(Fused):
+    """In the process that measures memory, as by a system that has none left."""
+
+    def __call__(self, z_s, z_t):
+        if multiprocessing.parent_process():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(z_s, z_t)
+
+
+class FailsToAllocate(Fused):
+    def __call__(self, z_s, z_t):
+        if multiprocessing.parent_process():
+            torch.empty(2**60)
+        return super().__call__(z_s, z_t)
+
+
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="the system does not count memory")
+def test_memory_that_cannot_be_measured_is_an_outcome(monkeypatch, capsys):
+    kinds = [PublishedEager, IsKilled, FailsToAllocate]
+    monkeypatch.setattr(run, "implementations", lambda case, device: kinds)
+    monkeypatch.setattr(IsKilled, "name", "killed")
+    monkeypatch.setattr(FailsToAllocate, "name", "failing")
+    published, killed, failing = run_case(SMALL, 0.0)
+    assert published.extra_bytes is not None
+    assert published.no_memory is None
+    for row in (killed, failing):
+        assert row.seconds.median > 0
+        assert row.extra_bytes is None
+        assert row.no_memory.startswith("out of memory: ")
+    table = pytest.importorskip("benchmarks.table")
+    table.print_table([published, killed, failing])
+    assert "killed memory, out of memory: the system ended" in capsys.readouterr().out
+
+
 def test_the_momentum_memory_is_measured():
     memory = CLEAR_REFS.exists()
-    results = run_case(MOMENTUM, 0.0, memory=memory)
+    results = run_case(MOMENTUM, 0.0, memory=memory, without=COMPILED)
     assert [result.implementation for result in results] == ["published eager", "rrd_kernels"]
     for result in results:
         assert isinstance(result, Row), result
@@ -138,7 +186,7 @@ def test_the_momentum_memory_agrees_either_way(method, device, monkeypatch):
     monkeypatch.setattr(functional, "sampled_relational_loss", loss)
     state, batches = draw(MOMENTUM, device)
     judge = agreement(MOMENTUM, state, batches[0])
-    for kind in implementations(MOMENTUM, device):
+    for kind in (PublishedMomentum, FusedMomentum):
         judge.check(kind(MOMENTUM, state))
 
 
@@ -188,6 +236,7 @@ def test_a_wrong_step_of_the_momentum_memory_is_not_timed_but_the_other_is(wrong
         assert kind is not wrong or "ArithmeticError" in result.reason
 
 
+@pytest.mark.usefixtures("aot_eager")
 @pytest.mark.parametrize("case", [*FORMATS, MOMENTUM], ids=lambda case: case.name)
 def test_what_is_written_alone_agrees(case, device):
     state, batches = draw(case, device)
@@ -235,11 +284,36 @@ def test_a_wrong_write_is_found(case, wrong):
         agreement(case, state, batches[0]).check_write(wrong(case, state))
 
 
+@pytest.mark.parametrize("case", [SMALL, MOMENTUM, DRAWS], ids=lambda case: case.name)
+def test_parts_are_timed_where_there_are_any(case, device):
+    if case is DRAWS and device.type != "cpu":
+        pytest.skip("draws are the host's")
+    write = "update" if case is MOMENTUM else "enqueue"
+    halves = set() if case is DRAWS else {"forward", "backward", write}
+    for row in run_case(case, 0.0, device, memory=False, without=COMPILED):
+        if isinstance(row, Row):
+            expected = {write} if row.implementation.startswith("SDPA") else halves
+            assert set(row.parts) == expected
+            for timing in row.parts.values():
+                assert timing.seconds.median > 0
+                assert timing.rounds >= 5
+                assert timing.speedup[row.implementation] == 1
+
+
+def test_a_wrong_write_is_not_timed(monkeypatch):
+    kinds = [PublishedEager, LeavesThePointer]
+    monkeypatch.setattr(run, "implementations", lambda case, device: kinds)
+    published, ours = run_case(SMALL, 0.0, memory=False)
+    assert isinstance(published, Row)
+    assert (ours.outcome, "writes rows" in ours.reason) == ("disagrees", True)
+
+
 def test_parts_are_timed_with_pytest_benchmark(tmp_path):
     pytest.importorskip("pytest_benchmark")
     output = tmp_path / "parts.json"
     command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider"]
-    command += ["-k", "cpu-float32-64x16384 and not compile", f"--benchmark-json={output}"]
+    chosen = "cpu-float32-64x16384 and not compile and not D64 and not D512"
+    command += ["-k", chosen, f"--benchmark-json={output}"]
     done = subprocess.run(
         [*command, "--benchmark-max-time=0", "--benchmark-min-rounds=2"],
         cwd=ROOT,

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from benchmarks.distributed import page
+from benchmarks.distributed.__main__ import measured
 from benchmarks.distributed.large import DIM, RANKS, large
-from benchmarks.distributed.measure import LARGE, constants, measure
+from benchmarks.distributed.measure import LARGE, constants
 from benchmarks.distributed.model import H200, Machine, Step, collective, parts, seconds
 from rrd_kernels.distributed.layout import ROWS_AT_ONCE
 
@@ -71,9 +72,13 @@ def test_constants_are_found_again():
 
 def test_a_measurement():
     torch.use_deterministic_algorithms(False)
-    record = measure((300, 600, 1200), least=0.0)
+    record = measured(["python"], 0.0, sizes=(300, 600, 1200), least=0.0)
     assert len(record["rows"]) == 3 + 2 * 9
-    assert all(row["seconds"] > 0 for row in record["rows"])
+    for row in record["rows"]:
+        assert 0 < row["seconds"]["p20"] <= row["seconds"]["median"] <= row["seconds"]["p80"]
+        assert row["rounds"] >= 7
+    assert record.keys() >= {"date", "versions", "commit", "uncommitted_changes", "cpu", "state"}
+    assert (record["command"], record["threads"]) == ("python", 1)
     assert math.isfinite(json.loads(json.dumps(record, allow_nan=False))["machine"]["flops"])
     table = page.checked(record)
     assert table.count("\n") == 2 + len(record["rows"])

@@ -2,12 +2,15 @@
 
 import argparse
 import json
-from datetime import date
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks import hardware
+from benchmarks import hardware, record
 from benchmarks.distributed import page
 from benchmarks.distributed.large import large
 from benchmarks.distributed.measure import measure
@@ -40,19 +43,24 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def measured(command: Sequence[str], busy: float | None, **settings: Any) -> dict[str, Any]:
+    """The record of ``measure(**settings)``, with what it depends on."""
+    environment = record.environment(torch.device("cpu")) | {
+        "command": shlex.join(command),
+        "threads": 1,  # to each process
+        "busy_cores": busy,
+    }
+    return environment | measure(**settings) | {"state": hardware.cpu_state()}
+
+
 def main() -> None:
     options = parse_arguments()
     if options.measure is not None:
         busy = busy_cores()
-        record = measure() | {
-            "date": date.today().isoformat(),
-            "cpu": hardware.cpu_model(),
-            "torch": torch.__version__,
-            "busy_cores": busy,
-        }
+        found = measured(["python", "-m", "benchmarks.distributed", *sys.argv[1:]], busy)
         path = unused(options.measure)
-        path.write_text(json.dumps(record, indent=2) + "\n")
-        print(page.checked(record))
+        path.write_text(json.dumps(found, indent=2) + "\n")
+        print(page.checked(found))
         print(f"written to {path}")
         if busy is not None and busy > 0.1:
             print(f"other work keeps {busy:.1f} cores busy: these times are not to be kept")

@@ -2,11 +2,11 @@
 
 import math
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 
 from benchmarks.distributed.model import GATHERS, HEADER_BYTES, Machine, Step
 from benchmarks.distributed.processes import join
+from benchmarks.measure import Spread
 from rrd_kernels import RRDLoss
 
 BATCH, DIM = 64, 128
@@ -24,8 +25,18 @@ SIZES = (8192, 32768, 131072)
 LARGE = 1 << 20
 
 
-def median_seconds(call: Callable[[], object], least: float) -> float:
-    """Of one call, out of seven rounds at least; ranks do the same number of rounds."""
+class Timing(NamedTuple):
+    """Seconds of one call."""
+
+    spread: Spread
+    rounds: int
+
+    def as_record(self) -> dict[str, Any]:
+        return {"seconds": asdict(self.spread), "rounds": self.rounds}
+
+
+def timed(call: Callable[[], object], least: float) -> Timing:
+    """Seven rounds at least; ranks do the same number of rounds."""
     for _ in range(2):
         call()
     started = time.perf_counter()
@@ -39,22 +50,23 @@ def median_seconds(call: Callable[[], object], least: float) -> float:
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return Timing(Spread.of(times), rounds)
 
 
-def step_seconds(gather: str, size: int, least: float) -> float:
+def step_timing(gather: str, size: int, least: float) -> Timing:
     """A training step of this rank, from embeddings on."""
     criterion = RRDLoss(s_dim=DIM, t_dim=DIM, feat_dim=DIM, nce_k=size, gather=gather, start="unit")
     f_s = torch.randn(BATCH, DIM, requires_grad=True)
     f_t = torch.randn(BATCH, DIM)
-    return median_seconds(lambda: criterion(f_s, f_t).backward(), least)
+    return timed(lambda: criterion(f_s, f_t).backward(), least)
 
 
 def gather_seconds(size: int, least: float) -> float:
     """An all-gather of ``size`` bytes from each rank."""
     mine = torch.zeros(size, dtype=torch.uint8)
     everyones = torch.zeros(dist.get_world_size() * size, dtype=torch.uint8)
-    return median_seconds(lambda: dist.all_gather_into_tensor(everyones, mine), least)
+    timing = timed(lambda: dist.all_gather_into_tensor(everyones, mine), least)
+    return timing.spread.median
 
 
 def _measure(rank: int, world: int, folder: str, sizes: Sequence[int], least: float) -> None:
@@ -62,8 +74,8 @@ def _measure(rank: int, world: int, folder: str, sizes: Sequence[int], least: fl
     rows = []
     for gather in GATHERS if world > 1 else GATHERS[:1]:
         for size in sizes:
-            taken = step_seconds(gather, size, least)
-            rows.append({"gather": gather, "ranks": world, "size": size, "seconds": taken})
+            taken = step_timing(gather, size, least).as_record()
+            rows.append({"gather": gather, "ranks": world, "size": size, **taken})
     messages = {}
     if world > 1:
         messages = {str(n): gather_seconds(n, least) for n in (HEADER_BYTES, LARGE)}
@@ -82,8 +94,8 @@ def measure(sizes: Sequence[int] = SIZES, least: float = 2.0) -> dict[str, Any]:
         least: seconds of each measurement, at least.
 
     Returns:
-        ``rows``, a list of {gather, ranks, size, seconds}; ``machine``, a :class:`Machine`'s
-        fields.
+        ``rows``, a list of {gather, ranks, size, seconds, rounds}, seconds as a :class:`Spread`'s
+        fields; ``machine``, a :class:`Machine`'s fields.
     """
     rows, messages = [], {}
     for world in RANKS:
@@ -99,7 +111,7 @@ def measure(sizes: Sequence[int] = SIZES, least: float = 2.0) -> dict[str, Any]:
 def constants(rows: Sequence[dict[str, Any]], messages: dict[str, float]) -> Machine:
     """The model's, out of one process at two sizes and two processes' messages."""
     small, large = sorted(row["size"] for row in rows if row["ranks"] == 1)[:2]
-    alone = {row["size"]: row["seconds"] for row in rows if row["ranks"] == 1}
+    alone = {row["size"]: median_of(row) for row in rows if row["ranks"] == 1}
     per_row = (alone[large] - alone[small]) / (large - small)
     latency, moving = messages[str(HEADER_BYTES)], messages[str(LARGE)]
     return Machine(
@@ -112,6 +124,12 @@ def constants(rows: Sequence[dict[str, Any]], messages: dict[str, float]) -> Mac
         cores=float(len(os.sched_getaffinity(0))),
         ring=True,
     )
+
+
+def median_of(row: dict[str, Any]) -> float:
+    """Seconds; older records have these alone."""
+    seconds = row["seconds"]
+    return seconds["median"] if isinstance(seconds, dict) else seconds
 
 
 def step_of(row: dict[str, Any]) -> Step:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks.distributed.measure import step_of
+from benchmarks.distributed.measure import median_of, step_of
 from benchmarks.distributed.model import GATHERS, H200, Machine, Step, parts, seconds
 from benchmarks.figures import three_digits
 from benchmarks.paths import ROOT
@@ -86,7 +86,7 @@ def checked(record: dict[str, Any]) -> str:
         "|--:|--:|---|--:|--:|--:|",
     ]
     for row in record["rows"]:
-        measured, wanted = row["seconds"], seconds(machine, step_of(row))
+        measured, wanted = median_of(row), seconds(machine, step_of(row))
         lines.append(
             f"| {row['ranks']} | {row['size']} | {row['gather']} | {three_digits(1e3 * measured)} "
             f"| {three_digits(1e3 * wanted)} | {wanted / measured:.2f} |"
