@@ -101,6 +101,7 @@ class Rounding:
 # bfloat16: the probability is a cubic (7.5e-5) rounded to 8 bits; else exp2 to a few roundoffs. Its
 # operands are exact: the memory is bfloat16, and the queries' rounding is in rounded_float64. The
 # matrix unit adds pairs of rows one after the other, the other kernels tiles of at least 48 rows.
+# vdpbf16ps rounds for each row of a pair, up to 96 times in a tile: within 64 + 96 / 2.
 ROUNDING = {
     "float64": Rounding(2.0**-53, 2.0**-53, 2.0**-50, 1 / 32),
     "float32": Rounding(2.0**-24, 2.0**-24, 2.0**-21, 1 / 32),

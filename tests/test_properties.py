@@ -10,7 +10,7 @@ from problems import Problem, draw, rounding_of, runs_triton, tolerance
 
 from rrd_kernels.functional import enqueue_, relational_loss
 
-HAS_BFLOAT16 = torch.ops.rrd_kernels.cpu_kernels()[2] == "amx_bf16"
+HAS_BFLOAT16 = torch.ops.rrd_kernels.cpu_kernels()[2].endswith("_bf16")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 HALF = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 

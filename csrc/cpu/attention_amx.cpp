@@ -130,10 +130,9 @@ Statistics bounded_tile(const Rows& rows, const uint16_t* queries, int64_t colum
   Statistics statistics;
   const Vec<float> none[kRoles] = {};
   const auto softmax = [&](int64_t group) __attribute__((always_inline)) {
-    const int64_t left = rows.count - group * kGroupRows;
-    softmax_group<true, kNeedGrad>(
-        scratch.logits + group % 2 * kLogitFloats, left < kGroupRows ? left : kGroupRows, none,
-        scratch.probabilities + group * kRoles * kTileHalves, statistics);
+    softmax_group<true, kNeedGrad>(scratch.logits + group % 2 * kLogitFloats, rows.in_group(group),
+                                   none, scratch.probabilities + group * kRoles * kTileHalves,
+                                   statistics);
   };
   for (int64_t group = 0; group < rows.groups; ++group) {
     logits(rows.data + group * kGroupRows * rows.stride, rows.stride, queries, columns,

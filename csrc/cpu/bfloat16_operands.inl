@@ -114,6 +114,11 @@ struct Rows {
   int64_t stride;
   int64_t count;   // rows that exist
   int64_t groups;  // of kGroupRows, the last one padded with zeros
+
+  int64_t in_group(int64_t group) const {
+    const int64_t left = count - group * kGroupRows;
+    return left < kGroupRows ? left : kGroupRows;
+  }
 };
 
 Rows load_rows(const MemoryView& memory, int64_t row, int64_t count, uint16_t* scratch) {

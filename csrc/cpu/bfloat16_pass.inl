@@ -21,10 +21,9 @@ Statistics online_tile(const Rows& rows, const uint16_t* queries, int64_t column
   }
   Statistics statistics;
   for (int64_t group = 0; group < rows.groups; ++group) {
-    const int64_t left = rows.count - group * kGroupRows;
-    softmax_group<false, kNeedGrad>(
-        scratch.logits + group * kLogitFloats, left < kGroupRows ? left : kGroupRows, highest,
-        scratch.probabilities + group * kRoles * kWeightHalves, statistics);
+    softmax_group<false, kNeedGrad>(scratch.logits + group * kLogitFloats, rows.in_group(group),
+                                    highest, scratch.probabilities + group * kRoles * kWeightHalves,
+                                    statistics);
   }
   return statistics;
 }

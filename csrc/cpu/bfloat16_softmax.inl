@@ -2,8 +2,8 @@
 // bfloat16_operands.inl.
 
 constexpr int64_t kLogitFloats = kGroupRows * kRoles * kLanes;
-constexpr int64_t kWeightHalves =
-    kGroupRows * kLanes;  // one role's weights of a group with a panel
+// One role's weights of a group with a panel.
+constexpr int64_t kWeightHalves = kGroupRows * kLanes;
 
 // 2^x to 7.5e-5, twenty times finer than the bfloat16 that it is rounded to: the fraction's
 // polynomial is minimax (Remez) on [0, 1). Any x, NaN and infinities included.
@@ -25,12 +25,15 @@ RRD_INLINE __m512i interleave(Vec<float> even, Vec<float> odd) {
   return _mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(both));
 }
 
-// sum[q] + pairs[q, 0] + pairs[q, 1]
+// sum[q] + a[q, 0] b[q, 0] + a[q, 1] b[q, 1]
+RRD_INLINE Vec<float> add_products(Vec<float> sum, __m512i a, __m512i b) {
+  return reinterpret_cast<Vec<float>>(_mm512_dpbf16_ps(
+      reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+}
+
 RRD_INLINE Vec<float> add_pairs(Vec<float> sum, __m512i pairs) {
   constexpr int32_t kTwoOnes = 0x3f803f80;
-  return reinterpret_cast<Vec<float>>(
-      _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(pairs),
-                       reinterpret_cast<__m512bh>(_mm512_set1_epi32(kTwoOnes))));
+  return add_products(sum, pairs, _mm512_set1_epi32(kTwoOnes));
 }
 
 struct Statistics {
