@@ -215,6 +215,32 @@ def test_the_bounded_path_at_the_edge_of_its_range(precision, device):
             assert abs(loss.item() - math.log(rows)) <= bound
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tau", [0.01231, 0.0134])
+def test_nothing_is_lost_where_all_weights_are_tiny(tau, precision, device):
+    """The student's one weight is 2^-(1.44 / tau), its products with most elements are subnormal;
+    the outputs of student and teacher must still be the same row."""
+    row = torch.full((1, 1000), 0.0005)
+    row[0, 0] = 1.0
+    dtype = getattr(torch, precision)
+    row = row.to(device, dtype)
+    problem = Problem(-row, row, row, tau_s=tau, tau_t=tau)
+    z_s = problem.z_s.float().requires_grad_()
+    loss = relational_loss(
+        z_s,
+        problem.z_t,
+        problem.memory,
+        tau_s=tau,
+        tau_t=tau,
+        reduction="none",
+        unit_memory=True,
+        precision=precision,
+    )
+    (grad,) = torch.autograd.grad(loss.sum(), z_s)
+    exact = problem.rounded_float64(dtype)[1] if precision == "bfloat16" else problem.float64()[1]
+    assert ((grad.double() - exact).norm(dim=1) <= tolerance(problem, precision)[1]).all()
+
+
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter copies whole storages")
 def test_offsets_beyond_two_to_the_31(tmp_path, device):
     """Rows seven million elements apart; on a CPU in a file with nothing else in it."""

@@ -24,6 +24,11 @@ inline bool fits_float32(double bound, int64_t rows) {
   return bound + std::log2(double(rows)) + std::log2(std::max(bound, 1.0)) <= 126.0;
 }
 
+// The smallest weight on the bounded path is 2^-bound. Units for bfloat16 products take sums below
+// 2^-126 for zero: an element may lose 2^-16 of the weight, all elements of a row 2^-16 sqrt(dim)
+// of it, up to dim = 2^14 no more than the weight's own rounding.
+inline bool survives_flushing(double bound) { return bound <= 126.0 - 16.0; }
+
 // A task is one block of panels against one split of the memory's rows. Its partial is its own, so
 // that results do not depend on which thread ran it.
 struct Plan {
@@ -171,7 +176,8 @@ struct AttentionPass {
         queries(prepare(kernel, z_s, z_t, plan.panels, tau_s, tau_t)),
         partials(kernel, plan, z_s.size(1), need_grad) {
     const double bound = logit_bound(tau_s, tau_t);
-    const bool bounded = unit_memory && fits_float32(bound, memory.size(0));
+    const bool bounded = unit_memory && fits_float32(bound, memory.size(0)) &&
+                         (!kernel.rounded_queries || survives_flushing(bound));
     attend(kernel, plan, view_of(memory), queries, bounded, partials.all);
     if (bounded && !partials.within(bound, plan, memory.size(0))) {
       attend(kernel, plan, view_of(memory), queries, false, partials.all);
