@@ -33,8 +33,9 @@ def slug(device: torch.device) -> str:
         name = torch.cuda.get_device_name(device).lower()
         return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
     parts = [f"cpu-{torch.get_num_threads()}-cores", torch.backends.cpu.get_cpu_capability()]
-    if any(kernel.startswith("amx") for kernel in torch.ops.rrd_kernels.cpu_kernels()):
-        parts.append("amx")
+    half = torch.ops.rrd_kernels.cpu_kernels()[-1]  # what computes bfloat16 products
+    if half.endswith("_bf16"):
+        parts.append("amx" if half.startswith("amx") else "bf16")
     return "-".join(parts).lower()
 
 

@@ -88,8 +88,8 @@ def relational_loss(
             Default: the dtype that the three tensors promote to; float32 follows
             :func:`torch.get_float32_matmul_precision`. Where a device has no unit for a format, a
             finer one is used: a CPU computes ``"tf32"`` and ``"float16"`` in float32, and
-            ``"bfloat16"`` too unless it has AMX. The reference backend always computes in float32,
-            or float64 when an input is.
+            ``"bfloat16"`` too unless it has AMX or AVX512-BF16. The reference backend always
+            computes in float32, or float64 when an input is.
         backend: ``"auto"`` (default: fused kernels where there are any), ``"fused"`` (an error
             where there are none) or ``"reference"`` (plain PyTorch, twice differentiable).
 

@@ -85,25 +85,28 @@ def draw(
 
 @dataclass
 class Rounding:
-    """Unit roundoffs of the products' operands, of sums, and of a probability as used; and how many
-    additions follow one another for each row of the memory, beyond the first 64."""
+    """Unit roundoffs of the products' operands, of sums, and of a probability as used; how many
+    additions follow one another for each row of the memory, beyond the first 96; and after how many
+    rows a new sum begins, which joins the others by one addition."""
 
     operand: float
     sum: float
     probability: float
     additions: float
+    chunk: float = math.inf
 
     def summing(self, rows: int) -> float:
         """The relative error of a sum over the memory."""
-        return (64 + self.additions * rows) * self.sum
+        in_chunk = self.additions * min(rows, self.chunk)
+        return (96 + in_chunk + rows / self.chunk) * self.sum
 
 
 # bfloat16: the probability is a cubic (7.5e-5) rounded to 8 bits; else exp2 to a few roundoffs. Its
 # operands are exact: the memory is bfloat16, and the queries' rounding is in rounded_float64. The
-# matrix unit adds pairs of rows one after the other, the other kernels tiles of at least 48 rows.
+# matrix unit adds pairs of rows one after the other, the other kernels tiles of 48 to 96 rows.
 ROUNDING = {
-    "float64": Rounding(2.0**-53, 2.0**-53, 2.0**-50, 1 / 32),
-    "float32": Rounding(2.0**-24, 2.0**-24, 2.0**-21, 1 / 32),
+    "float64": Rounding(2.0**-53, 2.0**-53, 2.0**-50, 1 / 32, 3072),
+    "float32": Rounding(2.0**-24, 2.0**-24, 2.0**-21, 1 / 32, 3072),
     "bfloat16": Rounding(2.0**-24, 2.0**-24, 2.0**-9 + 7.5e-5, 1 / 2),
 }
 

@@ -12,7 +12,7 @@ import torch
 import rrd_kernels  # noqa: F401  (loads the operators)
 
 
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512", "avx512_bf16"])
 def test_each_instruction_set(capability):
     """The numerical tests anew, in a process that may not use anything wider."""
     here = Path(__file__).parent
@@ -33,7 +33,7 @@ def test_each_instruction_set(capability):
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512", "avx512_bf16", "amx"])
 def test_nothing_wider_than_the_cap_is_chosen(capability):
     code = "import rrd_kernels, torch; print(*torch.ops.rrd_kernels.cpu_kernels())"
     done = subprocess.run(
@@ -43,7 +43,7 @@ def test_nothing_wider_than_the_cap_is_chosen(capability):
         text=True,
         check=True,
     )
-    order = ["baseline", "avx2", "avx512", "amx_bf16"]
+    order = ["baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16"]
     chosen = [order.index(name) for name in done.stdout.split()]
     machine = [order.index(name) for name in torch.ops.rrd_kernels.cpu_kernels()]
     cap = order.index("amx_bf16" if capability == "amx" else capability)

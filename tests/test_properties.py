@@ -10,7 +10,7 @@ from problems import Problem, draw, rounding_of, runs_triton, tolerance
 
 from rrd_kernels.functional import enqueue_, relational_loss
 
-HAS_BFLOAT16 = torch.ops.rrd_kernels.cpu_kernels()[2] == "amx_bf16"
+HAS_BFLOAT16 = torch.ops.rrd_kernels.cpu_kernels()[2].endswith("_bf16")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 HALF = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -213,6 +213,59 @@ def test_the_bounded_path_at_the_edge_of_its_range(precision, device):
             rounding = rounding_of(precision, device)
             bound = rounding.probability + (8 * rounding.sum + rounding.summing(rows)) / tau
             assert abs(loss.item() - math.log(rows)) <= bound
+
+
+@pytest.mark.parametrize("unit_memory", [False, True])
+def test_sums_over_many_rows_keep_their_digits(unit_memory, device):
+    """All rows alike, for so many samples that a CPU divides them and not the rows: the loss is
+    ln K and its gradient zero, but for the roundings of sums, which here are much alike."""
+    rows, tau = 1 << 11 if INTERPRETED else 1 << 18, 0.1
+    memory = F.normalize(torch.randn(1, 16, device=device), dim=1).expand(rows, 16)
+    z_s, z_t = torch.randn(2, 512, 16, device=device)
+    rounding = rounding_of("float32", device)
+    summing = 8 * rounding.sum + rounding.summing(rows)
+    for need_grad in (True, False):
+        z_s.requires_grad_(need_grad)
+        loss = relational_loss(
+            z_s,
+            z_t,
+            memory,
+            tau_s=tau,
+            tau_t=tau,
+            reduction="none",
+            unit_memory=unit_memory,
+            precision="float32",
+        )
+        assert ((loss - math.log(rows)).abs() <= rounding.probability + summing / tau).all()
+        if need_grad:
+            (grad,) = torch.autograd.grad(loss.sum(), z_s)
+            assert (grad.norm(dim=1) * z_s.norm(dim=1) <= 2 * summing / tau).all()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tau", [0.01231, 0.0134])
+def test_nothing_is_lost_where_all_weights_are_tiny(tau, precision, device):
+    """The student's one weight is 2^-(1.44 / tau), its products with most elements are subnormal;
+    the outputs of student and teacher must still be the same row."""
+    row = torch.full((1, 1000), 0.0005)
+    row[0, 0] = 1.0
+    dtype = getattr(torch, precision)
+    row = row.to(device, dtype)
+    problem = Problem(-row, row, row, tau_s=tau, tau_t=tau)
+    z_s = problem.z_s.float().requires_grad_()
+    loss = relational_loss(
+        z_s,
+        problem.z_t,
+        problem.memory,
+        tau_s=tau,
+        tau_t=tau,
+        reduction="none",
+        unit_memory=True,
+        precision=precision,
+    )
+    (grad,) = torch.autograd.grad(loss.sum(), z_s)
+    exact = problem.rounded_float64(dtype)[1] if precision == "bfloat16" else problem.float64()[1]
+    assert ((grad.double() - exact).norm(dim=1) <= tolerance(problem, precision)[1]).all()
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter copies whole storages")

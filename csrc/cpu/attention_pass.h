@@ -24,6 +24,11 @@ inline bool fits_float32(double bound, int64_t rows) {
   return bound + std::log2(double(rows)) + std::log2(std::max(bound, 1.0)) <= 126.0;
 }
 
+// The smallest weight on the bounded path is 2^-bound. Units for bfloat16 products take sums below
+// 2^-126 for zero: an element may lose 2^-16 of the weight, all elements of a row 2^-16 sqrt(dim)
+// of it, up to dim = 2^14 no more than the weight's own rounding.
+inline bool survives_flushing(double bound) { return bound <= 126.0 - 16.0; }
+
 // A task is one block of panels against one split of the memory's rows. Its partial is its own, so
 // that results do not depend on which thread ran it.
 struct Plan {
@@ -134,14 +139,68 @@ Partial<T> partial_at(const Partial<T>& all, int64_t panel, int64_t lanes, int64
           all.sum + query, all.cross == nullptr ? nullptr : all.cross + panel * lanes};
 }
 
+// Rows whose sums a task adds up before they join those of its earlier rows: a chain of additions,
+// one for each tile, over a split of many rows would round too often. A whole number of tiles for
+// every kernel. bfloat16 products lose more by the rounding of their weights.
+template <typename T>
+int64_t chunk_rows(const AttentionKernel<T>& kernel, const Plan& plan) {
+  constexpr int64_t kChunkRows = 3072;
+  return kernel.rounded_queries ? plan.split_rows : std::min(kChunkRows, plan.split_rows);
+}
+
+// total += more, each relative to a maximum of its own.
+template <typename T>
+void add_partial(const Partial<T>& more, int64_t queries, int64_t lanes, int64_t padded,
+                 const Partial<T>& total) {
+  for (int64_t query = 0; query < queries; ++query) {
+    const T maximum = std::max(total.maximum[query], more.maximum[query]);
+    const T kept = std::exp2(total.maximum[query] - maximum);
+    const T added = std::exp2(more.maximum[query] - maximum);
+    const auto add = [&](T& to, T from) { to = to * kept + from * added; };
+    total.maximum[query] = maximum;
+    add(total.sum[query], more.sum[query]);
+    if (total.output == nullptr) {
+      const int64_t panel = query / (kRoles * lanes), sample = query % lanes;
+      const bool teacher = query / lanes % kRoles == kTeacher;
+      if (teacher) add(total.cross[panel * lanes + sample], more.cross[panel * lanes + sample]);
+    } else {
+      T* to = total.output + query * padded;
+      const T* from = more.output + query * padded;
+      for (int64_t d = 0; d < padded; ++d) add(to[d], from[d]);
+    }
+  }
+}
+
+// One task, whose rows' sums go to `total`; those of its chunks but the first by way of `later`.
+template <typename T>
+void attend_chunks(const AttentionKernel<T>& kernel, AttentionTask<T> task, int64_t chunk,
+                   const Partial<T>& later, const Partial<T>& total) {
+  const int64_t begin = task.row_begin, end = task.row_end;
+  for (int64_t row = begin; row < end; row += chunk) {
+    task.row_begin = row;
+    task.row_end = std::min(end, row + chunk);
+    task.partial = row == begin ? total : later;
+    kernel.attend(task);
+    if (row > begin) {
+      add_partial(later, task.panels * kRoles * kernel.lanes, kernel.lanes,
+                  kernel.padded_dim(task.memory.dim), total);
+    }
+  }
+}
+
 template <typename T>
 void attend(const AttentionKernel<T>& kernel, const Plan& plan, const MemoryView& memory,
             const Queries<T>& queries, bool bounded, const Partial<T>& partial) {
   const int64_t tasks = plan.blocks * plan.splits;
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), tasks);
+  const int64_t chunk = chunk_rows(kernel, plan);
+  Plan block = plan;
+  block.splits = 1;
+  block.panels = chunk < plan.split_rows ? plan.block_panels : 0;
   std::atomic<int64_t> next{0};  // tasks are taken as threads come free
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     const Buffer<char> scratch(kernel.scratch_bytes(memory.dim, plan.block_panels));
+    const Partials<T> later(kernel, block, memory.dim, partial.output != nullptr);
     for (int64_t i = next++; i < tasks; i = next++) {
       const int64_t split = i / plan.blocks;
       const int64_t panel = i % plan.blocks * plan.block_panels;
@@ -152,10 +211,10 @@ void attend(const AttentionKernel<T>& kernel, const Plan& plan, const MemoryView
       task.queries = queries.packed.data + panel * kernel.panel_bytes(memory.dim);
       task.panels = std::min(plan.block_panels, plan.panels - panel);
       task.bounded = bounded;
-      task.partial = partial_at(partial, split * plan.panels + panel, kernel.lanes,
-                                kernel.padded_dim(memory.dim));
       task.scratch = scratch.data;
-      kernel.attend(task);
+      attend_chunks(kernel, task, chunk, later.all,
+                    partial_at(partial, split * plan.panels + panel, kernel.lanes,
+                               kernel.padded_dim(memory.dim)));
     }
   });
 }
@@ -171,7 +230,8 @@ struct AttentionPass {
         queries(prepare(kernel, z_s, z_t, plan.panels, tau_s, tau_t)),
         partials(kernel, plan, z_s.size(1), need_grad) {
     const double bound = logit_bound(tau_s, tau_t);
-    const bool bounded = unit_memory && fits_float32(bound, memory.size(0));
+    const bool bounded = unit_memory && fits_float32(bound, memory.size(0)) &&
+                         (!kernel.rounded_queries || survives_flushing(bound));
     attend(kernel, plan, view_of(memory), queries, bounded, partials.all);
     if (bounded && !partials.within(bound, plan, memory.size(0))) {
       attend(kernel, plan, view_of(memory), queries, false, partials.all);

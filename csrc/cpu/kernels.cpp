@@ -24,9 +24,16 @@
 namespace rrd::cpu {
 namespace {
 
-enum class Capability { kBaseline, kAvx2, kAvx512, kAmx };
+enum class Capability { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__)
+bool has_avx512_bf16() {
+  constexpr unsigned kAvx512Bf16 = 1u << 5;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvx512Bf16) != 0;
+}
+
+#if defined(__linux__)
 // The kernel hands out the tile registers only to a process that has asked for them.
 bool may_use_tiles() {
   constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
@@ -35,22 +42,22 @@ bool may_use_tiles() {
 }
 
 bool has_amx_bf16() {
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAvx512Bf16 = 1u << 5;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0) return false;
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a & kAvx512Bf16) == 0) return false;
-  return may_use_tiles();
+  return (d & kAmxBf16) != 0 && (d & kAmxTile) != 0 && may_use_tiles();
 }
 #else
-[[maybe_unused]] bool has_amx_bf16() { return false; }
+bool has_amx_bf16() { return false; }
+#endif
 #endif
 
 Capability machine_capability() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return has_amx_bf16() ? Capability::kAmx : Capability::kAvx512;
+    if (!has_avx512_bf16()) return Capability::kAvx512;
+    return has_amx_bf16() ? Capability::kAmx : Capability::kAvx512Bf16;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Capability::kAvx2;
 #endif
@@ -61,10 +68,12 @@ Capability requested_capability() {
   const char* variable = std::getenv("RRD_CPU_CAPABILITY");
   const std::string name = variable == nullptr ? "" : variable;
   if (name.empty() || name == "amx") return Capability::kAmx;
+  if (name == "avx512_bf16") return Capability::kAvx512Bf16;
   if (name == "avx512") return Capability::kAvx512;
   if (name == "avx2") return Capability::kAvx2;
   TORCH_CHECK_VALUE(name == "baseline",
-                    "RRD_CPU_CAPABILITY must be baseline, avx2, avx512 or amx; got ", name);
+                    "RRD_CPU_CAPABILITY must be baseline, avx2, avx512, avx512_bf16 or amx; got ",
+                    name);
   return Capability::kBaseline;
 }
 
@@ -100,9 +109,15 @@ std::vector<std::string> cpu_kernels() {
 
 template <>
 const AttentionKernel<float>& select_kernel<float>([[maybe_unused]] bool bfloat16_products) {
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__)
+#if defined(__linux__)
   if (bfloat16_products && capability() == Capability::kAmx) {
     static const AttentionKernel<float> kernel = amx_kernel();
+    return kernel;
+  }
+#endif
+  if (bfloat16_products && capability() == Capability::kAvx512Bf16) {
+    static const AttentionKernel<float> kernel = avx512_bf16_kernel();
     return kernel;
   }
 #endif

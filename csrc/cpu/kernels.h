@@ -10,6 +10,7 @@ extern const AttentionKernel<float> kAvx512Float;
 extern const AttentionKernel<double> kAvx512Double;
 extern const AttentionKernel<float> kAvx2Float;
 extern const AttentionKernel<double> kAvx2Double;
+AttentionKernel<float> avx512_bf16_kernel();
 #endif
 #if defined(__x86_64__) && defined(__linux__)
 AttentionKernel<float> amx_kernel();

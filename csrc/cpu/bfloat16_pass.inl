@@ -1,0 +1,91 @@
+// The pass of a kernel with bfloat16 products, float32 logits and sums. Included after what is the
+// kernel's own: Scratch, arrange_rows, tile_logits, bounded_tile, output_of, rescale, add_output.
+
+// As bounded_tile, but relative to the running maximum, which it raises; `factor` is what earlier
+// sums and outputs are to be multiplied with.
+template <bool kNeedGrad>
+Statistics online_tile(const Rows& rows, const uint16_t* queries, int64_t columns,
+                       const Scratch& scratch, Prefetch& prefetch, float* maximum,
+                       Vec<float> (&factor)[kRoles]) {
+  Vec<float> highest[kRoles] = {load(maximum), load(maximum + kLanes)};
+  tile_logits(rows, queries, columns, scratch, prefetch);
+  for (int64_t row = 0; row < rows.count; ++row) {
+    for (int role = 0; role < kRoles; ++role) {
+      const Vec<float> value = load(scratch.logits + (row * kRoles + role) * kLanes);
+      highest[role] = value > highest[role] ? value : highest[role];
+    }
+  }
+  for (int role = 0; role < kRoles; ++role) {
+    factor[role] = exp2_nonpositive<float>(load(maximum + role * kLanes) - highest[role]);
+    store<float>(maximum + role * kLanes, highest[role]);
+  }
+  Statistics statistics;
+  for (int64_t group = 0; group < rows.groups; ++group) {
+    softmax_group<false, kNeedGrad>(scratch.logits + group * kLogitFloats, rows.in_group(group),
+                                    highest, scratch.probabilities + group * kRoles * kWeightHalves,
+                                    statistics);
+  }
+  return statistics;
+}
+
+template <typename T>
+RRD_INLINE void fill(T* to, int64_t count, T value) {
+  for (int64_t i = 0; i < count; ++i) to[i] = value;
+}
+
+RRD_INLINE void multiply_add(float* to, Vec<float> factor, Vec<float> term) {
+  store<float>(to, load(to) * factor + term);
+}
+
+template <bool kBounded, bool kNeedGrad>
+void attend_rows(const AttentionTask<float>& task) {
+  const MemoryView& memory = task.memory;
+  const int64_t columns = matrix_dim(memory.dim);
+  const int64_t queries = task.panels * kRoles * kLanes;
+  const Scratch scratch(task.scratch, memory.dim, task.panels);
+  const Partial<float>& partial = task.partial;
+  fill(partial.sum, queries, 0.f);
+  fill(partial.maximum, queries, kBounded ? 0.f : -std::numeric_limits<float>::max());
+  const Output outputs = output_of(task, scratch);
+  if (kNeedGrad) fill(outputs.data, task.panels * outputs.panel_floats, 0.f);
+  if (!kNeedGrad) fill(partial.cross, task.panels * kLanes, 0.f);
+
+  const int64_t tile = row_tile(columns);
+  for (int64_t row = task.row_begin; row < task.row_end; row += tile) {
+    const int64_t left = task.row_end - row;
+    const Rows rows = load_rows(memory, row, left < tile ? left : tile, scratch.rows);
+    if (kNeedGrad) arrange_rows(rows, columns, scratch.arranged);
+    Prefetch prefetch(memory, row + rows.count, task.row_end, tile, task.panels * rows.groups);
+    for (int64_t panel = 0; panel < task.panels; ++panel) {
+      const uint16_t* packed =
+          static_cast<const uint16_t*>(task.queries) + panel * columns * kRoles * kLanes;
+      float* output = outputs.data + panel * outputs.panel_floats;
+      float* sum = partial.sum + panel * kRoles * kLanes;
+      Vec<float> factor[kRoles] = {broadcast(1.f), broadcast(1.f)};
+      Statistics statistics;
+      if constexpr (kBounded) {
+        statistics = bounded_tile<kNeedGrad>(rows, packed, columns, scratch, prefetch);
+      } else {
+        statistics = online_tile<kNeedGrad>(rows, packed, columns, scratch, prefetch,
+                                            partial.maximum + panel * kRoles * kLanes, factor);
+        if (kNeedGrad) rescale(output, memory.dim, factor);
+      }
+      multiply_add(sum, factor[kStudent], statistics.sum[kStudent]);
+      multiply_add(sum + kLanes, factor[kTeacher], statistics.sum[kTeacher]);
+      if constexpr (kNeedGrad) {
+        add_output(scratch, rows.groups, memory.dim, output);
+      } else {
+        multiply_add(partial.cross + panel * kLanes, factor[kTeacher], statistics.cross);
+      }
+    }
+  }
+}
+
+void attend_task(const AttentionTask<float>& task) {
+  const bool need_grad = task.partial.output != nullptr;
+  if (task.bounded) {
+    need_grad ? attend_rows<true, true>(task) : attend_rows<true, false>(task);
+  } else {
+    need_grad ? attend_rows<false, true>(task) : attend_rows<false, false>(task);
+  }
+}
