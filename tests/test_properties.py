@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from interpreted import INTERPRETED
 from problems import Problem, draw, rounding_of, runs_triton, tolerance
 
-from rrd_kernels.functional import enqueue_, relational_loss
+from rrd_kernels.functional import enqueue_, relational_loss, relational_partials
 
 HAS_BFLOAT16 = torch.ops.rrd_kernels.cpu_kernels()[2].endswith("_bf16")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -240,6 +240,19 @@ def test_sums_over_many_rows_keep_their_digits(unit_memory, device):
         if need_grad:
             (grad,) = torch.autograd.grad(loss.sum(), z_s)
             assert (grad.norm(dim=1) * z_s.norm(dim=1) <= 2 * summing / tau).all()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="for the CPU's kernels")
+@pytest.mark.parametrize("element", torch.linspace(0.011, 0.0155, 10).tolist())
+def test_sums_over_many_columns_keep_their_digits(element):
+    """4096 products that are all alike, with a query whose norm is exact: the roundings of one sum
+    would be alike too, and add up. It begins anew every 128 columns."""
+    ones, memory = torch.ones(1, 4096), torch.full((1, 4096), element)
+    # Not bounded, the one row's logits are the shifts, in units of log2.
+    _, shifts = relational_partials(ones, ones, memory, tau_s=1.0, tau_t=1.0)
+    exact = 64 * memory[0, 0].double() / math.log(2)
+    bound = (128 + 4096 / 128 + 4) * rounding_of("float32", ones.device).sum
+    assert ((shifts.double() / exact - 1).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

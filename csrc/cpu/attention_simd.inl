@@ -10,6 +10,7 @@ struct Blocking {
   static constexpr int64_t kLanes = Vector<T>::kLanes;
   static constexpr int64_t kRowTile = RRD_ROW_TILE;  // rows of the memory that share cache
   static constexpr int64_t kLogitRows = RRD_LOGIT_ROWS;
+  static constexpr int64_t kSumColumns = 128;
   static constexpr int64_t kOutputQueries = kLanes < 8 ? kLanes : 8;
   static constexpr int64_t kOutputVectors = RRD_OUTPUT_VECTORS;
   static constexpr int64_t kBlockPanels = 64 / kLanes;
@@ -105,26 +106,31 @@ struct Statistics {
   Vec<T> cross = {};
 };
 
-// Logits of kLogitRows memory rows with one panel.
+// Logits of kLogitRows memory rows with one panel. Sums begin anew every kSumColumns columns: a
+// logit's rounding error is multiplied by 1 / tau, and would grow with the columns' root.
 template <typename T>
 RRD_INLINE void logits(const T* rows, int64_t stride, const T* queries, int64_t dim,
                        Vec<T> (&out)[Blocking<T>::kLogitRows][kRoles]) {
   using B = Blocking<T>;
-  Vec<T> sum[B::kLogitRows][kRoles] = {};
-  for (int64_t d = 0; d < dim; ++d) {
-    const Vec<T> student = load(queries + d * kRoles * B::kLanes);
-    const Vec<T> teacher = load(queries + (d * kRoles + kTeacher) * B::kLanes);
+  for (int64_t first = 0; first < dim; first += B::kSumColumns) {
+    const int64_t last = first + B::kSumColumns < dim ? first + B::kSumColumns : dim;
+    Vec<T> sum[B::kLogitRows][kRoles] = {};
+    for (int64_t d = first; d < last; ++d) {
+      const Vec<T> student = load(queries + d * kRoles * B::kLanes);
+      const Vec<T> teacher = load(queries + (d * kRoles + kTeacher) * B::kLanes);
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < B::kLogitRows; ++r) {
+        const Vec<T> element = broadcast(rows[r * stride + d]);
+        sum[r][kStudent] += student * element;
+        sum[r][kTeacher] += teacher * element;
+      }
+    }
 #pragma GCC unroll 16
     for (int64_t r = 0; r < B::kLogitRows; ++r) {
-      const Vec<T> element = broadcast(rows[r * stride + d]);
-      sum[r][kStudent] += student * element;
-      sum[r][kTeacher] += teacher * element;
+      for (int role = 0; role < kRoles; ++role) {
+        out[r][role] = first == 0 ? sum[r][role] : out[r][role] + sum[r][role];
+      }
     }
-  }
-#pragma GCC unroll 16
-  for (int64_t r = 0; r < B::kLogitRows; ++r) {
-    out[r][kStudent] = sum[r][kStudent];
-    out[r][kTeacher] = sum[r][kTeacher];
   }
 }
 
