@@ -19,7 +19,9 @@ except ImportError:
     )
 
 ROOT = Path(__file__).parent
+# For tests only: AddressSanitizer and UBSan; the matrix unit in plain C++, where there is none.
 SANITIZE = os.environ.get("RRD_SANITIZE") == "1"
+EMULATE_TILES = os.environ.get("RRD_EMULATE_TILES") == "1"
 
 compile_args = [
     "-std=c++20",
@@ -37,6 +39,8 @@ if sys.platform == "linux" and "backend: OpenMP" in torch.__config__.parallel_in
     # at::parallel_for is inline and serial without it. The runtime itself is PyTorch's, found
     # through libtorch: linking another one would put two thread pools on the same cores.
     compile_args.append("-fopenmp")
+if EMULATE_TILES:
+    compile_args += ["-DRRD_EMULATE_TILES", "-include", str(ROOT / "tests" / "emulated_tiles.h")]
 if SANITIZE:
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     compile_args += [*flags, "-O1", "-g1", "-fno-omit-frame-pointer"]

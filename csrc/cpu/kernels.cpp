@@ -33,7 +33,9 @@ bool has_avx512_bf16() {
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvx512Bf16) != 0;
 }
 
-#if defined(__linux__)
+#if defined(RRD_EMULATE_TILES)
+bool has_amx_bf16() { return true; }
+#elif defined(__linux__)
 // The kernel hands out the tile registers only to a process that has asked for them.
 bool may_use_tiles() {
   constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
