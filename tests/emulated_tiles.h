@@ -1,6 +1,7 @@
-// The matrix unit's instructions in plain C++, for machines that have none: csrc/cpu/attention_amx.cpp
-// then runs, and AddressSanitizer sees what its tiles read and write, which it does not of the unit.
-// Forced into every file by RRD_EMULATE_TILES=1 (setup.py). Tiles are 16 rows of 64 bytes, as there.
+// The matrix unit's instructions in plain C++, for machines that have none:
+// csrc/cpu/attention_amx.cpp then runs, and AddressSanitizer sees what its tiles read and write,
+// which it does not of the unit. Forced into every file by RRD_EMULATE_TILES=1 (setup.py). Tiles
+// are 16 rows of 64 bytes, as there.
 #pragma once
 
 #include <immintrin.h>
@@ -58,5 +59,6 @@ inline void add_products(int sum, int a, int b) {
 #define _tile_release() static_cast<void>(0)
 #define _tile_loadd(tile, from, stride) rrd_emulated::load(tile, from, stride)
 #define _tile_stored(tile, to, stride) rrd_emulated::store(tile, to, stride)
-#define _tile_zero(tile) std::memset(rrd_emulated::tiles[tile], 0, sizeof(rrd_emulated::tiles[tile]))
+#define _tile_zero(tile) \
+  std::memset(rrd_emulated::tiles[tile], 0, sizeof(rrd_emulated::tiles[tile]))
 #define _tile_dpbf16ps(sum, a, b) rrd_emulated::add_products(sum, a, b)
