@@ -198,6 +198,8 @@ def relational_step_(
     :func:`relational_loss`.
 
     Where ``torch.utils.checkpoint`` repeats it, it writes nothing: the memory has the rows by then.
+    That is right as long as each step has its backward before the next one, which is not checked
+    here as :class:`rrd_kernels.RRDLoss` does.
 
     Args:
         z_s: [B, D] student embeddings, unnormalised; float64, float32, bfloat16 or float16, any

@@ -12,25 +12,35 @@ _CHANGED = (
 
 
 class Recomputations:
-    """Those of one memory's forwards, as far as Python runs: each written batch has one at most."""
+    """Those of one memory's forwards, as far as Python runs: the latest written batch may have one,
+    if it was written inside a checkpoint."""
 
     def __init__(self) -> None:
-        self._latest_repeated = False
+        self._latest_may_repeat = False
 
     def may_write(self, update: bool, enqueue: str, written: Tensor | None = None) -> bool:
         """As :func:`may_write`, which says what the arguments are.
 
         Raises:
-            RuntimeError: as there, and at the second recomputation since a batch was written. One
-                of the two is of an earlier batch, of which the memory has changed since.
+            RuntimeError: as there, and at a recomputation of another batch than the latest that was
+                written, since which the memory has changed; or at the latest's second one.
         """
         writes = may_write(update, enqueue, written)
         if torch.compiler.is_compiling() or not update:
             return writes
-        if not writes and self._latest_repeated:
-            raise RuntimeError(f"{_CHANGED}; each forward needs its backward before the next")
-        self._latest_repeated = not writes
+        if not writes and not self._latest_may_repeat:
+            raise RuntimeError(
+                f"{_CHANGED}; each forward needs its one backward before the next forward"
+            )
+        self._latest_may_repeat = writes and _inside_a_checkpoint()
         return writes
+
+
+def _inside_a_checkpoint() -> bool:
+    """Whether the forward that runs may be repeated: its tensors are saved by hooks, or, as a
+    reentrant checkpoint has it, not at all."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None or not torch.is_grad_enabled()
 
 
 def may_write(update: bool, enqueue: str, written: Tensor | None = None) -> bool:
