@@ -7,7 +7,7 @@ import torch
 from torch.autograd import DeviceType
 
 from benchmarks import hardware
-from benchmarks.agreement import agreement
+from benchmarks.agreement import Agreement, agreement
 from benchmarks.cases import AnyCase
 from benchmarks.implementations import implementations
 from benchmarks.inputs import draw
@@ -18,7 +18,7 @@ from benchmarks.measure import (
     profiler,
     wait_for,
 )
-from benchmarks.step import Step
+from benchmarks.step import Step, TrainingStep
 from benchmarks.turns import one_by_one, turns, with_twins
 
 
@@ -63,7 +63,10 @@ def breakdowns(
                 continue
             try:
                 step = kind(case, state)
+                writer = step.twin()
                 judge.check(step)
+                if isinstance(judge, Agreement) and isinstance(writer, TrainingStep):
+                    judge.check_write(writer)
                 twins = with_twins(step, cache)
                 parts = _parts(one_by_one(turns(twins, batches)), device, steps)
                 yield Breakdown(case, kind.name, parts, copies=len(twins))

@@ -22,7 +22,8 @@ as it moved has not. Sizes timed in fewer than seven rounds have no such interva
 of them it is told only whether they run. Memory has moved when it differs by more
 than 2 MiB, the size of the pages that a CPU's memory may be counted in.
 
-What one of the records has not tried is left out. Exit code: 0 when nothing of
+What one of the records has not tried is left out, and so are the parts of a profile: of
+the host's time only the whole step is compared, and no breakdown. Exit code: 0 when nothing of
 rrd_kernels got slower; 1 when something did, or fails now; 2 on bad input. The peers
 are shown beside it: where they moved too, so did the machine.
 """
@@ -117,6 +118,12 @@ def _figures(measured: Mapping[str, Any]) -> Iterator[tuple[Name, Figure | None]
             yield Name.of(f"{case}, {part}", kind), Figure(seconds, None, timing["rounds"])
         if row.get("replay"):
             yield Name.of(f"{case}, in a graph", kind), Figure(Spread(**row["replay"]["seconds"]))
+    if profile := measured.get("host_time"):
+        size = f"{profile['batch']}×{profile['rows']}"
+        yield (
+            Name.of(f"a step of RRDLoss, {size}", Fused.name),
+            Figure(Spread(**profile["step"])),
+        )
     for series in measured.get("scaling", []):
         axis = series["axis"]
         for point in series["points"]:
@@ -222,7 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parse_arguments(arguments)
     found = moves(chosen.before, chosen.after)
     moved = [move for move in found if move.verdict != SAME or move.extra_bytes is not None]
-    print(ceilings_table(chosen.before, chosen.after))
+    if rates := ceilings_table(chosen.before, chosen.after):
+        print(rates)
     if ("cache_bytes" in chosen.before) != ("cache_bytes" in chosen.after):
         print(OTHER_TURNS)
     if shown := found if chosen.all else moved:

@@ -12,17 +12,18 @@ replay of a CUDA graph.
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks import cuda
+from benchmarks import cuda, hardware
 from benchmarks.agreement import FifoAgreement
 from benchmarks.cases import Case
 from benchmarks.measure import Spread, calls_in_a_block, interleaved, profiler, wait_for, wall_time
+from benchmarks.turns import copies_wanted, one_by_one
 from rrd_kernels import FifoMemory, RRDLoss, functional
 from rrd_kernels import validation as check
 
@@ -184,18 +185,22 @@ def profile(batch: int, rows: int, device: torch.device, seconds: float) -> Host
         device: where; the fused kernels run there.
         seconds: how long to time.
     """
-    full = Calls(batch, rows, device)
+    first = Calls(batch, rows, device)
+    memory_bytes = sum(tensor.nbytes for tensor in first.state)
+    copies = copies_wanted(memory_bytes, hardware.cache_bytes(device))
+    full = [first, *(Calls(batch, rows, device) for _ in range(copies - 1))]
     sized = {ONE: Calls(1, 2, device), BATCH: Calls(batch, batch, device)}
-    for calls in (full, *sized.values()):
+    for calls in (*full, *sized.values()):
         calls.check()
     timers = {
         (size, name): partial(_host_time, getattr(sized[size], name), device)
         for _, size, *names in LAYERS
         for name in names
     }
-    timers["full", "step"] = partial(wall_time, full.step, device)
+    timers["full", "step"] = partial(wall_time, one_by_one([c.step for c in full]), device)
+    kernels_in_turn = one_by_one([calls.kernels for calls in full])
     if device.type == "cpu":
-        timers["full", "kernels"] = partial(wall_time, full.kernels, device)
+        timers["full", "kernels"] = partial(wall_time, kernels_in_turn, device)
         timers[ONE, "kernels"] = partial(_host_time, sized[ONE].kernels, device)
     times = interleaved(timers, seconds)
 
@@ -211,7 +216,7 @@ def profile(batch: int, rows: int, device: torch.device, seconds: float) -> Host
         return HostProfile(batch, rows, [kernels, operator, *above], step)
     operator = layer("operator: dispatcher, allocations, launches", (ONE, "operator"))
     layers = [_kernels(full), operator, *above]
-    return HostProfile(batch, rows, layers, step, *_launches(full.kernels, device))
+    return HostProfile(batch, rows, layers, step, *_launches(first.kernels, device))
 
 
 def _host_time(call: Callable[[], object], device: torch.device) -> float:
@@ -228,12 +233,13 @@ def _host_time(call: Callable[[], object], device: torch.device) -> float:
     return taken
 
 
-def _kernels(full: Calls) -> Layer:
+def _kernels(full: Sequence[Calls]) -> Layer:
     """On the device, while the host goes on."""
-    graph, _ = cuda.capture([full.kernels])
+    graph, _ = cuda.capture([calls.kernels for calls in full])
     timer = partial(cuda.device_time, graph.replay)
     times = interleaved({"replay": partial(timer, calls_in_a_block(timer))}, 0.1)
-    return Layer(f"{KERNELS}, beside the host", Spread.of(times["replay"]))
+    each = [taken / len(full) for taken in times["replay"]]
+    return Layer(f"{KERNELS}, beside the host", Spread.of(each))
 
 
 def _launches(call: Callable[[], object], device: torch.device) -> tuple[int, float]:

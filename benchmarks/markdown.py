@@ -31,9 +31,10 @@ from benchmarks.peers import Compiled, Fused
 
 EVERY = "Every implementation; in brackets the share of the ceiling.\n"
 PARTS = """\
-Forward, backward and what is written, alone. In brackets the share of the ceiling: for the
-similarities' products in forward and the others in backward, or for the bytes that a part needs.
-rrd_kernels computes the gradient in forward.
+Forward with what it writes, backward, and what is written alone. In brackets the share of the
+ceiling: for the similarities' products in forward and the others in backward, or for the bytes that
+a part needs. rrd_kernels computes the gradient in forward. SDPA's step is a closed form, which has
+no halves.
 """
 
 #: As in a record, by implementation; without "seconds" where there are no figures.
@@ -156,10 +157,12 @@ def source_text(record: Mapping[str, Any]) -> str:
     else:
         kernels = " and ".join(sorted(set(record["kernels"].values())))
         machine = f"{record['cpu']}, {record['threads']} threads, {kernels} kernels"
+    took = f"; it took {record['took'] / 60:.1f} minutes" if "took" in record else ""
     changed = ", with changes" if record["uncommitted_changes"] else ""
     return (
         f"`{record.get('command', 'make bench')}` on {machine}, {record['date'][:10]}, PyTorch "
-        f"{record['versions']['torch']}, commit {(record['commit'] or 'unknown')[:12]}{changed}.\n"
+        f"{record['versions']['torch']}, commit {(record['commit'] or 'unknown')[:12]}{changed}"
+        f"{took}.\n"
     )
 
 

@@ -133,7 +133,7 @@ def host_table(record: Mapping[str, Any]) -> str:
                 OF_CEILING: MISSING,
             }
         )
-    last = {"µs [p20–p80]": spread_text(profile["step"], CUDA_UNITS), "of the step": "100 %"}
+    last = {"µs [p20–p80]": spread_text(profile["step"], CUDA_UNITS), "of the step": "100%"}
     last[OF_CEILING] = share_of_ceiling(bound, whole)
     return table([*lines, {name: "the whole step, measured for itself", **last}])
 
@@ -174,5 +174,5 @@ def breakdown_table(breakdown: Mapping[str, Any]) -> str:
 def short(name: str) -> str:
     """An operator's or a kernel's name without its namespaces' and templates' depths."""
     name = name.removeprefix("autograd::engine::evaluate_function: ").strip("# ")
-    name = re.sub(r"(CompiledFxGraph) \w+", r"\1", name)  # without its hash
+    name = re.sub(r"(CompiledFxGraph) (\w{4})\w+", r"\1 \2…", name)  # the start of its hash
     return name if len(name) <= 48 else name[:47] + "…"

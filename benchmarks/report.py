@@ -223,17 +223,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = plan_for(device, chosen.quick, chosen.seconds)
     command = shlex.join(["python", "-m", "benchmarks.report", *given])
     environment = {"command": command} | record.environment(device)
+    started = time.perf_counter()
     measured = Measured(look_at_machine(chosen.cases, device, plan))
     try:
         measure(chosen, plan, measured)
     finally:  # a GPU that has failed stays so, and what was measured before is kept
         reached = outcomes(measured.results, measured.ceilings.mm_rate, targets_for(device))
         path = chosen.output or record.default_path(device)
+        environment["took"] = time.perf_counter() - started  # seconds
         path = record.write(path, environment, measured, reached)
         written = record.load(path)
         show(measured, reached, device, written)
         write_beside(path, written)
-        print(f"written to {path}, its tables to {path.stem}.md")
+        print(f"written to {path}, its tables and pictures to {path.with_suffix('.md')}")
     failed = failures(measured)
     for failure in failed:
         report(failure)

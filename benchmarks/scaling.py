@@ -32,7 +32,7 @@ from benchmarks.measure import (
 )
 from benchmarks.peers import Compiled
 from benchmarks.sdpa import Math
-from benchmarks.step import Step
+from benchmarks.step import Step, TrainingStep
 from benchmarks.turns import one_by_one, turns, with_twins
 
 #: Of a CPU's free memory, what a series may take: the rest is the system's, and no step is to wait
@@ -136,8 +136,11 @@ def _measure(
     except Exception as error:  # also for want of memory, which is not the step's
         reason = f"the reference: {first_line(error)}"
         return Point(value, outcome="not measured", reason=reason)
+    writer = step.twin()
     judge.check(step)  # and warms up
-    del judge, state
+    if isinstance(writer, TrainingStep):
+        judge.check_write(writer)
+    del judge, state, writer
     steps = with_twins(step, hardware.cache_bytes(device))
     timer: Callable[[], float]
     timer = partial(wall_time, one_by_one(turns(steps, batches)), device)
@@ -162,6 +165,15 @@ def _measure(
         times.append(timer())
     times = times or trial
     return Point(value, Spread.of(times), len(times), extra, copies=len(steps))
+
+
+def settle_allocator() -> None:
+    """Brings the C library's allocator into the state of a process that has trained for a while: a
+    block that was freed lets it keep others of that size, up to 32 MiB, and not hand each back to
+    the system, from which it would come page by page again. Code that makes many matrices would
+    look slower than it is."""
+    for _ in range(2):
+        torch.empty(31 << 20, dtype=torch.uint8).fill_(0)
 
 
 def _isolated(kind: type[Step], axis: Axis, seconds: float, limit: int) -> Iterator[Point]:
@@ -196,5 +208,6 @@ if __name__ == "__main__":
     name, axis_json, seconds_text, limit_text = sys.argv[1:]
     axis = _axis(json.loads(axis_json))
     hardware.limit_memory(int(limit_text))
+    settle_allocator()
     for point in measure(named(name, axis.case), axis, torch.device("cpu"), float(seconds_text)):
         print(json.dumps(asdict(point)), flush=True)

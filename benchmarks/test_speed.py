@@ -95,6 +95,7 @@ def agreeing(case: AnyCase, device: torch.device, kind: type[Step]) -> tuple[Ste
     ready = prepared(case, device)
     try:
         step = kind(case, ready.state)
+        writer = step.twin()
         errors = ready.judge.check(step)
     except ArithmeticError:
         raise
@@ -102,7 +103,6 @@ def agreeing(case: AnyCase, device: torch.device, kind: type[Step]) -> tuple[Ste
         pytest.skip(first_line(error))
     found: dict[str, Any] = asdict(errors) if errors else {}
     if isinstance(ready.judge, Agreement):
-        writer = kind(case, ready.state)
         assert isinstance(writer, TrainingStep)
         found["written"] = ready.judge.check_write(writer)
     return step, found

@@ -14,12 +14,14 @@ S = TypeVar("S", bound=Step)
 
 #: What all copies of one implementation's memory may take, whatever the cache.
 MOST_BYTES = 1 << 30
+#: Of memories so small that they are made for tests.
+MOST_COPIES = 64
 
 
 def copies_wanted(memory_bytes: int, cache_bytes: int | None) -> int:
     """So many that each is out of the cache when its turn comes again.
 
-    A memory larger than the cache pushes itself out, and needs no other. Of smaller ones the others
+    A memory of twice the cache pushes itself out, and needs no other. Of smaller ones the others
     together fill the cache between two uses of one.
 
     Args:
@@ -27,9 +29,10 @@ def copies_wanted(memory_bytes: int, cache_bytes: int | None) -> int:
         cache_bytes: of the device's last cache; ``None``, where the system does not say, counts as
             none.
     """
-    if not cache_bytes or not memory_bytes or memory_bytes > cache_bytes:
+    if not cache_bytes or not memory_bytes or memory_bytes > 2 * cache_bytes:
         return 1
-    return max(1, min(1 + math.ceil(cache_bytes / memory_bytes), MOST_BYTES // memory_bytes))
+    wanted = 1 + math.ceil(cache_bytes / memory_bytes)
+    return max(1, min(wanted, MOST_COPIES, MOST_BYTES // memory_bytes))
 
 
 def with_twins(step: S, cache_bytes: int | None) -> list[S]:
