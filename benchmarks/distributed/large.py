@@ -1,6 +1,5 @@
 """A memory that is spread because one process is not to hold it: made, and trained on."""
 
-import resource
 import tempfile
 import time
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import torch
 import torch.multiprocessing as mp
 
 from benchmarks.distributed.processes import join
+from benchmarks.measure import peak_extra_memory
 from rrd_kernels import RRDLoss
 
 RANKS, BATCH, DIM = 2, 16, 128
@@ -32,31 +32,33 @@ class Large(NamedTuple):
         )
 
 
-def _resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _train(rank: int, folder: str, size: int) -> None:
     join(rank, RANKS, folder)
-    before, started = _resident(), time.perf_counter()
-    criterion = RRDLoss(
-        s_dim=DIM,
-        t_dim=DIM,
-        feat_dim=DIM,
-        nce_k=size,
-        gather="shard",
-        start="unit",
-        memory_dtype=torch.bfloat16,
-    )
-    made = time.perf_counter() - started
     f_s, f_t = torch.randn(BATCH, DIM, requires_grad=True), torch.randn(BATCH, DIM)
-    for _ in range(2):
+    made = step = 0.0
+    held = 0
+
+    def train() -> None:
+        nonlocal made, step, held
         started = time.perf_counter()
-        criterion(f_s, f_t).backward()
-        step = time.perf_counter() - started
-    held = criterion.state_dict()["memory.queue"].to_local().nbytes
-    found = Large(size, made, step, held, _resident() - before)
-    torch.save(tuple(found), f"{folder}/{rank}")
+        criterion = RRDLoss(
+            s_dim=DIM,
+            t_dim=DIM,
+            feat_dim=DIM,
+            nce_k=size,
+            gather="shard",
+            start="unit",
+            memory_dtype=torch.bfloat16,
+        )
+        made = time.perf_counter() - started
+        for _ in range(2):
+            started = time.perf_counter()
+            criterion(f_s, f_t).backward()
+            step = time.perf_counter() - started
+        held = criterion.state_dict()["memory.queue"].to_local().nbytes
+
+    peak = peak_extra_memory(train)
+    torch.save((size, made, step, held, peak), f"{folder}/{rank}")
 
 
 def large(size: int) -> Large:
