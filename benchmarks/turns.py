@@ -21,15 +21,16 @@ MOST_COPIES = 64
 def copies_wanted(memory_bytes: int, cache_bytes: int | None) -> int:
     """So many that each is out of the cache when its turn comes again.
 
-    A memory of twice the cache pushes itself out, and needs no other. Of smaller ones the others
-    together fill the cache between two uses of one.
+    A memory of twice the cache or more pushes itself out, and needs no other. Of smaller ones the
+    others together fill the cache between two uses of one; a memory just larger than the cache
+    would keep a part of itself there, since no cache evicts strictly by age.
 
     Args:
         memory_bytes: of one copy; 0 of what has no memory.
         cache_bytes: of the device's last cache; ``None``, where the system does not say, counts as
             none.
     """
-    if not cache_bytes or not memory_bytes or memory_bytes > 2 * cache_bytes:
+    if not cache_bytes or not memory_bytes or memory_bytes >= 2 * cache_bytes:
         return 1
     wanted = 1 + math.ceil(cache_bytes / memory_bytes)
     return max(1, min(wanted, MOST_COPIES, MOST_BYTES // memory_bytes))

@@ -27,10 +27,13 @@ MOMENTUM = MomentumCase(8, 64, "float32", n_data=500)
         (8, 32, 5),  # four others, 32 bytes, between two uses
         (7, 32, 6),  # four others would be 28
         (32, 32, 2),
-        (33, 32, 1),  # it pushes itself out
+        (33, 32, 2),  # a part of it would stay
+        (63, 32, 2),
+        (64, 32, 1),  # it pushes itself out
         (0, 32, 1),
         (8, None, 1),
-        (1 << 28, 1 << 40, 4),  # more would be over the limit
+        (1, 1 << 20, 64),  # more would be over the limit of copies
+        (1 << 28, 1 << 40, 4),  # more would be over the limit of bytes
         (1 << 31, 1 << 32, 1),
     ],
 )
