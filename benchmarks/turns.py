@@ -23,7 +23,7 @@ def copies_wanted(memory_bytes: int, cache_bytes: int | None) -> int:
 
     A memory of twice the cache or more pushes itself out, and needs no other. Of smaller ones the
     others together fill the cache between two uses of one; a memory just larger than the cache
-    would keep a part of itself there, since no cache evicts strictly by age.
+    may keep a part of itself there, where the cache does not evict strictly by age.
 
     Args:
         memory_bytes: of one copy; 0 of what has no memory.

@@ -27,7 +27,7 @@ MOMENTUM = MomentumCase(8, 64, "float32", n_data=500)
         (8, 32, 5),  # four others, 32 bytes, between two uses
         (7, 32, 6),  # four others would be 28
         (32, 32, 2),
-        (33, 32, 2),  # a part of it would stay
+        (33, 32, 2),  # a part of it may stay
         (63, 32, 2),
         (64, 32, 1),  # it pushes itself out
         (0, 32, 1),
