@@ -2,22 +2,26 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
 
-from benchmarks.distributed import page
+from benchmarks.cases import Case
+from benchmarks.distributed import card, page
 from benchmarks.distributed.__main__ import measured
 from benchmarks.distributed.large import DIM, RANKS, large
 from benchmarks.distributed.measure import LARGE, constants
 from benchmarks.distributed.model import H200, Machine, Step, collective, parts, seconds
+from benchmarks.paths import ROOT
+from benchmarks.record import load
 from rrd_kernels.distributed.layout import ROWS_AT_ONCE
 
 
 def test_the_page_has_the_models_tables():
     """``python -m benchmarks.distributed --page RECORD`` writes them."""
     text = page.PAGE.read_text()
-    for section in page.sections(page.record_of(text)).values():
+    for section in page.sections(*page.records_of(text)).values():
         assert section in text
 
 
@@ -68,6 +72,85 @@ def test_constants_are_found_again():
     assert found.flops == pytest.approx(machine.flops)
     assert found.latency == machine.latency
     assert found.bandwidth == pytest.approx(machine.bandwidth)
+
+
+def device_record(machine: Machine) -> dict:
+    """What ``make bench`` would write of a device with these constants."""
+    cases = [Case(64, 16384, "bfloat16"), Case(1024, 65536, "bfloat16"), Case(64, 4096, "float32")]
+    rows = []
+    for case in cases:
+        step = Step("none", 1, case.rows, case.batch, element=case.dtype.itemsize)
+        taken = seconds(machine, step)
+        row = {"case": asdict(case), "implementation": "rrd_kernels", "seconds": {"median": taken}}
+        rows.append({**row, "gflops": case.operations / (taken - machine.step) / 1e9})
+    look = {"mm_gflops": {}, "copy_gbytes_per_second": machine.read / 1e9}
+    layers = [("kernels, beside the host", 1e-5), ("Python", 4e-5)]
+    return {
+        "gpu": {"name": "a GPU", "memory_bytes": 3 * 10**10},
+        "versions": {},
+        "machine": {"before": look, "after": None},
+        "rows": [*rows, {"case": asdict(cases[0]), "implementation": "SDPA", "outcome": "absent"}],
+        "host_time": {
+            "step": {"median": machine.step + 1e-5},
+            "layers": [{"name": name, "seconds": {"median": value}} for name, value in layers],
+        },
+    }
+
+
+class TestCard:
+    MACHINE = H200._replace(step=9e-5, flops=1e14, read=2e12, capacity=10**10)
+
+    def test_constants_are_found_again(self):
+        record = device_record(self.MACHINE)
+        found = card.constants(record)
+        assert found.name.startswith("a GPU, bfloat16")
+        for name in ("step", "flops", "read", "capacity"):
+            assert getattr(found, name) == pytest.approx(getattr(self.MACHINE, name))
+        assert found.latency == H200.latency
+        for step, taken in card.steps(record):
+            assert seconds(found, step) == pytest.approx(taken)
+        assert [step.size for step, _ in card.steps(record)] == [16384, 65536]  # none in float32
+
+    @pytest.mark.parametrize("missing", ["rows", "host_time", "copy"])
+    def test_a_record_that_has_not_all_of_it(self, missing):
+        record = device_record(self.MACHINE)
+        if missing == "copy":
+            del record["machine"]["before"]["copy_gbytes_per_second"]
+        else:
+            record[missing] = [] if missing == "rows" else None
+        with pytest.raises(ValueError, match="the cases in bfloat16 and of the host's time"):
+            card.constants(record)
+
+    def test_it_takes_its_place_on_the_page(self, tmp_path, monkeypatch):
+        """Inside what ``make gpu-check`` wrote, too."""
+        monkeypatch.setattr(page, "ROOT", tmp_path)
+        monkeypatch.setattr(page, "PAGE", tmp_path / "scaling.md")
+        text = (ROOT / "docs" / "scaling.md").read_text()
+        ranks, _ = page.records_of(text)
+        page.PAGE.write_text(
+            text.replace(f"measured: {ranks.relative_to(tmp_path)}", "measured: none")
+        )
+        path = tmp_path / "card.json"
+        path.write_text(json.dumps({"benchmark": device_record(self.MACHINE)}))
+        page.write([path])
+        written = page.PAGE.read_text()
+        assert page.records_of(written) == (None, path)
+        assert "<!-- simulated: card.json -->" in written
+        assert "| flops, TFLOP/s | 100 | measured |" in written
+        assert "| α, µs | 6 | assumed |" in written
+        assert "| 1024 | 65536 | 128 | 777 | 777 | 1.00 |" in written
+        page.write([])  # what it shows stays
+        assert page.PAGE.read_text() == written
+
+    def test_what_the_page_says_of_a_cpu(self):
+        path = "benchmarks/results/cpu-2-cores-avx512-bf16-2026-11-21.json"
+        record = load(ROOT / path)
+        machine = card.constants(record)
+        ratios = [seconds(machine, step) / taken for step, taken in card.steps(record)]
+        expected = f"{min(ratios):.2f} to {max(ratios):.2f} of the three measured bfloat16 steps"
+        assert len(ratios) == 3
+        assert expected in page.PAGE.read_text()
+        assert path.rpartition("/")[2] in page.PAGE.read_text()
 
 
 def test_a_measurement():

@@ -32,7 +32,18 @@ def parse_arguments() -> argparse.Namespace:
         "one with a number where it exists",
     )
     parser.add_argument(
-        "--page", type=Path, metavar="RECORD", help="puts a record into docs/scaling.md"
+        "--card",
+        type=Path,
+        metavar="RECORD",
+        help="prints the tables with the constants of one device that a record of make bench has "
+        "measured, in place of the assumed ones",
+    )
+    parser.add_argument(
+        "--page",
+        type=Path,
+        nargs="+",
+        metavar="RECORD",
+        help="puts records into docs/scaling.md: one of --measure, one of make bench, or both",
     )
     parser.add_argument(
         "--large",
@@ -65,12 +76,18 @@ def main() -> None:
         if busy is not None and busy > 0.1:
             print(f"other work keeps {busy:.1f} cores busy: these times are not to be kept")
     if options.page is not None:
-        page.write(options.page.resolve())
+        try:
+            page.write([path.resolve() for path in options.page])
+        except (OSError, ValueError) as error:
+            sys.exit(f"docs/scaling.md stays as it is: {error}")
     if options.large is not None:
         print(large(options.large))
     if options.measure is None and options.page is None and options.large is None:
-        print(page.simulated())
-        print(page.crossings())
+        try:
+            tables = page.tables(options.card)
+        except (OSError, ValueError) as error:
+            sys.exit(f"--card: {error}")
+        print("\n".join(tables.values()))
 
 
 if __name__ == "__main__":

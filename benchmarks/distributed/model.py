@@ -104,10 +104,13 @@ def seconds(machine: Machine, step: Step) -> float:
     return sum(parts(machine, step))
 
 
+#: Of a device's memory, what a memory of embeddings may take beside a student that trains.
+SPARED = 1 / 3
+
 #: An H200 in a node of eight, bfloat16 products. Nothing of it has been measured by this project.
 #: flops: half of what a large torch.mm reaches elsewhere (790 TFLOP/s); read: a copy's rate (4.3
 #: TB/s); within a node NVLink 4 (450 GB/s each way), between nodes one 400 Gb/s adapter a GPU;
-#: latencies as NCCL's collectives commonly have them. capacity: a third of its 141 GB.
+#: latencies as NCCL's collectives commonly have them. capacity: of its 141 GB.
 H200 = Machine(
     name="eight H200 to a node, bfloat16 (assumed)",
     step=40e-6,
@@ -118,5 +121,5 @@ H200 = Machine(
     per_node=8,
     network_latency=15e-6,
     network_bandwidth=50e9,
-    capacity=47e9,
+    capacity=SPARED * 141e9,
 )

@@ -3,13 +3,16 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.distributed import card
 from benchmarks.distributed.measure import median_of, step_of
 from benchmarks.distributed.model import GATHERS, H200, Machine, Step, parts, seconds
 from benchmarks.figures import three_digits
 from benchmarks.paths import ROOT
+from benchmarks.record import load
 
 PAGE = ROOT / "docs" / "scaling.md"
 SECTION = "<!-- {name}: {source} -->\n{table}<!-- end of {name} -->\n"
@@ -17,8 +20,46 @@ SECTION = "<!-- {name}: {source} -->\n{table}<!-- end of {name} -->\n"
 RANKS = (1, 8, 64, 256, 1024)
 #: K, B of each rank, and bytes of a stored number.
 CASES = ((16384, 64), (65536, 64), (2**20, 64), (10**7, 64), (10**8, 64), (2**20, 16))
+#: A machine's constants: their factor and their names on the page.
+UNITS = (
+    ("step", 1e6, "t_step, µs"),
+    ("flops", 1e-12, "flops, TFLOP/s"),
+    ("read", 1e-12, "read, TB/s"),
+    ("latency", 1e6, "α, µs"),
+    ("bandwidth", 1e-9, "β, GB/s"),
+    ("network_latency", 1e6, "α', µs"),
+    ("network_bandwidth", 1e-9, "β', GB/s"),
+    ("per_node", 1, "ranks in a node"),
+    ("capacity", 1e-9, "rows of a rank, at most GB"),
+)
 #: Bytes of a bfloat16.
 ELEMENT = 2
+
+
+def machine_of(record: Path | None) -> Machine:
+    """That of a device's record; without one the assumed."""
+    return H200 if record is None else card.constants(load(record))
+
+
+def constants(record: Path | None = None) -> str:
+    """The model's constants, and with a device's record what they make of its steps."""
+    machine = machine_of(record)
+    lines = [f"| {machine.name} | | |", "|---|--:|---|"]
+    for name, scale, unit in UNITS:
+        of_device = record is not None and name in card.MEASURED
+        value = scale * getattr(machine, name)
+        lines.append(f"| {unit} | {value:.3g} | {'measured' if of_device else 'assumed'} |")
+    text = "\n".join(lines) + "\n"
+    if record is None:
+        return text
+    lines = ["| B | K | D | measured, µs | model, µs | model / measured |", "|--:|" + "--:|" * 5]
+    for step, taken in card.steps(load(record)):
+        wanted = seconds(machine, step)
+        lines.append(
+            f"| {step.batch} | {step.size} | {step.dim} | {three_digits(1e6 * taken)} "
+            f"| {three_digits(1e6 * wanted)} | {wanted / taken:.2f} |"
+        )
+    return text + "\n" + "\n".join(lines) + "\n"
 
 
 def simulated(machine: Machine = H200) -> str:
@@ -94,33 +135,69 @@ def checked(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sections(record: Path | None) -> dict[str, str]:
-    """The marked sections as they should be, by name; that of a record only with one."""
-    model = "benchmarks/distributed/model.py"
-    tables = {"simulated": (model, simulated()), "crossings": (model, crossings())}
-    if record is not None:
-        source = record.relative_to(ROOT).as_posix()
-        tables["measured"] = (source, checked(json.loads(record.read_text())))
+def tables(device: Path | None = None) -> dict[str, str]:
+    """What the model says, by the name of its section.
+
+    Args:
+        device: a record of one device, which gives its constants in place of the assumed.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or has not all of them.
+    """
+    machine = machine_of(device)
     return {
-        name: SECTION.format(name=name, source=source, table=table)
-        for name, (source, table) in tables.items()
+        "constants": constants(device),
+        "simulated": simulated(machine),
+        "crossings": crossings(machine),
     }
 
 
-def record_of(page: str) -> Path | None:
-    """The record that the page shows, once it shows one."""
-    found = re.search(r"<!-- measured: (\S+\.json) -->", page)
-    return ROOT / found.group(1) if found else None
+def sections(ranks: Path | None, device: Path | None) -> dict[str, str]:
+    """The marked sections as they should be, by name; that of ``ranks``, a record of steps on
+    several, only with one."""
+    source = _name(device) if device else "benchmarks/distributed/model.py"
+    found = {name: (source, table) for name, table in tables(device).items()}
+    if ranks is not None:
+        found["measured"] = (_name(ranks), checked(json.loads(ranks.read_text())))
+    return {
+        name: SECTION.format(name=name, source=source, table=table)
+        for name, (source, table) in found.items()
+    }
 
 
-def write(record: Path | None) -> None:
-    """Puts the simulated tables, and a record's, into the page.
+def _name(record: Path) -> str:
+    return record.relative_to(ROOT).as_posix()
+
+
+def records_of(page: str) -> tuple[Path | None, Path | None]:
+    """The records that the page shows, of several ranks and of one device."""
+    found = [
+        re.search(rf"<!-- {name}: (\S+\.json) -->", page) for name in ("measured", "constants")
+    ]
+    ranks, device = (ROOT / match.group(1) if match else None for match in found)
+    return ranks, device
+
+
+def _of_ranks(record: Any) -> bool:
+    """Whether several ranks were measured; a device's record may be inside another."""
+    rows = record.get("rows", []) if isinstance(record, dict) else []
+    return any("gather" in row for row in rows)
+
+
+def write(records: Sequence[Path]) -> None:
+    """Puts the tables into the page, with records of either kind in place of those that it shows.
 
     Raises:
-        ValueError: the page has no such section.
+        OSError, ValueError: a record cannot be read, or the page lacks a section.
     """
     page = PAGE.read_text()
-    for name, section in sections(record).items():
+    ranks, device = records_of(page)
+    for path in records:
+        if _of_ranks(json.loads(path.read_text())):
+            ranks = path
+        else:
+            device = path
+    for name, section in sections(ranks, device).items():
         begin = re.search(rf"<!-- {name}: \S+ -->\n", page)
         end = f"<!-- end of {name} -->\n"
         if begin is None or end not in page:
