@@ -89,4 +89,7 @@ def _parts(step: Callable[[], object], device: torch.device, steps: int) -> list
             continue
         taken = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         parts.append(Part(event.key, taken / 1e6 / steps, event.count / steps))
-    return sorted((part for part in parts if part.seconds), key=lambda part: -part.seconds)
+    timed = [part for part in parts if part.seconds]
+    if not timed:
+        raise RuntimeError(f"the profiler saw nothing that ran on {device.type}")
+    return sorted(timed, key=lambda part: -part.seconds)

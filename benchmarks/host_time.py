@@ -58,7 +58,7 @@ class HostProfile:
     layers: list[Layer]
     #: The whole step, measured for itself.
     step: Spread
-    #: Of the operator, in the driver's launches; ``None`` on a CPU.
+    #: Of the operator, in the driver's launches; ``None`` on a CPU, or where a profile has none.
     launches: int | None = None
     launch_seconds: float | None = None
 
@@ -242,13 +242,17 @@ def _kernels(full: Sequence[Calls]) -> Layer:
     return Layer(f"{KERNELS}, beside the host", Spread.of(each))
 
 
-def _launches(call: Callable[[], object], device: torch.device) -> tuple[int, float]:
-    """How many a call makes, and the seconds that the driver takes for them."""
+def _launches(
+    call: Callable[[], object], device: torch.device
+) -> tuple[int, float] | tuple[None, None]:
+    """How many a call makes, and the seconds that the driver takes for them, if it can be seen."""
     with profiler(device) as profiled:
         for _ in range(PROFILED):
             call()
         wait_for(device)
     launches = [event for event in profiled.key_averages() if LAUNCH.match(event.key)]
+    if not launches:
+        return None, None
     count = sum(event.count for event in launches)
     microseconds = sum(event.self_cpu_time_total for event in launches)
     return round(count / PROFILED), microseconds / 1e6 / PROFILED

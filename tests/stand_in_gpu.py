@@ -1,0 +1,186 @@
+"""A stand-in for a GPU: CPU tensors that say they are on one, and graphs that record operators.
+
+Nothing that is measured on it means anything: it shows that what the benchmark does for GPUs alone
+runs where there is none. What a GPU computes, it cannot show.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+NAME = "Stand-in"
+CACHE_BYTES = 1 << 20
+#: What every step is said to need at its peak.
+PEAK_BYTES = 1 << 20
+#: What a launch is called in a profile, and how many a call is said to make.
+LAUNCH, LAUNCHES = "cuLaunchKernelEx", 3
+
+_Generator, _profile = torch.Generator, torch.profiler.profile
+
+
+class OnGpu(TorchFunctionMode):
+    """Makes tensors on the CPU where the GPU is asked for, and lets all of them say the GPU."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is torch.device:
+            return func(*args, **kwargs or {})
+        # Bound anew for each look at them, and so equal but never identical.
+        if func == Tensor.device.__get__:
+            return GPU
+        if func == Tensor.is_cuda.__get__:
+            return True
+        named = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
+        return func(*map(_on_cpu, args), **named)
+
+
+def _on_cpu(value: Any) -> Any:
+    return CPU if isinstance(value, torch.device) and value.type == "cuda" else value
+
+
+class Graph(TorchDispatchMode):
+    """torch.cuda.CUDAGraph: ``replay()`` does what was done under it again, into its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recorded: list[tuple[Callable[..., Any], Any, Any, Any]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        returned = func(*args, **kwargs or {})
+        self.recorded.append((func, args, kwargs or {}, returned))
+        return returned
+
+    def replay(self) -> None:
+        for func, args, kwargs, returned in self.recorded:
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(returned), tree_leaves(again), strict=True):
+                # Views, and what is written in place, are the same memory already.
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class Event:
+    """torch.cuda.Event, by the host's clock."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        assert enable_timing
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: "Event") -> float:
+        return 1e3 * (end.at - self.at)
+
+
+class Profile:
+    """torch.profiler.profile: operators as kernels, and launches."""
+
+    def __init__(self, activities: Sequence[object], acc_events: bool) -> None:
+        assert torch.profiler.ProfilerActivity.CUDA in activities
+        self.of_cpu = _profile(activities=activities[:1], acc_events=acc_events)
+
+    def __enter__(self) -> "Profile":
+        self.of_cpu.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.of_cpu.__exit__(*error)
+
+    def key_averages(self) -> list[SimpleNamespace]:
+        events = [
+            SimpleNamespace(
+                key=event.key,
+                count=event.count,
+                device_type=DeviceType.CUDA,
+                self_device_time_total=event.self_cpu_time_total,
+                self_cpu_time_total=0,
+            )
+            for event in self.of_cpu.key_averages()
+        ]
+        return [*events, launch_event()]
+
+
+def launch_event() -> SimpleNamespace:
+    from benchmarks.host_time import PROFILED
+
+    count = PROFILED * LAUNCHES
+    return SimpleNamespace(
+        key=LAUNCH,
+        count=count,
+        device_type=DeviceType.CPU,
+        self_device_time_total=0,
+        self_cpu_time_total=2.0 * count,
+    )
+
+
+@contextlib.contextmanager
+def _capturing(graph: Graph, stream: object) -> Iterator[None]:
+    with graph:
+        yield
+
+
+@contextlib.contextmanager
+def in_place() -> Iterator[None]:
+    """As long as it lasts, PyTorch has a GPU."""
+    properties = SimpleNamespace(
+        name=NAME,
+        major=9,
+        minor=0,
+        multi_processor_count=2,
+        total_memory=1 << 30,
+        L2_cache_size=CACHE_BYTES,
+        uuid="0",
+    )
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    functions: dict[str, Any] = {
+        "is_available": lambda: True,
+        "get_device_name": lambda device: NAME,
+        "device_count": lambda: 1,
+        "get_device_properties": lambda device: properties,
+        "get_device_capability": lambda device: (9, 0),
+        "synchronize": lambda: None,
+        "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda: None,
+        "memory_allocated": lambda: 0,
+        "max_memory_allocated": lambda: PEAK_BYTES,
+        "Event": Event,
+        "CUDAGraph": Graph,
+        "graph": _capturing,
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "set_stream": lambda stream: None,
+        "stream": lambda stream: contextlib.nullcontext(),
+    }
+    with contextlib.ExitStack() as stack:
+        for name, function in functions.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, function))
+        for module, name, value in (
+            (torch.accelerator, "synchronize", lambda device: None),
+            (torch.profiler, "profile", Profile),
+            (torch, "Generator", lambda device=CPU: _Generator()),
+        ):
+            stack.enter_context(mock.patch.object(module, name, value))
+        stack.enter_context(OnGpu())
+        yield
