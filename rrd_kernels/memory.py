@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rrd_kernels import functional
 from rrd_kernels import validation as check
-from rrd_kernels.distributed.agreement import Step
+from rrd_kernels.distributed.agreement import Standing, Step
 from rrd_kernels.distributed.ddp import check_ddp, ignore_in_ddp
 from rrd_kernels.distributed.fifo import keys_step
 from rrd_kernels.distributed.layout import ROWS_AT_ONCE, Layout, draw_rows
@@ -110,8 +110,9 @@ class FifoMemory(Embeddings):
         super().__init__(s_dim, t_dim, feat_dim, device=device, dtype=dtype)
         self.ranks = ranks
         self.layout = layout
-        self.stale = True  # until the ranks have compared
-        self.states_loaded = 0
+        self.standing = Standing.STALE  # until the ranks have compared
+        # Of a part that no other rank has: what the ranks compare in its stead.
+        self.states_loaded = self.batches_written = 0
         self.enqueue_order = enqueue
         self.slot_momentum = slot_momentum
         self.precision = precision
@@ -141,14 +142,17 @@ class FifoMemory(Embeddings):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         may_be = self.unit_rows or not self._inspected
+        *_, errors = args
+        refused = len(errors)
         if (key := f"{prefix}queue") in state_dict:
             # load_state_dict hands out a copy of the user's dict.
             state_dict = {**state_dict, key: own_rows(state_dict[key], self.layout)}
-            self.states_loaded += 1
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if key in state_dict and len(errors) == refused:
+            self.states_loaded, self.batches_written = self.states_loaded + 1, 0
         self.inspect_rows()
         self.unit_rows = self.unit_rows and may_be
-        self.stale = True
+        self.standing = Standing.STALE
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rrd_kernels import functional
 from rrd_kernels import validation as check
+from rrd_kernels.distributed.agreement import Standing
 from rrd_kernels.distributed.ddp import check_ddp, ignore_in_ddp
 from rrd_kernels.distributed.momentum import shared_step
 from rrd_kernels.distributed.ranks import Ranks
@@ -73,7 +74,7 @@ class ContrastRows(nn.Module):
         self.size, self.nce_t, self.nce_m = size, float(nce_t), float(nce_m)
         #: K, nce_t and nce_m without what a state has brought, which may be on some ranks only.
         self.given = (self.size, self.nce_t, self.nce_m)
-        self.stale = True  # until the ranks have compared
+        self.standing = Standing.STALE  # until the ranks have compared
         self.normalized = False  # whether Z is known to be set
         self.read_params()
 
@@ -93,7 +94,7 @@ class ContrastRows(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.params = self.params.to(torch.promote_types(self.params.dtype, torch.float32))
         self.read_params()
-        self.stale, self.normalized = True, False
+        self.standing, self.normalized = Standing.STALE, False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ContrastRows":
         params = self.params
@@ -234,7 +235,7 @@ class MomentumMemory(Embeddings):
         """
         prepare = functools.partial(self._prepare, f_s, f_t, idx, contrast_idx, update)
         if self.ranks.size > 1 and self.ranks.gather == "keys" and self.training:
-            return shared_step(self, prepare, tau_s, tau_t)
+            return shared_step(self, prepare, tau_s, tau_t, draws=contrast_idx is None)
         check.check_temperature("tau_s", tau_s)
         check.check_temperature("tau_t", tau_t)
         samples, views, writes = prepare()
@@ -271,9 +272,13 @@ class MomentumMemory(Embeddings):
         check.check_index("idx", idx, f_s, dims=1)
         check.check_range("idx", idx, self.n_data, " = n_data")
         if contrast_idx is None:
-            contrast_idx = draw_contrast_idx(idx, self.n_data, rows.size, generator=self.generator)
+            contrast_idx = self.draw(idx)
         z_s, z_t = self.project(f_s, f_t)
         return idx, (z_s, z_t, rows.memory_v1, rows.memory_v2, contrast_idx), writes
+
+    def draw(self, idx: Tensor) -> Tensor:
+        """The columns of samples ``idx`` [B]: each its own and K others, int64 [B, K + 1]."""
+        return draw_contrast_idx(idx, self.n_data, self.contrast.size, generator=self.generator)
 
     def normalizers(self, writes: bool) -> Tensor | None:
         """(Z_v1, Z_v2), or a copy where nothing may be written; none under the cosine."""

@@ -61,13 +61,17 @@ def check_numbers(precision: str | None, memory_dtype: torch.dtype | None) -> No
         check_dtype("memory_dtype", memory_dtype)
 
 
+def check_not_distributed(name: str, value: Tensor) -> None:
+    # By name: importing torch.distributed.tensor takes half a second.
+    if type(value).__name__ == "DTensor":
+        raise TypeError(f"{name} is a DTensor; pass its local or full tensor")
+
+
 def check_tensor(name: str, value: object) -> Tensor:
     """``value`` is a dense tensor of a dtype that the kernels take; returns it."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a Tensor; got {type(value).__name__}")
-    # By name: importing torch.distributed.tensor takes half a second.
-    if type(value).__name__ == "DTensor":
-        raise TypeError(f"{name} is a DTensor; pass its local or full tensor")
+    check_not_distributed(name, value)
     if value.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense tensor; got layout {value.layout}")
     if value.dtype not in DTYPES:
@@ -161,6 +165,7 @@ def check_index(name: str, index: object, rows: Tensor, *, dims: int) -> None:
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"{name} must be an int64 Tensor; got {got}")
+    check_not_distributed(name, index)
     if index.dim() != dims or index.shape[0] != rows.shape[0]:
         wanted = f"[{rows.shape[0]}]" if dims == 1 else f"[{rows.shape[0]}, P]"
         raise ValueError(f"{name} must be {wanted}; got shape {tuple(index.shape)}")

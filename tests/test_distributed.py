@@ -122,6 +122,28 @@ def a_group_of_its_own(rank):
     return plain.state_dict()["criterion.memory.queue"]
 
 
+def pairs_under_one_ddp(rank):
+    """DDP over all four, a memory for each two."""
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    settings = MEMORIES["fifo 2025"] | {"process_group": groups[rank // 2]}
+    message = message_of(DDP(Distiller(**settings)), *batches()[0])
+    module = Distiller(**settings)
+    wrapped = DDP(ignore_in_ddp(module))
+    for batch in batches()[:2]:
+        wrapped(*share_of(batch, rank, [3, 3, 3, 3])).backward()
+    return message, module.state_dict()["criterion.memory.queue"]
+
+
+def test_process_groups_within_ddp():
+    found = on_ranks(4, pairs_under_one_ddp)
+    for message, _ in found:
+        assert message.startswith("RuntimeError: DistributedDataParallel copies rank 0's memory")
+    queues = [queue for _, queue in found]
+    assert torch.equal(queues[0], queues[1])
+    assert torch.equal(queues[2], queues[3])
+    assert not torch.equal(queues[0][:12], queues[2][:12])
+
+
 def test_process_groups():
     queues = on_ranks(4, a_group_of_its_own)
     assert torch.equal(queues[0], queues[1])

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from distillers import MEMORIES, SIZES, Distiller, batches, share_of
 from ranks import message_of, on_ranks
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 
 from rrd_kernels import RRDLoss, functional
@@ -16,6 +17,13 @@ from rrd_kernels.distributed import ignore_in_ddp
 
 def given(rank, batch=0):
     return share_of(batches()[batch], rank, [6, 6])
+
+
+def as_dtensor(tensor):
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(tensor, DeviceMesh("cpu", [0, 1]), run_check=False)
 
 
 def broken(rank, kind):
@@ -37,14 +45,13 @@ def broken(rank, kind):
         elif kind == "no samples' numbers":
             return x, f_t
         elif kind == "a DTensor":
-            from torch.distributed.device_mesh import DeviceMesh
-            from torch.distributed.tensor import DTensor
-
-            f_t = DTensor.from_local(f_t, DeviceMesh("cpu", [0, 1]), run_check=False)
-    elif kind == "a DTensor":
-        from torch.distributed.device_mesh import DeviceMesh
-
-        DeviceMesh("cpu", [0, 1])  # which all ranks make together
+            f_t = as_dtensor(f_t)
+        elif kind == "samples in a DTensor":
+            idx = as_dtensor(idx)
+        elif kind == "columns in a DTensor":
+            contrast_idx = as_dtensor(contrast_idx)
+    elif "DTensor" in kind:
+        as_dtensor(f_t)  # all ranks make a mesh together
     return x, f_t, idx, contrast_idx
 
 
@@ -59,6 +66,8 @@ BROKEN_SAMPLES = {
     "no such column": "IndexError: contrast_idx must be in [0, 50); got -1",
     "no columns": "ValueError: contrast_idx must name at least one row for each sample; P is 0",
     "no samples' numbers": "ValueError: the momentum memory needs idx",
+    "samples in a DTensor": "TypeError: idx is a DTensor; pass its local or full tensor",
+    "columns in a DTensor": "TypeError: contrast_idx is a DTensor; pass its local or full tensor",
 }
 
 
@@ -137,6 +146,34 @@ def test_settings_that_differ(memory, different):
             assert wanted in message
 
 
+def columns(rank):
+    """Another number of them on each rank: given, and drawn for a state that one has loaded."""
+    x, f_t, idx, contrast_idx = given(rank)
+    module = Distiller(**MEMORIES["momentum"])
+    message = message_of(module, x, f_t, idx, contrast_idx[:, : 7 - rank])
+    if rank == 0:
+        more = Distiller(**MEMORIES["momentum"] | {"nce_k": 20})
+        module.load_state_dict(more.state_dict())
+    counts = []
+    with pytest.MonkeyPatch.context() as patch:
+        loss = functional.sampled_relational_loss
+
+        def count(*arguments, **settings):
+            counts.append(arguments[4].shape[1])
+            return loss(*arguments, **settings)
+
+        patch.setattr(functional, "sampled_relational_loss", count)
+        for batch in range(2):
+            module(*given(rank, batch)[:3])
+    return message, counts
+
+
+def test_columns_that_differ():
+    for message, counts in on_ranks(2, columns):
+        assert "P, the columns of contrast_idx is 7 on ranks [0], 6 on ranks [1]" in message
+        assert counts == [21, 21]
+
+
 def seed_apart(rank, memory):
     torch.manual_seed(rank)
     criterion = RRDLoss(**SIZES, **memory)
@@ -213,30 +250,79 @@ def test_copies_of_a_criterion_with_a_group():
         assert message.startswith("TypeError: a criterion with a process_group of its own cannot")
 
 
-def run_out_of_memory(rank, name):
-    module = Distiller(**MEMORIES[name])
+class NoRoom:
+    """Runs out of memory at its call number ``at``, from 0, of what it stands for."""
+
+    def __init__(self, function, at=0):
+        self.function, self.calls, self.at = function, 0, at
+
+    def __call__(self, *arguments, **settings):
+        self.calls += 1
+        if self.calls > self.at:
+            raise torch.OutOfMemoryError("no room")
+        return self.function(*arguments, **settings)
+
+
+#: What has no room: the loss, or the write, of the momentum memory between its two halves.
+FAILURES = {
+    "fifo 2025": {"relational_loss": 0},
+    "fifo 2024": {"relational_loss": 0},
+    "momentum": {"sampled_relational_loss": 0},
+    "cosine": {"momentum_update_": 1},
+}
+
+
+def run_out_of_memory(rank, name, failing):
+    module, undisturbed = Distiller(**MEMORIES[name]), Distiller(**MEMORIES[name])
+    for batch in range(3):
+        undisturbed(*given(rank, batch))
     module(*given(rank))
     with pytest.MonkeyPatch.context() as patch:
-        if rank == 1:
-
-            def fail(*arguments, **settings):
-                raise torch.OutOfMemoryError("no room")
-
-            patch.setattr(functional, "relational_loss", fail)
-            patch.setattr(functional, "sampled_relational_loss", fail)
+        if rank == failing:
+            for function, at in FAILURES[name].items():
+                patch.setattr(functional, function, NoRoom(getattr(functional, function), at))
         message = message_of(module, *given(rank, 1))
     module(*given(rank, 2))
-    return message, module.criterion.memory.state_dict()
+    return message, module.state_dict(), undisturbed.state_dict()
 
 
-@pytest.mark.parametrize("name", ["fifo 2025", "fifo 2024", "momentum"])
-def test_a_rank_that_fails_after_the_ranks_have_agreed(name):
-    """It may have missed rows: the next step begins with the first rank's memory on all."""
-    (nothing, first), (message, second) = on_ranks(2, run_out_of_memory, name)
-    assert nothing == "nothing was raised"
-    assert message == "OutOfMemoryError: no room"
-    for key, value in first.items():
-        assert torch.equal(value, second[key]), key
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_rank_that_fails_after_the_ranks_have_agreed(name, failing):
+    """It may have missed rows: the next step begins with the memory of one that has them all."""
+    found = on_ranks(2, run_out_of_memory, name, failing)
+    for rank, (message, state, wanted) in enumerate(found):
+        expected = "OutOfMemoryError: no room" if rank == failing else "nothing was raised"
+        assert message == expected
+        for key, value in state.items():
+            assert torch.equal(value, wanted[key]), key
+
+
+def miss_rows(rank, failing):
+    module = Distiller(nce_k=30, protocol="2024", gather="shard")
+    module(*given(rank))
+    state = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
+    every = [state]
+    dist.broadcast_object_list(every, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == failing:
+            patch.setattr(functional, "loss_of_partials", NoRoom(None))
+        messages = [message_of(module, *given(rank, 1))]
+    messages.append(message_of(module, *given(rank, 2)))
+    module.load_state_dict(every[0])
+    messages.append(message_of(module, *given(rank, 1)))
+    return messages
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_rows_that_only_some_ranks_of_a_shard_have_written(failing):
+    """No other rank has them: the ranks go on once all have loaded a state."""
+    for rank, messages in enumerate(on_ranks(2, miss_rows, failing)):
+        expected = "OutOfMemoryError: no room" if rank == failing else "nothing was raised"
+        assert messages[0] == expected
+        written = f"{int(failing != 0) + 1} on ranks [0], {int(failing != 1) + 1} on ranks [1]"
+        assert f"the number of batches written since is {written}" in messages[1]
+        assert messages[2] == "nothing was raised"
 
 
 def join(rank):

@@ -233,16 +233,22 @@ def test_what_belongs_to_another_rank():
     assert first[1] == "nothing was raised"
 
 
-def loaded_by_one(rank):
+def loaded_by_one(rank, refused):
+    """The other does not try, or is refused."""
     module = Distiller(**MEMORIES["2025"], gather="shard")
     state = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
     if rank == 0:
         module.load_state_dict(state)
+    elif refused:
+        queue = module.criterion.memory.queue
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            module.load_state_dict({QUEUE: queue[:3]}, strict=False)
     return message_of(module, *batches()[0])
 
 
-def test_a_state_that_only_one_rank_has_loaded():
-    for message in on_ranks(2, loaded_by_one):
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_state_that_only_one_rank_has_loaded(refused):
+    for message in on_ranks(2, loaded_by_one, refused):
         assert "the number of states loaded is 1 on ranks [0], 0 on ranks [1]" in message
 
 

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from distillers import MEMORIES, SIZES, Distiller, batches
 from ranks import on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from rrd_kernels import RRDLoss
 from rrd_kernels.distributed.collectives import Gathering
@@ -155,6 +156,26 @@ def test_bytes_of_a_shard(settings, sizes):
     for training, evaluation in on_ranks(2, shard_steps, sizes, settings):
         assert training == [header, queries, *shifts, sums]
         assert evaluation == [header, queries, *shifts, without]
+
+
+def checkpointed_step(rank, gather, use_reentrant):
+    """What the second step sends, forward and backward, which computes forward again."""
+    module = Distiller(nce_k=30, gather=gather)
+    for batch in batches()[:2]:
+        with Traffic() as traffic:
+            x, *others = batch
+            loss = checkpoint(module, x.requires_grad_(), *others, use_reentrant=use_reentrant)
+            loss.backward()
+    return traffic.seen
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("gather", ["keys", "shard"])
+def test_a_recomputation_copies_no_memory(gather, use_reentrant):
+    """It ends in the middle of a step, as one that has failed does."""
+    for seen in on_ranks(2, checkpointed_step, gather, use_reentrant):
+        assert seen.count(("allgather_base", 2 * HEADER)) == 2
+        assert not [name for name, _ in seen if name == "broadcast"]
 
 
 def half_precision(rank):

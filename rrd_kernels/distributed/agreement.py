@@ -6,6 +6,7 @@ error travels in the place of its sizes, and every rank raises.
 
 import hashlib
 from collections.abc import Callable, Mapping
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +16,23 @@ from torch import Tensor, nn
 from rrd_kernels.distributed.ranks import Ranks
 
 
+class Standing(IntEnum):
+    """Of a rank's memory beside the other ranks'."""
+
+    ALIKE = 0
+    #: It was made, or loaded, since they were compared.
+    STALE = 1
+    #: A step that was to write it did not end here.
+    UNFINISHED = 2
+
+
 class Share(NamedTuple):
     """What one rank brings to a step."""
 
     batch: int
     alike: Mapping[str, Any]  # settings and shapes that must be the same on every rank
     needs_grad: bool = False
-    stale: bool = False  # whether its memory may be another than the other ranks'
+    standing: Standing = Standing.ALIKE
     unit_rows: bool = False  # whether it may promise that no row is longer than 1
 
 
@@ -30,13 +41,24 @@ class Step(NamedTuple):
 
     batches: list[int]  # of each rank, in their order
     needs_grad: bool  # of any
-    stale: bool  # of any
+    standings: list[int]  # of each rank
     unit_rows: bool  # of all
 
     @property
     def batch(self) -> int:
         """The samples of all ranks."""
         return sum(self.batches)
+
+    @property
+    def stale(self) -> bool:
+        """Whether some ranks' memories may be others than the rest's."""
+        return any(self.standings)
+
+    @property
+    def source(self) -> int:
+        """The rank whose memory is that of all: the first that ended what it had begun."""
+        whole = [standing != Standing.UNFINISHED for standing in self.standings]
+        return whole.index(True) if any(whole) else 0
 
     def weighted(self, loss: Tensor, rank: int) -> Tensor:
         """A rank's mean, so that the mean over ranks, which is what DDP takes of the gradients, is
@@ -67,14 +89,14 @@ def agree(ranks: Ranks, device: torch.device, share: Callable[[], Share]) -> Ste
     said = [0, 0, 0, 0, 0, 0]
     if mine is not None:
         said = [1, mine.batch, _digest(mine.alike)]
-        said += [int(flag) for flag in (mine.needs_grad, mine.stale, mine.unit_rows)]
+        said += [int(flag) for flag in (mine.needs_grad, mine.standing, mine.unit_rows)]
     heard = _exchange(ranks, device, said)
     if not all(row[0] for row in heard) or len({row[2] for row in heard}) > 1:
         _explain(ranks, mine, error)
     return Step(
         batches=[row[1] for row in heard],
         needs_grad=any(row[3] for row in heard),
-        stale=any(row[4] for row in heard),
+        standings=[row[4] for row in heard],
         unit_rows=all(row[5] for row in heard),
     )
 

@@ -1,4 +1,4 @@
-"""Rows between ranks: gathered in rank order, summed and handed back, copied from the first.
+"""Rows between ranks: gathered in rank order, summed and handed back, copied from one.
 
 Batches may be uneven; rows are padded to the largest on their way, which moves nothing more where
 they are even.
@@ -66,10 +66,10 @@ def scatter_sums(ranks: Ranks, parts: Tensor, batches: Sequence[int]) -> Tensor:
     return own[: batches[ranks.rank]]
 
 
-def copy_from_first(ranks: Ranks, tensors: Iterable[Tensor]) -> None:
-    """Makes every rank's ``tensors`` those of rank 0, in place."""
+def copy_from(ranks: Ranks, source: int, tensors: Iterable[Tensor]) -> None:
+    """Makes every rank's ``tensors`` those of rank ``source``, in place."""
     for tensor in tensors:
         whole = tensor.contiguous()
-        dist.broadcast(whole.view(-1).view(torch.uint8), group=ranks.group, group_src=0)
+        dist.broadcast(whole.view(-1).view(torch.uint8), group=ranks.group, group_src=source)
         if whole is not tensor:
             tensor.copy_(whole)

@@ -7,6 +7,7 @@ ranks have it already) and at worst the loss of each rank's own rows.
 
 import warnings
 
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,7 +20,8 @@ def ignore_in_ddp(module: nn.Module) -> nn.Module:
 
     :class:`rrd_kernels.RRDLoss` and the memories have it done. It is for a module of your own that
     holds one, before it is wrapped: DDP asks only the module that it is given. With
-    ``gather="shard"`` and ``"none"`` it is required: DDP's constructor and its forward overwrite
+    ``gather="shard"`` and ``"none"``, and where DDP spans more ranks than share a memory, it is
+    required: DDP's constructor and its forward overwrite
     each rank's own rows before the forward here can say so, or end the process where the ranks'
     parts are uneven. What was overwritten is lost; load it again.
 
@@ -46,34 +48,43 @@ def ignore_in_ddp(module: nn.Module) -> nn.Module:
     return module
 
 
-def check_ddp(memory: Embeddings, ranks: Ranks) -> None:
-    """The DDP that is running, if any is, lets the ranks' steps go together and leaves this
-    memory's buffers alone.
+def refuse_join(ranks: Ranks) -> None:
+    """Ranks that share a memory all take the steps that are taken.
 
-    Args:
-        memory: whose forward this is.
-        ranks: what they share. Buffers that are the same on all of them are copied in vain.
+    Each rank finds this by itself: one that has run out of batches would not hear of it.
 
     Raises:
-        RuntimeError: ranks may take different numbers of steps, or buffers that are not the same
-            are copied.
+        RuntimeError: the DDP that is running lets them take different numbers of steps.
     """
     active = DistributedDataParallel._active_ddp_module
-    if active is None or ranks.size == 1:
-        return
-    if ranks.gather != "none" and active._join_config.enable:
+    if active is not None and ranks.size > 1 and active._join_config.enable:
         raise RuntimeError(
             "DistributedDataParallel.join() is for ranks with different numbers of steps, and a "
             "memory that ranks share needs all of them at each: give every rank as many batches, "
             "some of them empty, or gather='none'"
         )
-    if not active.broadcast_buffers:
+
+
+def check_ddp(memory: Embeddings, ranks: Ranks) -> None:
+    """The DDP that is running, if any is, leaves this memory's buffers alone.
+
+    Args:
+        memory: whose forward this is.
+        ranks: what they share. Buffers that are the same on all of DDP's are copied in vain.
+
+    Raises:
+        RuntimeError: buffers that are not the same are copied.
+    """
+    active = DistributedDataParallel._active_ddp_module
+    if active is None or ranks.size == 1 or not active.broadcast_buffers:
         return
     copied = {id(buffer) for buffer in active.modules_buffers}
     if copied.isdisjoint(id(buffer) for buffer in memory.buffers()):
         return
     advice = "wrap DistributedDataParallel(rrd_kernels.distributed.ignore_in_ddp(module))"
-    if ranks.gather != "keys":
+    sharing = dist.get_process_group_ranks(ranks.group or dist.group.WORLD)
+    everyone = dist.get_process_group_ranks(active.process_group)
+    if ranks.gather != "keys" or not set(everyone) <= set(sharing):
         raise RuntimeError(
             f"DistributedDataParallel copies rank 0's memory over the other ranks' at each step: "
             f"{advice}"

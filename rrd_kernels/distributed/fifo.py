@@ -9,8 +9,9 @@ from torch import Tensor
 from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import use_fused
-from rrd_kernels.distributed.agreement import Share, Step, agree, check_projection
-from rrd_kernels.distributed.collectives import copy_from_first, gather_rows
+from rrd_kernels.distributed.agreement import Share, Standing, Step, agree, check_projection
+from rrd_kernels.distributed.collectives import copy_from, gather_rows
+from rrd_kernels.distributed.ddp import refuse_join
 
 if TYPE_CHECKING:
     from rrd_kernels.memory import FifoMemory
@@ -41,8 +42,9 @@ def begin(
 ) -> tuple[Step, Tensor, Tensor, bool]:
     """What all ranks bring to a step, and what ``prepare`` has made of this rank's input.
 
-    The memory is stale from here on, until the step sets it right at its end: a rank that fails in
-    between, for want of memory, has the first's again at the next step.
+    A memory that is to be written counts as unfinished from here on, until the step sets it right
+    at its end: a rank that fails in between, for want of memory, has another's again at the next
+    step. A recomputation, which ends where it has made what it needs, writes nothing.
 
     Args, Raises: as :func:`keys_step`.
     """
@@ -59,15 +61,18 @@ def begin(
         alike |= {"nce_k": memory.layout.size, "update": writes}
         if memory.ranks.gather == "shard":  # no other rank has the rows that one has loaded
             alike["the number of states loaded"] = memory.states_loaded
+            alike["the number of batches written since"] = memory.batches_written
         needs_grad = torch.is_grad_enabled() and z_s.requires_grad
-        return Share(len(z_s), alike, needs_grad, memory.stale, memory.unit_rows)
+        return Share(len(z_s), alike, needs_grad, memory.standing, memory.unit_rows)
 
+    refuse_join(memory.ranks)
     step = agree(memory.ranks, memory.queue.device, share)
     z_s, z_t, writes = prepared[0]
     memory.check_fits(step, writes)
     if step.stale:
         check_projection(memory.ranks, memory.queue.device, memory.embed_t)
-    memory.stale = True
+    if writes or step.stale:
+        memory.standing = Standing.UNFINISHED
     return step, z_s, z_t, writes
 
 
@@ -96,7 +101,7 @@ def keys_step(
     ranks, queue, pointer = memory.ranks, memory.queue, memory.queue_ptr
     step, z_s, z_t, writes = begin(memory, prepare, settings)
     if step.stale:
-        copy_from_first(ranks, (queue, pointer))
+        copy_from(ranks, step.source, (queue, pointer))
         memory.inspect_rows()
         memory.unit_rows = memory.unit_rows and step.unit_rows
     settings = settings | {"unit_memory": memory.unit_rows and step.unit_rows}
@@ -106,5 +111,5 @@ def keys_step(
     loss = functional.relational_loss(z_s, z_t, queue, **settings)
     if gathering is not None and memory.enqueue_order == "after":
         memory.enqueue_(gathering.wait())  # the rows have travelled meanwhile
-    memory.stale = False
+    memory.standing = Standing.ALIKE
     return step.weighted(loss, ranks.rank)

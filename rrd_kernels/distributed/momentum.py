@@ -9,8 +9,9 @@ from torch import Tensor
 from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import use_fused
-from rrd_kernels.distributed.agreement import Share, agree, check_projection
-from rrd_kernels.distributed.collectives import copy_from_first, gather_rows
+from rrd_kernels.distributed.agreement import Share, Standing, agree, check_projection
+from rrd_kernels.distributed.collectives import copy_from, gather_rows
+from rrd_kernels.distributed.ddp import refuse_join
 
 if TYPE_CHECKING:
     from rrd_kernels.momentum import MomentumMemory, Views
@@ -39,6 +40,8 @@ def shared_step(
     prepare: Callable[[], "tuple[Tensor, Views, bool]"],
     tau_s: float,
     tau_t: float,
+    *,
+    draws: bool,
 ) -> Tensor:
     """The loss of this rank's samples; the rows of all ranks' samples move on every rank.
 
@@ -47,6 +50,7 @@ def shared_step(
         prepare: checks this rank's input and makes its samples' numbers and views of it, and says
             whether they are to be written.
         tau_s, tau_t: the temperatures.
+        draws: whether the columns are drawn here, and not given.
 
     Returns:
         The mean over this rank's samples, weighted as :meth:`Step.weighted` does.
@@ -67,17 +71,24 @@ def shared_step(
         check.check_has_columns(contrast_idx)
         check.check_range("contrast_idx", contrast_idx, len(memory_v1))
         alike = _alike(memory, z_s, z_t) | {"tau_s": tau_s, "tau_t": tau_t, "update": writes}
-        return Share(len(idx), alike, stale=rows.stale)
+        if not draws:  # else K + 1, which a state may have brought to some ranks
+            alike["P, the columns of contrast_idx"] = contrast_idx.shape[1]
+        return Share(len(idx), alike, standing=rows.standing)
 
+    refuse_join(ranks)
     step = agree(ranks, rows.params.device, share)
     (idx, views, writes) = prepared[0]
     if step.stale:
         check_projection(ranks, rows.params.device, memory.embed_t)
-    rows.stale = True  # as in rrd_kernels.distributed.fifo.begin
+    if writes or step.stale:  # as in rrd_kernels.distributed.fifo.begin
+        rows.standing = Standing.UNFINISHED
     if step.stale:
-        copy_from_first(ranks, (rows.params, rows.memory_v1, rows.memory_v2))
+        copy_from(ranks, step.source, (rows.params, rows.memory_v1, rows.memory_v2))
+        size = rows.size
         rows.read_params()
         rows.normalized = False
+        if draws and rows.size != size:
+            views = (*views[:4], memory.draw(idx))
     # Both travel while the loss is computed.
     samples = gather_rows(ranks, idx, step.batches) if writes else None
     moved = gather_rows(ranks, torch.cat(views[:2], 1), step.batches) if writes else None
@@ -88,7 +99,7 @@ def shared_step(
     loss = memory.loss(views, normalizers, tau_s, tau_t)
     if samples is not None and moved is not None:
         memory.move_rows(samples.wait(), *moved.wait().chunk(2, dim=1))
-    rows.stale = False
+    rows.standing = Standing.ALIKE
     return step.weighted(loss, ranks.rank)
 
 

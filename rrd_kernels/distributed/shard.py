@@ -15,8 +15,8 @@ from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.bounds import fits_float32
 from rrd_kernels.dispatch import use_fused
-from rrd_kernels.distributed.agreement import Step
-from rrd_kernels.distributed.collectives import copy_from_first, gather_rows, scatter_sums
+from rrd_kernels.distributed.agreement import Standing, Step
+from rrd_kernels.distributed.collectives import copy_from, gather_rows, scatter_sums
 from rrd_kernels.distributed.fifo import begin
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ def shard_step(
     ranks = memory.ranks
     step, z_s, z_t, writes = begin(memory, prepare, settings)
     if step.stale:
-        copy_from_first(ranks, (memory.queue_ptr,))
+        copy_from(ranks, step.source, (memory.queue_ptr,))
     if step.batch == 0:
-        memory.stale = False
+        memory.standing = Standing.ALIKE
         return functional.relational_loss(z_s, z_t, memory.queue, **settings)
     queries = gather_rows(ranks, torch.cat((z_s, z_t), 1), step.batches).wait()
     all_z_s, all_z_t = queries.chunk(2, dim=1)
@@ -48,7 +48,7 @@ def shard_step(
     loss = _loss(memory, z_s, all_z_s, all_z_t, step, settings)
     if writes and memory.enqueue_order == "after":
         enqueue_(memory, all_z_t)
-    memory.stale = False
+    memory.standing = Standing.ALIKE
     return step.weighted(loss, ranks.rank) if memory.training else loss
 
 
@@ -109,6 +109,7 @@ def enqueue_(memory: "FifoMemory", keys: Tensor) -> None:
         memory.queue, here, keys, memory.slot_momentum, backend=memory.backend
     )
     pointer.add_(slots.shape[0]).remainder_(layout.size)
+    memory.batches_written += 1
 
 
 def warm_up_shard(
