@@ -84,8 +84,9 @@ def _parts(step: Callable[[], object], device: torch.device, steps: int) -> list
     on_gpu = device.type == "cuda"
     parts = []
     for event in profiled.key_averages():
-        # An operator's line on a GPU repeats the time of its kernels.
-        if on_gpu and event.device_type != DeviceType.CUDA:
+        # An operator's line on a GPU repeats the time of its kernels, and so does that of a range
+        # that a library has named, such as a graph that torch.compile made.
+        if on_gpu and (event.device_type != DeviceType.CUDA or event.is_user_annotation):
             continue
         taken = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         parts.append(Part(event.key, taken / 1e6 / steps, event.count / steps))

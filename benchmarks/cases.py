@@ -208,6 +208,7 @@ CPU_AXES = (
     Axis("rows", Case(1024, 0, "float32"), _powers(12, 20)),
     Axis("batch", Case(0, 16384, "float32"), _powers(5, 13)),
 )
+#: A memory holds a batch: the smallest K is as large as B.
 CUDA_AXES = (
     Axis("rows", Case(8192, 0, "float32"), _powers(13, 20)),
     Axis("batch", Case(0, 65536, "float32"), _powers(5, 13)),

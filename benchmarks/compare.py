@@ -24,8 +24,9 @@ than 2 MiB, the size of the pages that a CPU's memory may be counted in.
 
 What one of the records has not tried is left out, and so are the parts of a profile: of
 the host's time only the whole step is compared, and no breakdown. Exit code: 0 when nothing of
-rrd_kernels got slower; 1 when something did, or fails now; 2 on bad input. The peers
-are shown beside it: where they moved too, so did the machine.
+rrd_kernels got slower or takes more memory; 1 when something does, or fails now, or when AFTER
+was cut off; 2 on bad input. The peers are shown beside it: where they moved too, so did the
+machine.
 """
 
 OTHER_TURNS = """\
@@ -36,6 +37,8 @@ copies of them take turns.
 #: Below, percentiles are no measure of the spread: with five rounds they are the second and fourth.
 LEAST_ROUNDS = 7
 MEMORY_PAGE = 2 << 20
+#: The outcome of what was not tried.
+NOT_MEASURED = "not measured"
 
 #: What older records call an implementation.
 RENAMED = {"SDPA": CpuFlash.name}
@@ -88,7 +91,8 @@ class Move:
 
     @property
     def is_regression(self) -> bool:
-        return self.name.implementation == Fused.name and self.verdict in (SLOWER, FAILS)
+        worse = self.verdict in (SLOWER, FAILS) or (self.extra_bytes or 0) > 0
+        return self.name.implementation == Fused.name and worse
 
     @property
     def extra_bytes(self) -> int | None:
@@ -108,6 +112,8 @@ def figures(measured: Mapping[str, Any]) -> dict[Name, Figure | None]:
 def _figures(measured: Mapping[str, Any]) -> Iterator[tuple[Name, Figure | None]]:
     for row in measured["rows"]:
         case, kind = from_fields(row["case"]).name, row["implementation"]
+        if row.get("outcome") == NOT_MEASURED:
+            continue
         if "seconds" not in row:
             yield Name.of(case, kind), None
             continue
@@ -142,6 +148,14 @@ def moves(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Move]:
     old, new = figures(before), figures(after)
     both = [Move(name, old[name], new[name]) for name in old if name in new]
     return [move for move in both if move.before or move.after]
+
+
+def cut_off(measured: Mapping[str, Any]) -> list[str]:
+    """What a run did not come to, as far as its record says."""
+    found = list(measured.get("failures", []))
+    if measured["machine"].get("after", {}) is None:
+        found.append("it did not look at the machine again, as a run does at its end")
+    return found
 
 
 def device(measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,9 +252,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     regressions = sum(move.is_regression for move in found)
     print(
         f"{len(found)} figures, {len(found) - len(moved)} within the spread; of {Fused.name} "
-        f"{regressions or 'none'} slower or failing"
+        f"{regressions or 'none'} slower, larger or failing"
     )
-    return 1 if regressions else 0
+    for reason in (reasons := cut_off(chosen.after)):
+        print(f"AFTER was cut off: {reason}")
+    return 1 if regressions or reasons else 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from benchmarks.figures import Units, units_of
 from benchmarks.part_tables import growth
 from benchmarks.peers import Fused
 
+#: What is timed too seldom for percentiles.
+FEW = f"hollow: fewer than {scaling.ROUNDS} rounds"
+
 
 def draw_scaling(measured: Mapping[str, Any]) -> Figure:
     """Time and extra memory, each against K and B."""
@@ -45,7 +48,10 @@ def draw_scaling(measured: Mapping[str, Any]) -> Figure:
                 textcoords="offset points",
                 fontsize=8,
             )
+        time.plot([], [], "o", color="black", fillstyle="none", label=FEW)
         for axes in (time, memory):
+            if any(one.axis == axis and one.points[-1].outcome for one in series):
+                axes.plot([], [], "X", color="black", label="where the fit expects what failed")
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             low, high = axes.get_ylim()
@@ -74,6 +80,11 @@ def _draw_series(
         # Ours is drawn last, and smaller, so that what lies below it shows.
         size = 4 if one.implementation == Fused.name else 7
         axes.plot(at, values, marker="o", markersize=size, color=colour, label=name)
+        for point, value in zip(timed, values, strict=True):
+            if axes is time and point.rounds < scaling.ROUNDS:
+                axes.plot(
+                    point.value, value, "o", color="white", markersize=size - 2, markeredgewidth=0
+                )
         if end.outcome and fit:
             # Where the fit expects it: the cross is no measurement.
             scale = units.per_second if axes is time else 2**-20

@@ -36,6 +36,8 @@ BLOCK = 5
 PROFILED = 50
 #: What the layer of the kernels' own time begins with.
 KERNELS = "kernels"
+#: What the layers of the functional step begin with: what is beside the kernels without modules.
+FUNCTIONAL = ("operator", "autograd", "Python: checks")
 #: What the driver's and the runtime's launches are called in a profile.
 LAUNCH = re.compile(r"^(cu|cuda|hip)\w*Launch\w*Kernel")
 

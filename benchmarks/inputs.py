@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.cases import AnyCase, Case, DrawCase, MomentumCase
 from rrd_kernels import ContrastSampler
-from rrd_kernels.functional import estimate_normalizers_
+from rrd_kernels.reference import estimate_normalizers_
 
 #: For the FIFO memory: memory [K, D], pointer [1]. For the momentum memory: memory_v1 and memory_v2
 #: [n_data, D], params [5]. For draws: the classes [n_data] of all samples.

@@ -66,9 +66,11 @@ def cases_table(record: Mapping[str, Any], section: str, spread: bool = False) -
 def _case_line(case: AnyCase, rows: Rows, units: Units, ceilings: Ceilings, spread: bool) -> Line:
     published = next(row for name, row in rows.items() if name in PUBLISHED)
     compiled, ours = rows.get(Compiled.name, {}), rows[Fused.name]
-    best = best_sdpa({name: row["gflops"] for name, row in rows.items() if "gflops" in row})
+    timed_rows = {name: row for name, row in rows.items() if "seconds" in row}
+    best = best_sdpa({name: row["seconds"]["median"] for name, row in timed_rows.items()})
     sdpa = rows[best] if best else {}
-    kernel = (best or "").removeprefix("SDPA").strip()
+    graphs = {name: row["replay"] for name, row in timed_rows.items() if row.get("replay")}
+    in_graph = best_sdpa({name: graph["seconds"]["median"] for name, graph in graphs.items()})
     unit, bound = units.time, ceilings.bound(case)
 
     def timed(row: Mapping[str, Any], *more: str) -> str:
@@ -77,8 +79,12 @@ def _case_line(case: AnyCase, rows: Rows, units: Units, ceilings: Ceilings, spre
         median = row["seconds"]["median"]
         return spread_text(row["seconds"], units, spread) + share_text(bound, median, *more)
 
-    graphs = [row.get("replay") for row in (sdpa, ours)]
-    in_a_graph = " → ".join(timed(graph or {}) for graph in graphs)
+    in_a_graph = " → ".join(
+        (
+            timed(graphs.get(in_graph or "", {}), _kernel(in_graph)),
+            timed(graphs.get(Fused.name, {})),
+        )
+    )
     least = MISSING
     if bound:
         least = f"{three_digits(units.per_second * bound.seconds)} ({bound.by})"
@@ -86,16 +92,21 @@ def _case_line(case: AnyCase, rows: Rows, units: Units, ceilings: Ceilings, spre
         case.section: case.name,
         f"published, {unit}": timed(published),
         f"torch.compile, {unit}": timed(compiled),
-        f"best SDPA, {unit}": timed(sdpa, kernel),
+        f"best SDPA, {unit}": timed(sdpa, _kernel(best)),
         f"rrd_kernels, {unit}": timed(ours),
         "× published": _speedup(ours, published),
         "× compile": _speedup(ours, compiled),
         "× SDPA": _speedup(ours, sdpa),
-        f"in a graph, {unit}: best SDPA → ours": in_a_graph if any(graphs) else MISSING,
+        f"in a graph, {unit}: best SDPA → ours": in_a_graph if graphs else MISSING,
         f"ceiling, {unit}": least,
         "extra MiB, published → ours": _extra_memory(published, ours),
         "gradient's error, published → ours": _gradient_error(published, ours),
     }
+
+
+def _kernel(sdpa: str | None) -> str:
+    """Such as "flash"."""
+    return (sdpa or "").removeprefix("SDPA").strip()
 
 
 def _speedup(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> str:

@@ -79,7 +79,11 @@ def interleaved_times(
     min_rounds: int = 7,
 ) -> dict[str, list[float]]:
     """Seconds of each call in each round, see :func:`interleaved`."""
-    timers = {name: partial(wall_time, call, device) for name, call in calls.items()}
+    timers = {}
+    for name, call in calls.items():
+        timer = partial(wall_time, call, device)
+        times = 1 if device.type == "cpu" else calls_in_a_block(timer)
+        timers[name] = partial(timer, times)
     return interleaved(timers, seconds, min_rounds)
 
 

@@ -133,6 +133,17 @@ def host_table(record: Mapping[str, Any]) -> str:
                 OF_CEILING: MISSING,
             }
         )
+    # A GPU's kernels run beside the host.
+    beside = 0 if "gpu" not in record else 1
+    rest = whole - sum(layer["seconds"]["median"] for layer in profile["layers"][beside:])
+    lines.append(
+        {
+            name: "in none of these",
+            "µs [p20–p80]": three_digits(1e6 * rest),
+            "of the step": f"{rest / whole:.1%}",
+            OF_CEILING: MISSING,
+        }
+    )
     last = {"µs [p20–p80]": spread_text(profile["step"], CUDA_UNITS), "of the step": "100%"}
     last[OF_CEILING] = share_of_ceiling(bound, whole)
     return table([*lines, {name: "the whole step, measured for itself", **last}])

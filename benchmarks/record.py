@@ -17,7 +17,7 @@ from benchmarks import hardware
 from benchmarks.breakdown import Breakdown
 from benchmarks.ceilings import Bound, Ceilings
 from benchmarks.host_time import HostProfile
-from benchmarks.paths import RESULTS, ROOT, unused
+from benchmarks.paths import RESULTS, ROOT
 from benchmarks.run import Result, Row
 from benchmarks.scaling import Series
 from benchmarks.targets import Outcome
@@ -54,6 +54,8 @@ class Measured:
     series: list[Series] = field(default_factory=list)
     host_time: HostProfile | None = None
     breakdowns: list[Breakdown] = field(default_factory=list)
+    #: Of whole cases and parts, such as "the host's time: RuntimeError: ...".
+    failures: list[str] = field(default_factory=list)
 
     @property
     def ceilings(self) -> Ceilings:
@@ -67,6 +69,7 @@ class Measured:
             "scaling": [series.as_record() for series in self.series],
             "host_time": asdict(self.host_time) if self.host_time else None,
             "breakdowns": [asdict(breakdown) for breakdown in self.breakdowns],
+            "failures": self.failures,
         }
 
     def _machine(self) -> dict[str, Any]:
@@ -107,8 +110,10 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def default_path(device: torch.device) -> Path:
-    return RESULTS / f"{hardware.slug(device)}-{datetime.date.today().isoformat()}.json"
+def default_path(device: torch.device, quick: bool = False) -> Path:
+    """That of sizes which mean nothing is one that git ignores."""
+    today = datetime.date.today().isoformat()
+    return RESULTS / f"{hardware.slug(device)}-{'quick-' if quick else ''}{today}.json"
 
 
 def write(
@@ -116,8 +121,8 @@ def write(
     environment: Mapping[str, Any],
     measured: Measured,
     outcomes: Sequence[Outcome],
-) -> Path:
-    """Writes a new file and returns its path: ``path``, or with -2, -3, ... where that exists.
+) -> None:
+    """Writes a file, whole or not at all, in place of one that is there.
 
     Args:
         path: where to; folders are made.
@@ -129,9 +134,9 @@ def write(
     if outcomes:
         record["targets"] = [{**asdict(outcome), "met": outcome.met} for outcome in outcomes]
     path.parent.mkdir(parents=True, exist_ok=True)
-    target = unused(path)
-    target.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    return target
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    new.replace(path)
 
 
 def of_result(result: Result, ceilings: Ceilings) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Measures all of it, or parts: ``python -m benchmarks.report --help``."""
 
 import argparse
+import contextlib
 import itertools
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,17 @@ from benchmarks.measure import (
     OUT_OF_MEMORY,
     busy_cores,
     copy_rate,
+    first_line,
     float32_matmul_precision,
     matmul_rate,
 )
+from benchmarks.paths import unused
 from benchmarks.peers import Fused
 from benchmarks.plan import PARTS, Plan, plan_for
 from benchmarks.record import Machine, Measured
 from benchmarks.run import Absent, run_case
 from benchmarks.targets import Outcome, outcomes, targets_for
+from rrd_kernels.ops import EXTENSION_ERROR
 
 STARTED = time.monotonic()
 #: Cores that other work may keep busy without a warning.
@@ -113,6 +118,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     chosen = parser.parse_args(arguments)
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda, but PyTorch sees no GPU")
+    if EXTENSION_ERROR is not None:
+        parser.error(f"{EXTENSION_ERROR}; make setup builds it")
     chosen.device = torch.device(chosen.device)
     if chosen.seconds is not None and not chosen.seconds >= 0:
         parser.error(f"--seconds must not be negative; got {chosen.seconds}")
@@ -151,33 +158,51 @@ def look_at_machine(cases: Sequence[AnyCase], device: torch.device, plan: Plan) 
     return Machine(rates, copied, busy, state)
 
 
-def measure(chosen: argparse.Namespace, plan: Plan, measured: Measured) -> None:
-    """Adds to ``measured`` one part after another."""
+def measure(
+    chosen: argparse.Namespace, plan: Plan, measured: Measured, save: Callable[[], object]
+) -> None:
+    """Adds to ``measured`` one part after another, and saves it after each.
+
+    A part that fails is named, and the others go on.
+    """
     device: torch.device = chosen.device
     without = COMPILED if chosen.no_compile else ()
+
+    @contextlib.contextmanager
+    def part(name: str) -> Iterator[None]:
+        report(name)
+        try:
+            yield
+        except Exception as error:
+            measured.failures.append(f"{name}: {first_line(error)}")
+            traceback.print_exception(error)
+        save()
+
     if "cases" in chosen.parts:
         for case in chosen.cases:
-            report(case.name)
-            memory = not chosen.no_memory
-            measured.results += run_case(case, plan.case_seconds, device, memory, without)
+            with part(case.name):
+                memory = not chosen.no_memory
+                measured.results += run_case(case, plan.case_seconds, device, memory, without)
     if "host" in chosen.parts:
-        report("the host's time")
-        measured.host_time = host_time.profile(*plan.host_size, device, plan.host_seconds)
+        with part("the host's time"):
+            measured.host_time = host_time.profile(*plan.host_size, device, plan.host_seconds)
     if "breakdown" in chosen.parts:
         first: dict[type[Case], Case] = {}
         for case in chosen.cases:
             if isinstance(case, Case):
                 first.setdefault(type(case), case)
         for case in first.values():
-            report(f"{case.name} by operator")
-            measured.breakdowns += breakdown.breakdowns(case, device, plan.breakdown_steps, without)
+            with part(f"{case.name} by operator"):
+                steps = plan.breakdown_steps
+                measured.breakdowns += breakdown.breakdowns(case, device, steps, without)
     if "scaling" in chosen.parts:
         for axis in axes_for(device, chosen.quick):
             for kind in scaling.implementations_along(axis, device):
-                report(f"{kind.name}, {axis.name} from {axis.values[0]} to {axis.values[-1]}")
-                series = scaling.run_series(kind, axis, device, plan.point_seconds)
-                measured.series.append(series)
-    measured.after = look_at_machine(chosen.cases, device, plan)
+                with part(f"{kind.name}, {axis.name} from {axis.values[0]} to {axis.values[-1]}"):
+                    series = scaling.run_series(kind, axis, device, plan.point_seconds)
+                    measured.series.append(series)
+    with part("the machine again"):
+        measured.after = look_at_machine(chosen.cases, device, plan)
 
 
 def show(
@@ -224,14 +249,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "benchmarks.report", *given])
     environment = {"command": command} | record.environment(device)
     started = time.perf_counter()
+    path = unused(chosen.output or record.default_path(device, chosen.quick))
     measured = Measured(look_at_machine(chosen.cases, device, plan))
-    try:
-        measure(chosen, plan, measured)
-    finally:  # a GPU that has failed stays so, and what was measured before is kept
+
+    def save() -> list[Outcome]:
         reached = outcomes(measured.results, measured.ceilings.mm_rate, targets_for(device))
-        path = chosen.output or record.default_path(device)
         environment["took"] = time.perf_counter() - started  # seconds
-        path = record.write(path, environment, measured, reached)
+        record.write(path, environment, measured, reached)
+        return reached
+
+    try:
+        measure(chosen, plan, measured, save)
+    finally:  # after an interrupt too
+        reached = save()
         written = record.load(path)
         show(measured, reached, device, written)
         write_beside(path, written)
@@ -244,7 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def failures(measured: Measured) -> list[str]:
     """Where this package's kernels did not run or were wrong; memory may end the growth."""
-    found = [
+    found = [*measured.failures]
+    found += [
         f"{result.case.name}: {result.outcome}, {result.reason}"
         for result in measured.results
         if isinstance(result, Absent) and result.implementation == Fused.name

@@ -2,9 +2,9 @@
 
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,6 +27,8 @@ from benchmarks.measure import (
 from benchmarks.step import AutogradStep, Step, TrainingStep
 from benchmarks.turns import one_by_one, turns, with_twins
 from benchmarks.work import Work, of_part
+
+Times = TypeVar("Times")
 
 #: Of the parts of a step, which are not what a training script waits for.
 PART_ROUNDS = 5
@@ -110,6 +112,14 @@ class Ready:
     not_captured: str | None
 
 
+class StepError(Exception):
+    """A step that agreed with the reference and failed when it was timed; its cause says why."""
+
+    def __init__(self, implementation: str) -> None:
+        super().__init__(implementation)
+        self.implementation = implementation
+
+
 def run_case(
     case: AnyCase,
     seconds: float,
@@ -139,10 +149,18 @@ def run_case(
             for kind in implementations(case, device)
             if kind not in without
         }
-        ready = {name: found for name, found in prepared.items() if isinstance(found, Ready)}
-        walls = _wall_times(ready, device, seconds)
-        replays = _replay_times(ready, seconds)
-        parts = _part_times(ready, batches, device, seconds / 2)
+        replays = _of_those_that_run(prepared, case, partial(_replay_times, seconds=seconds))
+        for name, found in prepared.items():
+            if isinstance(found, Ready):  # whose graph holds memory that others may need
+                prepared[name] = replace(found, graph=None)
+        walls = _of_those_that_run(
+            prepared, case, partial(_wall_times, device=device, seconds=seconds)
+        )
+        parts = _of_those_that_run(
+            prepared,
+            case,
+            partial(_part_times, batches=batches, device=device, seconds=seconds / 2),
+        )
         results: list[Result] = []
         for name, found in prepared.items():
             if isinstance(found, Absent):
@@ -161,7 +179,7 @@ def run_case(
                 parts=_part_timings(case, found.steps[0], parts),
                 errors=found.errors,
                 copies=len(found.steps),
-                replay=_timing(name, replays) if found.graph else None,
+                replay=_timing(name, replays) if name in replays else None,
                 not_captured=found.not_captured,
             )
             results.append(row)
@@ -218,16 +236,41 @@ def _capture(steps: Sequence[Step], calls: Sequence[Callable[[], Any]]) -> torch
     return graph
 
 
+def _of_those_that_run(
+    prepared: dict[str, Ready | Absent],
+    case: AnyCase,
+    measure: Callable[[Mapping[str, Ready]], Times],
+) -> Times:
+    """What ``measure`` finds of those that are ready; one that fails is absent from then on."""
+    while True:
+        try:
+            return measure({n: found for n, found in prepared.items() if isinstance(found, Ready)})
+        except StepError as failed:
+            name, cause = failed.implementation, failed.__cause__
+            assert cause is not None
+            prepared[name] = Absent(case, name, outcome_of(cause), first_line(cause))
+
+
+def _of_step(implementation: str, timer: Callable[..., float]) -> Callable[..., float]:
+    """``timer``, whose errors say whose they are."""
+
+    def timed(*arguments: Any) -> float:
+        try:
+            return timer(*arguments)
+        except Exception as error:  # for want of memory, which others had left at the check
+            raise StepError(implementation) from error
+
+    return timed
+
+
 def _wall_times(
     ready: Mapping[str, Ready], device: torch.device, seconds: float
 ) -> dict[str, list[float]]:
     timers = {}
     for name, found in ready.items():
-        call = one_by_one(found.calls)
-        times = 1
-        if device.type == "cuda":
-            times = calls_in_a_block(partial(wall_time, call, device))
-        timers[name] = partial(wall_time, call, device, times)
+        timer = _of_step(name, partial(wall_time, one_by_one(found.calls), device))
+        times = calls_in_a_block(timer) if device.type == "cuda" else 1
+        timers[name] = partial(timer, times)
     return interleaved(timers, seconds, warm_up=1)
 
 
@@ -236,7 +279,7 @@ def _replay_times(ready: Mapping[str, Ready], seconds: float) -> dict[str, list[
     timers = {}
     for name, found in ready.items():
         if found.graph:
-            timer = partial(cuda.device_time, found.graph.replay)
+            timer = _of_step(name, partial(cuda.device_time, found.graph.replay))
             timers[name] = partial(timer, calls_in_a_block(timer))
     times = interleaved(timers, seconds) if timers else {}
     return {
@@ -248,15 +291,18 @@ def _part_times(
     ready: Mapping[str, Ready], batches: Sequence[Batch], device: torch.device, seconds: float
 ) -> dict[str, dict[str, list[float]]]:
     """By part, then by implementation."""
-    timers = {
-        (part, name): timer
-        for name, found in ready.items()
-        for part, timer in step_parts.timers(found.steps, batches, device).items()
-    }
+    timers = {}
+    for name, found in ready.items():
+        try:
+            of_parts = step_parts.timers(found.steps, batches, device)
+        except Exception as error:  # as in _of_step
+            raise StepError(name) from error
+        for part, timer in of_parts.items():
+            timers[part, name] = _of_step(name, timer)
     times: dict[str, dict[str, list[float]]] = {}
     if timers:
-        found = interleaved(timers, seconds, PART_ROUNDS, warm_up=1)
-        for (part, name), taken in found.items():
+        by_both = interleaved(timers, seconds, PART_ROUNDS, warm_up=1)
+        for (part, name), taken in by_both.items():
             times.setdefault(part, {})[name] = taken
     return times
 
@@ -289,5 +335,5 @@ def _peak_memory(case: AnyCase, found: Ready, batch: Batch) -> PeakMemory:
         return isolated_peak_memory(case, type(step))
     try:
         return PeakMemory(cuda.peak_extra_memory(partial(step, *batch)))
-    except torch.OutOfMemoryError as error:  # beside the others' copies and graphs
+    except Exception as error:  # for want of memory, beside the others' copies
         return PeakMemory(None, f"{outcome_of(error)}: {first_line(error)}")

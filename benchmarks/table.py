@@ -46,8 +46,8 @@ def print_table(
     lines = []
     for _, group in itertools.groupby(results, key=lambda result: result.case):
         of_case = list(group)
-        rates = {row.implementation: row.rate for row in of_case if isinstance(row, Row)}
-        best = best_sdpa({name: rate for name, rate in rates.items() if rate is not None})
+        rows = [row for row in of_case if isinstance(row, Row)]
+        best = best_sdpa({row.implementation: row.seconds.median for row in rows})
         lines += [_figures(result, best, units, ceilings) for result in of_case]
     shown = [column for column in lines[0] if any(line[column] != MISSING for line in lines)]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
@@ -70,7 +70,7 @@ def print_table(
 def _figures(
     result: Result, best: str | None, units: Units, ceilings: Ceilings | None
 ) -> dict[str, str]:
-    """The cells by their titles; ``best`` is the fastest SDPA."""
+    """The cells by their titles; ``best`` is the fastest SDPA by the host's clock."""
     titles = (
         f"{units.time} [p20–p80]",
         f"{units.time} in a graph",

@@ -34,6 +34,7 @@ from benchmarks.measure import (
     peak_extra_memory,
     ran_out_of_memory,
     wait_for,
+    wall_time,
 )
 from benchmarks.step import Step, TrainingStep
 from benchmarks.step_parts import BACKWARD, FORWARD, Graph, forwards, graphs, parts_of, writes
@@ -124,7 +125,7 @@ def test_speed(
         call: Callable[[], object]
         if part == BACKWARD:
             make = graphs(steps, batches)
-            call = _time_backward(benchmark, make, request.config.getoption)
+            call = _time_backward(benchmark, make, device, request.config.getoption)
         else:
             call = _calls(part, steps, batches)
             benchmark(call)
@@ -142,14 +143,14 @@ def _calls(part: str, steps: Sequence[Step], batches: Sequence[Batch]) -> Callab
 
 
 def _time_backward(
-    benchmark: Any, make: Callable[[], Graph], option: Callable[[str], Any]
+    benchmark: Any,
+    make: Callable[[], Graph],
+    device: torch.device,
+    option: Callable[[str], Any],
 ) -> Callable[[], object]:
     """Of a graph that is made anew, untimed, for each round."""
     # As many rounds as pytest-benchmark would take of a step, of which backward is a part.
-    graph = make()
-    start = time.perf_counter()
-    graph.backward()
-    taken = time.perf_counter() - start
+    taken = wall_time(make().backward, device)
     rounds = max(option("benchmark_min_rounds"), int(float(option("benchmark_max_time")) / taken))
     benchmark.pedantic(
         Graph.backward,

@@ -26,6 +26,9 @@ PEAK_BYTES = 1 << 20
 #: What a launch is called in a profile, and how many a call is said to make.
 LAUNCH, LAUNCHES = "cuLaunchKernelEx", 3
 
+#: A range around all kernels of a profile.
+RANGE = "## Call CompiledFxGraph"
+
 _Generator, _profile = torch.Generator, torch.profiler.profile
 
 
@@ -114,12 +117,16 @@ class Profile:
                 key=event.key,
                 count=event.count,
                 device_type=DeviceType.CUDA,
+                is_user_annotation=False,
                 self_device_time_total=event.self_cpu_time_total,
                 self_cpu_time_total=0,
             )
             for event in self.of_cpu.key_averages()
         ]
-        return [*events, launch_event()]
+        whole = sum(event.self_device_time_total for event in events)
+        named = SimpleNamespace(**vars(events[0]) | {"key": RANGE, "is_user_annotation": True})
+        named.self_device_time_total = whole
+        return [*events, named, launch_event()]
 
 
 def launch_event() -> SimpleNamespace:

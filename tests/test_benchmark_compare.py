@@ -108,6 +108,28 @@ def test_what_was_not_run_has_not_moved(tmp_path, capsys):
     assert "rrd_kernels |" not in capsys.readouterr().out
 
 
+def test_what_was_not_tried_has_not_failed():
+    before = measured()
+    untried = {"case": vars(CASE), "implementation": "torch.compile", "outcome": "not measured"}
+    before["rows"].append(untried | {"reason": "not compiled at this size"})
+    after = measured()
+    row = {**after["rows"][0], "implementation": "torch.compile"}
+    after["rows"].append(row)
+    assert {move.verdict for move in compare.moves(before, after)} == {compare.SAME}
+
+
+def test_a_run_that_was_cut_off(tmp_path, capsys):
+    """Less was compared than it seems, so that it must not pass for a run without regressions."""
+    after = measured()
+    after["machine"]["after"] = None
+    assert run(measured(), after, tmp_path) == 1
+    assert "AFTER was cut off: it did not look at the machine again" in capsys.readouterr().out
+    after = measured() | {"failures": ["the host's time: RuntimeError: broken"]}
+    assert run(measured(), after, tmp_path) == 1
+    assert "AFTER was cut off: the host's time: RuntimeError: broken" in capsys.readouterr().out
+    assert run(after, measured(), tmp_path) == 0
+
+
 def test_running_out_of_memory_is_a_figure_that_fails():
     before, after = measured(), measured()
     failed = {"seconds": None, "rounds": 0, "outcome": "out of memory"}
@@ -149,7 +171,11 @@ def test_one_size_on_two_axes_is_two_figures():
 def test_memory_moves_by_more_than_a_page(tmp_path, capsys):
     run(measured(), changed(extra_bytes=3 << 20), tmp_path)
     assert "extra MiB" not in capsys.readouterr().out
-    assert run(measured(), changed(extra_bytes=4 << 20), tmp_path) == 0
+    assert run(measured(), changed(extra_bytes=4 << 20), tmp_path) == 1
+    assert run(changed(extra_bytes=4 << 20), measured(), tmp_path) == 0
+    grown = changed("published eager", extra_bytes=9 << 20)
+    assert run(measured(), grown, tmp_path) == 0
+    run(measured(), changed(extra_bytes=4 << 20), tmp_path)
     assert "+3.0" in capsys.readouterr().out
 
 

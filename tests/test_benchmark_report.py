@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import breakdown, hardware, host_time, pictures, readme, record, report, scaling
+from benchmarks import (
+    breakdown,
+    hardware,
+    host_time,
+    pictures,
+    readme,
+    record,
+    report,
+    run,
+    scaling,
+)
 from benchmarks.cases import axes_for, cases_for
 from benchmarks.implementations import COMPILED
 from benchmarks.peers import Fused, PublishedEager
@@ -142,6 +152,66 @@ def test_what_was_measured_before_an_interrupt_is_kept(tmp_path, monkeypatch):
     assert len(measured["rows"]) == 4
     assert measured["machine"]["after"] is None
     assert "rrd_kernels" in path.with_suffix(".md").read_text()
+
+
+def test_a_part_that_fails_ends_no_other(tmp_path, monkeypatch, capsys):
+    """Nor does it take with it what was measured before, whatever ends the process."""
+    path = tmp_path / "record.json"
+    saved = []
+
+    def broken(*settings):
+        saved.append(record.load(path)["rows"])
+        raise RuntimeError("the device has gone")
+
+    def one_case(case, *settings):
+        if case != cases_for(CPU, quick=True)[0]:
+            raise torch.OutOfMemoryError("no room for the batches")
+        return run_case(case, 0.0, memory=False, without=COMPILED)
+
+    monkeypatch.setattr(report, "run_case", one_case)
+    monkeypatch.setattr(host_time, "profile", broken)
+    options = ["--device", "cpu", "--quick", "--parts", "cases", "host", "breakdown"]
+    assert report.main([*options, "--no-compile", "--output", str(path)]) == 1
+    assert len(saved[0]) == 4
+    measured = record.load(path)
+    assert measured["host_time"] is None
+    assert all(one["parts"] for one in measured["breakdowns"])
+    assert measured["machine"]["after"] is not None
+    others = [case.name for case in cases_for(CPU, quick=True)[1:]]
+    expected = [f"{name}: OutOfMemoryError: no room for the batches" for name in others]
+    expected.append("the host's time: RuntimeError: the device has gone")
+    assert measured["failures"] == expected
+    printed = capsys.readouterr().err
+    assert all(failure in printed for failure in expected)
+
+
+class NoRoomLater(PublishedEager):
+    """Agrees, and then fails for want of memory."""
+
+    calls = 0
+
+    def forward(self, *batch):
+        NoRoomLater.calls += 1
+        if NoRoomLater.calls > 2:
+            raise torch.OutOfMemoryError("no room beside the others")
+        return super().forward(*batch)
+
+
+def test_a_step_that_fails_when_it_is_timed_leaves_the_others(monkeypatch):
+    monkeypatch.setattr(run, "implementations", lambda case, device: [NoRoomLater, Fused])
+    NoRoomLater.calls = 0
+    broken, ours = run_case(cases_for(CPU, quick=True)[0], 0.0, memory=False)
+    assert (broken.outcome, broken.reason) == (
+        "out of memory",
+        "OutOfMemoryError: no room beside the others",
+    )
+    assert ours.seconds.median > 0
+    assert ours.parts
+
+
+def test_records_of_small_sizes_are_called_so():
+    assert "-quick-" in record.default_path(CPU, quick=True).name
+    assert "quick" not in record.default_path(CPU).name
 
 
 def test_a_layer_of_the_host_time_is_the_median_difference(monkeypatch):

@@ -87,7 +87,8 @@ def main() -> None:
             tables = page.tables(options.card)
         except (OSError, ValueError) as error:
             sys.exit(f"--card: {error}")
-        print("\n".join(tables.values()))
+        for name, table in tables.items():
+            print(f"{page.CAPTIONS[name]}\n\n{table}")
 
 
 if __name__ == "__main__":

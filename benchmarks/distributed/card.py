@@ -1,12 +1,12 @@
 """The model's constants of one device, as a record of ``make bench`` has measured them."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.cases import Case, from_fields
 from benchmarks.ceilings import Ceilings
-from benchmarks.distributed.model import H200, SPARED, Machine, Step
-from benchmarks.host_time import KERNELS
+from benchmarks.distributed.model import H200, SPARED, Machine, Step, seconds
+from benchmarks.host_time import FUNCTIONAL, KERNELS
 from benchmarks.peers import Fused
 
 #: What the rows are stored as, and their products computed in.
@@ -18,40 +18,59 @@ MEASURED = ("step", "flops", "read")
 def constants(record: Mapping[str, Any]) -> Machine:
     """Of the record's device: its t_step, flops, read, and what it can spare for a memory.
 
-    t_step is a step of ``RRDLoss`` at the official size without its kernels; flops the best rate
-    that the fused step has reached, on a GPU by the device's clock; read a large copy's rate. What
-    one device cannot tell, the links between several, is assumed as for :data:`H200`.
+    t_step is what a step of ``RRDLoss`` takes beside its kernels, the sum of these layers; flops
+    the best rate that the fused step has reached, on a GPU by the device's clock; read a large
+    copy's rate. What one device cannot tell, the links between several, is assumed as for
+    :data:`H200`.
 
     Raises:
-        ValueError: the record has not all of it, as one of some cases or parts alone.
+        ValueError: the record has not all of it, as one of some cases or parts alone, or of sizes
+            that mean nothing.
     """
     rates = [1e9 * row["gflops"] for _, row in _fused(record)]
     read, host = Ceilings.of_record(record).copy_rate, record.get("host_time")
-    if not rates or read is None or host is None:
+    if not rates or read is None or host is None or "--quick" in record.get("command", ""):
         raise ValueError(
             f"the constants of a card are in a record of the cases in {FORMAT} and of the host's "
-            "time, as make bench writes it without --cases and --parts"
+            "time, as make bench writes it without --cases, --parts and --quick"
         )
-    [kernels] = [layer for layer in host["layers"] if layer["name"].startswith(KERNELS)]
     gpu = record.get("gpu")
     return H200._replace(
         name=f"{gpu['name'] if gpu else record['cpu']}, {FORMAT} (measured; links assumed)",
-        step=max(0.0, host["step"]["median"] - kernels["seconds"]["median"]),
+        step=_beside_kernels(record),
         flops=max(rates),
         read=read,
         capacity=SPARED * gpu["memory_bytes"] if gpu else H200.capacity,
     )
 
 
-def steps(record: Mapping[str, Any]) -> list[tuple[Step, float]]:
-    """The steps of one device that the record has, and the seconds that each took."""
-    return [
-        (
-            Step("none", 1, case.rows, case.batch, case.dim, case.dtype.itemsize),
-            row["seconds"]["median"],
-        )
-        for case, row in _fused(record)
-    ]
+class Timed(NamedTuple):
+    """A step of one device: as measured, from embeddings on, and as the model has it."""
+
+    step: Step
+    measured: float  # seconds
+    model: float
+    gave_flops: bool  # whether the model's rate is this step's own
+
+
+def steps(record: Mapping[str, Any]) -> list[Timed]:
+    """Those that the record has; of the layers beside the kernels only what they contain."""
+    machine = constants(record)._replace(step=_beside_kernels(record, FUNCTIONAL))
+    found = []
+    for case, row in _fused(record):
+        step = Step("none", 1, case.rows, case.batch, case.dim, case.dtype.itemsize)
+        own = 1e9 * row["gflops"] == machine.flops
+        found.append(Timed(step, row["seconds"]["median"], seconds(machine, step), own))
+    return found
+
+
+def _beside_kernels(record: Mapping[str, Any], which: tuple[str, ...] = ("",)) -> float:
+    """Seconds of the layers that begin with one of ``which``."""
+    return sum(
+        layer["seconds"]["median"]
+        for layer in record["host_time"]["layers"]
+        if layer["name"].startswith(which) and not layer["name"].startswith(KERNELS)
+    )
 
 
 def _fused(record: Mapping[str, Any]) -> list[tuple[Case, Mapping[str, Any]]]:

@@ -17,6 +17,12 @@ from benchmarks.record import load
 PAGE = ROOT / "docs" / "scaling.md"
 SECTION = "<!-- {name}: {source} -->\n{table}<!-- end of {name} -->\n"
 
+#: What the sections' text says of them on the page.
+CAPTIONS = {
+    "constants": "Constants; and with a record its steps, from embeddings on, beside the model's",
+    "simulated": "A step, with that of its messages in brackets; all messages; a rank's memory",
+    "crossings": 'The smallest K from which on "shard" is faster than "keys"',
+}
 RANKS = (1, 8, 64, 256, 1024)
 #: K, B of each rank, and bytes of a stored number.
 CASES = ((16384, 64), (65536, 64), (2**20, 64), (10**7, 64), (10**8, 64), (2**20, 16))
@@ -53,11 +59,11 @@ def constants(record: Path | None = None) -> str:
     if record is None:
         return text
     lines = ["| B | K | D | measured, µs | model, µs | model / measured |", "|--:|" + "--:|" * 5]
-    for step, taken in card.steps(load(record)):
-        wanted = seconds(machine, step)
+    for step, measured, model, gave_flops in card.steps(load(record)):
+        fitted = " (gave flops)" if gave_flops else ""
         lines.append(
-            f"| {step.batch} | {step.size} | {step.dim} | {three_digits(1e6 * taken)} "
-            f"| {three_digits(1e6 * wanted)} | {wanted / taken:.2f} |"
+            f"| {step.batch} | {step.size} | {step.dim} | {three_digits(1e6 * measured)} "
+            f"| {three_digits(1e6 * model)} | {model / measured:.2f}{fitted} |"
         )
     return text + "\n" + "\n".join(lines) + "\n"
 
