@@ -36,12 +36,14 @@ def draw_roofline(measured: Mapping[str, Any]) -> Figure:
             color=palette[row["implementation"]],
             markersize=_size(case),
             alpha=0.85,
-            markeredgewidth=0,
+            **_filling(measured, row),
         )
     for name in names:
         axes.plot([], [], "o", color=palette[name], label=name)
     for kind in dict.fromkeys(case.format for case in cases):
         axes.plot([], [], MARKERS[kind or ""], color="#bbbbbb", label=kind)
+    if any("fillstyle" in _filling(measured, row) for row in rows):
+        axes.plot([], [], "o", color="#bbbbbb", fillstyle="none", label="by the host's clock")
     widths = sorted({case.dim for case in cases if isinstance(case, Case)})
     for case in [Case(1, 1, "float32", dim) for dim in widths] if len(widths) > 1 else []:
         axes.plot([], [], "o", color="#bbbbbb", markersize=_size(case), label=f"D = {case.dim}")
@@ -53,6 +55,13 @@ def draw_roofline(measured: Mapping[str, Any]) -> Figure:
     for x in columns:
         axes.axvline(x, color="#bbbbbb", linewidth=0.6, linestyle=":", zorder=0)
     return figure
+
+
+def _filling(measured: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """Hollow where a GPU's step was timed by another clock than that of the others."""
+    if "gpu" in measured and not row.get("replay"):
+        return {"fillstyle": "none"}
+    return {"markeredgewidth": 0}
 
 
 def _intensity(case: AnyCase) -> float:

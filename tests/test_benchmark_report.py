@@ -12,6 +12,7 @@ from benchmarks import (
     breakdown,
     hardware,
     host_time,
+    markdown,
     pictures,
     readme,
     record,
@@ -346,6 +347,13 @@ class TestReadme:
                 path = readme.picture(measured, name)
                 if path.name in section.text:
                     assert pictures.texts(path)[pictures.KEY] == record.digest(measured)
+
+    def test_its_first_sentence_is_the_record_s(self):
+        text = readme.README.read_text()
+        shown, *_ = [one for _, one in readme.shown(text) if one.memory == "FIFO memory"]
+        cases = markdown.sections(record.load(shown.path))["FIFO memory"].values()
+        times = [rows[Fused.name]["speedup"][PublishedEager.name] for rows in cases]
+        assert f"{min(times):.1f} to {max(times):.1f} times faster" in text.split("\n\n")[1]
 
     def test_its_pictures_are_drawn_as_they_would_be_now(self, tmp_path):
         matplotlib = pytest.importorskip("matplotlib")
