@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import markdown, part_tables, pictures, record
-from benchmarks.cases import Case
+from benchmarks.cases import Case, MomentumCase
 from benchmarks.paths import PICTURES, ROOT
 
 README = ROOT / "README.md"
@@ -82,7 +82,7 @@ def shown(text: str) -> list[tuple[re.Match[str], Section]]:
     ]
 
 
-def updated(text: str, path: Path) -> str:
+def updated(text: str, path: Path, memory: str | None = None) -> str:
     """The README's text with the record at ``path`` in the place of those of its kind.
 
     Raises:
@@ -92,7 +92,8 @@ def updated(text: str, path: Path) -> str:
     memories = markdown.sections(measured)
     replaced = 0
     for match, section in reversed(shown(text)):
-        if section.kind == kind_of(measured) and section.memory in memories:
+        wanted = memories if memory is None else [memory]
+        if section.kind == kind_of(measured) and section.memory in wanted:
             new = Section(section.memory, path).text
             text = text[: match.start()] + new + text[match.end() :]
             replaced += 1
@@ -105,11 +106,17 @@ def updated(text: str, path: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
     parser.add_argument("record", type=Path, help="a JSON file that benchmarks.report wrote")
-    path = parser.parse_args().record.resolve()
+    parser.add_argument(
+        "--memory",
+        choices=(Case.section, MomentumCase.section),
+        help="put in the tables of this one alone (default: of all that the record has)",
+    )
+    chosen = parser.parse_args()
+    path = chosen.record.resolve()
     try:
-        text = updated(README.read_text(), path)
+        text = updated(README.read_text(), path, chosen.memory)
         measured = record.load(path)
-        if Case.section in markdown.sections(measured):
+        if Case.section in ([chosen.memory] if chosen.memory else markdown.sections(measured)):
             pictures.draw_all(measured, PICTURES, kind_of(measured))
     except (OSError, ValueError, ModuleNotFoundError) as error:
         sys.exit(f"README.md stays as it is: {error}")

@@ -368,9 +368,13 @@ class TestReadme:
     def test_a_new_record_takes_the_place_of_the_old(self, monkeypatch):
         text = readme.README.read_text()
         [(_, momentum)] = [one for one in readme.shown(text) if one[1].memory != "FIFO memory"]
-        assert readme.updated(text, momentum.path) == text
+        assert readme.updated(text, momentum.path, momentum.memory) == text
         emptied = text.replace("| float32 momentum", "| float64 momentum")
-        assert readme.updated(emptied, momentum.path) == text
+        assert readme.updated(emptied, momentum.path, momentum.memory) == text
+        first, *_ = (section for _, section in readme.shown(text) if section != momentum)
+        both = readme.updated(text, first.path)
+        assert readme.Section(momentum.memory, first.path).text in both
+        assert readme.updated(both, momentum.path, momentum.memory) == text
         with pytest.raises(ValueError, match="no place for this kind"):
             readme.updated("# a README without figures", momentum.path)
 
