@@ -35,11 +35,15 @@ class Timing(NamedTuple):
         return {"seconds": asdict(self.spread), "rounds": self.rounds}
 
 
-def timed(call: Callable[[], object], least: float) -> Timing:
-    """Seven rounds at least; ranks do the same number of rounds."""
+def timed(
+    call: Callable[[], object], least: float, before: Callable[[], object] = lambda: None
+) -> Timing:
+    """Seven rounds at least, each after an untimed ``before()``; ranks do the same number."""
     for _ in range(2):
+        before()
         call()
     started = time.perf_counter()
+    before()
     call()
     once = torch.tensor(time.perf_counter() - started)
     if dist.is_initialized():
@@ -47,25 +51,29 @@ def timed(call: Callable[[], object], least: float) -> Timing:
     rounds = max(7, min(1000, int(least / once.item())))
     times = []
     for _ in range(rounds):
+        before()
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
     return Timing(Spread.of(times), rounds)
 
 
-def step_timing(gather: str, size: int, least: float) -> Timing:
+def step(gather: str, size: int) -> Callable[[], None]:
     """A training step of this rank, from embeddings on."""
     criterion = RRDLoss(s_dim=DIM, t_dim=DIM, feat_dim=DIM, nce_k=size, gather=gather, start="unit")
     f_s = torch.randn(BATCH, DIM, requires_grad=True)
     f_t = torch.randn(BATCH, DIM)
-    return timed(lambda: criterion(f_s, f_t).backward(), least)
+    return lambda: criterion(f_s, f_t).backward()
 
 
-def gather_seconds(size: int, least: float) -> float:
-    """An all-gather of ``size`` bytes from each rank."""
+def gather_seconds(size: int, least: float, rows: int) -> float:
+    """An all-gather of ``size`` bytes from each rank, which comes from a step of its own against
+    ``rows`` rows: not all come at once, and with a core for each rank none is left for gloo's own
+    threads, so that a message takes longer than between processes that do nothing else."""
     mine = torch.zeros(size, dtype=torch.uint8)
     everyones = torch.zeros(dist.get_world_size() * size, dtype=torch.uint8)
-    timing = timed(lambda: dist.all_gather_into_tensor(everyones, mine), least)
+    alone = step("none", rows)
+    timing = timed(lambda: dist.all_gather_into_tensor(everyones, mine), least, alone)
     return timing.spread.median
 
 
@@ -74,11 +82,13 @@ def _measure(rank: int, world: int, folder: str, sizes: Sequence[int], least: fl
     rows = []
     for gather in GATHERS if world > 1 else GATHERS[:1]:
         for size in sizes:
-            taken = step_timing(gather, size, least).as_record()
+            taken = timed(step(gather, size), least).as_record()
             rows.append({"gather": gather, "ranks": world, "size": size, **taken})
     messages = {}
     if world > 1:
-        messages = {str(n): gather_seconds(n, least) for n in (HEADER_BYTES, LARGE)}
+        messages = {
+            str(size): gather_seconds(size, least, sizes[0]) for size in (HEADER_BYTES, LARGE)
+        }
         dist.barrier()
     if rank == 0:
         torch.save((rows, messages), f"{folder}/found")
