@@ -11,7 +11,7 @@ from benchmarks.cases import Case
 from benchmarks.distributed import card, page
 from benchmarks.distributed.__main__ import measured
 from benchmarks.distributed.large import DIM, RANKS, large
-from benchmarks.distributed.measure import LARGE, constants
+from benchmarks.distributed.measure import LARGE, SIZES, constants, median_of, step_of
 from benchmarks.distributed.model import H200, Machine, Step, collective, parts, seconds
 from benchmarks.paths import ROOT
 from benchmarks.record import load
@@ -23,6 +23,25 @@ def test_the_page_has_the_models_tables():
     text = page.PAGE.read_text()
     for section in page.sections(*page.records_of(text)).values():
         assert section in text
+
+
+def test_what_the_page_says_of_processes():
+    text = page.PAGE.read_text()
+    ranks, _ = page.records_of(text)
+    record = json.loads(ranks.read_text())
+    machine = Machine(**record["machine"])
+    ratios = {
+        (row["ranks"], row["size"], row["gather"]): of_measured(machine, row)
+        for row in record["rows"]
+    }
+    assert f"The model is {min(ratios.values()):.2f} to {max(ratios.values()):.2f} of" in text
+    assert f"took up to {1 / min(ratios.values()):.1f} times what" in text
+    largest = [ratio for (_, size, _), ratio in ratios.items() if size == max(SIZES)]
+    assert f"within {max(abs(ratio - 1) for ratio in largest):.0%}".replace("%", " %") in text
+
+
+def of_measured(machine, row):
+    return seconds(machine, step_of(row)) / median_of(row)
 
 
 def test_bytes_are_those_that_are_counted():
