@@ -48,7 +48,9 @@ def draw_scaling(measured: Mapping[str, Any]) -> Figure:
                 textcoords="offset points",
                 fontsize=8,
             )
-        time.plot([], [], "o", color="black", fillstyle="none", label=FEW)
+        drawn = [point for one in series if one.axis == axis for point in one.points]
+        if any(point.seconds and point.rounds < scaling.ROUNDS for point in drawn):
+            time.plot([], [], "o", color="black", fillstyle="none", label=FEW)
         for axes in (time, memory):
             if any(one.axis == axis and one.points[-1].outcome for one in series):
                 axes.plot([], [], "X", color="black", label="where the fit expects what failed")

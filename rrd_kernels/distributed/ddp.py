@@ -21,9 +21,9 @@ def ignore_in_ddp(module: nn.Module) -> nn.Module:
     :class:`rrd_kernels.RRDLoss` and the memories have it done. It is for a module of your own that
     holds one, before it is wrapped: DDP asks only the module that it is given. With
     ``gather="shard"`` and ``"none"``, and where DDP spans more ranks than share a memory, it is
-    required: DDP's constructor and its forward overwrite
-    each rank's own rows before the forward here can say so, or end the process where the ranks'
-    parts are uneven. What was overwritten is lost; load it again.
+    required: DDP's constructor and its forward overwrite each rank's own rows before the forward
+    here can say so, or end the process where the ranks' parts are uneven. What was overwritten is
+    lost; load it again.
 
     Args:
         module: any; what it named before stays named.
