@@ -1,4 +1,4 @@
-// Which kernel runs: the widest instruction set of this machine, or what RRD_CPU_CAPABILITY caps
+// Which kernel runs: the fastest instruction set of this machine, or what RRD_CPU_CAPABILITY caps
 // it to (the counterpart of PyTorch's ATEN_CPU_CAPABILITY).
 #include "cpu/kernels.h"
 
@@ -79,9 +79,26 @@ Capability requested_capability() {
   return Capability::kBaseline;
 }
 
+// Whether AVX512-BF16 is worth its rounding: Intel's cores multiply float32 at twice its rate.
+bool fast_avx512_bf16() {
+#if defined(__x86_64__)
+  return !__builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
+Capability chosen_capability() {
+  const Capability requested = requested_capability();
+  const Capability best = std::min(machine_capability(), requested);
+  const bool named = requested == Capability::kAvx512Bf16;
+  const bool slow = best == Capability::kAvx512Bf16 && !named && !fast_avx512_bf16();
+  return slow ? Capability::kAvx512 : best;
+}
+
 Capability capability() {
-  static const Capability best = std::min(machine_capability(), requested_capability());
-  return best;
+  static const Capability chosen = chosen_capability();
+  return chosen;
 }
 
 template <typename Kernel>
