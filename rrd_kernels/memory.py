@@ -224,12 +224,6 @@ class FifoMemory(Embeddings):
                 f"of {self.layout.size} rows; make the memory (nce_k) larger"
             )
 
-    def enqueue_(self, keys: Tensor) -> None:
-        """Writes the unit rows of ``keys`` [B, D] into the memory, from the pointer on."""
-        functional.enqueue_(
-            self.queue, self.queue_ptr, keys, momentum=self.slot_momentum, backend=self.backend
-        )
-
     def warmup(
         self, batch_size: int, *, tau_s: float, tau_t: float, dtype: torch.dtype | None = None
     ) -> None:

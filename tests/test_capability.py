@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import rrd_kernels  # noqa: F401  (loads the operators)
 

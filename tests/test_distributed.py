@@ -149,3 +149,30 @@ def test_process_groups():
     assert torch.equal(queues[0], queues[1])
     assert torch.equal(queues[2], queues[3])
     assert not torch.equal(queues[0], queues[2])
+
+
+def steps_in_two_groups(rank, folder):
+    """Both ranks', each one's alone, and both ranks' in a group made since."""
+    found = {}
+    for name in ("fifo 2025", "momentum"):
+        module = Distiller(**MEMORIES[name])
+        together, alone, again = (
+            [part[3 * rank : 3 * rank + 3] for part in batch] for batch in batches()[:3]
+        )
+        module(*together)
+        dist.destroy_process_group()
+        module(*alone)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/{name}", rank=rank, world_size=2
+        )
+        module(*again)
+        found[name] = module.criterion.memory.state_dict()
+    return found
+
+
+def test_memories_after_steps_outside_the_group(tmp_path):
+    """What ranks had alike in one group they need not have in the next."""
+    first, second = on_ranks(2, steps_in_two_groups, str(tmp_path))
+    for name, state in first.items():
+        for buffer, value in state.items():
+            assert torch.equal(value, second[name][buffer]), (name, buffer)

@@ -170,43 +170,46 @@ def columns(rank):
 
 def test_columns_that_differ():
     for message, counts in on_ranks(2, columns):
-        assert "P, the columns of contrast_idx is 7 on ranks [0], 6 on ranks [1]" in message
+        assert "P, the columns of contrast_idx, is 7 on ranks [0], 6 on ranks [1]" in message
         assert counts == [21, 21]
 
 
-def seed_apart(rank, memory):
-    torch.manual_seed(rank)
+def seed_apart(rank, memory, name):
     criterion = RRDLoss(**SIZES, **memory)
+    projection = getattr(criterion, name)
+    with torch.no_grad():
+        next(projection.parameters()).add_(rank)
     rows = torch.randn(4, 10), torch.randn(4, 9), torch.arange(4)
     before = copy.deepcopy(criterion.state_dict())
     messages = [message_of(criterion, *rows)]
     assert all(torch.equal(v, before[k]) for k, v in criterion.state_dict().items())
-    share_projection(criterion)
+    share(projection)
     criterion(*rows)
-    # Another teacher on one rank only, later.
+    # Others on one rank only, later.
     state = criterion.state_dict()
-    state[next(key for key in state if key.endswith("embed_t.bias"))].add_(rank)
+    state[next(key for key in state if key.endswith(f"{name}.bias"))].add_(rank)
     criterion.load_state_dict(state)
     messages.append(message_of(criterion, *rows))
-    share_projection(criterion)
+    share(projection)
     criterion(*rows)
     return messages
 
 
-def share_projection(criterion):
+def share(projection):
     """What a script does about it: weights of one rank for all."""
-    for weight in criterion.embed_t.parameters():
+    for weight in projection.parameters():
         dist.broadcast(weight.data, 0)
 
 
+@pytest.mark.parametrize("name", ["embed_s", "embed_t"])
 @pytest.mark.parametrize("shared", ["fifo 2025", "momentum", "shard"])
-def test_projections_of_the_teacher_that_differ(shared):
+def test_projections_that_differ(shared, name):
     """No gradient would ever align them."""
     memory = MEMORIES.get(shared, {"nce_k": 30, "gather": "shard"})
-    for messages in on_ranks(2, seed_apart, memory):
+    for messages in on_ranks(2, seed_apart, memory, name):
         for message in messages:
             assert message.startswith(
-                "ValueError: ranks that share a memory must have the same emb"
+                f"ValueError: ranks that share a memory must have the same {name};"
             )
             assert "it is one on ranks [0] and ranks [1] each: seed the ranks alike" in message
 

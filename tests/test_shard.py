@@ -264,3 +264,18 @@ def assign(rank):
 
 def test_a_state_that_is_assigned_leaves_no_other_ranks_rows():
     assert on_ranks(2, assign) == [True, True]
+
+
+def state_after_the_group(rank):
+    criterion = RRDLoss(**SIZES, nce_k=30, gather="shard")
+    dist.destroy_process_group()
+    messages = [message_of(criterion.state_dict)]
+    messages.append(message_of(criterion, torch.randn(4, 10), torch.randn(4, 9)))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return messages
+
+
+def test_a_shard_outlives_no_group():
+    for state, step in on_ranks(2, state_after_the_group):
+        assert "take it before destroy_process_group" in state
+        assert "use it before destroy_process_group" in step

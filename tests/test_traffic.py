@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from rrd_kernels import RRDLoss
-from rrd_kernels.distributed.collectives import Gathering
-from rrd_kernels.distributed.ranks import GATHERS
+from rrd_kernels.distributed.collectives import RING, Gathering, gather_numbers
+from rrd_kernels.distributed.ranks import GATHERS, Ranks
 
 #: What ranks tell each other before a step: six integers of eight bytes.
 HEADER = 48
@@ -79,6 +79,23 @@ def test_bytes_of_keys(sizes):
     for seen in on_ranks(2, second_step, MEMORIES["fifo 2025"], sizes):
         keys = [("allgather_base", 2 * max(sizes) * SIZES["feat_dim"] * 8)] if any(sizes) else []
         assert seen == [("allgather_base", 2 * HEADER), *keys]
+
+
+def test_the_header_of_more_ranks_has_fewer_rounds():
+    """From four on one rank gathers it and tells the others."""
+    for seen in on_ranks(4, second_step, MEMORIES["fifo 2025"], (3, 3, 2, 3)):
+        keys = ("allgather_base", 4 * 3 * SIZES["feat_dim"] * 8)
+        assert seen == [("gather", HEADER), ("broadcast", 4 * HEADER), keys]
+
+
+def numbers_of_all(rank):
+    return gather_numbers(Ranks("keys"), torch.device("cpu"), [rank, -(2**62) + rank])
+
+
+@pytest.mark.parametrize("ranks", [2, RING, RING + 1, 5])
+def test_numbers_come_in_rank_order(ranks):
+    wanted = [[rank, -(2**62) + rank] for rank in range(ranks)]
+    assert on_ranks(ranks, numbers_of_all) == [wanted] * ranks
 
 
 def test_bytes_of_the_momentum_memory():

@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rrd_kernels.distributed.collectives import gather_numbers
 from rrd_kernels.distributed.ranks import Ranks
+from rrd_kernels.embeddings import Embeddings
 
 
 class Standing(IntEnum):
@@ -90,7 +92,7 @@ def agree(ranks: Ranks, device: torch.device, share: Callable[[], Share]) -> Ste
     if mine is not None:
         said = [1, mine.batch, _digest(mine.alike)]
         said += [int(flag) for flag in (mine.needs_grad, mine.standing, mine.unit_rows)]
-    heard = _exchange(ranks, device, said)
+    heard = gather_numbers(ranks, device, said)
     if not all(row[0] for row in heard) or len({row[2] for row in heard}) > 1:
         _explain(ranks, mine, error)
     return Step(
@@ -99,15 +101,6 @@ def agree(ranks: Ranks, device: torch.device, share: Callable[[], Share]) -> Ste
         standings=[row[4] for row in heard],
         unit_rows=all(row[5] for row in heard),
     )
-
-
-def _exchange(ranks: Ranks, device: torch.device, said: list[int]) -> list[list[int]]:
-    where = ranks.device_for_numbers(device)
-    mine = torch.tensor(said, dtype=torch.int64, device=where)
-    heard = torch.empty(ranks.size * len(said), dtype=torch.int64, device=where)
-    dist.all_gather_into_tensor(heard, mine, group=ranks.group)
-    rows: list[list[int]] = heard.view(ranks.size, len(said)).tolist()
-    return rows
 
 
 def _digest(alike: Mapping[str, Any]) -> int:
@@ -120,32 +113,39 @@ def _whole(digest: bytes) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def check_projection(ranks: Ranks, device: torch.device, embed_t: nn.Module) -> None:
-    """The teacher's projection, which no gradient aligns, is the same on all ranks, bit by bit.
+def check_projections(ranks: Ranks, device: torch.device, memory: Embeddings) -> None:
+    """The projections are the same on all ranks, bit by bit: no gradient aligns the teacher's, and
+    gradients that are averaged keep the student's as they were.
 
     All ranks must call this; it waits for the device. Where a rank has only a part of the weights,
     nothing is compared.
 
     Raises:
-        ValueError: it is not, on all ranks.
+        ValueError: one is not, on all ranks.
     """
+    names = ("embed_s", "embed_t")
+    heard = gather_numbers(ranks, device, [_digest_of(getattr(memory, name)) for name in names])
+    for name, numbers in zip(names, zip(*heard, strict=True), strict=True):
+        found: dict[int, list[int]] = {}
+        for rank, number in enumerate(numbers):
+            found.setdefault(number, []).append(rank)
+        if len(found) > 1:
+            alike = " and ".join(f"ranks {where}" for where in found.values())
+            raise ValueError(
+                f"ranks that share a memory must have the same {name}; it is one on {alike} each: "
+                f"seed the ranks alike, load the same state, or use DDP(criterion)"
+            )
+
+
+def _digest_of(module: nn.Module) -> int:
+    """Of the module's state, where that is whole here."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, value in embed_t.state_dict().items():
+    for name, value in module.state_dict().items():
         if type(value) is not Tensor:  # a DTensor
-            digest = hashlib.blake2b(digest_size=8)
-            break
+            return 0
         numbers = value.cpu().contiguous().view(-1).view(torch.uint8).numpy()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + numbers.tobytes())
-    heard = _exchange(ranks, device, [_whole(digest.digest())])
-    found: dict[int, list[int]] = {}
-    for rank, (number,) in enumerate(heard):
-        found.setdefault(number, []).append(rank)
-    if len(found) > 1:
-        alike = " and ".join(f"ranks {where}" for where in found.values())
-        raise ValueError(
-            f"ranks that share a memory must have the same embed_t; it is one on {alike} each: "
-            f"seed the ranks alike, load the same state, or use DDP(criterion)"
-        )
+    return _whole(digest.digest())
 
 
 def _explain(ranks: Ranks, mine: Share | None, error: Exception | None) -> None:

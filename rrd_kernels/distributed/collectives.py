@@ -1,16 +1,39 @@
-"""Rows between ranks: gathered in rank order, summed and handed back, copied from one.
+"""Rows between ranks: gathered in rank order, summed and handed back, copied from one; and a few
+integers, gathered.
 
 Batches may be uneven; rows are padded to the largest on their way, which moves nothing more where
 they are even.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from rrd_kernels.distributed.ranks import Ranks
+
+#: Up to as many ranks a ring has no more rounds than a gathering on one rank and its broadcast.
+RING = 3
+
+
+def gather_numbers(ranks: Ranks, device: torch.device, mine: list[int]) -> list[list[int]]:
+    """Every rank's integers, as many from each, in rank order; the host waits for them.
+
+    Where they travel between hosts, rank 0 gathers them and tells all, in 1 + log2 W rounds: gloo's
+    all-gather goes round a ring, W - 1 messages one after the other.
+    """
+    where = ranks.device_for_numbers(device)
+    numbers = torch.tensor(mine, dtype=torch.int64, device=where)
+    heard = numbers.new_empty(ranks.size, len(mine))
+    if where.type != "cpu" or ranks.size <= RING:
+        dist.all_gather_into_tensor(heard.view(-1), numbers, group=ranks.group)
+    else:
+        rows = list(heard) if ranks.rank == 0 else None
+        dist.gather(numbers, rows, group=ranks.group, group_dst=0)
+        dist.broadcast(heard, group=ranks.group, group_src=0)
+    return cast(list[list[int]], heard.tolist())
 
 
 class Gathering:

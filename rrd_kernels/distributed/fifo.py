@@ -9,7 +9,7 @@ from torch import Tensor
 from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import use_fused
-from rrd_kernels.distributed.agreement import Share, Standing, Step, agree, check_projection
+from rrd_kernels.distributed.agreement import Share, Standing, Step, agree, check_projections
 from rrd_kernels.distributed.collectives import copy_from, gather_rows
 from rrd_kernels.distributed.ddp import refuse_join
 
@@ -55,6 +55,8 @@ def begin(
         check.check_temperature("tau_s", settings["tau_s"])
         check.check_temperature("tau_t", settings["tau_t"])
         use_fused(memory.backend, memory.queue.device)
+        if memory.ranks.are_others() and memory.standing == Standing.ALIKE:
+            memory.standing = Standing.STALE
         prepared.append(prepare())
         z_s, z_t, writes = prepared[0]
         alike = _alike(memory, settings, z_s, z_t)
@@ -70,7 +72,7 @@ def begin(
     z_s, z_t, writes = prepared[0]
     memory.check_fits(step, writes)
     if step.stale:
-        check_projection(memory.ranks, memory.queue.device, memory.embed_t)
+        check_projections(memory.ranks, memory.queue.device, memory)
     if writes or step.stale:
         memory.standing = Standing.UNFINISHED
     return step, z_s, z_t, writes
@@ -107,9 +109,20 @@ def keys_step(
     settings = settings | {"unit_memory": memory.unit_rows and step.unit_rows}
     gathering = gather_rows(ranks, z_t, step.batches) if writes else None
     if gathering is not None and memory.enqueue_order == "before":
-        memory.enqueue_(gathering.wait())
+        enqueue_(memory, gathering.wait())
     loss = functional.relational_loss(z_s, z_t, queue, **settings)
     if gathering is not None and memory.enqueue_order == "after":
-        memory.enqueue_(gathering.wait())  # the rows have travelled meanwhile
+        enqueue_(memory, gathering.wait())  # the rows have travelled meanwhile
     memory.standing = Standing.ALIKE
     return step.weighted(loss, ranks.rank)
+
+
+def enqueue_(memory: "FifoMemory", keys: Tensor) -> None:
+    """Writes the unit rows of ``keys`` [B, D], those of all ranks, from the pointer on."""
+    functional.enqueue_(
+        memory.queue,
+        memory.queue_ptr,
+        keys,
+        momentum=memory.slot_momentum,
+        backend=memory.backend,
+    )

@@ -9,7 +9,7 @@ from torch import Tensor
 from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import use_fused
-from rrd_kernels.distributed.agreement import Share, Standing, agree, check_projection
+from rrd_kernels.distributed.agreement import Share, Standing, agree, check_projections
 from rrd_kernels.distributed.collectives import copy_from, gather_rows
 from rrd_kernels.distributed.ddp import refuse_join
 
@@ -64,6 +64,8 @@ def shared_step(
     def share() -> Share:
         check.check_temperature("tau_s", tau_s)
         check.check_temperature("tau_t", tau_t)
+        if ranks.are_others() and rows.standing == Standing.ALIKE:
+            rows.standing = Standing.STALE
         prepared.append(prepare())
         idx, (z_s, z_t, memory_v1, _, contrast_idx), writes = prepared[0]
         use_fused(memory.backend, rows.params.device)
@@ -71,15 +73,15 @@ def shared_step(
         check.check_has_columns(contrast_idx)
         check.check_range("contrast_idx", contrast_idx, len(memory_v1))
         alike = _alike(memory, z_s, z_t) | {"tau_s": tau_s, "tau_t": tau_t, "update": writes}
-        if not draws:  # else K + 1, which a state may have brought to some ranks
-            alike["P, the columns of contrast_idx"] = contrast_idx.shape[1]
+        # Drawn ones are K + 1, which a state may have brought to some ranks.
+        alike["P, the columns of contrast_idx,"] = "drawn" if draws else contrast_idx.shape[1]
         return Share(len(idx), alike, standing=rows.standing)
 
     refuse_join(ranks)
     step = agree(ranks, rows.params.device, share)
     (idx, views, writes) = prepared[0]
     if step.stale:
-        check_projection(ranks, rows.params.device, memory.embed_t)
+        check_projections(ranks, rows.params.device, memory)
     if writes or step.stale:  # as in rrd_kernels.distributed.fifo.begin
         rows.standing = Standing.UNFINISHED
     if step.stale:

@@ -1,5 +1,6 @@
 """The processes that share a memory."""
 
+import weakref
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class Ranks:
                 )
         self.gather = gather
         self.group = process_group
+        self._met: weakref.ref[Any] | None = None
 
     @property
     def size(self) -> int:
@@ -52,6 +54,15 @@ class Ranks:
         """This process's place among them, from 0."""
         return dist.get_rank(self.group) if self.size > 1 else 0
 
+    def are_others(self) -> bool:
+        """Whether they are not those of the last call: a group made since, or none was asked for.
+
+        What they had alike then, they need not have now.
+        """
+        group = self.group or dist.group.WORLD
+        before, self._met = self._met, weakref.ref(group)
+        return before is None or before() is not group
+
     def check_layout(self, layout: Layout) -> None:
         """This rank's part of a memory is the one that it was made as.
 
@@ -62,7 +73,7 @@ class Ranks:
             raise RuntimeError(
                 f"these rows are those of rank {layout.rank} of {layout.ranks}, and this is rank "
                 f"{self.rank} of {self.size}: make the criterion after init_process_group, on "
-                f"every rank"
+                f"every rank, and use it before destroy_process_group"
             )
 
     def device_for_numbers(self, device: torch.device) -> torch.device:
@@ -80,4 +91,4 @@ class Ranks:
                 "a criterion with a process_group of its own cannot be pickled; save its "
                 "state_dict() instead"
             )
-        return self.__dict__
+        return {**self.__dict__, "_met": None}  # elsewhere they are others

@@ -15,7 +15,16 @@ from rrd_kernels.distributed.ranks import Ranks
 
 
 def as_dtensor(rows: Tensor, layout: Layout, ranks: Ranks) -> Any:
-    """The K rows of which each rank's ``rows`` are a part; they share its storage."""
+    """The K rows of which each rank's ``rows`` are a part; they share its storage.
+
+    Raises:
+        RuntimeError: there is no process group any more.
+    """
+    if ranks.size == 1:
+        raise RuntimeError(
+            f"the state of a memory that is spread over {layout.ranks} ranks needs their process "
+            f"group: take it before destroy_process_group"
+        )
     # Not at import: it takes half a second.
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
