@@ -239,8 +239,11 @@ def test_the_global_setting_chooses_tf32():
         coarser = losses_and_gradients(problem)
     finally:
         torch.set_float32_matmul_precision(before)
-    assert off_by(problem, finest, "float32") <= 1
-    assert off_by(problem, coarser, "tf32") <= 1 < off_by(problem, coarser, "float32")
+    # The bound is of the worst case: an error of ten bits may just keep within that of 21.
+    near, far = (off_by(problem, found, "float32") for found in (finest, coarser))
+    assert near <= 1
+    assert far > 16 * near
+    assert off_by(problem, coarser, "tf32") <= 1
     for value, wanted in zip(coarser, losses_and_gradients(problem, precision="tf32"), strict=True):
         assert torch.equal(value, wanted)
 
