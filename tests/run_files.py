@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-WORKERS = min(8, os.cpu_count() or 1)
+#: Each takes a GPU's memory for a context too, some half a gigabyte.
+WORKERS = min(16, os.cpu_count() or 1)
 #: pytest's exit code when it selects nothing.
 NOTHING = 5
 INTERRUPTED = 130
@@ -29,14 +30,29 @@ TAIL = 2000
 #: Those that take longest, which are started first; one that would take longer than all others is
 #: cut into parts that need different kernels, by ``-k`` expressions of which each test meets one.
 LONGEST = {
+    "test_cuda.py": (
+        "large_problems and float32",
+        "large_problems and tf32",
+        "large_problems and bfloat16",
+        "large_problems and not (float32 or tf32 or bfloat16)",
+        "not large_problems",
+    ),
     "test_properties.py": (
         "float32",
         "bfloat16 and not float32",
         "not (float32 or bfloat16)",
     ),
-    "test_compile.py": ("",),
+    "test_sampled.py": (
+        "dense and exponential",
+        "dense and not exponential",
+        "not dense",
+    ),
+    "test_compile.py": (
+        "functional_step and inductor",
+        "opcheck",
+        "not (functional_step and inductor) and not opcheck",
+    ),
     "test_random_problems.py": ("",),
-    "test_cuda.py": ("",),
     "test_step.py": ("",),
     "test_gradients.py": ("",),
 }

@@ -1,6 +1,8 @@
 """make gpu-check writes down what happened, whatever happens."""
 
 import json
+import keyword
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -181,12 +183,32 @@ def test_what_is_done_when_all_files_are_interrupted_counts(tmp_path):
 
 def test_parts_of_a_file_hold_each_test_once():
     """The longest are named in run_files.py, with expressions that together leave nothing out."""
-    for name, expressions in run_files.LONGEST.items():
-        assert (ROOT / "tests" / name).exists()
-        for words in ({"float32"}, {"bfloat16"}, {"float16"}, {"float32", "bfloat16"}, set()):
-            values = {word: word in words for word in ("float32", "bfloat16", "float16")}
-            met = [expression for expression in expressions if eval(expression or "True", values)]
-            assert len(met) == 1
+    cut = {name: parts for name, parts in run_files.LONGEST.items() if len(parts) > 1}
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *(f"tests/{name}" for name in cut)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    tests = [line for line in done.stdout.splitlines() if "::" in line]
+    assert {test.split("::")[0] for test in tests} == {f"tests/{name}" for name in cut}
+    met = dict.fromkeys((name, part) for name, parts in cut.items() for part in parts)
+    for test in tests:
+        name = test.split("::")[0].removeprefix("tests/")
+        parts = [part for part in cut[name] if selects(part, test)]
+        assert len(parts) == 1, test
+        met[name, parts[0]] = test
+    assert all(met.values())
+    assert all((ROOT / "tests" / name).exists() for name in run_files.LONGEST)
+
+
+def selects(expression: str, test: str) -> bool:
+    """As pytest's -k, of these words."""
+    words = {word: word in test for word in re.findall(r"\w+", expression)}
+    values = {word: met for word, met in words.items() if not keyword.iskeyword(word)}
+    return eval(expression, values)
 
 
 @pytest.mark.parametrize(
