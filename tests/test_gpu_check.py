@@ -2,9 +2,11 @@
 
 import json
 import keyword
+import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,22 @@ def test_results_of_pytest_also_when_one_file_is_cut_short(tmp_path):
     assert "passed" in said["test_others.py"]
     assert "nothing selected" in said["test_none.py"]
     assert "exit code 7" in said["test_lost.py"]
+
+
+def test_results_that_were_cut_short_hide_no_others(tmp_path):
+    whole = '<testsuites><testsuite><testcase classname="a" name="b"/></testsuite></testsuites>'
+    (tmp_path / "00.xml").write_text(whole[:40])
+    (tmp_path / "01.xml").write_text(whole)
+    result = gpu_check.read_junit(tmp_path)
+    assert result["counts"] == {"passed": 1, "failed": 1, "skipped": 0}
+    assert "cut short" in result["failures"]["00.xml"]
+
+
+def test_the_build_finds_what_lies_beside_python(tmp_path):
+    build, *_ = gpu_check.plan(tmp_path, quick=False)
+    first, *others = build.environment["PATH"].split(os.pathsep)
+    assert first == sysconfig.get_path("scripts")
+    assert others == os.environ["PATH"].split(os.pathsep)
 
 
 @pytest.mark.parametrize(
