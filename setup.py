@@ -4,7 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import setup
+from setuptools.config import pyprojecttoml
 
 try:
     import torch
@@ -19,6 +21,10 @@ except ImportError:
     )
 
 ROOT = Path(__file__).parent
+if int(setuptools.__version__.partition(".")[0]) < 77 and "--inplace" in sys.argv:
+    # It cannot read the license there, of which an extension in place has no need; a machine with a
+    # GPU may have no newer one, and no network.
+    pyprojecttoml.apply_configuration = lambda distribution, *_, **__: distribution
 # For tests only: AddressSanitizer and UBSan; the matrix unit in plain C++, where there is none.
 SANITIZE = os.environ.get("RRD_SANITIZE") == "1"
 EMULATE_TILES = os.environ.get("RRD_EMULATE_TILES") == "1"

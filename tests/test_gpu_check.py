@@ -4,6 +4,7 @@ import json
 import keyword
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -170,6 +171,22 @@ def test_the_build_finds_what_lies_beside_python(tmp_path):
     first, *others = build.environment["PATH"].split(os.pathsep)
     assert first == sysconfig.get_path("scripts")
     assert others == os.environ["PATH"].split(os.pathsep)
+
+
+@pytest.mark.parametrize(("version", "accepted"), [("76.1.0", True), ("77.0.1", False)])
+def test_the_build_needs_no_setuptools_that_reads_the_license(version, accepted, tmp_path):
+    """An older one refuses pyproject.toml, as any does this one."""
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    (tmp_path / "pyproject.toml").write_text("[project]\nlicense = 1\n")
+    code = f"""
+import runpy, setuptools, sys
+setuptools.__version__ = {version!r}
+sys.argv = ["setup.py", "build_ext", "--inplace", "--help"]
+runpy.run_path("setup.py")
+"""
+    result = stages.run(python(code), tmp_path, 60)
+    assert (result["status"] == "passed") == accepted
+    assert ("usage:" in result["output_tail"]) == accepted
 
 
 @pytest.mark.parametrize(
