@@ -8,10 +8,29 @@ RESULTS = ROOT / "benchmarks" / "results"
 PICTURES = ROOT / "docs" / "pictures"
 
 
-def unused(path: Path) -> Path:
-    """``path``, or with -2, -3, ... where that exists."""
+def unused(path: Path, *endings: str) -> Path:
+    """``path``, or with -2, -3, ... where that exists, or a file beside it that has one of
+    ``endings`` in place of its suffix."""
     target, number = path, 1
-    while target.exists():
+    while any(target.with_name(target.stem + end).exists() for end in (path.suffix, *endings)):
         number += 1
         target = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return target
+
+
+def new_record(path: Path, *endings: str) -> Path:
+    """:func:`unused` of the name of a JSON file, which is tried out: folders are made.
+
+    Raises:
+        ValueError: it is another name, or a folder's.
+        OSError: no file can be written there.
+    """
+    if path.suffix != ".json":
+        raise ValueError(f"{path} does not end in .json")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = unused(path, *endings)
+    new.touch(exist_ok=False)
+    new.unlink()
+    return new

@@ -25,7 +25,7 @@ from benchmarks.measure import (
     float32_matmul_precision,
     matmul_rate,
 )
-from benchmarks.paths import unused
+from benchmarks.paths import new_record
 from benchmarks.peers import Fused
 from benchmarks.plan import PARTS, Plan, plan_for
 from benchmarks.record import Machine, Measured
@@ -34,6 +34,8 @@ from benchmarks.targets import Outcome, outcomes, targets_for
 from rrd_kernels.ops import EXTENSION_ERROR
 
 STARTED = time.monotonic()
+#: What the files beside a record end with, in place of its suffix.
+BESIDE = (".md", *(pictures.file_name("", name) for name in pictures.TITLES))
 #: Cores that other work may keep busy without a warning.
 NEGLIGIBLE_WORK = 0.1
 
@@ -103,8 +105,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--output",
         type=Path,
         metavar="PATH",
-        help="where the JSON record goes, the rest beside it; a file that exists is kept, and a "
-        "number added to the name (default: benchmarks/results/<device>-<date>.json)",
+        help="where the record goes, NAME.json, and beside it NAME.md and the pictures, "
+        "NAME-*.png; where one of them exists, a number is added to NAME "
+        "(default: benchmarks/results/<device>-<date>.json)",
     )
     parser.add_argument(
         "--no-compile",
@@ -131,6 +134,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     if not chosen.cases:
         names = ", ".join(case.name for case in cases)
         parser.error(f"no case's name contains {wanted!r}; there are {names}")
+    default = record.default_path(chosen.device, chosen.quick)
+    try:
+        chosen.output = new_record(chosen.output or default, *BESIDE)
+    except (OSError, ValueError) as error:
+        parser.error(f"--output: {error}")
     return chosen
 
 
@@ -249,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "benchmarks.report", *given])
     environment = {"command": command} | record.environment(device)
     started = time.perf_counter()
-    path = unused(chosen.output or record.default_path(device, chosen.quick))
+    path: Path = chosen.output
     measured = Measured(look_at_machine(chosen.cases, device, plan))
 
     def save() -> list[Outcome]:

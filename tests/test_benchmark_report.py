@@ -294,6 +294,8 @@ def test_a_wrong_step_has_no_breakdown(monkeypatch):
         (["--cases", "float8"], "no case's name contains 'float8'"),
         (["--seconds", "-1"], "must not be negative"),
         (["--parts", "all"], "invalid choice"),
+        (["--output", "record.md"], "record.md does not end in .json"),
+        (["--output", str(ROOT)], "does not end in .json"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message, capsys):
@@ -302,11 +304,42 @@ def test_bad_arguments_are_refused(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_some_cases_alone():
-    chosen = report.parse_arguments(["--device", "cpu", "--cases", "256x65536"])
+def test_where_no_record_can_be_is_refused_before_anything_is_measured(tmp_path, capsys):
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "file").touch()
+    paths = {
+        "folder.json": "folder.json is a folder",
+        "file/record.json": "file",
+        f"{'long' * 99}.json": "name too long",
+    }
+    for name, message in paths.items():
+        with pytest.raises(SystemExit, match="2"):
+            report.main(["--device", "cpu", "--quick", "--output", str(tmp_path / name)])
+        error = capsys.readouterr().err
+        assert "--output" in error
+        assert message in error
+    assert sorted(made.name for made in tmp_path.iterdir()) == ["file", "folder.json"]
+
+
+@pytest.mark.parametrize("there", ["record.json", "record.md", "record-scaling.png"])
+def test_no_file_that_exists_is_written_over(there, tmp_path):
+    (tmp_path / there).write_text("kept")
+    (tmp_path / "record-2.md").write_text("kept")
+    assert parsed(tmp_path).output == tmp_path / "record-3.json"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def parsed(folder, *arguments):
+    return report.parse_arguments(
+        ["--device", "cpu", "--output", str(folder / "record.json"), *arguments]
+    )
+
+
+def test_some_cases_alone(tmp_path):
+    chosen = parsed(tmp_path, "--cases", "256x65536")
     assert {case.name for case in chosen.cases} == {"float32 256×65536", "bfloat16 256×65536"}
     assert chosen.parts == ["cases"]
-    assert len(report.parse_arguments(["--device", "cpu"]).cases) == len(cases_for(CPU))
+    assert len(parsed(tmp_path).cases) == len(cases_for(CPU))
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"rows": []}', "no JSON"])
