@@ -83,15 +83,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="default here: %(default)s",
     )
-    parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=PARTS, help="which are run (default: all)"
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="which are run (default: all)")
     parser.add_argument(
         "--cases",
         default="",
         metavar="TEXT",
         help="only the cases whose name contains TEXT, such as bfloat16, momentum or 256x65536, "
-        "and of the parts only they (default: all)",
+        "and no other part (default: all)",
     )
     parser.add_argument(
         "--seconds",
@@ -128,8 +126,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--seconds must not be negative; got {chosen.seconds}")
     wanted = chosen.cases.replace("x", "×")
     cases = cases_for(chosen.device, chosen.quick)
-    if wanted:
-        chosen.parts = ["cases"]
+    parts = ["cases"] if wanted else PARTS
+    chosen.parts = chosen.parts or parts
+    if not set(chosen.parts) <= set(parts):
+        parser.error(f"--cases runs the part cases alone; got --parts {' '.join(chosen.parts)}")
     chosen.cases = [case for case in cases if wanted in case.name]
     if not chosen.cases:
         names = ", ".join(case.name for case in cases)

@@ -294,6 +294,8 @@ def test_a_wrong_step_has_no_breakdown(monkeypatch):
         (["--cases", "float8"], "no case's name contains 'float8'"),
         (["--seconds", "-1"], "must not be negative"),
         (["--parts", "all"], "invalid choice"),
+        (["--parts", "host", "--cases", "float32"], "runs the part cases alone; got --parts host"),
+        (["--parts", "cases", "host", "--cases", "float32"], "got --parts cases host"),
         (["--output", "record.md"], "record.md does not end in .json"),
         (["--output", str(ROOT)], "does not end in .json"),
     ],
@@ -339,6 +341,7 @@ def test_some_cases_alone(tmp_path):
     chosen = parsed(tmp_path, "--cases", "256x65536")
     assert {case.name for case in chosen.cases} == {"float32 256×65536", "bfloat16 256×65536"}
     assert chosen.parts == ["cases"]
+    assert parsed(tmp_path, "--cases", "256x65536", "--parts", "cases").cases == chosen.cases
     assert len(parsed(tmp_path).cases) == len(cases_for(CPU))
 
 
