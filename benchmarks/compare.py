@@ -11,7 +11,7 @@ from benchmarks import record
 from benchmarks.cases import from_fields
 from benchmarks.ceilings import Ceilings
 from benchmarks.figures import MISSING, Units, spread_text, table, units_of
-from benchmarks.measure import Spread
+from benchmarks.measure import NOT_MEASURED, Spread
 from benchmarks.peers import Fused
 from benchmarks.sdpa import CpuFlash
 
@@ -37,8 +37,6 @@ copies of them take turns.
 #: Below, percentiles are no measure of the spread: with five rounds they are the second and fourth.
 LEAST_ROUNDS = 7
 MEMORY_PAGE = 2 << 20
-#: The outcome of what was not tried.
-NOT_MEASURED = "not measured"
 
 #: What older records call an implementation.
 RENAMED = {"SDPA": CpuFlash.name}
@@ -136,6 +134,8 @@ def _figures(measured: Mapping[str, Any]) -> Iterator[tuple[Name, Figure | None]
             fields = {**axis["case"], axis["name"]: point["value"]}
             what = f"{from_fields(fields).name}, scaling of {axis['name']}"
             name = Name.of(what, series["implementation"])
+            if point["outcome"] == NOT_MEASURED:
+                continue
             if point["outcome"]:
                 yield name, None
             else:

@@ -148,6 +148,8 @@ def profiler(device: torch.device) -> torch.profiler.profile:
 
 #: Outcomes of what has failed, in a few words.
 OUT_OF_MEMORY, DISAGREES, NOT_AVAILABLE = "out of memory", "disagrees", "not available"
+#: The outcome of what has not been tried, which is no failure.
+NOT_MEASURED = "not measured"
 
 
 def outcome_of(error: BaseException) -> str:

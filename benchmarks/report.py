@@ -18,6 +18,7 @@ from benchmarks.cases import AnyCase, Case, axes_for, cases_for
 from benchmarks.figures import CPU_UNITS, CUDA_UNITS
 from benchmarks.implementations import COMPILED
 from benchmarks.measure import (
+    NOT_MEASURED,
     OUT_OF_MEMORY,
     busy_cores,
     copy_rate,
@@ -281,7 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def failures(measured: Measured) -> list[str]:
-    """Where this package's kernels did not run or were wrong; memory may end the growth."""
+    """Where this package's kernels did not run or were wrong; memory may end the growth, theirs or
+    the reference's."""
+    may_end = (None, OUT_OF_MEMORY, NOT_MEASURED)
     found = [*measured.failures]
     found += [
         f"{result.case.name}: {result.outcome}, {result.reason}"
@@ -290,7 +293,7 @@ def failures(measured: Measured) -> list[str]:
     ]
     for series in measured.series:
         last = series.points[-1]
-        if series.implementation == Fused.name and last.outcome not in (None, OUT_OF_MEMORY):
+        if series.implementation == Fused.name and last.outcome not in may_end:
             found.append(f"{series.axis.name} = {last.value}: {last.outcome}, {last.reason}")
     return found
 

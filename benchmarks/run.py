@@ -16,6 +16,7 @@ from benchmarks.implementations import implementations
 from benchmarks.inputs import Batch, State, draw
 from benchmarks.isolated import PeakMemory, isolated_peak_memory
 from benchmarks.measure import (
+    NOT_MEASURED,
     Spread,
     calls_in_a_block,
     first_line,
@@ -190,7 +191,7 @@ def _prepare(
     kind: type[Step], case: AnyCase, judge: Check, state: State, batches: Sequence[Batch]
 ) -> Ready | Absent:
     if reason := kind.why_not(case):
-        return Absent(case, kind.name, "not measured", reason)
+        return Absent(case, kind.name, NOT_MEASURED, reason)
     try:
         step = kind(case, state)
         writer = step.twin()

@@ -23,6 +23,7 @@ from benchmarks.inputs import draw
 from benchmarks.isolated import fatal, module_output, named
 from benchmarks.measure import (
     CLEAR_REFS,
+    NOT_MEASURED,
     Spread,
     calls_in_a_block,
     first_line,
@@ -135,7 +136,7 @@ def _measure(
         judge = FifoAgreement(case, state, batches[0], SAMPLES)
     except Exception as error:  # also for want of memory, which is not the step's
         reason = f"the reference: {first_line(error)}"
-        return Point(value, outcome="not measured", reason=reason)
+        return Point(value, outcome=NOT_MEASURED, reason=reason)
     writer = step.twin()
     judge.check(step)  # and warms up
     if isinstance(writer, TrainingStep):

@@ -118,6 +118,14 @@ def test_what_was_not_tried_has_not_failed():
     assert {move.verdict for move in compare.moves(before, after)} == {compare.SAME}
 
 
+def test_a_size_too_large_for_the_reference_has_not_failed(tmp_path):
+    after = measured()
+    untried = {"seconds": None, "rounds": 0, "outcome": "not measured"}
+    after["scaling"][0]["points"][0] |= untried
+    assert run(measured(), after, tmp_path) == 0
+    assert run(after, measured(), tmp_path) == 0
+
+
 def test_a_run_that_was_cut_off(tmp_path, capsys):
     """Less was compared than it seems, so that it must not pass for a run without regressions."""
     after = measured()

@@ -354,7 +354,8 @@ def test_other_files_are_no_records(text, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("outcome", "fails"), [(None, False), ("out of memory", False), ("not available", True)]
+    ("outcome", "fails"),
+    [(None, False), ("out of memory", False), ("not measured", False), ("not available", True)],
 )
 def test_a_size_at_which_the_kernels_are_wrong_fails_the_run(outcome, fails):
     axis = axes_for(CPU, quick=True)[0]

@@ -15,7 +15,7 @@ from benchmarks.figures import CPU_UNITS
 from benchmarks.fits import power_law
 from benchmarks.hardware import available_memory
 from benchmarks.isolated import fatal
-from benchmarks.measure import Spread
+from benchmarks.measure import NOT_MEASURED, Spread
 from benchmarks.peers import Fused, PublishedEager
 from benchmarks.scaling import Point, Series
 
@@ -89,6 +89,18 @@ class FailsAt256(Fused):
 
 class BreaksAt256(FailsAt256):
     message = "it broke"
+
+
+def test_a_reference_without_memory_is_not_the_kernels_failure(monkeypatch):
+    def no_room(*settings):
+        raise torch.OutOfMemoryError("no room for float64")
+
+    monkeypatch.setattr(scaling, "FifoAgreement", no_room)
+    [point] = scaling.measure(Fused, AXIS, CPU, 0.0)
+    assert (point.outcome, point.reason) == (
+        NOT_MEASURED,
+        "the reference: OutOfMemoryError: no room for float64",
+    )
 
 
 class WrongGradient(Fused):
