@@ -8,6 +8,19 @@ RESULTS = ROOT / "benchmarks" / "results"
 PICTURES = ROOT / "docs" / "pictures"
 
 
+def place(path: Path) -> str:
+    """Where a file lies in the repository, by which documents name it.
+
+    Raises:
+        ValueError: it lies elsewhere.
+    """
+    if not path.is_relative_to(ROOT):
+        raise ValueError(
+            f"{path} is outside the repository: documents name a record by its place there"
+        )
+    return path.relative_to(ROOT).as_posix()
+
+
 def unused(path: Path, *endings: str) -> Path:
     """``path``, or with -2, -3, ... where that exists, or a file beside it that has one of
     ``endings`` in place of its suffix."""

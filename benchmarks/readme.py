@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import markdown, part_tables, pictures, record
 from benchmarks.cases import Case, MomentumCase
-from benchmarks.paths import PICTURES, ROOT
+from benchmarks.paths import PICTURES, ROOT, place
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- benchmark of the {memory}: {path} -->\n", "<!-- end of benchmark -->\n"
@@ -39,7 +39,7 @@ class Section:
     def text(self) -> str:
         """Markers included."""
         measured = record.load(self.path)
-        begin = BEGIN.format(memory=self.memory, path=self.path.relative_to(ROOT).as_posix())
+        begin = BEGIN.format(memory=self.memory, path=place(self.path))
         parts = [markdown.source_text(measured), markdown.cases_table(measured, self.memory)]
         if self.memory == Case.section:
             parts += _further(measured)
@@ -86,7 +86,7 @@ def updated(text: str, path: Path, memory: str | None = None) -> str:
     """The README's text with the record at ``path`` in the place of those of its kind.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or the record is none or outside the repository.
     """
     measured = record.load(path)
     memories = markdown.sections(measured)

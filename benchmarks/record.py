@@ -156,15 +156,34 @@ def _ceiling(bound: Bound, seconds: float) -> dict[str, Any]:
     return {"bound": bound.by, "seconds": bound.seconds, "share": bound.share(seconds)}
 
 
+def read(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # of the JSON, or of the text's encoding
+        raise ValueError(f"{path} is no JSON: {error}") from error
+
+
 def load(path: Path) -> dict[str, Any]:
     """A record, or the one inside what ``make gpu-check`` wrote.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is something else.
+        ValueError: it is something else, a record of several ranks too.
     """
-    record = json.loads(path.read_text())
+    record = read(path)
     record = record.get("benchmark", record) if isinstance(record, dict) else {}
+    rows = record.get("rows")
+    if isinstance(rows, list) and any("gather" in row for row in rows):
+        raise ValueError(
+            f"{path} is a record of several ranks, as python -m benchmarks.distributed --measure "
+            "writes it; what is wanted is one of benchmarks.report"
+        )
     if not {"rows", "machine", "versions"} <= record.keys():
         raise ValueError(f"{path} is not a record of this benchmark")
     return record

@@ -1,6 +1,7 @@
 """What was measured is recorded, drawn and shown in the README as it was."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ import torch
 
 from benchmarks import (
     breakdown,
+    compare,
     hardware,
     host_time,
     markdown,
+    paths,
     pictures,
     readme,
     record,
@@ -21,6 +24,7 @@ from benchmarks import (
     scaling,
 )
 from benchmarks.cases import axes_for, cases_for
+from benchmarks.distributed import __main__ as distributed
 from benchmarks.implementations import COMPILED
 from benchmarks.peers import Fused, PublishedEager
 from benchmarks.run import run_case
@@ -349,8 +353,24 @@ def test_some_cases_alone(tmp_path):
 def test_other_files_are_no_records(text, tmp_path):
     path = tmp_path / "file.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"not a record|Expecting value"):
+    with pytest.raises(ValueError, match=r"file.json is (not a record|no JSON)"):
         record.load(path)
+
+
+RANKS = sorted(record.RESULTS.glob("ranks-*.json"))
+
+
+@pytest.mark.parametrize("path", RANKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [(compare, "{0} {0}"), (readme, "{0}"), (pictures, "{0}"), (distributed, "--card {0}")],
+)
+def test_a_record_of_ranks_is_refused(module, options, path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["command", *(one.format(path) for one in options.split())])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    text = f"{ended.value.code} {capsys.readouterr().err}"
+    assert f"{path.name} is a record of several ranks" in text
 
 
 @pytest.mark.parametrize(
@@ -415,9 +435,17 @@ class TestReadme:
         with pytest.raises(ValueError, match="no place for this kind"):
             readme.updated("# a README without figures", momentum.path)
 
+    def test_a_record_outside_the_repository_is_refused(self, tmp_path):
+        text = readme.README.read_text()
+        _, section = readme.shown(text)[0]
+        copied = Path(shutil.copy(section.path, tmp_path))
+        with pytest.raises(ValueError, match=f"{copied} is outside the repository"):
+            readme.updated(text, copied)
+
     def test_tables_and_pictures_of_a_whole_record(self, written, monkeypatch):
         path, _ = written
         monkeypatch.setattr(readme, "ROOT", path.parent)
+        monkeypatch.setattr(paths, "ROOT", path.parent)
         monkeypatch.setattr(readme, "PICTURES", path.parent / "pictures")
         text = readme.Section("FIFO memory", path).text
         kind = readme.kind_of(record.load(path))
