@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks.cases import Case
+from benchmarks.distributed import __main__ as command
 from benchmarks.distributed import card, page
-from benchmarks.distributed.__main__ import measured
 from benchmarks.distributed.large import DIM, RANKS, large
 from benchmarks.distributed.measure import LARGE, SIZES, constants, median_of, step_of
 from benchmarks.distributed.model import H200, Machine, Step, collective, parts, seconds
@@ -177,9 +177,51 @@ class TestCard:
         assert path.rpartition("/")[2] in page.PAGE.read_text()
 
 
+class TestCommand:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--card", "x.json", "--page", "y.json"], "--card"),
+            (["--card", "x.json", "--large", "64"], "--card"),
+            (["--large", "0"], "32 rows of a step at least; got 0"),
+            (["--large", "31"], "got 31"),
+            (["--large", "-5"], "got -5"),
+            (["--measure", str(ROOT)], "does not end in .json"),
+            (["--measure", str(page.PAGE / "x.json")], page.PAGE.name),
+            (["--page", "benchmarks/results/absent.json"], "absent.json"),
+            (["--page", str(page.PAGE)], f"{page.PAGE.name} is no JSON"),
+        ],
+    )
+    def test_bad_arguments_are_refused_before_anything_is_measured(
+        self, arguments, message, monkeypatch, capsys
+    ):
+        monkeypatch.setattr(command, "measured", pytest.fail)
+        with pytest.raises(SystemExit, match="2"):
+            command.main(arguments)
+        assert message in capsys.readouterr().err
+
+    def test_a_page_shows_records_of_the_repository(self, tmp_path, capsys):
+        path = tmp_path / "record.json"
+        path.write_text("{}")
+        with pytest.raises(SystemExit, match="2"):
+            command.main(["--page", str(path)])
+        assert f"{path} is outside the repository" in capsys.readouterr().err
+
+    def test_a_record_that_exists_is_not_what_is_measured(self, capsys):
+        ranks, _ = page.records_of(page.PAGE.read_text())
+        with pytest.raises(SystemExit, match="2"):
+            command.main(["--measure", str(ranks), "--page", str(ranks)])
+        assert f"{ranks} exists" in capsys.readouterr().err
+
+    def test_a_number_is_added_to_the_name_of_a_record_that_exists(self, tmp_path):
+        (tmp_path / "x.json").touch()
+        options = command.parse_arguments(["--measure", str(tmp_path / "x.json")])
+        assert options.measure == tmp_path / "x-2.json"
+
+
 def test_a_measurement():
     torch.use_deterministic_algorithms(False)
-    record = measured(["python"], 0.0, sizes=(300, 600, 1200), least=0.0)
+    record = command.measured(["python"], 0.0, sizes=(300, 600, 1200), least=0.0)
     assert len(record["rows"]) == 3 + 2 * 9
     for row in record["rows"]:
         assert 0 < row["seconds"]["p20"] <= row["seconds"]["median"] <= row["seconds"]["p80"]

@@ -12,13 +12,13 @@ import torch
 
 from benchmarks import hardware, record
 from benchmarks.distributed import page
-from benchmarks.distributed.large import large
+from benchmarks.distributed.large import LEAST, large
 from benchmarks.distributed.measure import measure
 from benchmarks.measure import busy_cores
-from benchmarks.paths import unused
+from benchmarks.paths import new_record, place
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.distributed",
         description="A training step on several ranks: the model's tables for up to 1024 GPUs, and "
@@ -28,15 +28,15 @@ def parse_arguments() -> argparse.Namespace:
         "--measure",
         type=Path,
         metavar="RECORD",
-        help="measures at W = 1, 2 and 4 over gloo (about two minutes) and writes this file, or "
-        "one with a number where it exists",
+        help="measures at W = 1, 2 and 4 over gloo (about two minutes) and writes this file, "
+        "NAME.json, or one with a number where it exists",
     )
     parser.add_argument(
         "--card",
         type=Path,
         metavar="RECORD",
         help="prints the tables with the constants of one device that a record of make bench has "
-        "measured, in place of the assumed ones",
+        "measured, in place of the assumed ones; goes with no other option",
     )
     parser.add_argument(
         "--page",
@@ -49,9 +49,39 @@ def parse_arguments() -> argparse.Namespace:
         "--large",
         type=int,
         metavar="K",
-        help="makes a bfloat16 memory of K rows over two processes and trains on it",
+        help=f"makes a bfloat16 memory of K rows, {LEAST} at least, over two processes and trains "
+        "on it",
     )
-    return parser.parse_args()
+    options = parser.parse_args(arguments)
+    others = (options.measure, options.page, options.large)
+    if options.card is not None and any(other is not None for other in others):
+        parser.error("--card prints its tables, and goes with no other option")
+    if options.large is not None and options.large < LEAST:
+        parser.error(f"--large must be the {LEAST} rows of a step at least; got {options.large}")
+    try:
+        _settle_paths(options)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    return options
+
+
+def _settle_paths(options: argparse.Namespace) -> None:
+    """Where ``--measure`` can write, and that ``--page`` can show what it names.
+
+    Raises:
+        OSError, ValueError: nowhere, or it is no record, lies outside the repository, or is not
+            what is measured.
+    """
+    options.page = options.page and [path.resolve() for path in options.page]
+    shown, wanted = options.page or [], options.measure and options.measure.resolve()
+    for path in shown:
+        place(path)
+        if path != wanted:
+            record.read(path)
+    if wanted is not None:
+        if wanted in shown and wanted.exists():
+            raise ValueError(f"{options.measure} exists: --page would not show what is measured")
+        options.measure = new_record(options.measure)
 
 
 def measured(command: Sequence[str], busy: float | None, **settings: Any) -> dict[str, Any]:
@@ -64,20 +94,20 @@ def measured(command: Sequence[str], busy: float | None, **settings: Any) -> dic
     return environment | measure(**settings) | {"state": hardware.cpu_state()}
 
 
-def main() -> None:
-    options = parse_arguments()
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parse_arguments(given)
     if options.measure is not None:
         busy = busy_cores()
-        found = measured(["python", "-m", "benchmarks.distributed", *sys.argv[1:]], busy)
-        path = unused(options.measure)
-        path.write_text(json.dumps(found, indent=2) + "\n")
+        found = measured(["python", "-m", "benchmarks.distributed", *given], busy)
+        options.measure.write_text(json.dumps(found, indent=2) + "\n")
         print(page.checked(found))
-        print(f"written to {path}")
+        print(f"written to {options.measure}")
         if busy is not None and busy > 0.1:
             print(f"other work keeps {busy:.1f} cores busy: these times are not to be kept")
     if options.page is not None:
         try:
-            page.write([path.resolve() for path in options.page])
+            page.write(options.page)
         except (OSError, ValueError) as error:
             sys.exit(f"docs/scaling.md stays as it is: {error}")
     if options.large is not None:

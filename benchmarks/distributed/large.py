@@ -12,6 +12,8 @@ from benchmarks.measure import peak_extra_memory
 from rrd_kernels import RRDLoss
 
 RANKS, BATCH, DIM = 2, 16, 128
+#: Rows that a step of all ranks writes.
+LEAST = RANKS * BATCH
 
 
 class Large(NamedTuple):
