@@ -13,6 +13,8 @@ from typing import Any
 
 from rrd_kernels import validation as check
 
+__all__ = ["LAYOUTS", "to_layout"]
+
 LAYOUTS = ("2025", "2024-09", "2024-07")
 
 _PREFIX = "memory."

@@ -152,6 +152,8 @@ def enqueue_(
         momentum: how much of the old slot stays, in [0, 1). Default 0: the plain FIFO write.
         backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.
 
+    Returns nothing; writes ``memory`` and ``ptr``.
+
     Raises:
         TypeError: an argument of the wrong type; sparse, integer, complex or DTensor inputs.
         ValueError: B > K, widths or devices that do not agree, momentum out of range, a memory
@@ -312,8 +314,12 @@ def warmup(
         tau_s, tau_t, enqueue, momentum, reduction, unit_memory, precision: as they will be given.
         device: where. Default: PyTorch's default device.
 
+    Returns nothing; writes no tensor that exists, and compiled kernels to the disk.
+
     Raises:
         TypeError, ValueError: an argument that the functions refuse.
+
+    Source: Triton, which compiles a kernel when it is first launched.
 
     Example:
         >>> from rrd_kernels.functional import warmup

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = ["EXTENSION_ERROR", "why_not_fused"]
+
 #: Whether GPUs have fused kernels: looked for, not imported, which takes a second.
 TRITON_FOUND = importlib.util.find_spec("triton") is not None
 
@@ -220,7 +222,21 @@ _why_not_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def why_not_fused(device: torch.device) -> str | None:
-    """Why the fused kernels do not run on ``device``; ``None`` where they do."""
+    """Why the fused kernels do not run on ``device``.
+
+    Args:
+        device: any, whether there is one here or not.
+
+    Returns:
+        A reason for a message; ``None`` where they do.
+
+    Source: csrc/ and rrd_kernels/triton, by what is built, installed and known of a GPU.
+
+    Example:
+        >>> from rrd_kernels.ops import why_not_fused
+        >>> why_not_fused(torch.device("meta"))
+        'they run on cpu and cuda, not on meta'
+    """
     if EXTENSION_ERROR is not None:
         return EXTENSION_ERROR
     if device.type == "cpu":

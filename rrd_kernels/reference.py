@@ -10,6 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = [
+    "enqueue_",
+    "estimate_normalizers_",
+    "momentum_update_",
+    "relational_loss",
+    "relational_partials",
+    "relational_step_",
+    "sampled_relational_loss",
+]
+
 
 def _compute_dtype(*tensors: Tensor) -> torch.dtype:
     double = any(tensor.dtype == torch.float64 for tensor in tensors)
@@ -153,6 +163,8 @@ def enqueue_(memory: Tensor, ptr: Tensor, keys: Tensor, *, momentum: float = 0.0
         ptr: int64 [1] on the memory's device, changed in place.
         keys: [B, D], unnormalised, B <= K.
         momentum: how much of the old slot stays, in [0, 1). Default 0.
+
+    Returns nothing; writes ``memory`` and ``ptr``.
 
     Raises:
         RuntimeError: PyTorch's own, for what functional.enqueue_ refuses clearly.
@@ -302,6 +314,8 @@ def estimate_normalizers_(
         normalizers: [2], floating, changed in place; a value that would not be finite is not set.
         z_s, z_t, memory_v1, memory_v2, contrast_idx, nce_t: as in :func:`sampled_relational_loss`.
 
+    Returns nothing; writes ``normalizers``.
+
     Raises:
         IndexError: PyTorch's own, for a row that is not in the memories.
 
@@ -328,7 +342,7 @@ def estimate_normalizers_(
 
 
 @torch.no_grad()
-def momentum_update_(memory: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:
+def momentum_update_(memory: Tensor, index: Tensor, rows: Tensor, momentum: float = 0.5) -> None:
     """Moves the rows at ``index`` towards the unit rows of ``rows``, in place.
 
     Each becomes ``normalize(momentum * row + (1 - momentum) * normalize(new))``. Where an index
@@ -339,7 +353,9 @@ def momentum_update_(memory: Tensor, index: Tensor, rows: Tensor, momentum: floa
         memory: [n_data, D], floating, changed in place.
         index: int [B].
         rows: [B, D], unnormalised.
-        momentum: how much of the old row stays, in [0, 1).
+        momentum: how much of the old row stays, in [0, 1). Default 0.5.
+
+    Returns nothing; writes ``memory``.
 
     Raises:
         IndexError: an index that is not in the memory, on the CPU.
@@ -348,7 +364,7 @@ def momentum_update_(memory: Tensor, index: Tensor, rows: Tensor, momentum: floa
 
     Example:
         >>> memory = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-        >>> momentum_update_(memory, torch.tensor([1]), torch.tensor([[2.0, 0.0]]), 0.5)
+        >>> momentum_update_(memory, torch.tensor([1]), torch.tensor([[2.0, 0.0]]))
         >>> memory[1]
         tensor([0.7071, 0.7071])
     """

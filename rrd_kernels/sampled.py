@@ -160,6 +160,8 @@ def estimate_normalizers_(
         z_s, z_t, memory_v1, memory_v2, contrast_idx, nce_t: as in :func:`sampled_relational_loss`.
         backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.
 
+    Returns nothing; writes ``normalizers``.
+
     Raises:
         TypeError, ValueError, IndexError, RuntimeError: as there; nothing has been written then.
 
@@ -204,6 +206,8 @@ def momentum_update_(
         rows: [B, D], unnormalised, same choice of dtypes.
         momentum: how much of the old row stays, in [0, 1). Default 0.5.
         backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.
+
+    Returns nothing; writes ``memory``.
 
     Raises:
         TypeError: an argument of the wrong type; sparse, integer, complex or DTensor inputs.

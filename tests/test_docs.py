@@ -4,57 +4,73 @@ import doctest
 import importlib
 import inspect
 import re
+from collections.abc import Iterator
+from inspect import ismodule
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ranks import on_ranks
 
 import rrd_kernels
-from rrd_kernels import validation
+from rrd_kernels import functional, partials, reference, sampled, validation
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ["checkpoint", "distributed.ddp", "partials", "functional", "loss", "memory", "reference"]
-PUBLIC = [
-    rrd_kernels.RRDLoss,
-    rrd_kernels.FifoMemory,
-    rrd_kernels.functional.relational_loss,
-    rrd_kernels.functional.enqueue_,
-    rrd_kernels.functional.relational_step_,
-    rrd_kernels.reference.relational_loss,
-    rrd_kernels.reference.enqueue_,
-    rrd_kernels.reference.relational_step_,
-    rrd_kernels.functional.relational_partials,
-    rrd_kernels.functional.loss_of_partials,
-    rrd_kernels.reference.relational_partials,
-    rrd_kernels.checkpoint.to_layout,
-    rrd_kernels.distributed.ignore_in_ddp,
-]
+WITH_EXAMPLES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "rrd_kernels").rglob("*.py")
+    if ">>> " in path.read_text()
+)
 
 
-@pytest.mark.parametrize("name", MODULES)
+def public() -> Iterator[Any]:
+    """The classes that the package names, and the functions that its modules name."""
+    for name in rrd_kernels.__all__:
+        found = getattr(rrd_kernels, name)
+        named = [getattr(found, own) for own in found.__all__] if ismodule(found) else [found]
+        yield from filter(callable, named)
+
+
+PUBLIC = {f"{thing.__module__}.{thing.__qualname__}": thing for thing in public()}
+
+
+def test_what_is_public_is_named():
+    for module in (functional, partials, sampled):
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if function.__module__ == module.__name__ and not name.startswith("_"):
+                assert name in functional.__all__
+    twins = {name for name in functional.__all__ if hasattr(reference, name)}
+    assert twins == set(reference.__all__)
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_examples_in_docstrings(name):
-    module = importlib.import_module(f"rrd_kernels.{name}")
+    module = importlib.import_module(name)
     results = doctest.testmod(module, extraglobs={"torch": torch})
     assert results.attempted > 0
     assert results.failed == 0
 
 
-@pytest.mark.parametrize("thing", PUBLIC, ids=lambda thing: thing.__qualname__)
-def test_public_docstrings_are_whole(thing):
-    text = inspect.getdoc(thing)
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_docstrings_are_whole(name):
+    text = inspect.getdoc(PUBLIC[name])
+    signature = inspect.signature(PUBLIC[name])
     for part in ("Args:", "Source:", "Example:"):
         assert part in text
-    for parameter in inspect.signature(thing).parameters:
+    if not inspect.isclass(PUBLIC[name]):
+        nothing = signature.return_annotation is None
+        assert ("Returns nothing; writes " if nothing else "Returns:") in text
+    for parameter in signature.parameters:
         assert re.search(rf"\b{parameter}\b", text), parameter
 
 
 def test_twins_take_the_same_arguments():
-    for name in ("relational_loss", "enqueue_", "relational_step_", "relational_partials"):
-        fused = inspect.signature(getattr(rrd_kernels.functional, name)).parameters
-        plain = inspect.signature(getattr(rrd_kernels.reference, name)).parameters
+    for name in reference.__all__:
+        fused = inspect.signature(getattr(functional, name)).parameters
+        plain = inspect.signature(getattr(reference, name)).parameters
         assert plain.items() <= fused.items()
-        assert set(fused) - set(plain) <= {"unit_memory", "precision", "backend"}
+        assert set(fused) - set(plain) <= {"unit_memory", "precision", "method", "backend"}
 
 
 def readme() -> str:
