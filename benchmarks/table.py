@@ -16,9 +16,9 @@ from benchmarks.figures import (
     Units,
     best_sdpa,
     share_of_ceiling,
+    spread_text,
     three_digits,
 )
-from benchmarks.measure import Spread
 from benchmarks.peers import Compiled
 from benchmarks.run import Absent, Result, Row
 from benchmarks.targets import Outcome
@@ -87,21 +87,14 @@ def _figures(
     published = next((name for name in PUBLISHED if name in row.speedup), None)
     bound = ceilings.bound(row.case) if ceilings else None
     cells = (
-        _spread(row.seconds, units),
-        _spread(row.replay.seconds, units) if row.replay else MISSING,
+        spread_text(vars(row.seconds), units),
+        spread_text(vars(row.replay.seconds), units) if row.replay else MISSING,
         MISSING if row.rate is None else f"{row.rate / units.operations:.0f}",
         share_of_ceiling(bound, row.best_seconds),
         *(_speedup(row, peer) for peer in (published, Compiled.name, best)),
         MISSING if row.extra_bytes is None else f"{row.extra_bytes / 2**20:.1f}",
     )
     return dict(zip(titles, cells, strict=True))
-
-
-def _spread(spread: Spread, units: Units) -> str:
-    median, p20, p80 = (
-        three_digits(units.per_second * s) for s in (spread.median, spread.p20, spread.p80)
-    )
-    return f"{median} [{p20}–{p80}]"
 
 
 def _speedup(row: Row, peer: str | None) -> str:
