@@ -6,7 +6,7 @@ others.
 
 import math
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from benchmarks.inputs import Batch, State
 from benchmarks.negatives import DrawAgreement
 from benchmarks.peers import PublishedEager
 from benchmarks.step import Step, TrainingStep
+from benchmarks.turns import with_twins
 from rrd_kernels import reference
 
 
@@ -273,3 +274,31 @@ def agreement(case: AnyCase, state: State, batch: Batch) -> Check:
         return MomentumAgreement(case, state, batch)
     assert isinstance(case, Case)
     return FifoAgreement(case, state, batch)
+
+
+class Agreed(NamedTuple):
+    """What may be timed of an implementation, and what it errs by."""
+
+    #: The one that was checked, and its twins.
+    steps: list[Step]
+    errors: Errors | None
+    #: That of what is written alone; ``None`` where nothing is.
+    written: float | None
+
+
+def agreed(step: Step, judge: Check, cache_bytes: int | None) -> Agreed:
+    """``step``, which has not been called before, and others like it, when it agrees.
+
+    Args:
+        step: is called, and so warms up.
+        judge: of its case.
+        cache_bytes: as in :func:`benchmarks.turns.copies_wanted`.
+
+    Raises:
+        ArithmeticError: it errs by more than it may, in what it writes alone too.
+    """
+    writer = step.twin()  # of the state that the step is made with
+    errors, written = judge.check(step), None
+    if isinstance(judge, Agreement) and isinstance(writer, TrainingStep):
+        written = judge.check_write(writer)
+    return Agreed(with_twins(step, cache_bytes), errors, written)

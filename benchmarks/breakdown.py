@@ -7,7 +7,7 @@ import torch
 from torch.autograd import DeviceType
 
 from benchmarks import hardware
-from benchmarks.agreement import Agreement, agreement
+from benchmarks.agreement import agreed, agreement
 from benchmarks.cases import AnyCase
 from benchmarks.implementations import implementations
 from benchmarks.inputs import draw
@@ -18,8 +18,8 @@ from benchmarks.measure import (
     profiler,
     wait_for,
 )
-from benchmarks.step import Step, TrainingStep
-from benchmarks.turns import one_by_one, turns, with_twins
+from benchmarks.step import Step
+from benchmarks.turns import one_by_one, turns
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,9 @@ def breakdowns(
             if kind in without or kind.why_not(case):
                 continue
             try:
-                step = kind(case, state)
-                writer = step.twin()
-                judge.check(step)
-                if isinstance(judge, Agreement) and isinstance(writer, TrainingStep):
-                    judge.check_write(writer)
-                twins = with_twins(step, cache)
-                parts = _parts(one_by_one(turns(twins, batches)), device, steps)
-                yield Breakdown(case, kind.name, parts, copies=len(twins))
+                copies = agreed(kind(case, state), judge, cache).steps
+                parts = _parts(one_by_one(turns(copies, batches)), device, steps)
+                yield Breakdown(case, kind.name, parts, copies=len(copies))
             except Exception as error:  # a library's: run_case reports it with the others
                 yield Breakdown(case, kind.name, [], first_line(error))
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from benchmarks import cuda, hardware, step_parts
-from benchmarks.agreement import Agreement, Check, agreement
+from benchmarks.agreement import Check, agreed, agreement
 from benchmarks.cases import AnyCase, Case
 from benchmarks.errors import Errors
 from benchmarks.implementations import implementations
@@ -25,8 +25,8 @@ from benchmarks.measure import (
     outcome_of,
     wall_time,
 )
-from benchmarks.step import AutogradStep, Step, TrainingStep
-from benchmarks.turns import one_by_one, turns, with_twins
+from benchmarks.step import AutogradStep, Step
+from benchmarks.turns import one_by_one, turns
 from benchmarks.work import Work, of_part
 
 Times = TypeVar("Times")
@@ -194,11 +194,7 @@ def _prepare(
         return Absent(case, kind.name, NOT_MEASURED, reason)
     try:
         step = kind(case, state)
-        writer = step.twin()
-        errors = judge.check(step)
-        if isinstance(judge, Agreement) and isinstance(writer, TrainingStep):
-            judge.check_write(writer)
-        steps = with_twins(step, hardware.cache_bytes(batches[0][0].device))
+        steps, errors, _ = agreed(step, judge, hardware.cache_bytes(batches[0][0].device))
     except Exception as error:  # a compiler's, a library's: the others can be measured still
         return Absent(case, kind.name, outcome_of(error), first_line(error))
     calls = turns(steps, batches)

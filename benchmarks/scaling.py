@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks import cuda, hardware
-from benchmarks.agreement import FifoAgreement
+from benchmarks.agreement import FifoAgreement, agreed
 from benchmarks.cases import Axis, Case
 from benchmarks.fits import PowerLaw, power_law
 from benchmarks.implementations import implementations
@@ -33,8 +33,8 @@ from benchmarks.measure import (
 )
 from benchmarks.peers import Compiled
 from benchmarks.sdpa import Math
-from benchmarks.step import Step, TrainingStep
-from benchmarks.turns import one_by_one, turns, with_twins
+from benchmarks.step import Step
+from benchmarks.turns import one_by_one, turns
 
 #: Of a CPU's free memory, what a series may take: the rest is the system's, and no step is to wait
 #: for a swap.
@@ -137,12 +137,8 @@ def _measure(
     except Exception as error:  # also for want of memory, which is not the step's
         reason = f"the reference: {first_line(error)}"
         return Point(value, outcome=NOT_MEASURED, reason=reason)
-    writer = step.twin()
-    judge.check(step)  # and warms up
-    if isinstance(writer, TrainingStep):
-        judge.check_write(writer)
-    del judge, state, writer
-    steps = with_twins(step, hardware.cache_bytes(device))
+    steps = agreed(step, judge, hardware.cache_bytes(device)).steps
+    del judge, state
     timer: Callable[[], float]
     timer = partial(wall_time, one_by_one(turns(steps, batches)), device)
     if device.type == "cuda":

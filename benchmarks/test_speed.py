@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from benchmarks import cuda, hardware
-from benchmarks.agreement import Agreement, Check, agreement
+from benchmarks.agreement import Agreed, Check, agreed, agreement
 from benchmarks.cases import AnyCase, cases_for
 from benchmarks.implementations import implementations
 from benchmarks.inputs import Batch, State, draw
@@ -36,9 +36,9 @@ from benchmarks.measure import (
     wait_for,
     wall_time,
 )
-from benchmarks.step import Step, TrainingStep
+from benchmarks.step import Step
 from benchmarks.step_parts import BACKWARD, FORWARD, Graph, forwards, graphs, parts_of, writes
-from benchmarks.turns import one_by_one, turns, with_twins
+from benchmarks.turns import one_by_one, turns
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 STEP = "step"
@@ -91,22 +91,15 @@ def prepared(case: AnyCase, device: torch.device) -> Prepared:
 
 
 @functools.lru_cache(maxsize=1)
-def agreeing(case: AnyCase, device: torch.device, kind: type[Step]) -> tuple[Step, dict[str, Any]]:
-    """A step that has agreed with the reference, in its writes too, and its errors."""
+def agreeing(case: AnyCase, device: torch.device, kind: type[Step]) -> Agreed:
+    """Steps that have agreed with the reference, in their writes too."""
     ready = prepared(case, device)
     try:
-        step = kind(case, ready.state)
-        writer = step.twin()
-        errors = ready.judge.check(step)
+        return agreed(kind(case, ready.state), ready.judge, hardware.cache_bytes(device))
     except ArithmeticError:
         raise
     except Exception as error:  # a compiler's, a library's that has no kernel here
         pytest.skip(first_line(error))
-    found: dict[str, Any] = asdict(errors) if errors else {}
-    if isinstance(ready.judge, Agreement):
-        assert isinstance(writer, TrainingStep)
-        found["written"] = ready.judge.check_write(writer)
-    return step, found
 
 
 @pytest.mark.parametrize(("device", "case", "kind", "part"), list(every_part()))
@@ -119,9 +112,9 @@ def test_speed(
     request: pytest.FixtureRequest,
 ) -> None:
     with float32_matmul_precision(case.matmul_precision):
-        step, errors = agreeing(case, device, kind)
+        steps, found, written = agreeing(case, device, kind)
+        errors = {**asdict(found), "written": written} if found else {}
         batches = prepared(case, device).batches
-        steps = with_twins(step, hardware.cache_bytes(device))
         call: Callable[[], object]
         if part == BACKWARD:
             make = graphs(steps, batches)
