@@ -264,6 +264,7 @@ def attend_launch(
     }
     if settings.need_grad:
         kernel, constants["BLOCK_D"] = attend, config.block_d
+        constants["NVIDIA"] = hardware.family.startswith("sm_")
     else:
         kernel = attend_loss
         del arguments["partials"]
