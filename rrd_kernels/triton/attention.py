@@ -79,6 +79,12 @@ def as_operand(weights, OPERAND: tl.constexpr, INPUT_PRECISION: tl.constexpr, NV
 
 
 @triton.jit
+def partial_sums(weights, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, LANES: tl.constexpr):
+    """The sums of every LANES-th weight of a row, of those that one thread has: [BLOCK_M, LANES]."""
+    return tl.sum(tl.reshape(weights, (BLOCK_M, BLOCK_N // LANES, LANES)), axis=1)
+
+
+@triton.jit
 def load_queries(
     queries,
     rows,
@@ -186,6 +192,7 @@ def attend(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    LANES: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Grid: blocks of queries, splits, blocks of D.
@@ -205,7 +212,7 @@ def attend(
     begin = split * tiles_per_split * BLOCK_N
     end = tl.minimum(begin + tiles_per_split * BLOCK_N, size)
     shift = tl.zeros((BLOCK_M,), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
+    totals = tl.zeros((BLOCK_M, LANES), tl.float32)
     output = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
 
     if BOUNDED:
@@ -222,8 +229,9 @@ def attend(
                 )  # fmt: skip
             weights, rounded = as_operand(tl.exp2(logits), OPERAND, INPUT_PRECISION, NVIDIA)
             # The sum is of the weights as multiplied, or equal rows would not weigh one in all.
-            total += tl.sum(rounded, axis=1)
+            totals += partial_sums(rounded, BLOCK_M, BLOCK_N, LANES)
             output = product(weights, tile, output, INPUT_PRECISION, UPCAST)
+        total = tl.sum(totals, axis=1)
         bound = tl.where(rows < batch, bound_s, bound_t)
         rows_seen = (end - begin).to(tl.float32)
         # NaN is no reason: it would only come again.
@@ -234,6 +242,7 @@ def attend(
         output = tl.where(again, 0.0, output)
         shift = tl.where(again, float("-inf"), shift)
     else:
+        total = tl.zeros((BLOCK_M,), tl.float32)
         redo_end = end
         shift += float("-inf")
 

@@ -24,6 +24,10 @@ STORAGE = {
 }
 TRITON_DTYPE = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
+#: Columns of a tile after which a thread's own come again, where threads share rows; one where sums
+#: are taken across threads at once, as for float32, which has no register left.
+LANES = {"sm_80": 32, "sm_86": 32, "sm_90": 16, "interpreter": 16}
+
 #: In the order of the operators' integer.
 ENQUEUES = ("never", "before", "after")
 
@@ -265,6 +269,8 @@ def attend_launch(
     if settings.need_grad:
         kernel, constants["BLOCK_D"] = attend, config.block_d
         constants["NVIDIA"] = hardware.family.startswith("sm_")
+        lanes = LANES.get(hardware.family, 1) if settings.operand != "float32" else 1
+        constants["LANES"] = min(config.block_n, lanes)
     else:
         kernel = attend_loss
         del arguments["partials"]
