@@ -191,6 +191,32 @@ def test_a_broken_promise_of_unit_rows_costs_time_only(precision, length, device
         assert promised.isfinite().all()
 
 
+@pytest.mark.parametrize("rows", [48, 53])
+@pytest.mark.parametrize("dim", [24, 100])
+@pytest.mark.parametrize("unit_memory", [False, True])
+def test_tf32(unit_memory, dim, rows, device):
+    """Which a CPU computes in float32; on Hopper its second product takes the rows in an order of
+    its own."""
+    problem = draw(5, dim, rows, device=device)
+    exact_loss, exact_grad = problem.float64()
+    z_s = problem.z_s.requires_grad_()
+    loss = relational_loss(
+        z_s,
+        problem.z_t,
+        problem.memory,
+        tau_s=problem.tau_s,
+        tau_t=problem.tau_t,
+        reduction="none",
+        unit_memory=unit_memory,
+        precision="tf32",
+    )
+    (grad,) = torch.autograd.grad(loss.sum(), z_s)
+    bounds = tolerance(problem, "tf32" if runs_triton(device) else "float32")
+    for found, exact, bound in zip((loss, grad), (exact_loss, exact_grad), bounds, strict=True):
+        error = (found.double() - exact).abs()
+        assert ((error if error.dim() == 1 else error.norm(dim=1)) <= bound).all()
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_bounded_path_at_the_edge_of_its_range(precision, device):
     """All rows alike, every logit at the bound: the loss is ln K, whatever the sums on the way."""

@@ -79,6 +79,43 @@ def as_operand(weights, OPERAND: tl.constexpr, INPUT_PRECISION: tl.constexpr, NV
 
 
 @triton.jit
+def reordered_weights(weights, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Of each eight columns the even ones, then the odd ones: a thread of the tensor cores' warps
+    has columns 2 t and 2 t + 1 of what they multiplied, and gives them columns t and t + 4."""
+    pairs = tl.reshape(weights, (BLOCK_M, BLOCK_N // 8, 4, 2))
+    return tl.reshape(tl.permute(pairs, (0, 1, 3, 2)), (BLOCK_M, BLOCK_N))
+
+
+@triton.jit
+def reordered_rows(
+    tile,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WARPS: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """The rows in the order of :func:`reordered_weights`.
+
+    The tensor cores want TF32 rows transposed, which the compiler does in registers. The split and
+    the join change nothing but where it holds them: each thread a column and not a part of a row,
+    with which it would store to one bank of shared memory sixteen times.
+    """
+    parts = tl.reshape(tile, (BLOCK_N // 8, 2, 2, 2, BLOCK_D))
+    if WARPS == 4:
+        even, odd = tl.split(tl.permute(parts, (0, 3, 1, 4, 2)))
+    else:
+        even, odd = tl.split(tl.permute(parts, (0, 3, 2, 4, 1)))
+    if not UPCAST:  # or newer compilers see that they are joined again
+        even = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [even], tl.float32, True, 1)
+        odd = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [odd], tl.float32, True, 1)
+    if WARPS == 4:
+        parts = tl.permute(tl.join(even, odd), (0, 1, 2, 4, 3))
+    else:
+        parts = tl.permute(tl.join(even, odd), (0, 1, 4, 2, 3))
+    return tl.reshape(parts, (BLOCK_N, BLOCK_D))
+
+
+@triton.jit
 def partial_sums(weights, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, LANES: tl.constexpr):
     """The sums of every LANES-th weight of a row, of those that one thread has: [BLOCK_M, LANES]."""
     return tl.sum(tl.reshape(weights, (BLOCK_M, BLOCK_N // LANES, LANES)), axis=1)
@@ -193,6 +230,7 @@ def attend(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
     LANES: tl.constexpr,
+    REORDER_WARPS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Grid: blocks of queries, splits, blocks of D.
@@ -230,6 +268,9 @@ def attend(
             weights, rounded = as_operand(tl.exp2(logits), OPERAND, INPUT_PRECISION, NVIDIA)
             # The sum is of the weights as multiplied, or equal rows would not weigh one in all.
             totals += partial_sums(rounded, BLOCK_M, BLOCK_N, LANES)
+            if REORDER_WARPS:
+                weights = reordered_weights(weights, BLOCK_M, BLOCK_N)
+                tile = reordered_rows(tile, BLOCK_N, BLOCK_D, REORDER_WARPS, UPCAST)
             output = product(weights, tile, output, INPUT_PRECISION, UPCAST)
         total = tl.sum(totals, axis=1)
         bound = tl.where(rows < batch, bound_s, bound_t)

@@ -14,6 +14,7 @@ from rrd_kernels.triton.configs import Hardware, input_precision
 from rrd_kernels.triton.enqueue import advance, enqueue
 from rrd_kernels.triton.plan import Plan, make_plan, next_power_of_2, row_block
 from rrd_kernels.triton.prepare import prepare
+from rrd_kernels.triton.table import Config
 
 #: What the products' operands are stored in.
 STORAGE = {
@@ -231,6 +232,16 @@ def prepare_launch(
     )
 
 
+def reorders(config: Config, settings: Settings, hardware: Hardware) -> bool:
+    """Whether the second product takes a tile's rows in another order: for Hopper's tensor cores
+    with TF32, at the width where the compiled code is the better for it; and under the interpreter.
+    """
+    whole_rows = config.block_k == config.block_d == 128
+    return settings.operand == "tf32" and (
+        (hardware.family == "sm_90" and whole_rows) or hardware.family == "interpreter"
+    )
+
+
 def attend_launch(
     memory: Tensor, buffers: Buffers, plan: Plan, settings: Settings, hardware: Hardware
 ) -> Launch:
@@ -269,6 +280,7 @@ def attend_launch(
     if settings.need_grad:
         kernel, constants["BLOCK_D"] = attend, config.block_d
         constants["NVIDIA"] = hardware.family.startswith("sm_")
+        constants["REORDER_WARPS"] = config.num_warps if reorders(config, settings, hardware) else 0
         lanes = LANES.get(hardware.family, 1) if settings.operand != "float32" else 1
         constants["LANES"] = min(config.block_n, lanes)
     else:

@@ -70,7 +70,7 @@ ATTENTION: dict[str, dict[str, dict[int, tuple[Config, Config]]]] = {
         },
         "tf32": {
             64: (Config(64, 32, 64, 64, 4, 2), Config(128, 64, 64, 64, 8, 2)),
-            128: (Config(64, 32, 128, 128, 4, 2), Config(128, 64, 128, 128, 8, 2)),
+            128: (Config(64, 32, 128, 128, 4, 3), Config(128, 64, 128, 128, 8, 3)),
             256: (Config(64, 32, 64, 256, 8, 2), Config(128, 32, 32, 256, 8, 2)),
             1024: (Config(64, 32, 64, 128, 4, 2), Config(128, 32, 64, 128, 8, 2)),
         },
@@ -125,7 +125,7 @@ ATTENTION: dict[str, dict[str, dict[int, tuple[Config, Config]]]] = {
     "interpreter": {
         operand: {
             64: (Config(16, 16, 64, 64, 4, 1), Config(32, 16, 32, 64, 4, 1)),
-            128: (Config(16, 16, 32, 64, 4, 1), Config(32, 32, 128, 128, 4, 1)),
+            128: (Config(16, 16, 32, 64, 8, 1), Config(32, 32, 128, 128, 4, 1)),
             256: (Config(16, 32, 256, 256, 4, 1), Config(32, 32, 64, 128, 4, 1)),
             1024: (Config(16, 32, 128, 256, 4, 1), Config(32, 32, 128, 256, 4, 1)),
         }
