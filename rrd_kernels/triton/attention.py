@@ -117,7 +117,7 @@ def reordered_rows(
 
 @triton.jit
 def partial_sums(weights, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, LANES: tl.constexpr):
-    """The sums of every LANES-th weight of a row, of those that one thread has: [BLOCK_M, LANES]."""
+    """The sums of every LANES-th weight of a row, [BLOCK_M, LANES]: a thread's own, added up."""
     return tl.sum(tl.reshape(weights, (BLOCK_M, BLOCK_N // LANES, LANES)), axis=1)
 
 

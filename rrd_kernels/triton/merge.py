@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from rrd_kernels.triton.combine import LOG_2, merged_output, merged_weights
+from rrd_kernels.triton.combine import LOG_2, load_stats, merged_outputs, merged_weights
 from rrd_kernels.triton.rows import load_row, query_of, unit_row
 
 
@@ -32,21 +32,23 @@ def merge(
     ``shifts[i]``, 2 numbers; see relational_partials in csrc/rrd.cpp."""
     i = tl.program_id(0)
     count = 2 * batch
-    _, total_s, shift_s = merged_weights(stats, i, count, splits, SPLITS)
-    weight_t, total_t, shift_t = merged_weights(stats, batch + i, count, splits, SPLITS)
+    # All that is loaded from addresses known by now, before anything waits for it.
+    if NEED_GRAD:
+        z = load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D)
+    shifts_s, totals_s = load_stats(stats, i, count, splits, SPLITS)
+    shifts_t, totals_t = load_stats(stats, batch + i, count, splits, SPLITS)
+    _, total_s, shift_s = merged_weights(shifts_s, totals_s)
+    weight_t, total_t, shift_t = merged_weights(shifts_t, totals_t)
     WIDTH: tl.constexpr = 3 + 2 * DIM if NEED_GRAD else 3
     row = sums + i.to(tl.int64) * WIDTH
     if NEED_GRAD:
-        output_s = merged_output(
-            partials, stats, i, count, splits, shift_s, SPLIT_BLOCK, DIM_PAD, BLOCK_D
-        )
-        output_t = merged_output(
-            partials, stats, batch + i, count, splits, shift_t, SPLIT_BLOCK, DIM_PAD, BLOCK_D
+        output_s, output_t = merged_outputs(
+            partials, stats, i, batch, splits, shift_s, shift_t, SPLIT_BLOCK, DIM_PAD, BLOCK_D
         )
         d = tl.arange(0, BLOCK_D)
         tl.store(row + 3 + d, output_s, mask=d < DIM)
         tl.store(row + 3 + DIM + d, output_t, mask=d < DIM)
-        unit, _ = unit_row(load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D))
+        unit, _ = unit_row(z)
         # The query as it was multiplied: the logits of the sums are its.
         query = query_of(unit, scale_s, OPERAND, TF32).to(tl.float32)
         cross = tl.sum(query * output_t, axis=0)

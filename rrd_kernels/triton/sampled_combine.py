@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from rrd_kernels.triton.combine import LOG_2, add_losses, merged_weights, through_norm
+from rrd_kernels.triton.combine import LOG_2, add_losses, load_stats, merged_weights, through_norm
 from rrd_kernels.triton.rows import load_row, unit_row
 
 
@@ -59,8 +59,10 @@ def sampled_combine(
     """
     i = tl.program_id(0)
     count = 2 * batch
-    _, total_s, shift_s = merged_weights(stats, i, count, splits, SPLITS)
-    weight_t, total_t, _ = merged_weights(stats, batch + i, count, splits, SPLITS)
+    shifts_s, totals_s = load_stats(stats, i, count, splits, SPLITS)
+    shifts_t, totals_t = load_stats(stats, batch + i, count, splits, SPLITS)
+    _, total_s, shift_s = merged_weights(shifts_s, totals_s)
+    weight_t, total_t, _ = merged_weights(shifts_t, totals_t)
     split = tl.arange(0, SPLITS)
     stat = stats + split.to(tl.int64) * 3 * count + 2 * count + i
     centres = tl.load(stat, mask=split < splits, other=0.0)
