@@ -159,6 +159,8 @@ def combine(
     # All that is loaded from addresses known by now, before anything waits for it.
     if NEED_GRAD:
         z = load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D)
+    if ENQUEUE != "never":
+        first = tl.load(state)
     shifts_s, totals_s = load_stats(stats, i, count, splits, SPLITS)
     shifts_t, totals_t = load_stats(stats, batch + i, count, splits, SPLITS)
     _, total_s, shift_s = merged_weights(shifts_s, totals_s)
@@ -186,7 +188,6 @@ def combine(
     tl.store(losses + i, (log_sum_exp - centre) * LOG_2)
 
     if ENQUEUE == "after":
-        first = tl.load(state)
         key = load_row(z_t, i, z_t_row, z_t_dim, DIM, BLOCK_D)
         write_slot(
             memory,
@@ -201,6 +202,6 @@ def combine(
         )
     if ENQUEUE != "never":
         if i == 0:
-            tl.store(pointer, (tl.load(state) + batch) % size)
+            tl.store(pointer, (first + batch) % size)
     if REDUCE:
         add_losses(state, losses, loss, batch, weight, BLOCK_B)

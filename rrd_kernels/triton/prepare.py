@@ -58,12 +58,14 @@ def prepare(
     i = tl.program_id(0)
     student = load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D)
     teacher = load_row(z_t, i, z_t_row, z_t_dim, DIM, BLOCK_D)
+    if ENQUEUE != "never":
+        start = tl.load(pointer)  # before stores, which the compiler moves no load ahead of
     store_query(queries, i, student, scale_s, TF32, DIM_PAD, BLOCK_D)
     store_query(queries, batch + i, teacher, scale_t, TF32, DIM_PAD, BLOCK_D)
     if i == 0:
         tl.store(state + 1, 0)
     if ENQUEUE != "never":
-        first = slot_of(tl.load(pointer), size)
+        first = slot_of(start, size)
         if ENQUEUE == "before":
             write_slot(
                 memory,

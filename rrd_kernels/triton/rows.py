@@ -70,7 +70,7 @@ def query_of(unit, scale, OPERAND: tl.constexpr, TF32: tl.constexpr):
 def slot_of(pointer, size):
     """The slot that a stored pointer leads to, which a checkpoint may have made anything."""
     at = pointer % size
-    return (at + size) % size
+    return tl.where(at < 0, at + size, at)
 
 
 @triton.jit
