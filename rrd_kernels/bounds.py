@@ -4,9 +4,13 @@ import math
 
 LOG2_E = math.log2(math.e)
 
-#: How much longer than 1 rows may be for the bounded softmax, and its sums beyond their bounds:
-#: rounding a unit row to bfloat16 changes its length by at most 2^-8.
-SLACK = 1 + 2.0**-6
+#: How much longer than 1 a row may be for the bounded softmax: rounding a unit row to bfloat16
+#: changes its length by at most 2^-8.
+UNIT_SLACK = 2.0**-7
+
+#: How far beyond 1/tau a logit may be, of such a row and a query that is rounded too, and its sums
+#: beyond their bounds; as in csrc/cpu/attention_pass.h.
+SLACK = 1 + 2 * UNIT_SLACK
 
 
 def fits_float32(tau: float, size: int) -> bool:

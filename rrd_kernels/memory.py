@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rrd_kernels import functional
 from rrd_kernels import validation as check
+from rrd_kernels.bounds import UNIT_SLACK
 from rrd_kernels.distributed.agreement import Standing, Step
 from rrd_kernels.distributed.ddp import check_ddp, ignore_in_ddp
 from rrd_kernels.distributed.fifo import keys_step
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 STARTS = ("published", "unit")
-
-# How much longer than 1 a row may be for the bounded softmax: rounding a unit row to bfloat16
-# changes its length by at most 2^-8.
-UNIT_SLACK = 2.0**-7
 
 
 class FifoMemory(Embeddings):

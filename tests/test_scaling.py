@@ -7,14 +7,25 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from benchmarks import paths
 from benchmarks.cases import Case
 from benchmarks.distributed import __main__ as command
 from benchmarks.distributed import card, page
 from benchmarks.distributed.large import DIM, RANKS, large
 from benchmarks.distributed.measure import LARGE, SIZES, constants, median_of, step_of
-from benchmarks.distributed.model import H200, Machine, Step, collective, parts, seconds
+from benchmarks.distributed.model import (
+    H200,
+    Link,
+    Machine,
+    Step,
+    collective,
+    header,
+    parts,
+    seconds,
+)
 from benchmarks.paths import ROOT
 from benchmarks.record import load
+from rrd_kernels.distributed.collectives import RING
 from rrd_kernels.distributed.layout import ROWS_AT_ONCE
 
 
@@ -29,7 +40,7 @@ def test_what_the_page_says_of_processes():
     text = page.PAGE.read_text()
     ranks, _ = page.records_of(text)
     record = json.loads(ranks.read_text())
-    machine = Machine(**record["machine"])
+    machine = Machine.of_record(record["machine"])
     ratios = {
         (row["ranks"], row["size"], row["gather"]): of_measured(machine, row)
         for row in record["rows"]
@@ -47,9 +58,9 @@ def of_measured(machine, row):
 def test_bytes_are_those_that_are_counted():
     """As tests/test_traffic.py has them: two ranks, six samples each, D = 8, float64."""
     keys, shard = (Step(gather, 2, 30, 6, dim=8, element=8) for gather in ("keys", "shard"))
-    assert keys.sent == 2 * 48 + 2 * 6 * 8 * 8
+    assert keys.through == 2 * 48 + 2 * 6 * 8 * 8
     # The model's sums are float32, as they are of float32 embeddings.
-    assert shard.sent == 2 * 48 + 2 * 6 * 2 * 8 * 8 + 2 * 6 * 19 * 4
+    assert shard.through == 2 * 48 + 2 * 6 * 2 * 8 * 8 + 2 * 6 * 19 * 4
     assert (keys.held, shard.held) == (30 * 8 * 8, 15 * 8 * 8)
     assert not Step("keys", 8, 30, 6).possible
     assert Step("none", 8, 30, 6).possible
@@ -62,11 +73,36 @@ def test_one_rank_costs_the_same_in_all_modes():
 
 
 def test_a_collective_between_nodes():
-    machine = Machine("m", 0, 1, 1e-6, 1e9, per_node=8, network_latency=1e-5, network_bandwidth=1e8)
-    assert collective(machine, 8, 1000) == pytest.approx(3e-6 + 7 * 1000 / 1e9)
-    assert collective(machine, 32, 1000) == pytest.approx(3e-6 + 2e-5 + 31 * 1000 / 1e8)
-    ring = machine._replace(ring=True)
-    assert collective(ring, 8, 0) == pytest.approx(7e-6)
+    link = Link(1e-5, 1e-6, 1e9, among_nodes=2e-6, network_latency=5e-6, network_bandwidth=1e8)
+    machine = Machine("m", 0, 1, (link,), per_node=8)
+    assert collective(machine, 8, 1000) == pytest.approx(1e-5 + 7e-6 + 7 * 1000 / 1e9)
+    # 28 hops within four nodes, three between them.
+    wanted = 1e-5 + 28 * 2e-6 + 3 * 5e-6 + 31 * 1000 / 1e8
+    assert collective(machine, 32, 1000) == pytest.approx(wanted)
+
+
+def test_a_collective_takes_the_fastest_way():
+    soon, fast = Link(1e-6, 1e-6, 1e6), Link(1e-4, 1e-5, 1e9)
+    machine = Machine("m", 0, 1, (soon, fast))
+    assert collective(machine, 4, 8) == pytest.approx(1e-6 + 3e-6 + 3 * 8 / 1e6)
+    assert collective(machine, 4, 10**6) == pytest.approx(1e-4 + 3e-5 + 3 * 10**6 / 1e9)
+
+
+def test_a_header_has_the_rounds_of_its_messages():
+    """As tests/test_traffic.py has them: a ring, or a gathering and a broadcast."""
+    machine = Machine("m", 0, 1, (Link(0, 0, 1),), agree=1.0, round=0.01, each=0.0001)
+    rounds = {1: None, 2: 1, 3: 2, 4: 3, 8: 4, 1024: 11}
+    for ranks, wanted in rounds.items():
+        if wanted is None:
+            assert header(machine, ranks) == 0
+        else:
+            each = 0.0001 * (ranks - 1) if ranks > RING else 0
+            assert header(machine, ranks) == pytest.approx(1 + 0.01 * wanted + each)
+
+
+def test_a_machine_outlives_json():
+    for machine in (H200, Machine("m", 0, 1, (Link(0, 1e-3, 1e9),), cores=2)):
+        assert Machine.of_record(json.loads(json.dumps(machine.as_record()))) == machine
 
 
 def test_products_are_the_same_and_reading_is_not():
@@ -76,7 +112,8 @@ def test_products_are_the_same_and_reading_is_not():
 
 
 def test_constants_are_found_again():
-    machine = Machine("m", 2e-3, 5e10, 3e-4, 2e9, cores=2, ring=True)
+    link = Link(0.0, 3e-4, 2e9)
+    machine = Machine("m", 2e-3, 5e10, (link,), agree=1e-4, round=3e-4, cores=2)
     rows = [
         {
             "gather": "none",
@@ -86,11 +123,11 @@ def test_constants_are_found_again():
         }
         for size in (1000, 3000, 9000)
     ]
-    found = constants(rows, {"48": 3e-4, str(LARGE): 3e-4 + LARGE / 2e9})
-    assert found.step == pytest.approx(machine.step)
-    assert found.flops == pytest.approx(machine.flops)
-    assert found.latency == machine.latency
-    assert found.bandwidth == pytest.approx(machine.bandwidth)
+    taken = collective(machine, 2, LARGE)
+    found = constants(rows, {"48": 3e-4, str(LARGE): taken, "agree": header(machine, 2)})
+    for name in ("step", "flops", "agree", "round"):
+        assert getattr(found, name) == pytest.approx(getattr(machine, name)), name
+    assert found.links[0] == pytest.approx(link)
 
 
 def device_record(machine: Machine) -> dict:
@@ -126,7 +163,7 @@ class TestCard:
         assert found.name.startswith("a GPU, bfloat16")
         for name in ("step", "flops", "read", "capacity"):
             assert getattr(found, name) == pytest.approx(getattr(self.MACHINE, name))
-        assert found.latency == H200.latency
+        assert (found.links, found.round) == (H200.links, H200.round)
         steps = card.steps(record)
         assert [timed.step.size for timed in steps] == [16384, 65536]  # none in float32
         for timed in steps:
@@ -147,13 +184,13 @@ class TestCard:
 
     def test_it_takes_its_place_on_the_page(self, tmp_path, monkeypatch):
         """Inside what ``make gpu-check`` wrote, too."""
-        monkeypatch.setattr(page, "ROOT", tmp_path)
+        for module in (page, paths):
+            monkeypatch.setattr(module, "ROOT", tmp_path)
         monkeypatch.setattr(page, "PAGE", tmp_path / "scaling.md")
         text = (ROOT / "docs" / "scaling.md").read_text()
         ranks, _ = page.records_of(text)
-        page.PAGE.write_text(
-            text.replace(f"measured: {ranks.relative_to(tmp_path)}", "measured: none")
-        )
+        name = ranks.relative_to(tmp_path)
+        page.PAGE.write_text(text.replace(f": {name} -->", ": none -->"))
         path = tmp_path / "card.json"
         path.write_text(json.dumps({"benchmark": device_record(self.MACHINE)}))
         page.write([path])
@@ -161,7 +198,8 @@ class TestCard:
         assert page.records_of(written) == (None, path)
         assert "<!-- simulated: card.json -->" in written
         assert "| flops, TFLOP/s | 100 | measured |" in written
-        assert "| α, µs | 6 | assumed |" in written
+        assert "| t_round, µs | 50 | assumed |" in written
+        assert "<!-- links: card.json -->" in written
         assert "| 1024 | 65536 | 128 | 777 | 707 | 0.91" in written
         assert "(gave flops)" in written
         page.write([])  # what it shows stays
@@ -221,7 +259,7 @@ class TestCommand:
 
 def test_a_measurement():
     torch.use_deterministic_algorithms(False)
-    record = command.measured(["python"], 0.0, sizes=(300, 600, 1200), least=0.0)
+    record = command.measured(["python"], 0.0, sizes=(300, 600, 1200), least=0.0, worlds=(4,))
     assert len(record["rows"]) == 3 + 2 * 9
     for row in record["rows"]:
         assert 0 < row["seconds"]["p20"] <= row["seconds"]["median"] <= row["seconds"]["p80"]
@@ -230,7 +268,10 @@ def test_a_measurement():
     assert (record["command"], record["threads"]) == ("python", 1)
     assert math.isfinite(json.loads(json.dumps(record, allow_nan=False))["machine"]["flops"])
     table = page.checked(record)
-    assert table.count("\n") == 2 + len(record["rows"])
+    assert table.count("\n") == 4 + len(record["rows"])
+    assert record["machine"]["agree"] >= 0
+    assert [row["ranks"] for row in record["headers"]] == [4]
+    assert page.headers(record).count("\n") == 3
 
 
 def test_a_memory_that_one_process_need_not_hold():

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.distributed as dist
-from distillers import MEMORIES, SIZES, Distiller, batches
+from distillers import MEMORIES, N_DATA, SIZES, Distiller, batches
 from ranks import on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -16,6 +16,8 @@ from rrd_kernels.distributed.ranks import GATHERS, Ranks
 
 #: What ranks tell each other before a step: six integers of eight bytes.
 HEADER = 48
+#: At a first step: two integers of each of two ranks.
+PROJECTIONS = ("allgather_base", 2 * 16)
 
 
 class Traffic(TorchDispatchMode):
@@ -56,8 +58,8 @@ def test_one_process_sends_nothing():
     send_nothing(0)
 
 
-def second_step(rank, settings, sizes):
-    """What the second training step sends: the first also compares the memories."""
+def steps(rank, settings, sizes):
+    """What the first and the second training step send: the first also compares the memories."""
     module = Distiller(**settings)
     seen = []
     for batch in batches()[:2]:
@@ -70,20 +72,22 @@ def second_step(rank, settings, sizes):
     with Traffic() as traffic:
         module.eval()(*batch)
     assert traffic.seen == []
-    return seen[1]
+    return seen
 
 
 @pytest.mark.parametrize("sizes", [(6, 6), (5, 2), (0, 3), (0, 0)], ids=str)
 def test_bytes_of_keys(sizes):
     """W·B·D keys, B being the largest batch, and the header."""
-    for seen in on_ranks(2, second_step, MEMORIES["fifo 2025"], sizes):
+    for first, seen in on_ranks(2, steps, MEMORIES["fifo 2025"], sizes):
         keys = [("allgather_base", 2 * max(sizes) * SIZES["feat_dim"] * 8)] if any(sizes) else []
         assert seen == [("allgather_base", 2 * HEADER), *keys]
+        memory = [("broadcast", 30 * SIZES["feat_dim"] * 8), ("broadcast", 8)]
+        assert first == [seen[0], PROJECTIONS, *memory, *keys]
 
 
 def test_the_header_of_more_ranks_has_fewer_rounds():
     """From four on one rank gathers it and tells the others."""
-    for seen in on_ranks(4, second_step, MEMORIES["fifo 2025"], (3, 3, 2, 3)):
+    for _, seen in on_ranks(4, steps, MEMORIES["fifo 2025"], (3, 3, 2, 3)):
         keys = ("allgather_base", 4 * 3 * SIZES["feat_dim"] * 8)
         assert seen == [("gather", HEADER), ("broadcast", 4 * HEADER), keys]
 
@@ -99,13 +103,16 @@ def test_numbers_come_in_rank_order(ranks):
 
 
 def test_bytes_of_the_momentum_memory():
-    """W·B numbers of samples and 2·W·B·D embeddings; Z is set by the second step."""
-    for seen in on_ranks(2, second_step, MEMORIES["momentum"], (6, 6)):
-        assert seen == [
-            ("allgather_base", 2 * HEADER),
-            ("allgather_base", 2 * 6 * 8),
-            ("allgather_base", 2 * 2 * 6 * SIZES["feat_dim"] * 8),
-        ]
+    """W·B numbers of samples and 2·W·B·D embeddings; 24 bytes of each rank until Z is set."""
+    rows = ("broadcast", N_DATA * SIZES["feat_dim"] * 8)
+    for first, second in on_ranks(2, steps, MEMORIES["momentum"], (6, 6)):
+        header = ("allgather_base", 2 * HEADER)
+        samples = ("allgather_base", 2 * 6 * 8)
+        moved = ("allgather_base", 2 * 2 * 6 * SIZES["feat_dim"] * 8)
+        assert second == [header, samples, moved]
+        params = ("broadcast", 5 * 8)
+        z = ("allgather_base", 2 * 24)
+        assert first == [header, PROJECTIONS, params, rows, rows, samples, moved, z]
 
 
 class Order(TorchDispatchMode):
@@ -192,6 +199,8 @@ def test_a_recomputation_copies_no_memory(gather, use_reentrant):
     """It ends in the middle of a step, as one that has failed does."""
     for seen in on_ranks(2, checkpointed_step, gather, use_reentrant):
         assert seen.count(("allgather_base", 2 * HEADER)) == 2
+        queries = ("allgather_base", 2 * 12 * 2 * SIZES["feat_dim"] * 8)
+        assert seen.count(queries) == (2 if gather == "shard" else 0)
         assert not [name for name, _ in seen if name == "broadcast"]
 
 

@@ -102,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = measured(["python", "-m", "benchmarks.distributed", *given], busy)
         options.measure.write_text(json.dumps(found, indent=2) + "\n")
         print(page.checked(found))
+        print(page.headers(found))
         print(f"written to {options.measure}")
         if busy is not None and busy > 0.1:
             print(f"other work keeps {busy:.1f} cores busy: these times are not to be kept")

@@ -1,6 +1,6 @@
 """Steps and collectives on this machine: processes of one thread each, over gloo."""
 
-import math
+import functools
 import os
 import tempfile
 import time
@@ -12,17 +12,25 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from benchmarks.distributed.model import GATHERS, HEADER_BYTES, Machine, Step
+from benchmarks.distributed.model import GATHERS, HEADER_BYTES, Link, Machine, Step
 from benchmarks.distributed.processes import join
 from benchmarks.measure import Spread
 from rrd_kernels import RRDLoss
+from rrd_kernels.distributed.collectives import gather_numbers
+from rrd_kernels.distributed.ranks import Ranks
 
 BATCH, DIM = 64, 128
 RANKS = (1, 2, 4)
-#: Rows that are measured; the first two give the constants.
+#: Rows that are measured.
 SIZES = (8192, 32768, 131072)
+#: As many sizes, the smallest, give t_step and flops.
+GIVING = 2
 #: Bytes of a rank's message that give the bandwidth.
 LARGE = 1 << 20
+#: Rows of the steps that tell what agreeing takes: so few that all else takes little.
+FEW = 256
+#: Ranks whose header is timed, and gloo's ring in its place.
+HEADERS = (4, 8, 16)
 
 
 class Timing(NamedTuple):
@@ -58,12 +66,12 @@ def timed(
     return Timing(Spread.of(times), rounds)
 
 
-def step(gather: str, size: int) -> Callable[[], None]:
-    """A training step of this rank, from embeddings on."""
+def step(gather: str, size: int, update: bool = True) -> Callable[[], None]:
+    """A training step of this rank, from embeddings on; ``update`` as the criterion has it."""
     criterion = RRDLoss(s_dim=DIM, t_dim=DIM, feat_dim=DIM, nce_k=size, gather=gather, start="unit")
     f_s = torch.randn(BATCH, DIM, requires_grad=True)
     f_t = torch.randn(BATCH, DIM)
-    return lambda: criterion(f_s, f_t).backward()
+    return lambda: criterion(f_s, f_t, update=update).backward()
 
 
 def gather_seconds(size: int, least: float, rows: int) -> float:
@@ -75,6 +83,47 @@ def gather_seconds(size: int, least: float, rows: int) -> float:
     alone = step("none", rows)
     timing = timed(lambda: dist.all_gather_into_tensor(everyones, mine), least, alone)
     return timing.spread.median
+
+
+def agree_seconds(least: float) -> float:
+    """What a step that writes nothing takes longer because the ranks agree on it, their messages
+    included."""
+    steps = [timed(step(gather, FEW, update=False), least) for gather in ("keys", "none")]
+    keys, alone = (timing.spread.median for timing in steps)
+    return keys - alone
+
+
+def _ring(ranks: Ranks, device: torch.device, mine: list[int]) -> list[list[int]]:
+    """What :func:`gather_numbers` does, by gloo's all-gather."""
+    numbers = torch.tensor(mine, dtype=torch.int64, device=device)
+    heard = numbers.new_empty(ranks.size, len(mine))
+    dist.all_gather_into_tensor(heard.view(-1), numbers, group=ranks.group)
+    found: list[list[int]] = heard.tolist()
+    return found
+
+
+def _headers(rank: int, world: int, folder: str, least: float) -> None:
+    join(rank, world, folder)
+    ranks, device, mine = Ranks("keys"), torch.device("cpu"), [rank] * (HEADER_BYTES // 8)
+    found = {
+        name: timed(functools.partial(way, ranks, device, mine), least, dist.barrier).as_record()
+        for name, way in (("ring", _ring), ("header", gather_numbers))
+    }
+    dist.barrier()
+    if rank == 0:
+        torch.save({"ranks": world, **found}, f"{folder}/found")
+    dist.destroy_process_group()
+
+
+def headers(worlds: Sequence[int] = HEADERS, least: float = 1.0) -> list[dict[str, Any]]:
+    """Times of the header and of gloo's ring in its place: {ranks, ring, header}, either as a row's
+    seconds and rounds; of processes that come from a barrier."""
+    found = []
+    for world in worlds:
+        with tempfile.TemporaryDirectory() as folder:
+            mp.spawn(_headers, (world, folder, least), nprocs=world)
+            found.append(torch.load(f"{folder}/found", weights_only=True))
+    return found
 
 
 def _measure(rank: int, world: int, folder: str, sizes: Sequence[int], least: float) -> None:
@@ -89,6 +138,7 @@ def _measure(rank: int, world: int, folder: str, sizes: Sequence[int], least: fl
         messages = {
             str(size): gather_seconds(size, least, sizes[0]) for size in (HEADER_BYTES, LARGE)
         }
+        messages["agree"] = agree_seconds(least)
         dist.barrier()
     if rank == 0:
         torch.save((rows, messages), f"{folder}/found")
@@ -96,16 +146,19 @@ def _measure(rank: int, world: int, folder: str, sizes: Sequence[int], least: fl
         dist.destroy_process_group()
 
 
-def measure(sizes: Sequence[int] = SIZES, least: float = 2.0) -> dict[str, Any]:
+def measure(
+    sizes: Sequence[int] = SIZES, least: float = 2.0, worlds: Sequence[int] = HEADERS
+) -> dict[str, Any]:
     """Times of all modes at W = 1, 2 and 4, and the constants that the model takes of them.
 
     Args:
         sizes: K, three of them.
         least: seconds of each measurement, at least.
+        worlds: W of the headers.
 
     Returns:
         ``rows``, a list of {gather, ranks, size, seconds, rounds}, seconds as a :class:`Spread`'s
-        fields; ``machine``, a :class:`Machine`'s fields.
+        fields; ``machine``, as :meth:`Machine.as_record` has it; ``headers``, as :func:`headers`.
     """
     rows, messages = [], {}
     for world in RANKS:
@@ -114,13 +167,12 @@ def measure(sizes: Sequence[int] = SIZES, least: float = 2.0) -> dict[str, Any]:
             found, messages[world] = torch.load(f"{folder}/found", weights_only=True)
             rows += found
     machine = constants(rows, messages[2])
-    known = {k: v for k, v in machine._asdict().items() if v != math.inf}  # JSON has no infinity
-    return {"rows": rows, "machine": known}
+    return {"rows": rows, "machine": machine.as_record(), "headers": headers(worlds, least / 2)}
 
 
 def constants(rows: Sequence[dict[str, Any]], messages: dict[str, float]) -> Machine:
-    """The model's, out of one process at two sizes and two processes' messages."""
-    small, large = sorted(row["size"] for row in rows if row["ranks"] == 1)[:2]
+    """The model's, out of one process at two sizes, and two processes' messages and agreeing."""
+    small, large = sorted(row["size"] for row in rows if row["ranks"] == 1)[:GIVING]
     alone = {row["size"]: median_of(row) for row in rows if row["ranks"] == 1}
     per_row = (alone[large] - alone[small]) / (large - small)
     latency, moving = messages[str(HEADER_BYTES)], messages[str(LARGE)]
@@ -128,11 +180,10 @@ def constants(rows: Sequence[dict[str, Any]], messages: dict[str, float]) -> Mac
         name="this machine, float32, a thread to a process",
         step=max(0.0, alone[small] - per_row * small),
         flops=8 * BATCH * DIM / per_row,
-        read=math.inf,  # reading the rows is in the rate above, which is of this batch
-        latency=latency,
-        bandwidth=LARGE / max(moving - latency, 1e-9),
+        links=(Link(0.0, latency, LARGE / max(moving - latency, 1e-9)),),
+        agree=max(0.0, messages["agree"] - latency),
+        round=latency,
         cores=float(len(os.sched_getaffinity(0))),
-        ring=True,
     )
 
 

@@ -1,12 +1,26 @@
 """The time, the bytes and the memory of a training step on W ranks, as docs/scaling.md has them."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from rrd_kernels.distributed.collectives import RING
 
 GATHERS = ("none", "keys", "shard")
 
 #: Six integers that every rank tells the others before a step.
 HEADER_BYTES = 48
+
+
+class Link(NamedTuple):
+    """One way to send a collective's messages round a ring of ranks."""
+
+    start: float  # seconds of a collective, however many ranks it has
+    latency: float  # seconds from one rank to the next in its node
+    bandwidth: float  # bytes per second that a rank receives, where all are in one node
+    among_nodes: float = 0.0  # seconds from one rank to the next in its node, where there are more
+    network_latency: float = 0.0  # the same from a node to the next
+    network_bandwidth: float = math.inf  # bytes per second that enter a node
 
 
 class Machine(NamedTuple):
@@ -15,15 +29,28 @@ class Machine(NamedTuple):
     name: str
     step: float  # seconds that a step takes beside everything below
     flops: float  # of the attention's products, per second
-    latency: float  # seconds of one message between ranks of a node
-    bandwidth: float  # bytes per second that a rank receives from its node
+    links: tuple[Link, ...]  # of which a collective takes the fastest
     read: float = math.inf  # bytes of the memory's rows, per second
+    agree: float = 0.0  # seconds that a step of several ranks takes on the host, messages aside
+    round: float = 0.0  # seconds of a message between two hosts, from process to process
+    each: float = 0.0  # seconds of one rank's message among those that one rank gathers
     per_node: int = 1 << 30
-    network_latency: float = 0.0  # the same between nodes
-    network_bandwidth: float = math.inf
     capacity: float = math.inf  # bytes that a rank can spare for the memory
     cores: float = math.inf  # ranks that run side by side at these rates
-    ring: bool = False  # W - 1 messages one after the other, in place of log2 W
+
+    @classmethod
+    def of_record(cls, fields: Mapping[str, Any]) -> "Machine":
+        """Out of what JSON has made of ``_asdict()``; infinities are left out there."""
+        return cls(**{**fields, "links": tuple(Link(**link) for link in fields["links"])})
+
+    def as_record(self) -> dict[str, Any]:
+        """What :meth:`of_record` takes."""
+        fields = {**self._asdict(), "links": [_finite(link._asdict()) for link in self.links]}
+        return _finite(fields)
+
+
+def _finite(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value != math.inf}
 
 
 class Step(NamedTuple):
@@ -37,8 +64,8 @@ class Step(NamedTuple):
     element: int = 4  # bytes of an embedding's number, and of a stored one
 
     @property
-    def sent(self) -> int:
-        """Bytes of all ranks' messages together."""
+    def through(self) -> int:
+        """Bytes of its own and the others' that go through each rank."""
         if self.ranks == 1 or self.gather == "none":
             return 0
         header = self.ranks * HEADER_BYTES
@@ -63,17 +90,27 @@ def collective(machine: Machine, ranks: int, each: float) -> float:
     """Seconds to gather ``each`` bytes from every rank, or to add up and hand back as many."""
     if ranks == 1:
         return 0.0
-    inside = min(ranks, machine.per_node)
     nodes = -(-ranks // machine.per_node)
-    if machine.ring:
-        waits = (ranks - 1) * machine.latency
-    else:
-        waits = math.ceil(math.log2(inside)) * machine.latency
-        waits += math.ceil(math.log2(nodes)) * machine.network_latency
-    slowest = machine.bandwidth
-    if nodes > 1:
-        slowest = min(slowest, machine.network_bandwidth)
-    return waits + (ranks - 1) * each / slowest
+
+    def around(link: Link) -> float:
+        if nodes == 1:
+            hops, bandwidth = (ranks - 1) * link.latency, link.bandwidth
+        else:
+            hops = (ranks - nodes) * link.among_nodes + (nodes - 1) * link.network_latency
+            bandwidth = min(link.bandwidth, link.network_bandwidth)
+        return link.start + hops + (ranks - 1) * each / bandwidth
+
+    return min(around(link) for link in machine.links)
+
+
+def header(machine: Machine, ranks: int) -> float:
+    """Seconds in which the hosts tell each other what they bring to a step."""
+    if ranks == 1:
+        return 0.0
+    if ranks <= RING:
+        return machine.agree + (ranks - 1) * machine.round
+    rounds = 1 + math.ceil(math.log2(ranks))
+    return machine.agree + rounds * machine.round + (ranks - 1) * machine.each
 
 
 def attention(machine: Machine, queries: int, rows: int, step: Step) -> float:
@@ -82,21 +119,21 @@ def attention(machine: Machine, queries: int, rows: int, step: Step) -> float:
     return max(products, rows * step.dim * step.element / machine.read)
 
 
-def parts(machine: Machine, step: Step) -> tuple[float, float]:
-    """Seconds of a step's computing, and of its communication."""
+def parts(machine: Machine, step: Step) -> tuple[float, float, float]:
+    """Seconds of a step's computing, of its header, and of all other messages."""
     batch, ranks = step.batch, step.ranks
     slower = max(1.0, ranks / machine.cores)
     shares = ranks if step.gather == "shard" else 1
     rows = -(-step.size // shares)
     computing = machine.step + attention(machine, shares * batch, rows, step)
-    talking = 0.0
+    talking = agreeing = 0.0
     if step.gather != "none":
-        talking = collective(machine, ranks, HEADER_BYTES)
+        agreeing = header(machine, ranks)
         embeddings = 2 if step.gather == "shard" else 1
-        talking += collective(machine, ranks, embeddings * batch * step.dim * step.element)
+        talking = collective(machine, ranks, embeddings * batch * step.dim * step.element)
     if step.gather == "shard":
         talking += collective(machine, ranks, batch * (2 * step.dim + 3) * 4)
-    return slower * computing, slower * talking
+    return slower * computing, slower * agreeing, slower * talking
 
 
 def seconds(machine: Machine, step: Step) -> float:
@@ -107,19 +144,28 @@ def seconds(machine: Machine, step: Step) -> float:
 #: Of a device's memory, what a memory of embeddings may take beside a student that trains.
 SPARED = 1 / 3
 
+#: Rings of NCCL's three protocols, by the latencies and the shares of the bandwidth with which it
+#: chooses between them on this generation (src/graph/tuning.cc of NCCL 2.19 and later), over NVLink
+#: 4 (450 GB/s each way) and eight 400 Gb/s adapters to a node.
+NCCL = (
+    Link(6.6e-6, 0.6e-6, 87.7e9, 1.08e-6, 2.7e-6, 19e9),  # LL
+    Link(14e-6, 1.9e-6, 0.92 * 450e9, 1.9e-6, 4e-6, 0.92 * 400e9),  # LL128
+    Link(8.4e-6, 3.4e-6, 450e9, 3.4e-6, 14e-6, 400e9),  # Simple
+)
+
 #: An H200 in a node of eight, bfloat16 products. Nothing of it has been measured by this project.
 #: flops: half of what a large torch.mm reaches elsewhere (790 TFLOP/s); read: a copy's rate (4.3
-#: TB/s); within a node NVLink 4 (450 GB/s each way), between nodes one 400 Gb/s adapter a GPU;
-#: latencies as NCCL's collectives commonly have them. capacity: of its 141 GB.
+#: TB/s); agree: that of the processes that were measured; round, each: as of TCP between
+#: hosts, through gloo. capacity: of its 141 GB.
 H200 = Machine(
     name="eight H200 to a node, bfloat16 (assumed)",
     step=40e-6,
     flops=395e12,
-    latency=6e-6,
-    bandwidth=450e9,
+    links=NCCL,
     read=4.3e12,
+    agree=50e-6,
+    round=50e-6,
+    each=10e-6,
     per_node=8,
-    network_latency=15e-6,
-    network_bandwidth=50e9,
     capacity=SPARED * 141e9,
 )

@@ -1,6 +1,5 @@
 """The tables of docs/scaling.md: simulated ones, and a record's."""
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -8,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.distributed import card
-from benchmarks.distributed.measure import median_of, step_of
-from benchmarks.distributed.model import GATHERS, H200, Machine, Step, parts, seconds
+from benchmarks.distributed.measure import GIVING, median_of, step_of
+from benchmarks.distributed.model import GATHERS, H200, Machine, Step, header, parts, seconds
 from benchmarks.figures import three_digits
-from benchmarks.paths import ROOT
-from benchmarks.record import load
+from benchmarks.paths import ROOT, place
+from benchmarks.record import load, read
 
 PAGE = ROOT / "docs" / "scaling.md"
 SECTION = "<!-- {name}: {source} -->\n{table}<!-- end of {name} -->\n"
@@ -20,7 +19,9 @@ SECTION = "<!-- {name}: {source} -->\n{table}<!-- end of {name} -->\n"
 #: What the sections' text says of them on the page.
 CAPTIONS = {
     "constants": "Constants; and with a record its steps, from embeddings on, beside the model's",
-    "simulated": "A step, with that of its messages in brackets; all messages; a rank's memory",
+    "links": "NCCL's ways round a ring, of which a collective takes the fastest",
+    "simulated": "A step, in brackets what of it is messages; the header beside it; bytes through "
+    "a rank; its memory",
     "crossings": 'The smallest K from which on "shard" is faster than "keys"',
 }
 RANKS = (1, 8, 64, 256, 1024)
@@ -31,12 +32,22 @@ UNITS = (
     ("step", 1e6, "t_step, µs"),
     ("flops", 1e-12, "flops, TFLOP/s"),
     ("read", 1e-12, "read, TB/s"),
-    ("latency", 1e6, "α, µs"),
-    ("bandwidth", 1e-9, "β, GB/s"),
-    ("network_latency", 1e6, "α', µs"),
-    ("network_bandwidth", 1e-9, "β', GB/s"),
+    ("agree", 1e6, "t_agree, µs"),
+    ("round", 1e6, "t_round, µs"),
+    ("each", 1e6, "t_each, µs"),
     ("per_node", 1, "ranks in a node"),
     ("capacity", 1e-9, "rows of a rank, at most GB"),
+)
+#: Names of :data:`benchmarks.distributed.model.NCCL`'s.
+PROTOCOLS = ("LL", "LL128", "Simple")
+#: A link's constants.
+LINK_UNITS = (
+    ("start", 1e6, "t₀, µs"),
+    ("latency", 1e6, "α in one node, µs"),
+    ("among_nodes", 1e6, "α of several, µs"),
+    ("network_latency", 1e6, "α', µs"),
+    ("bandwidth", 1e-9, "β, GB/s"),
+    ("network_bandwidth", 1e-9, "β', GB/s"),
 )
 #: Bytes of a bfloat16.
 ELEMENT = 2
@@ -68,18 +79,32 @@ def constants(record: Path | None = None) -> str:
     return text + "\n" + "\n".join(lines) + "\n"
 
 
-def simulated(machine: Machine = H200) -> str:
-    """Microseconds of a step, those of communication in brackets; and the bytes of a rank."""
+def links(machine: Machine = H200) -> str:
+    """The ways in which a collective's messages may travel."""
     lines = [
-        "| K | B | W | " + " | ".join(f"{gather}, µs" for gather in GATHERS) + " | "
-        "bytes on the wire, keys / shard | a rank's memory, keys / shard |",
-        "|--:|--:|--:|" + "--:|" * 5,
+        "| assumed | " + " | ".join(unit for _, _, unit in LINK_UNITS) + " |",
+        "|---|" + "--:|" * len(LINK_UNITS),
+    ]
+    for name, link in zip(PROTOCOLS, machine.links, strict=True):
+        values = (f"{scale * getattr(link, field):.3g}" for field, scale, _ in LINK_UNITS)
+        lines.append(f"| {name} | {' | '.join(values)} |")
+    return "\n".join(lines) + "\n"
+
+
+def simulated(machine: Machine = H200) -> str:
+    """Microseconds of a step but for the header, those of messages in brackets; the header's; and
+    the bytes of a rank."""
+    lines = [
+        "| K | B | W | " + " | ".join(f"{gather}, µs" for gather in GATHERS) + " | header, µs | "
+        "bytes through a rank, keys / shard | a rank's memory, keys / shard |",
+        "|--:|--:|--:|" + "--:|" * 6,
     ]
     for size, batch in CASES:
         for ranks in RANKS:
             steps = [Step(gather, ranks, size, batch, element=ELEMENT) for gather in GATHERS]
             cells = [_cell(machine, step) for step in steps]
-            sent = " / ".join(_bytes(step.sent) for step in steps[1:])
+            cells.append(f"{1e6 * header(machine, ranks):.0f}")
+            sent = " / ".join(_bytes(step.through) for step in steps[1:])
             held = " / ".join(_bytes(step.held) for step in steps[1:])
             lines.append(f"| {size} | {batch} | {ranks} | {' | '.join(cells)} | {sent} | {held} |")
     return "\n".join(lines) + "\n"
@@ -90,7 +115,7 @@ def _cell(machine: Machine, step: Step) -> str:
         return "W·B > K"
     if step.held > machine.capacity:
         return "too large"
-    computing, talking = (1e6 * part for part in parts(machine, step))
+    computing, _, talking = (1e6 * part for part in parts(machine, step))
     return f"{computing + talking:.0f}" + (f" ({talking:.0f})" if talking else "")
 
 
@@ -127,7 +152,14 @@ def crossings(machine: Machine = H200) -> str:
 
 def checked(record: dict[str, Any]) -> str:
     """What a record has measured, and what the model says of it."""
-    machine = Machine(**record["machine"])
+    machine = Machine.of_record(record["machine"])
+    known = sorted(row["size"] for row in record["rows"] if row["ranks"] == 1)[:GIVING]
+    (link,) = machine.links
+    text = (
+        f"t_step {1e6 * machine.step:.0f} µs, flops {machine.flops / 1e9:.0f} GFLOP/s, t_agree "
+        f"{1e6 * machine.agree:.0f} µs, α and t_round {1e6 * link.latency:.0f} µs, β "
+        f"{link.bandwidth / 1e9:.2f} GB/s.\n\n"
+    )
     lines = [
         "| W | K | gather | measured, ms | model, ms | model / measured |",
         "|--:|--:|---|--:|--:|--:|",
@@ -136,8 +168,18 @@ def checked(record: dict[str, Any]) -> str:
         measured, wanted = median_of(row), seconds(machine, step_of(row))
         lines.append(
             f"| {row['ranks']} | {row['size']} | {row['gather']} | {three_digits(1e3 * measured)} "
-            f"| {three_digits(1e3 * wanted)} | {wanted / measured:.2f} |"
+            f"| {three_digits(1e3 * wanted)} | {wanted / measured:.2f}"
+            f"{' (gave t_step, flops)' if row['ranks'] == 1 and row['size'] in known else ''} |"
         )
+    return text + "\n".join(lines) + "\n"
+
+
+def headers(record: dict[str, Any]) -> str:
+    """The header's time beside that of gloo's ring."""
+    lines = ["| W | gloo's ring, ms | header, ms |", "|--:|--:|--:|"]
+    for row in record["headers"]:
+        ring, header = (three_digits(1e3 * median_of(row[name])) for name in ("ring", "header"))
+        lines.append(f"| {row['ranks']} | {ring} | {header} |")
     return "\n".join(lines) + "\n"
 
 
@@ -153,26 +195,25 @@ def tables(device: Path | None = None) -> dict[str, str]:
     machine = machine_of(device)
     return {
         "constants": constants(device),
+        "links": links(machine),
         "simulated": simulated(machine),
         "crossings": crossings(machine),
     }
 
 
 def sections(ranks: Path | None, device: Path | None) -> dict[str, str]:
-    """The marked sections as they should be, by name; that of ``ranks``, a record of steps on
+    """The marked sections as they should be, by name; those of ``ranks``, a record of steps on
     several, only with one."""
-    source = _name(device) if device else "benchmarks/distributed/model.py"
+    source = place(device) if device else "benchmarks/distributed/model.py"
     found = {name: (source, table) for name, table in tables(device).items()}
     if ranks is not None:
-        found["measured"] = (_name(ranks), checked(json.loads(ranks.read_text())))
+        record = read(ranks)
+        found["measured"] = (place(ranks), checked(record))
+        found["headers"] = (place(ranks), headers(record))
     return {
         name: SECTION.format(name=name, source=source, table=table)
         for name, (source, table) in found.items()
     }
-
-
-def _name(record: Path) -> str:
-    return record.relative_to(ROOT).as_posix()
 
 
 def records_of(page: str) -> tuple[Path | None, Path | None]:
@@ -199,7 +240,7 @@ def write(records: Sequence[Path]) -> None:
     page = PAGE.read_text()
     ranks, device = records_of(page)
     for path in records:
-        if _of_ranks(json.loads(path.read_text())):
+        if _of_ranks(read(path)):
             ranks = path
         else:
             device = path
