@@ -15,8 +15,9 @@ import torch.multiprocessing as mp
 from benchmarks.distributed.model import GATHERS, HEADER_BYTES, Link, Machine, Step
 from benchmarks.distributed.processes import join
 from benchmarks.measure import Spread
-from rrd_kernels import RRDLoss
+from rrd_kernels import FifoMemory, RRDLoss
 from rrd_kernels.distributed.collectives import gather_numbers
+from rrd_kernels.distributed.fifo import keys_step
 from rrd_kernels.distributed.ranks import Ranks
 
 BATCH, DIM = 64, 128
@@ -66,12 +67,12 @@ def timed(
     return Timing(Spread.of(times), rounds)
 
 
-def step(gather: str, size: int, update: bool = True) -> Callable[[], None]:
-    """A training step of this rank, from embeddings on; ``update`` as the criterion has it."""
+def step(gather: str, size: int) -> Callable[[], None]:
+    """A training step of this rank, from embeddings on."""
     criterion = RRDLoss(s_dim=DIM, t_dim=DIM, feat_dim=DIM, nce_k=size, gather=gather, start="unit")
     f_s = torch.randn(BATCH, DIM, requires_grad=True)
     f_t = torch.randn(BATCH, DIM)
-    return lambda: criterion(f_s, f_t, update=update).backward()
+    return lambda: criterion(f_s, f_t).backward()
 
 
 def gather_seconds(size: int, least: float, rows: int) -> float:
@@ -85,12 +86,34 @@ def gather_seconds(size: int, least: float, rows: int) -> float:
     return timing.spread.median
 
 
+def _agree(rank: int, folder: str, least: float) -> None:
+    join(rank, 1, folder)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    memory = FifoMemory(DIM, DIM, DIM, FEW, start="unit")
+    f_s, f_t = torch.randn(BATCH, DIM, requires_grad=True), torch.randn(BATCH, DIM)
+    temperatures = {"tau_s": 0.1, "tau_t": 0.02}
+    settings: dict[str, Any] = {**temperatures, "precision": None, "backend": "auto"}
+    prepare = functools.partial(memory._prepare, f_s, f_t, True)
+    everyones = torch.empty_like(f_t)
+    ways = {
+        "several": lambda: keys_step(memory, prepare, settings),
+        "one": lambda: memory(f_s, f_t, **temperatures),
+        "message": lambda: dist.all_gather_into_tensor(everyones, f_t),
+    }
+    found = {name: timed(way, least).spread.median for name, way in ways.items()}
+    torch.save(found["several"] - found["one"] - 2 * found["message"], f"{folder}/found")
+    dist.destroy_process_group()
+
+
 def agree_seconds(least: float) -> float:
-    """What a step that writes nothing takes longer because the ranks agree on it, their messages
-    included."""
-    steps = [timed(step(gather, FEW, update=False), least) for gather in ("keys", "none")]
-    keys, alone = (timing.spread.median for timing in steps)
-    return keys - alone
+    """What a step that does all that several ranks do takes longer than a plain one.
+
+    In a group of one process, which waits for no other; its two messages, timed alone, are taken
+    off.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_agree, (folder, least))
+        return float(torch.load(f"{folder}/found", weights_only=True))
 
 
 def _ring(ranks: Ranks, device: torch.device, mine: list[int]) -> list[list[int]]:
@@ -138,7 +161,6 @@ def _measure(rank: int, world: int, folder: str, sizes: Sequence[int], least: fl
         messages = {
             str(size): gather_seconds(size, least, sizes[0]) for size in (HEADER_BYTES, LARGE)
         }
-        messages["agree"] = agree_seconds(least)
         dist.barrier()
     if rank == 0:
         torch.save((rows, messages), f"{folder}/found")
@@ -166,12 +188,12 @@ def measure(
             mp.spawn(_measure, (world, folder, sizes, least), nprocs=world)
             found, messages[world] = torch.load(f"{folder}/found", weights_only=True)
             rows += found
-    machine = constants(rows, messages[2])
+    machine = constants(rows, messages[2], agree_seconds(least))
     return {"rows": rows, "machine": machine.as_record(), "headers": headers(worlds, least / 2)}
 
 
-def constants(rows: Sequence[dict[str, Any]], messages: dict[str, float]) -> Machine:
-    """The model's, out of one process at two sizes, and two processes' messages and agreeing."""
+def constants(rows: Sequence[dict[str, Any]], messages: dict[str, float], agree: float) -> Machine:
+    """The model's, out of one process at two sizes, two processes' messages, and agreeing."""
     small, large = sorted(row["size"] for row in rows if row["ranks"] == 1)[:GIVING]
     alone = {row["size"]: median_of(row) for row in rows if row["ranks"] == 1}
     per_row = (alone[large] - alone[small]) / (large - small)
@@ -181,7 +203,7 @@ def constants(rows: Sequence[dict[str, Any]], messages: dict[str, float]) -> Mac
         step=max(0.0, alone[small] - per_row * small),
         flops=8 * BATCH * DIM / per_row,
         links=(Link(0.0, latency, LARGE / max(moving - latency, 1e-9)),),
-        agree=max(0.0, messages["agree"] - latency),
+        agree=max(0.0, agree),
         round=latency,
         cores=float(len(os.sched_getaffinity(0))),
     )

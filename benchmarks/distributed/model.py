@@ -155,15 +155,15 @@ NCCL = (
 
 #: An H200 in a node of eight, bfloat16 products. Nothing of it has been measured by this project.
 #: flops: half of what a large torch.mm reaches elsewhere (790 TFLOP/s); read: a copy's rate (4.3
-#: TB/s); agree: that of the processes that were measured; round, each: as of TCP between
-#: hosts, through gloo. capacity: of its 141 GB.
+#: TB/s); agree: half of what the CPU that was measured takes, whose enqueue is in it; round, each:
+#: as of TCP between hosts, through gloo. capacity: of its 141 GB.
 H200 = Machine(
     name="eight H200 to a node, bfloat16 (assumed)",
     step=40e-6,
     flops=395e12,
     links=NCCL,
     read=4.3e12,
-    agree=50e-6,
+    agree=200e-6,
     round=50e-6,
     each=10e-6,
     per_node=8,
