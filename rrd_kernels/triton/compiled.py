@@ -43,9 +43,10 @@ def describe(launch: Launch, name: str) -> Argument:
         return Argument("fp64" if launch.constants.get("DTYPE") == tl.float64 else "fp32")
     width = "i32" if -(2**31) <= value < 2**31 else "i64"
     if name.endswith(("_row", "_dim")):  # strides
-        # Rows that follow one another; three products of TF32 have no register for what it moves.
-        contiguous = name.endswith("_row") and value == launch.constants.get("DIM")
-        if value == 1 or (contiguous and launch.constants.get("INPUT_PRECISION") != "tf32x3"):
+        # A memory of contiguous rows that is gone through tile by tile; three products of TF32 have
+        # no register for what the compiler moves out of their loop.
+        contiguous = name == "stride_row" and value == launch.constants["DIM"]
+        if value == 1 or (contiguous and launch.constants["INPUT_PRECISION"] != "tf32x3"):
             return Argument("constexpr", constant=value)
         return Argument(width, aligned=value % ALIGNMENT == 0)
     return Argument(width)
