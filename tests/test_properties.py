@@ -37,10 +37,12 @@ def far_off(problem: Problem, loss: torch.Tensor, grad: torch.Tensor) -> bool:
     return not (within_loss.all() and within_grad.all())  # a NaN is far off
 
 
-def compute(problem: Problem, **options) -> tuple[torch.Tensor, torch.Tensor]:
+def compute(
+    problem: Problem, precision: str | None = None, **options
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses and gradients, from z_s in the products' own precision: in z_s's, the gradient would
     be rounded once more."""
-    precision = products(problem)
+    precision = precision or products(problem)
     z_s = problem.z_s.to(torch.float64 if precision == "float64" else torch.float32)
     z_s = z_s.detach().requires_grad_()
     loss = relational_loss(
@@ -198,22 +200,10 @@ def test_tf32(unit_memory, dim, rows, device):
     """Which a CPU computes in float32; on Hopper its second product takes the rows in an order of
     its own."""
     problem = draw(5, dim, rows, device=device)
-    exact_loss, exact_grad = problem.float64()
-    z_s = problem.z_s.requires_grad_()
-    loss = relational_loss(
-        z_s,
-        problem.z_t,
-        problem.memory,
-        tau_s=problem.tau_s,
-        tau_t=problem.tau_t,
-        reduction="none",
-        unit_memory=unit_memory,
-        precision="tf32",
-    )
-    (grad,) = torch.autograd.grad(loss.sum(), z_s)
+    found = compute(problem, "tf32", unit_memory=unit_memory)
     bounds = tolerance(problem, "tf32" if runs_triton(device) else "float32")
-    for found, exact, bound in zip((loss, grad), (exact_loss, exact_grad), bounds, strict=True):
-        error = (found.double() - exact).abs()
+    for value, exact, bound in zip(found, problem.float64(), bounds, strict=True):
+        error = (value.double() - exact).abs()
         assert ((error if error.dim() == 1 else error.norm(dim=1)) <= bound).all()
 
 
