@@ -29,7 +29,7 @@ def measure() -> None:
     import torch
     from launcher_case import HARDWARE, call
 
-    from rrd_kernels.triton.launch import key_of
+    from rrd_kernels.triton.run import key_of
     from rrd_kernels.triton.step import Settings, step_launches
 
     torch.set_num_threads(1)

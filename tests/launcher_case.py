@@ -18,8 +18,9 @@ import torch.nn.functional as F
 import triton
 from machine_code import CARDS
 
-from rrd_kernels.triton.compiled import compile_launch, describe
+from rrd_kernels.triton.compiled import compile_launch
 from rrd_kernels.triton.configs import Hardware
+from rrd_kernels.triton.launch import passed
 from rrd_kernels.triton.operators import settings_of
 from rrd_kernels.triton.recipe import recipe_of
 from rrd_kernels.triton.step import step_launches
@@ -95,9 +96,7 @@ def call(operator, *arguments):
 def expected(launch, kernel, addresses) -> list[int | None]:
     """Each parameter's bytes as an integer; None for what lies in the workspace."""
     values = []
-    for name in launch.kernel.arg_names:
-        if name not in launch.arguments or describe(launch, name).constant is not None:
-            continue
+    for name, _ in passed(launch):
         value = launch.arguments[name]
         if isinstance(value, torch.Tensor):
             values.append(addresses.get(name))
@@ -142,9 +141,7 @@ def check(operator, z_s, z_t, memory, pointer, options, need_grad) -> None:
     # What lies in the workspace is one buffer each, the same in every kernel, and none overlaps.
     places: dict[str, set[tuple[int, int]]] = {}
     for launch, stubbed in zip(launches, done, strict=True):
-        names = [n for n in launch.kernel.arg_names if n in launch.arguments]
-        names = [n for n in names if describe(launch, n).constant is None]
-        for name, value in zip(names, stubbed.parameters, strict=False):
+        for (name, _), value in zip(passed(launch), stubbed.parameters, strict=False):
             tensor = launch.arguments[name]
             if isinstance(tensor, torch.Tensor) and name not in {*addresses, "pointer"}:
                 places.setdefault(name, set()).add((value, value + tensor.nbytes))

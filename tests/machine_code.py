@@ -15,11 +15,11 @@ from triton.backends.compiler import GPUTarget
 
 from rrd_kernels.triton.compiled import compile_launch
 from rrd_kernels.triton.configs import Hardware
-from rrd_kernels.triton.momentum import update_launch
-from rrd_kernels.triton.normalizers import normalizer_launches
+from rrd_kernels.triton.launch import Launch
+from rrd_kernels.triton.momentum import normalizer_launches, update_launch
 from rrd_kernels.triton.partials import partials_launches
 from rrd_kernels.triton.sampled_step import Inputs, SampledSettings, sampled_launches
-from rrd_kernels.triton.step import Launch, Settings, enqueue_launches, step_launches
+from rrd_kernels.triton.step import Settings, enqueue_launches, step_launches
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Job:
         )[self.which]
 
     def __str__(self) -> str:
-        kernel = self.launch().kernel.__name__
+        kernel = self.launch().kernel.name
         return f"{kernel} {self.card} {self.settings.operand} D={self.dim} {self.label}"
 
 
@@ -153,7 +153,7 @@ class SampledJob:
             self.exponential,
             self.memory_dtype,
         )
-        return next(launch for launch in launches if launch.kernel.__name__ == self.kernel)
+        return next(launch for launch in launches if launch.kernel.name == self.kernel)
 
     def __str__(self) -> str:
         similarity = "exponential" if self.exponential else "cosine"

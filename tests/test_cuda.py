@@ -268,18 +268,18 @@ def test_large_problems(precision, dim, rows):
 
 
 def test_warmup_leaves_nothing_to_compile():
-    from rrd_kernels.triton import launch
+    from rrd_kernels.triton import run
 
     criterion = RRDLoss(s_dim=12, t_dim=20, feat_dim=48, nce_k=777).cuda()
     state = copy.deepcopy(criterion.state_dict())
     criterion.warmup(BATCH)
     for key, value in criterion.state_dict().items():
         assert torch.equal(value, state[key])
-    known = dict(launch._compiled)
+    known = dict(run._compiled)
     f_s, f_t = torch.randn(BATCH, 12, device="cuda"), torch.randn(BATCH, 20, device="cuda")
     criterion(f_s, f_t).backward()
     criterion.eval()(f_s, f_t)
-    assert launch._compiled.keys() == known.keys()
+    assert run._compiled.keys() == known.keys()
 
 
 def test_a_thread_that_has_used_no_gpu_yet():

@@ -97,7 +97,7 @@ def test_first_and_last_kernel(job, compiled):
 def test_enqueue_alone(name):
     for launch in lone_enqueue(64, 16384, 128, momentum=0.5):
         code = compile_for(launch, CARDS[name])
-        report(code, f"{launch.kernel.__name__} {name}")
+        report(code, f"{launch.kernel.name} {name}")
         assert code.spilled == 0
 
 

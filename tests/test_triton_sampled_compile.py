@@ -112,7 +112,7 @@ def test_other_kernels(job, compiled):
 def test_update_and_estimate(name, dim):
     for launch in (update_alone(64, EVEN, dim), *normalizer_estimate(CARDS[name], EVEN, dim)):
         code = compile_for(launch, CARDS[name])
-        report(code, f"{launch.kernel.__name__} {name} D={dim}")
+        report(code, f"{launch.kernel.name} {name} D={dim}")
         assert code.spilled == 0
 
 

@@ -16,8 +16,8 @@ from triton.runtime.errors import OutOfResources
 from triton.testing import do_bench
 
 from rrd_kernels.triton.configs import Hardware, operand_class, width_of
-from rrd_kernels.triton.launch import run
 from rrd_kernels.triton.plan import Plan, make_plan
+from rrd_kernels.triton.run import run
 from rrd_kernels.triton.step import Settings, step_launches
 from rrd_kernels.triton.table import ATTENTION, LOSS, Config
 

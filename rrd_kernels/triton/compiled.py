@@ -1,71 +1,50 @@
-"""From a launch to machine code: what a kernel is specialised on, said explicitly.
+"""From a launch to machine code, by Triton's compiler."""
 
-Triton's own specialisation looks at every integer; here only strides count, so that neither the
-batch nor the memory's size makes a new kernel.
-"""
+import importlib
+from typing import Any
 
-from typing import Any, NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 from triton.compiler import ASTSource
 
-from rrd_kernels.triton.step import Launch
+from rrd_kernels.triton.launch import ALIGNMENT, Kernel, Launch, describe
 
-POINTER_TYPE = {
-    torch.float64: "*fp64",
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
+DTYPE = {
+    "float64": tl.float64,
+    "float32": tl.float32,
+    "float16": tl.float16,
+    "bfloat16": tl.bfloat16,
 }
-#: Bytes, or elements of a stride, whose multiples allow whole vectors to be loaded.
-ALIGNMENT = 16
 
 
-class Argument(NamedTuple):
-    """How one argument enters the compiled code."""
-
-    type: str  # Triton's name for it
-    constant: int | None = None  # folded into the code: not passed at run time
-    aligned: bool = False
+def function_of(kernel: Kernel) -> Any:
+    """Triton's function, or its interpreter's."""
+    module = importlib.import_module(f"rrd_kernels.triton.kernels.{kernel.module}")
+    return getattr(module, kernel.name)
 
 
-def describe(launch: Launch, name: str) -> Argument:
-    """What is known of a run-time argument at compile time."""
-    value = launch.arguments[name]
-    if isinstance(value, Tensor):
-        return Argument(POINTER_TYPE[value.dtype], aligned=value.data_ptr() % ALIGNMENT == 0)
-    if isinstance(value, float):
-        return Argument("fp64" if launch.constants.get("DTYPE") == tl.float64 else "fp32")
-    width = "i32" if -(2**31) <= value < 2**31 else "i64"
-    if name.endswith(("_row", "_dim")):  # strides
-        # A memory of contiguous rows that is gone through tile by tile; three products of TF32 have
-        # no register for what the compiler moves out of their loop.
-        contiguous = name == "stride_row" and value == launch.constants["DIM"]
-        if value == 1 or (contiguous and launch.constants["INPUT_PRECISION"] != "tf32x3"):
-            return Argument("constexpr", constant=value)
-        return Argument(width, aligned=value % ALIGNMENT == 0)
-    return Argument(width)
+def constants_of(launch: Launch) -> dict[str, Any]:
+    """The compile-time constants as kernels take them."""
+    return {
+        name: DTYPE[value] if name in ("DTYPE", "OPERAND") else value
+        for name, value in launch.constants.items()
+    }
 
 
 def source_of(launch: Launch) -> ASTSource:
     """The kernel with its argument types and constants, to be compiled for any target."""
     described = {name: describe(launch, name) for name in launch.arguments}
-    constants = dict(launch.constants)
+    constants = constants_of(launch)
     constants |= {name: a.constant for name, a in described.items() if a.constant is not None}
     signature, attributes = {}, {}
-    for position, name in enumerate(launch.kernel.arg_names):
+    for position, name in enumerate(launch.kernel.parameters):
         if name in constants:
             signature[name] = "constexpr"
             continue
         signature[name] = described[name].type
         if described[name].aligned:
             attributes[(position,)] = [["tt.divisibility", ALIGNMENT]]
-    return ASTSource(launch.kernel, signature, constants, attributes)
+    return ASTSource(function_of(launch.kernel), signature, constants, attributes)
 
 
 def compile_launch(launch: Launch, target: Any = None) -> Any:

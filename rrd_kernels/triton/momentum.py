@@ -1,47 +1,13 @@
-"""The momentum memory's update, as a kernel and its launch."""
+"""The launches of the momentum memory beside its loss: the normalizers' estimate, the update."""
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from rrd_kernels.triton.configs import Hardware
+from rrd_kernels.triton.launch import Kernel, Launch
 from rrd_kernels.triton.plan import row_block
-from rrd_kernels.triton.rows import load_row, write_slot
-from rrd_kernels.triton.step import Launch, row_warps
-
-
-@triton.jit
-def update(
-    memory,
-    index,
-    rows,
-    size,
-    batch,
-    index_dim,
-    rows_row,
-    rows_dim,
-    memory_row,
-    memory_dim,
-    momentum,
-    DTYPE: tl.constexpr,
-    MOMENTUM: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-):
-    """One program a new row; of those for one row of the memory, the last one writes. DTYPE is what
-    the row is computed in."""
-    i = tl.program_id(0)
-    slot = tl.load(index + tl.cast(i, tl.int64) * index_dim)
-    again = tl.zeros((BLOCK_B,), tl.int32)
-    for first in tl.range(i + 1, batch, BLOCK_B):
-        j = first + tl.arange(0, BLOCK_B)
-        later = tl.load(index + j.to(tl.int64) * index_dim, mask=j < batch, other=-1)
-        again += (later == slot).to(tl.int32)
-    last = tl.sum(again, axis=0) == 0
-    if last & (slot >= 0) & (slot < size):
-        key = load_row(rows, i, rows_row, rows_dim, DIM, BLOCK_D, DTYPE)
-        write_slot(memory, slot, memory_row, memory_dim, key, momentum, MOMENTUM, DIM, BLOCK_D)
+from rrd_kernels.triton.sampled_plan import gather_columns, gather_plan
+from rrd_kernels.triton.step import row_warps
 
 
 def update_launch(memory: Tensor, index: Tensor, rows: Tensor, momentum: float) -> Launch:
@@ -49,7 +15,7 @@ def update_launch(memory: Tensor, index: Tensor, rows: Tensor, momentum: float) 
     (size, dim), batch = memory.shape, rows.shape[0]
     double = torch.float64 in (memory.dtype, rows.dtype)
     return Launch(
-        update,
+        Kernel("update", "update"),
         (batch,),
         {
             "memory": memory,
@@ -65,7 +31,7 @@ def update_launch(memory: Tensor, index: Tensor, rows: Tensor, momentum: float) 
             "momentum": momentum,
         },
         {
-            "DTYPE": tl.float64 if double else tl.float32,
+            "DTYPE": "float64" if double else "float32",
             "MOMENTUM": momentum != 0,
             "DIM": dim,
             "BLOCK_D": row_block(dim),
@@ -73,3 +39,70 @@ def update_launch(memory: Tensor, index: Tensor, rows: Tensor, momentum: float) 
         },
         row_warps(dim),
     )
+
+
+def normalizer_launches(
+    normalizers: Tensor,
+    z_s: Tensor,
+    z_t: Tensor,
+    memory_v1: Tensor,
+    memory_v2: Tensor,
+    contrast_idx: Tensor,
+    nce_t: float,
+    hardware: Hardware,
+) -> tuple[Launch, Launch]:
+    """The estimate for B, P >= 1."""
+    (batch, dim), size = z_s.shape, memory_v1.shape[0]
+    columns = contrast_idx.shape[1]
+    plan = gather_plan(batch, columns, dim, hardware)
+    programs = batch * plan.splits
+    sums = torch.empty((2, programs), dtype=torch.float64, device=z_s.device)
+    add = Launch(
+        Kernel("normalizers", "add_exponentials"),
+        (batch, plan.splits, 2),
+        {
+            "normalizers": normalizers,
+            "z_s": z_s,
+            "z_t": z_t,
+            "memory_v1": memory_v1,
+            "memory_v2": memory_v2,
+            "contrast_idx": contrast_idx,
+            "sums": sums,
+            "size": size,
+            "columns": columns,
+            "z_s_row": z_s.stride(0),
+            "z_s_dim": z_s.stride(1),
+            "z_t_row": z_t.stride(0),
+            "z_t_dim": z_t.stride(1),
+            "v1_row": memory_v1.stride(0),
+            "v1_dim": memory_v1.stride(1),
+            "v2_row": memory_v2.stride(0),
+            "v2_dim": memory_v2.stride(1),
+            "contrast_row": contrast_idx.stride(0),
+            "contrast_dim": contrast_idx.stride(1),
+            "normalizers_dim": normalizers.stride(0),
+            "columns_per_split": plan.per_split,
+            "inverse_nce_t": 1 / nce_t,
+        },
+        {
+            "DTYPE": "float64",
+            "DIM": dim,
+            "BLOCK_P": gather_columns(dim),
+            "BLOCK_D": row_block(dim),
+        },
+        4,
+    )
+    finish = Launch(
+        Kernel("normalizers", "set_normalizers"),
+        (1,),
+        {
+            "normalizers": normalizers,
+            "sums": sums,
+            "programs": programs,
+            "normalizers_dim": normalizers.stride(0),
+            "weight": size / (batch * columns),
+        },
+        {"DTYPE": "float64", "BLOCK": 1024},
+        4,
+    )
+    return add, finish

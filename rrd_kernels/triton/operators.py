@@ -8,10 +8,11 @@ from torch import Tensor
 
 from rrd_kernels.triton import autotune
 from rrd_kernels.triton.configs import MAX_DIM, MAX_ROWS, hardware_of
-from rrd_kernels.triton.launch import compiled, run
+from rrd_kernels.triton.launch import Launch
 from rrd_kernels.triton.partials import partials_launches, plain_partials
 from rrd_kernels.triton.plain import plain_forward
 from rrd_kernels.triton.recipe import recipe_of
+from rrd_kernels.triton.run import compiled, run
 from rrd_kernels.triton.sampled_operators import (
     estimate_normalizers_,
     momentum_update_,
@@ -22,7 +23,6 @@ from rrd_kernels.triton.sampled_operators import (
 from rrd_kernels.triton.step import (
     ENQUEUES,
     Buffers,
-    Launch,
     Settings,
     enqueue_launches,
     step_launches,
@@ -43,7 +43,7 @@ __all__ = [
 def _has_kernels(z_s: Tensor, memory: Tensor, settings: Settings) -> bool:
     batch, dim = z_s.shape
     double = settings.operand == "float64" or memory.dtype == torch.float64
-    return 0 < batch and dim <= MAX_DIM and memory.shape[0] <= MAX_ROWS and not double
+    return batch > 0 and dim <= MAX_DIM and memory.shape[0] <= MAX_ROWS and not double
 
 
 def _launches(

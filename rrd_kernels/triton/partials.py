@@ -6,17 +6,16 @@ from torch import Tensor
 from rrd_kernels import reference
 from rrd_kernels.bounds import LOG2_E
 from rrd_kernels.triton.configs import Hardware
-from rrd_kernels.triton.merge import merge
+from rrd_kernels.triton.launch import Kernel, Launch
 from rrd_kernels.triton.plain import CHUNK
 from rrd_kernels.triton.plan import make_plan, row_block
 from rrd_kernels.triton.step import (
-    TRITON_DTYPE,
-    Launch,
     Settings,
     allocate,
     attend_launch,
     merge_constants,
     merge_warps,
+    operand_dtype,
     prepare_launch,
 )
 
@@ -40,7 +39,7 @@ def partials_launches(
     shifts = z_s.new_empty((batch, 2), dtype=torch.float32)
     constants = merge_constants(dim, plan.splits, need_grad, settings.reduction)
     last = Launch(
-        merge,
+        Kernel("merge", "merge"),
         (batch,),
         {
             "z_s": z_s,
@@ -55,7 +54,7 @@ def partials_launches(
             "scale_s": LOG2_E / settings.tau_s,
         },
         {
-            "OPERAND": TRITON_DTYPE[buffers.queries.dtype],
+            "OPERAND": operand_dtype(operand),
             "TF32": operand == "tf32",
             "NEED_GRAD": need_grad,
             "SPLITS": constants["SPLITS"],

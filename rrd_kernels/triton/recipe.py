@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
-import triton
 from torch import Tensor
 
-from rrd_kernels.triton.compiled import describe
-from rrd_kernels.triton.step import Buffers, Launch
+from rrd_kernels.triton.launch import Launch, passed
+from rrd_kernels.triton.plan import cdiv
+from rrd_kernels.triton.step import Buffers
 
 #: Bytes; as PyTorch's allocator aligns.
 WORKSPACE_ALIGNMENT = 512
@@ -44,7 +44,7 @@ def _places(
         tensor = getattr(buffers, name)
         if id(tensor) not in places:
             places[id(tensor)] = (Source.WORKSPACE, offset)
-            offset += triton.cdiv(tensor.nbytes, WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
+            offset += cdiv(tensor.nbytes, WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
     places[id(buffers.loss)] = (Source.LOSS, 0)
     places[id(buffers.grad_z_s)] = (Source.GRADIENT, 0)
     for source, tensor in zip(Source, inputs, strict=False):
@@ -63,17 +63,12 @@ def _bits(type_name: str, value: float) -> int:
 def _parameters(launch: Launch, places: dict[int, tuple[Source, int]]) -> list[int]:
     """Sources and values of what is passed at run time, in the kernel's order."""
     encoded: list[int] = []
-    for name in launch.kernel.arg_names:
-        if name not in launch.arguments:
-            continue
+    for name, argument in passed(launch):
         value: Any = launch.arguments[name]
-        described = describe(launch, name)
-        if described.constant is not None:
-            continue
         if isinstance(value, Tensor):
             encoded += places[id(value)]
         else:
-            encoded += (Source.VALUE, _bits(described.type, value))
+            encoded += (Source.VALUE, _bits(argument.type, value))
     return encoded
 
 

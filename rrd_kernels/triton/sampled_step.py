@@ -7,10 +7,8 @@ from torch import Tensor
 
 from rrd_kernels.bounds import LOG2_E
 from rrd_kernels.triton.configs import Hardware, input_precision
+from rrd_kernels.triton.launch import Kernel, Launch
 from rrd_kernels.triton.plan import cdiv, row_block
-from rrd_kernels.triton.sampled_combine import sampled_combine
-from rrd_kernels.triton.sampled_dense import count, dense_gradient, dense_statistics
-from rrd_kernels.triton.sampled_gather import gather_gradient, gather_statistics
 from rrd_kernels.triton.sampled_plan import (
     SampledPlan,
     dense_plan,
@@ -20,11 +18,10 @@ from rrd_kernels.triton.sampled_plan import (
 )
 from rrd_kernels.triton.step import (
     STORAGE,
-    TRITON_DTYPE,
-    Launch,
     Settings,
     merge_constants,
     merge_warps,
+    operand_dtype,
     prepare_launch,
 )
 from rrd_kernels.triton.table import Config
@@ -166,10 +163,10 @@ def _shared(
 
 
 def _launch(
-    kernel: Any, grid: tuple[int, ...], values: dict[str, Any], warps: int, stages: int
+    kernel: Kernel, grid: tuple[int, ...], values: dict[str, Any], warps: int, stages: int
 ) -> Launch:
     """What the kernel takes of ``values``, of which those in capitals are compiled in."""
-    taken = {name: value for name, value in values.items() if name in kernel.arg_names}
+    taken = {name: value for name, value in values.items() if name in kernel.parameters}
     arguments = {name: value for name, value in taken.items() if not name.isupper()}
     constants = {name: value for name, value in taken.items() if name.isupper()}
     return Launch(kernel, grid, arguments, constants, warps, stages)
@@ -192,7 +189,7 @@ def _dense(
         "counts_row": stride,
         "blocks": cdiv(inputs.contrast_idx.shape[1], COUNTED),
         "tiles_per_split": plan.per_split,
-        "OPERAND": TRITON_DTYPE[buffers.queries.dtype],
+        "OPERAND": operand_dtype(settings.operand),
         "INPUT_PRECISION": input_precision(hardware.family, settings.operand),
         "UPCAST": hardware.family == "interpreter",
         "EVEN": size % config.block_n == 0,
@@ -207,12 +204,20 @@ def _dense(
     blocks = cdiv(batch, config.block_m)
     warps, stages = config.num_warps, config.num_stages
     launches = [
-        _launch(count, (batch * values["blocks"],), values, 4, 1),
-        _launch(dense_statistics, (blocks, plan.splits), values, warps, stages),
+        _launch(Kernel("sampled_dense", "count"), (batch * values["blocks"],), values, 4, 1),
+        _launch(
+            Kernel("sampled_dense", "dense_statistics"),
+            (blocks, plan.splits),
+            values,
+            warps,
+            stages,
+        ),
     ]
     if settings.need_grad:
         grid = blocks, plan.splits, cdiv(dim, config.block_d)
-        launches.append(_launch(dense_gradient, grid, values, warps, stages))
+        launches.append(
+            _launch(Kernel("sampled_dense", "dense_gradient"), grid, values, warps, stages)
+        )
     return launches
 
 
@@ -231,9 +236,9 @@ def _gather(
         "BLOCK_D": row_block(dim),
     }
     grid = batch, plan.splits
-    launches = [_launch(gather_statistics, grid, values, 4, 1)]
+    launches = [_launch(Kernel("sampled_gather", "gather_statistics"), grid, values, 4, 1)]
     if settings.need_grad:
-        launches.append(_launch(gather_gradient, grid, values, 4, 1))
+        launches.append(_launch(Kernel("sampled_gather", "gather_gradient"), grid, values, 4, 1))
     return launches
 
 
@@ -263,4 +268,6 @@ def _combine(
         "BLOCK_D": row_block(dim),
         **merge_constants(dim, plan.splits, settings.need_grad, settings.reduction),
     }
-    return _launch(sampled_combine, (batch,), values, merge_warps(dim), 1)
+    return _launch(
+        Kernel("sampled_combine", "sampled_combine"), (batch,), values, merge_warps(dim), 1
+    )

@@ -3,17 +3,12 @@
 from typing import Any, NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from rrd_kernels.bounds import LOG2_E, SLACK, fits_float32
-from rrd_kernels.triton.attention import attend
-from rrd_kernels.triton.attention_loss import attend_loss
-from rrd_kernels.triton.combine import combine
 from rrd_kernels.triton.configs import Hardware, input_precision
-from rrd_kernels.triton.enqueue import advance, enqueue
+from rrd_kernels.triton.launch import Kernel, Launch
 from rrd_kernels.triton.plan import Plan, make_plan, next_power_of_2, row_block
-from rrd_kernels.triton.prepare import prepare
 from rrd_kernels.triton.table import Config
 
 #: What the products' operands are stored in.
@@ -23,7 +18,6 @@ STORAGE = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-TRITON_DTYPE = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 #: Columns of a tile after which a thread's own come again, where threads share rows; one where sums
 #: are taken across threads at once, as for float32, which has no register left.
@@ -31,17 +25,6 @@ LANES = {"sm_80": 32, "sm_86": 32, "sm_90": 16, "interpreter": 16}
 
 #: In the order of the operators' integer.
 ENQUEUES = ("never", "before", "after")
-
-
-class Launch(NamedTuple):
-    """A kernel's grid, run-time arguments and compile-time constants."""
-
-    kernel: Any
-    grid: tuple[int, ...]
-    arguments: dict[str, Any]
-    constants: dict[str, Any]
-    num_warps: int
-    num_stages: int = 1
 
 
 class Settings(NamedTuple):
@@ -67,6 +50,11 @@ class Buffers(NamedTuple):
     partials: Tensor  # [splits, 2B, DIM_PAD] float32, or [0]
     stats: Tensor  # [splits, 3, 2B] float32
     state: Tensor  # int64 [2]
+
+
+def operand_dtype(operand: str) -> str:
+    """The name of what it is stored in."""
+    return str(STORAGE[operand]).removeprefix("torch.")
 
 
 def row_warps(dim: int) -> int:
@@ -112,7 +100,7 @@ def enqueue_launches(
     (size, dim), batch = memory.shape, keys.shape[0]
     double = torch.float64 in (memory.dtype, keys.dtype)
     write = Launch(
-        enqueue,
+        Kernel("enqueue", "enqueue"),
         (batch,),
         {
             "memory": memory,
@@ -126,14 +114,20 @@ def enqueue_launches(
             "momentum": momentum,
         },
         {
-            "DTYPE": tl.float64 if double else tl.float32,
+            "DTYPE": "float64" if double else "float32",
             "MOMENTUM": momentum != 0,
             "DIM": dim,
             "BLOCK_D": row_block(dim),
         },
         row_warps(dim),
     )
-    move = Launch(advance, (1,), {"pointer": pointer, "batch": batch, "size": size}, {}, 1)
+    move = Launch(
+        Kernel("enqueue", "advance"),
+        (1,),
+        {"pointer": pointer, "batch": batch, "size": size},
+        {},
+        1,
+    )
     return write, move
 
 
@@ -213,7 +207,7 @@ def prepare_launch(
     """The queries out of the embeddings, and the enqueue where it comes before."""
     batch, dim = z_s.shape
     return Launch(
-        prepare,
+        Kernel("prepare", "prepare"),
         (batch,),
         {
             "z_s": z_s,
@@ -265,7 +259,7 @@ def attend_launch(
     # float16 holds no weight above 2^16, only shifted ones; the loss alone has them in float32.
     bounded = settings.unit_memory and all(fits_float32(tau, size) for tau in taus)
     constants = {
-        "OPERAND": TRITON_DTYPE[buffers.queries.dtype],
+        "OPERAND": operand_dtype(settings.operand),
         "INPUT_PRECISION": input_precision(hardware.family, settings.operand),
         "UPCAST": hardware.family == "interpreter",
         "BOUNDED": bounded and not (settings.need_grad and settings.operand == "float16"),
@@ -278,13 +272,13 @@ def attend_launch(
         "STAGES": config.num_stages,
     }
     if settings.need_grad:
-        kernel, constants["BLOCK_D"] = attend, config.block_d
+        kernel, constants["BLOCK_D"] = Kernel("attention", "attend"), config.block_d
         constants["NVIDIA"] = hardware.family.startswith("sm_")
         constants["REORDER_WARPS"] = config.num_warps if reorders(config, settings, hardware) else 0
         lanes = LANES.get(hardware.family, 1) if settings.operand != "float32" else 1
         constants["LANES"] = min(config.block_n, lanes)
     else:
-        kernel = attend_loss
+        kernel = Kernel("attention_loss", "attend_loss")
         del arguments["partials"]
     return Launch(kernel, plan.grid, arguments, constants, config.num_warps, config.num_stages)
 
@@ -317,7 +311,7 @@ def _combine(
 ) -> Launch:
     batch, dim = z_s.shape
     return Launch(
-        combine,
+        Kernel("combine", "combine"),
         (batch,),
         {
             "z_s": z_s,
@@ -339,7 +333,7 @@ def _combine(
         },
         {
             **_row_constants(dim, plan.dim_pad, settings),
-            "OPERAND": TRITON_DTYPE[buffers.queries.dtype],
+            "OPERAND": operand_dtype(settings.operand),
             **merge_constants(dim, plan.splits, settings.need_grad, settings.reduction),
         },
         merge_warps(dim),

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from rrd_kernels.triton.rows import load_row, query_of, slot_of, unit_row, write_slot
+from rrd_kernels.triton.kernels.rows import load_row, query_of, slot_of, unit_row, write_slot
 
 
 @triton.jit

@@ -3,8 +3,14 @@
 import triton
 import triton.language as tl
 
-from rrd_kernels.triton.combine import LOG_2, add_losses, load_stats, merged_weights, through_norm
-from rrd_kernels.triton.rows import load_row, unit_row
+from rrd_kernels.triton.kernels.combine import (
+    LOG_2,
+    add_losses,
+    load_stats,
+    merged_weights,
+    through_norm,
+)
+from rrd_kernels.triton.kernels.rows import load_row, unit_row
 
 
 @triton.jit

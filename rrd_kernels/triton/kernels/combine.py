@@ -7,7 +7,7 @@ loss_i = log 2 * (log2 l_s + shift_s - q_s . O_t) and d loss_i / d s_i = (O_s - 
 import triton
 import triton.language as tl
 
-from rrd_kernels.triton.rows import load_row, query_of, unit_row, write_slot
+from rrd_kernels.triton.kernels.rows import load_row, query_of, unit_row, write_slot
 
 LOG_2 = tl.constexpr(0.6931471805599453)
 

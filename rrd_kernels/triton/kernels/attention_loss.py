@@ -7,7 +7,7 @@ their logits side by side.
 import triton
 import triton.language as tl
 
-from rrd_kernels.triton.attention import load_queries, logits_of
+from rrd_kernels.triton.kernels.attention import load_queries, logits_of
 
 
 @triton.jit

@@ -5,9 +5,9 @@ sample wants them.
 import triton
 import triton.language as tl
 
-from rrd_kernels.triton.attention import load_queries, load_tile, logits_of, product
-from rrd_kernels.triton.rows import TINY, round_to_tf32
-from rrd_kernels.triton.sampled_parts import (
+from rrd_kernels.triton.kernels.attention import load_queries, load_tile, logits_of, product
+from rrd_kernels.triton.kernels.rows import TINY, round_to_tf32
+from rrd_kernels.triton.kernels.sampled_parts import (
     accumulate,
     gain_of,
     logit_of,

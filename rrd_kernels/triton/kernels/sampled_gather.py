@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from rrd_kernels.triton.sampled_parts import (
+from rrd_kernels.triton.kernels.sampled_parts import (
     accumulate,
     gain_of,
     logit_of,

@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from rrd_kernels.triton.combine import LOG_2, load_stats, merged_outputs, merged_weights
-from rrd_kernels.triton.rows import load_row, query_of, unit_row
+from rrd_kernels.triton.kernels.combine import LOG_2, load_stats, merged_outputs, merged_weights
+from rrd_kernels.triton.kernels.rows import load_row, query_of, unit_row
 
 
 @triton.jit

@@ -1,20 +1,13 @@
-"""The normalizers' estimate, as two kernels and their launches. In float64: once in a training, and
-what it sets stays.
+"""The normalizers' estimate. In float64: once in a training, and what it sets stays.
 
 Both kernels look at the normalizers on the device, and do nothing for one that is set.
 """
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from rrd_kernels.triton.configs import Hardware
-from rrd_kernels.triton.plan import row_block
-from rrd_kernels.triton.rows import load_row, unit_row
-from rrd_kernels.triton.sampled_gather import load_index, products_with
-from rrd_kernels.triton.sampled_plan import gather_columns, gather_plan
-from rrd_kernels.triton.step import Launch
+from rrd_kernels.triton.kernels.rows import load_row, unit_row
+from rrd_kernels.triton.kernels.sampled_gather import load_index, products_with
 
 
 @triton.jit
@@ -151,70 +144,3 @@ def set_normalizers(
             value = (tl.sum(total, axis=0) * weight).to(normalizers.dtype.element_ty)
             if tl.abs(value) < float("inf"):
                 tl.store(address, value)
-
-
-def normalizer_launches(
-    normalizers: Tensor,
-    z_s: Tensor,
-    z_t: Tensor,
-    memory_v1: Tensor,
-    memory_v2: Tensor,
-    contrast_idx: Tensor,
-    nce_t: float,
-    hardware: Hardware,
-) -> tuple[Launch, Launch]:
-    """The estimate for B, P >= 1."""
-    (batch, dim), size = z_s.shape, memory_v1.shape[0]
-    columns = contrast_idx.shape[1]
-    plan = gather_plan(batch, columns, dim, hardware)
-    programs = batch * plan.splits
-    sums = torch.empty((2, programs), dtype=torch.float64, device=z_s.device)
-    add = Launch(
-        add_exponentials,
-        (batch, plan.splits, 2),
-        {
-            "normalizers": normalizers,
-            "z_s": z_s,
-            "z_t": z_t,
-            "memory_v1": memory_v1,
-            "memory_v2": memory_v2,
-            "contrast_idx": contrast_idx,
-            "sums": sums,
-            "size": size,
-            "columns": columns,
-            "z_s_row": z_s.stride(0),
-            "z_s_dim": z_s.stride(1),
-            "z_t_row": z_t.stride(0),
-            "z_t_dim": z_t.stride(1),
-            "v1_row": memory_v1.stride(0),
-            "v1_dim": memory_v1.stride(1),
-            "v2_row": memory_v2.stride(0),
-            "v2_dim": memory_v2.stride(1),
-            "contrast_row": contrast_idx.stride(0),
-            "contrast_dim": contrast_idx.stride(1),
-            "normalizers_dim": normalizers.stride(0),
-            "columns_per_split": plan.per_split,
-            "inverse_nce_t": 1 / nce_t,
-        },
-        {
-            "DTYPE": tl.float64,
-            "DIM": dim,
-            "BLOCK_P": gather_columns(dim),
-            "BLOCK_D": row_block(dim),
-        },
-        4,
-    )
-    finish = Launch(
-        set_normalizers,
-        (1,),
-        {
-            "normalizers": normalizers,
-            "sums": sums,
-            "programs": programs,
-            "normalizers_dim": normalizers.stride(0),
-            "weight": size / (batch * columns),
-        },
-        {"DTYPE": tl.float64, "BLOCK": 1024},
-        4,
-    )
-    return add, finish
