@@ -76,6 +76,14 @@ TORCH_LIBRARY(rrd_kernels, m) {
       "float tau_t, bool unit_memory, str precision, int reduction, int enqueue, float momentum, "
       "bool need_grad) -> int[]");
 
+  // Loads machine code, uint8 [bytes], on a CUDA device: a handle to the function of this name, and
+  // the sizes in bytes of its parameters, none where the driver cannot tell.
+  m.def(
+      "load_kernel(Tensor code, str name, int shared_bytes, int device) "
+      "-> (int function, int[] parameter_sizes)");
+  // Launches encoded as rrd_kernels/triton/recipe.py does, on the device's current stream.
+  m.def("launch_kernels(int[] recipe, int device) -> ()");
+
   // The PyTorch that this was compiled against, and the CPU kernels that run on this machine for
   // float64, float32 and bfloat16 products.
   m.def("torch_version() -> str");

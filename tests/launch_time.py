@@ -27,9 +27,10 @@ def microseconds(call: Callable[[], object], calls: int) -> float:
 
 def measure() -> None:
     import torch
-    from launcher_case import HARDWARE, call
+    from launcher_case import call
+    from stub_driver.h200 import HARDWARE
 
-    from rrd_kernels.triton.run import key_of
+    from rrd_kernels.triton.launch import specialize
     from rrd_kernels.triton.step import Settings, step_launches
 
     torch.set_num_threads(1)
@@ -45,7 +46,7 @@ def measure() -> None:
     def from_python() -> None:
         _, launches = step_launches(z_s, z_t, memory, pointer, settings, HARDWARE)
         for launch in launches:
-            hash(key_of(launch, 0))
+            hash(specialize(launch))
 
     print(f"from C++, three launches                     {microseconds(from_cpp, 2000):6.1f} µs")
     print(f"from Python, up to Triton's way of launching {microseconds(from_python, 200):6.1f} µs")

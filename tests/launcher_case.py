@@ -1,92 +1,31 @@
 """Run by test_launcher.py in a process whose libcuda.so.1 is the stub: the launches of csrc/cuda
 against those that Python describes, for kernels compiled for an H200."""
 
-import ctypes
 import functools
 import itertools
 import json
-import re
 import struct
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-import triton
-from machine_code import CARDS
+from stub_driver.h200 import CUDA, HARDWARE, Function, stub, take_its_place, taken
 
-from rrd_kernels.triton.compiled import compile_launch
-from rrd_kernels.triton.configs import Hardware
-from rrd_kernels.triton.launch import passed
-from rrd_kernels.triton.operators import settings_of
+from rrd_kernels.triton import operators, run
+from rrd_kernels.triton.launch import Launch, Loaded, specialize
 from rrd_kernels.triton.recipe import recipe_of
-from rrd_kernels.triton.step import step_launches
+from rrd_kernels.triton.step import Settings, enqueue_launches, step_launches
 
-CARD = CARDS["H200"]
-HARDWARE = Hardware(CARD.family, CARD.multiprocessors)
-CUDA = torch._C.DispatchKey.CUDA
+recipes: list[tuple[list[Launch], list[Loaded]]] = []
 
 
-class StubLaunch(ctypes.Structure):
-    _fields_ = (
-        ("function", ctypes.c_int64),
-        ("grid", ctypes.c_int64 * 3),
-        ("block", ctypes.c_int64 * 3),
-        ("shared_bytes", ctypes.c_int64),
-        ("stream", ctypes.c_int64),
-        ("count", ctypes.c_int64),
-        ("parameters", ctypes.c_int64 * 64),
-    )
+def recorded(launches, loaded, buffers, inputs) -> list[int]:
+    recipes.append((launches, loaded))
+    return recipe_of(launches, loaded, buffers, inputs)
 
 
-stub = ctypes.CDLL("libcuda.so.1")
-kept_alive = []
-recipes = []
-
-
-def taken() -> list[StubLaunch]:
-    launches = (StubLaunch * 64)()
-    return list(launches[: stub.stub_take(launches)])
-
-
-def parameter_sizes(cubin: bytes) -> list[int]:
-    """What the machine code itself says that it is passed."""
-    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        listing = subprocess.run([program, "-elf", file.name], capture_output=True, text=True)
-    found = re.findall(r"Ordinal : 0x(\w+)\s+Offset\s+: 0x\w+\s+Size\s+: 0x(\w+)", listing.stdout)
-    return [size for _, size in sorted((int(o, 16), int(s, 16)) for o, s in found)]
-
-
-def loaded(launch):
-    """As a loaded kernel: its handle is what the stub knows of it."""
-    kernel = compile_launch(launch, CARD.target)
-    sizes = parameter_sizes(kernel.asm["cubin"])
-    handle = (ctypes.c_int64 * (len(sizes) + 1))(*sizes, 0)
-    kept_alive.append(handle)
-    return SimpleNamespace(function=ctypes.addressof(handle), metadata=kernel.metadata)
-
-
-def recipe(*arguments) -> list[int]:
-    inputs = tuple(None if tensor is None else tensor.detach() for tensor in arguments[:4])
-    buffers, launches = step_launches(*inputs, settings_of(*arguments[4:]), HARDWARE)
-    kernels = [loaded(launch) for launch in launches]
-    recipes.append((launches, kernels))
-    return recipe_of(launches, kernels, buffers, inputs)
-
-
-def in_python(*arguments):
-    raise AssertionError("not by csrc/cuda")
-
-
-library = torch.library.Library("rrd_kernels", "IMPL")
-library.impl("triton_recipe", recipe, "CPU")
-library.impl("triton_step", in_python, "CPU")
+operators.recipe_of = recorded
+take_its_place()
 
 
 def call(operator, *arguments):
@@ -96,12 +35,13 @@ def call(operator, *arguments):
 def expected(launch, kernel, addresses) -> list[int | None]:
     """Each parameter's bytes as an integer; None for what lies in the workspace."""
     values = []
-    for name, _ in passed(launch):
+    for name, type_name in specialize(launch).passed:
         value = launch.arguments[name]
         if isinstance(value, torch.Tensor):
             values.append(addresses.get(name))
         elif isinstance(value, float):
-            values.append(int.from_bytes(struct.pack("<f", value), "little"))
+            packed = struct.pack("<d" if type_name == "fp64" else "<f", value)
+            values.append(int.from_bytes(packed, "little"))
         else:
             values.append(value)
     return [*values, 0, 0]
@@ -132,7 +72,13 @@ def check(operator, z_s, z_t, memory, pointer, options, need_grad) -> None:
         assert stubbed.function == kernel.function
         assert list(stubbed.grid) == [*launch.grid, *(1,) * (3 - len(launch.grid))]
         assert list(stubbed.block) == [32 * launch.num_warps, 1, 1]
-        assert stubbed.shared_bytes == kernel.metadata.shared
+        assert stubbed.name == launch.kernel.name
+        assert stubbed.shared_bytes == kernel.shared_bytes
+        function = Function.from_address(stubbed.function)
+        asked = kernel.shared_bytes if kernel.shared_bytes > 48 * 1024 else 0
+        assert function.shared_bytes == asked
+        assert function.loaded_in_capture_mode == 2  # relaxed, so that a capture may load
+        assert not stubbed.dependent
         wanted = expected(launch, kernel, addresses)
         assert stubbed.count == len(wanted)
         found = stubbed.parameters[: stubbed.count]
@@ -141,7 +87,7 @@ def check(operator, z_s, z_t, memory, pointer, options, need_grad) -> None:
     # What lies in the workspace is one buffer each, the same in every kernel, and none overlaps.
     places: dict[str, set[tuple[int, int]]] = {}
     for launch, stubbed in zip(launches, done, strict=True):
-        for (name, _), value in zip(passed(launch), stubbed.parameters, strict=False):
+        for (name, _), value in zip(specialize(launch).passed, stubbed.parameters, strict=False):
             tensor = launch.arguments[name]
             if isinstance(tensor, torch.Tensor) and name not in {*addresses, "pointer"}:
                 places.setdefault(name, set()).add((value, value + tensor.nbytes))
@@ -226,12 +172,48 @@ def main() -> None:
     newer.fp32_precision = "ieee"
     taken()
 
+    from_python(z_s, z_t, memory)
+    back_to_python(z_s, z_t, memory, options)
+    assert stub.stub_capture_mode() == 0
+
     stub.stub_answer(700)
     try:
         call("relational_loss_forward", z_s, z_t, memory, *options, True)
     except RuntimeError as error:
         report["error"] = str(error)
     print(json.dumps(report))
+
+
+def from_python(z_s, z_t, memory) -> None:
+    """What has no recipe: the launches' own tensors are passed."""
+    settings = Settings(0.1, 0.02, True, "float32", 1, True)
+    _, launches = step_launches(z_s, z_t, memory, None, settings, HARDWARE)
+    launches = [launch._replace(dependent=i == 1) for i, launch in enumerate(launches)]
+    launches += enqueue_launches(memory.double(), torch.tensor([3]), z_t.double(), 0.25)
+    run.run(launches)
+    done = taken()
+    assert [stubbed.name for stubbed in done] == [launch.kernel.name for launch in launches]
+    assert [stubbed.dependent for stubbed in done] == [0, 1, 0, 0, 0]
+    for launch, stubbed in zip(launches, done, strict=True):
+        tensors = {n: v for n, v in launch.arguments.items() if isinstance(v, torch.Tensor)}
+        wanted = expected(launch, None, {n: tensor.data_ptr() for n, tensor in tensors.items()})
+        assert stubbed.parameters[: stubbed.count] == wanted
+
+
+def back_to_python(z_s, z_t, memory, options) -> None:
+    """A driver that cannot tell what a kernel is passed; and one whose kernel is passed more."""
+    launched = []
+    run._launch_by_triton = lambda launch, device: launched.append(launch.kernel.name)
+    for spoil in (lambda: stub.stub_tell_parameters(0), lambda: run.SCRATCH.append(8)):
+        run._loaded.clear()
+        spoil()
+        batch = 20 + len(launched)  # a kind of call that has not been seen
+        z = torch.randn(2, batch, 128)
+        call("relational_loss_forward", *z, memory, *options, True)
+        stub.stub_tell_parameters(1)
+    run.SCRATCH.pop()
+    assert launched == ["prepare", "attend", "combine"] * 2
+    assert not taken()
 
 
 if __name__ == "__main__":

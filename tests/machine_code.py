@@ -13,9 +13,9 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from rrd_kernels.triton.compiled import compile_launch
+from rrd_kernels.triton.compiled import compile_kernel
 from rrd_kernels.triton.configs import Hardware
-from rrd_kernels.triton.launch import Launch
+from rrd_kernels.triton.launch import Launch, specialize
 from rrd_kernels.triton.momentum import normalizer_launches, update_launch
 from rrd_kernels.triton.partials import partials_launches
 from rrd_kernels.triton.sampled_step import Inputs, SampledSettings, sampled_launches
@@ -62,7 +62,7 @@ class Code:
 
 def compile_for(launch: Launch, card: Card) -> Code:
     """The launch's kernel, compiled and taken apart."""
-    kernel = compile_launch(launch, card.target)
+    kernel = compile_kernel(specialize(launch), card.target)
     shared = kernel.metadata.shared
     if card.target.backend == "hip":
         return _amd_code(kernel.asm["amdgcn"], shared, card)

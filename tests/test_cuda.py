@@ -275,11 +275,11 @@ def test_warmup_leaves_nothing_to_compile():
     criterion.warmup(BATCH)
     for key, value in criterion.state_dict().items():
         assert torch.equal(value, state[key])
-    known = dict(run._compiled)
+    known = dict(run._loaded)
     f_s, f_t = torch.randn(BATCH, 12, device="cuda"), torch.randn(BATCH, 20, device="cuda")
     criterion(f_s, f_t).backward()
     criterion.eval()(f_s, f_t)
-    assert run._compiled.keys() == known.keys()
+    assert run._loaded.keys() == known.keys()
 
 
 def test_a_thread_that_has_used_no_gpu_yet():

@@ -17,4 +17,4 @@ pytest.importorskip("triton")
 def test_what_is_launched(tmp_path):
     done = stub_driver.run_with_stub(Path(__file__).with_name("launcher_case.py"), tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "cuLaunchKernel failed with CUDA_ERROR_STUB (700)" in json.loads(done.stdout)["error"]
+    assert "cuLaunchKernelEx failed with CUDA_ERROR_STUB (700)" in json.loads(done.stdout)["error"]

@@ -13,8 +13,8 @@ pytest.importorskip("triton")
 from interpreted import INTERPRETED
 from machine_code import CARDS, Job, compile_for, each, fits, lone_enqueue, merge_alone, report
 
-from rrd_kernels.triton.compiled import source_of
 from rrd_kernels.triton.configs import MAX_DIM, WIDTHS
+from rrd_kernels.triton.launch import specialize
 from rrd_kernels.triton.step import STORAGE, Settings
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
@@ -118,7 +118,7 @@ def test_sizes_make_no_new_code():
     sizes = ((64, 16384), (63, 16384), (1, 16384), (64, 20480))
     sources = [
         [
-            source_of(Job("H200", *size, 128, wanted, torch.bfloat16, which, "").launch()).hash()
+            specialize(Job("H200", *size, 128, wanted, torch.bfloat16, which, "").launch())
             for which in (PREPARE, ATTEND, COMBINE)
         ]
         for size in sizes

@@ -135,7 +135,7 @@ def test_autotuning_takes_what_measures_best(operand, need_grad, monkeypatch):
         assert launches[0].constants["ENQUEUE"] == "never"  # it must not write the memory
         measured.append(launches[1].constants)
         if len(measured) == len(offered) > 1:
-            raise autotune.OutOfResources(300_000, 232_448, "shared memory")
+            raise autotune.SharedMemoryError
 
     monkeypatch.setattr(autotune, "run", run)
     monkeypatch.setattr(autotune, "_best", {})

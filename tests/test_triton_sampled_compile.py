@@ -20,8 +20,8 @@ from machine_code import (
     update_alone,
 )
 
-from rrd_kernels.triton.compiled import source_of
 from rrd_kernels.triton.configs import MAX_DIM, WIDTHS
+from rrd_kernels.triton.launch import specialize
 from rrd_kernels.triton.sampled_step import SampledSettings
 from rrd_kernels.triton.step import STORAGE
 
@@ -121,7 +121,7 @@ def test_sizes_make_no_new_code():
     for method in ("dense", "gather"):
         sources = [
             [
-                source_of(launch).hash()
+                specialize(launch)
                 for launch in sampled(
                     CARDS["H200"], size, 128, settings("tf32", method), True, torch.float32
                 )

@@ -6,35 +6,74 @@
 namespace rrd::cuda {
 namespace {
 
-using LaunchKernel = int (*)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-                             unsigned block_x, unsigned block_y, unsigned block_z,
-                             unsigned shared_bytes, void* stream, void** parameters, void** extra);
-using GetErrorName = int (*)(int error, const char** name);
-using DevicePrimaryCtxRetain = int (*)(void** context, int device);
-using CtxSetCurrent = int (*)(void* context);
+// From cuda.h.
+constexpr int kInvalidContext = 201;              // CUDA_ERROR_INVALID_CONTEXT
+constexpr int kMaxDynamicSharedSize = 8;          // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+constexpr int kPreferShared = 1;                  // CU_FUNC_CACHE_PREFER_SHARED
+constexpr int kRelaxedCapture = 2;                // CU_STREAM_CAPTURE_MODE_RELAXED
+constexpr int kProgrammaticSerialization = 6;     // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_...
+constexpr uint32_t kSharedWithoutAsking = 49152;  // bytes that any function may have
 
-constexpr int kInvalidContext = 201;  // CUDA_ERROR_INVALID_CONTEXT
+struct LaunchAttribute {  // CUlaunchAttribute
+  int id;
+  char padding[4];
+  union {
+    int32_t value;
+    char size[64];
+  };
+};
+
+struct LaunchConfig {  // CUlaunchConfig
+  unsigned grid[3];
+  unsigned block[3];
+  unsigned shared_bytes;
+  void* stream;
+  LaunchAttribute* attributes;
+  unsigned count;
+};
 
 struct Driver {
-  LaunchKernel launch_kernel = nullptr;
-  GetErrorName get_error_name = nullptr;
-  DevicePrimaryCtxRetain retain_primary_context = nullptr;
-  CtxSetCurrent set_current_context = nullptr;
+  int (*launch)(const LaunchConfig* config, void* function, void** parameters, void** extra);
+  int (*error_name)(int error, const char** name);
+  int (*retain_primary_context)(void** context, int device);
+  int (*set_current_context)(void* context);
+  int (*get_current_context)(void** context);
+  int (*load_module)(void** module, const void* image);
+  int (*get_function)(void** function, void* module, const char* name);
+  int (*set_attribute)(void* function, int attribute, int value);
+  int (*set_cache)(void* function, int preference);
+  int (*exchange_capture_mode)(int* mode);
+  // CUDA 12.4's.
+  int (*load_function)(void* function);
+  int (*parameter_info)(void* function, size_t index, size_t* offset, size_t* size);
+  bool complete;
 
   Driver() {
     // PyTorch has loaded it already where there is a GPU.
     void* library = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
-    if (library == nullptr) return;
-    find(library, "cuLaunchKernel", launch_kernel);
-    find(library, "cuGetErrorName", get_error_name);
+    complete = library != nullptr;
+    find(library, "cuLaunchKernelEx", launch);
+    find(library, "cuGetErrorName", error_name);
     find(library, "cuDevicePrimaryCtxRetain", retain_primary_context);
     find(library, "cuCtxSetCurrent", set_current_context);
+    find(library, "cuCtxGetCurrent", get_current_context);
+    find(library, "cuModuleLoadData", load_module);
+    find(library, "cuModuleGetFunction", get_function);
+    find(library, "cuFuncSetAttribute", set_attribute);
+    find(library, "cuFuncSetCacheConfig", set_cache);
+    find(library, "cuThreadExchangeStreamCaptureMode", exchange_capture_mode);
+    const bool all = complete;
+    find(library, "cuFuncLoad", load_function);
+    find(library, "cuFuncGetParamInfo", parameter_info);
+    complete = all;
   }
 
  private:
   template <typename Function>
-  static void find(void* library, const char* name, Function& function) {
-    function = reinterpret_cast<Function>(dlsym(library, name));
+  void find(void* library, const char* name, Function& function) {
+    void* symbol = library == nullptr ? nullptr : dlsym(library, name);
+    function = reinterpret_cast<Function>(symbol);
+    complete = complete && symbol != nullptr;
   }
 };
 
@@ -43,31 +82,89 @@ const Driver& driver() {
   return found;
 }
 
-}  // namespace
-
-bool driver_found() { return driver().launch_kernel != nullptr; }
-
-void launch_kernel(int device, int64_t function, const uint32_t (&grid)[3], uint32_t threads,
-                   uint32_t shared_bytes, void* stream, void** parameters) {
-  const auto launch = [&] {
-    return driver().launch_kernel(reinterpret_cast<void*>(function), grid[0], grid[1], grid[2],
-                                  threads, 1, 1, shared_bytes, stream, parameters, nullptr);
-  };
-  int error = launch();
-  // A thread that has only used cached memory so far has no context yet. PyTorch's is the primary
-  // one, which it keeps as long as the process lives; so may this reference to it.
-  if (error == kInvalidContext && driver().retain_primary_context != nullptr &&
-      driver().set_current_context != nullptr) {
-    void* context = nullptr;
-    error = driver().retain_primary_context(&context, device);
-    if (error == 0) error = driver().set_current_context(context);
-    if (error == 0) error = launch();
-  }
+void check(int error, const char* call) {
   if (error == 0) return;
   const char* name = nullptr;
-  if (driver().get_error_name != nullptr) driver().get_error_name(error, &name);
-  TORCH_CHECK(false, "rrd_kernels: cuLaunchKernel failed with ",
+  driver().error_name(error, &name);
+  TORCH_CHECK(false, "rrd_kernels: ", call, " failed with ",
               name == nullptr ? "an unknown error" : name, " (", error, ")");
+}
+
+// PyTorch's context is the primary one, which it keeps as long as the process lives; so may this
+// reference to it.
+void enter_primary_context(int device) {
+  void* context = nullptr;
+  check(driver().retain_primary_context(&context, device), "cuDevicePrimaryCtxRetain");
+  check(driver().set_current_context(context), "cuCtxSetCurrent");
+}
+
+// Loading allocates, which a capture that is not relaxed refuses.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { driver().exchange_capture_mode(&mode_); }
+  ~RelaxedCapture() { driver().exchange_capture_mode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  int mode_ = kRelaxedCapture;
+};
+
+}  // namespace
+
+bool driver_found() { return driver().complete; }
+
+int64_t load_kernel(int device, const void* code, const std::string& name, uint32_t shared_bytes) {
+  TORCH_CHECK(driver_found(), "rrd_kernels: there is no CUDA driver to load kernels with");
+  void* current = nullptr;
+  check(driver().get_current_context(&current), "cuCtxGetCurrent");
+  if (current == nullptr) enter_primary_context(device);
+  const RelaxedCapture relaxed;
+  void* module = nullptr;
+  void* function = nullptr;
+  check(driver().load_module(&module, code), "cuModuleLoadData");
+  check(driver().get_function(&function, module, name.c_str()), "cuModuleGetFunction");
+  if (shared_bytes > kSharedWithoutAsking) {
+    check(driver().set_cache(function, kPreferShared), "cuFuncSetCacheConfig");
+    check(driver().set_attribute(function, kMaxDynamicSharedSize, static_cast<int>(shared_bytes)),
+          "cuFuncSetAttribute");
+  }
+  // Otherwise the first launch would, which may be one that is captured.
+  if (driver().load_function != nullptr) check(driver().load_function(function), "cuFuncLoad");
+  return reinterpret_cast<int64_t>(function);
+}
+
+std::optional<std::vector<int64_t>> parameter_sizes(int64_t function) {
+  if (driver().parameter_info == nullptr) return std::nullopt;
+  std::vector<int64_t> sizes;
+  size_t offset = 0, size = 0;
+  while (driver().parameter_info(reinterpret_cast<void*>(function), sizes.size(), &offset, &size) ==
+         0) {
+    sizes.push_back(static_cast<int64_t>(size));
+  }
+  return sizes;
+}
+
+void launch_kernel(int device, int64_t function, const Configuration& configuration, void* stream,
+                   void** parameters) {
+  const auto& grid = configuration.grid;
+  LaunchAttribute dependent{kProgrammaticSerialization, {}, {1}};
+  const LaunchConfig config{{grid[0], grid[1], grid[2]},
+                            {configuration.threads, 1, 1},
+                            configuration.shared_bytes,
+                            stream,
+                            &dependent,
+                            configuration.dependent};
+  const auto launch = [&] {
+    return driver().launch(&config, reinterpret_cast<void*>(function), parameters, nullptr);
+  };
+  int error = launch();
+  // A thread that has only used cached memory so far has no context yet.
+  if (error == kInvalidContext) {
+    enter_primary_context(device);
+    error = launch();
+  }
+  check(error, "cuLaunchKernelEx");
 }
 
 }  // namespace rrd::cuda

@@ -1,5 +1,4 @@
-// The operators for GPUs. Triton compiles the kernels and launches those that are new, from Python;
-// a kind of call that has been seen is launched from here, without Python.
+// The operators for GPUs. A kind of call that has been seen is launched from here, without Python.
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -47,7 +46,7 @@ c10::string_view settled(Precision precision) {
   return setting == at::Float32Precision::TF32 ? "tf32" : "float32";
 }
 
-// All that the launches depend on but addresses: two calls that agree in it are launched alike.
+// Cache key: everything a launch depends on except the pointers.
 using Key = std::array<int64_t, 21>;
 
 Key key_of(const Call& call) {
@@ -109,13 +108,18 @@ std::shared_ptr<const cuda::Recipe> recipe_for(const Call& call) {
     const std::lock_guard lock(mutex);
     if (const auto found = known.find(key); found != known.end()) return found->second;
   }
-  // Not under the lock: it compiles, and takes Python's own.
+  // Compile outside the lock: it is slow and takes the GIL.
   auto recipe = std::make_shared<const cuda::Recipe>(
       cuda::Recipe::parse(in_python<kRecipe, std::vector<int64_t>>(call)));
   const std::lock_guard lock(mutex);
   if (known.size() >= kMost) known.clear();
   known.insert_or_assign(key, recipe);
   return recipe;
+}
+
+void* current_stream(int64_t device) {
+  // Of a CPU in tests, with a driver that only looks at what it is given.
+  return device < 0 ? nullptr : at::accelerator::getCurrentStream(device).native_handle();
 }
 
 LossAndGrad run(const cuda::Recipe& recipe, const Call& call) {
@@ -140,11 +144,8 @@ LossAndGrad run(const cuda::Recipe& recipe, const Call& call) {
       grad_z_s.mutable_data_ptr(),
       workspace.mutable_data_ptr(),
   }};
-  const at::Device device = call.memory.device();
-  void* stream = device.is_cpu()  // in tests, with a driver that only looks at what it is given
-                     ? nullptr
-                     : at::accelerator::getCurrentStream(device.index()).native_handle();
-  cuda::launch(recipe, addresses, device.index(), stream);
+  const auto device = call.memory.get_device();
+  cuda::launch(recipe, addresses, device, current_stream(device));
   return {loss, grad_z_s};
 }
 
@@ -176,6 +177,25 @@ LossAndGrad forward(const Call& call) {
   return in_python<kStep, LossAndGrad>(call);
 }
 
+c10::OptionalDeviceGuard guard_of(int64_t device) {
+  if (device < 0) return c10::OptionalDeviceGuard();
+  return c10::OptionalDeviceGuard(at::Device(at::kCUDA, static_cast<at::DeviceIndex>(device)));
+}
+
+std::tuple<int64_t, std::vector<int64_t>> load_kernel(const at::Tensor& code, c10::string_view name,
+                                                      int64_t shared_bytes, int64_t device) {
+  const auto guard = guard_of(device);
+  const int64_t function =
+      cuda::load_kernel(static_cast<int>(device), code.contiguous().const_data_ptr(),
+                        std::string(name), static_cast<uint32_t>(shared_bytes));
+  return {function, cuda::parameter_sizes(function).value_or(std::vector<int64_t>())};
+}
+
+void launch_kernels(at::IntArrayRef recipe, int64_t device) {
+  const auto guard = guard_of(device);
+  cuda::launch(cuda::Recipe::parse(recipe), {}, static_cast<int>(device), current_stream(device));
+}
+
 // A tensor that does not change while the memory is written.
 at::Tensor apart(const at::Tensor& tensor, const at::Tensor& memory) {
   return tensor.is_alias_of(memory) ? tensor.clone() : tensor;
@@ -202,6 +222,11 @@ LossAndGrad step_on_gpu(at::Tensor& memory, at::Tensor& pointer, const at::Tenso
 }
 
 }  // namespace
+
+TORCH_LIBRARY_IMPL(rrd_kernels, CatchAll, m) {
+  m.impl("load_kernel", load_kernel);
+  m.impl("launch_kernels", launch_kernels);
+}
 
 TORCH_LIBRARY_IMPL(rrd_kernels, CUDA, m) {
   m.impl("relational_loss_forward", loss_on_gpu);

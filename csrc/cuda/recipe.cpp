@@ -3,10 +3,10 @@
 #include <c10/util/Exception.h>
 #include <c10/util/SmallVector.h>
 
-#include "cuda/driver.h"
-
 namespace rrd::cuda {
 namespace {
+
+constexpr size_t kNullPointers = 4;
 
 class Reader {
  public:
@@ -26,9 +26,11 @@ class Reader {
 Launch read_launch(Reader& reader) {
   Launch launch;
   launch.function = reader.next();
-  for (uint32_t& extent : launch.grid) extent = static_cast<uint32_t>(reader.next());
-  launch.threads = static_cast<uint32_t>(reader.next());
-  launch.shared_bytes = static_cast<uint32_t>(reader.next());
+  Configuration& configuration = launch.configuration;
+  for (uint32_t& extent : configuration.grid) extent = static_cast<uint32_t>(reader.next());
+  configuration.threads = static_cast<uint32_t>(reader.next());
+  configuration.shared_bytes = static_cast<uint32_t>(reader.next());
+  configuration.dependent = reader.next() != 0;
   const int64_t count = reader.next();
   for (int64_t i = 0; i < count; ++i) {
     const int64_t source = reader.next();
@@ -53,7 +55,7 @@ Recipe Recipe::parse(c10::ArrayRef<int64_t> encoded) {
 
 void launch(const Recipe& recipe, const Addresses& addresses, int device, void* stream) {
   for (const Launch& kernel : recipe.launches) {
-    c10::SmallVector<int64_t, 32> values;
+    c10::SmallVector<int64_t, 40> values;
     for (const auto& [source, value] : kernel.parameters) {
       if (source == Source::kValue) {
         values.push_back(value);
@@ -62,15 +64,14 @@ void launch(const Recipe& recipe, const Addresses& addresses, int device, void* 
         values.push_back(reinterpret_cast<int64_t>(address) + value);
       }
     }
-    // Triton's kernels end with two pointers to scratch memory, which these do not use.
-    values.push_back(0);
-    values.push_back(0);
+    // Triton's kernels end with two pointers to scratch memory, which these do not use; the others
+    // are spare, so that one more would be null and not whatever lies behind.
+    values.resize(values.size() + kNullPointers, 0);
     // The driver reads each parameter's own size; on a little-endian host a smaller one is the
     // beginning of the int64 that holds it.
-    c10::SmallVector<void*, 32> parameters;
+    c10::SmallVector<void*, 40> parameters;
     for (int64_t& value : values) parameters.push_back(&value);
-    launch_kernel(device, kernel.function, kernel.grid, kernel.threads, kernel.shared_bytes, stream,
-                  parameters.data());
+    launch_kernel(device, kernel.function, kernel.configuration, stream, parameters.data());
   }
 }
 

@@ -1,4 +1,4 @@
-// What to launch for one kind of call: Triton's compiled kernels with their arguments, made by
+// What to launch for one kind of call: compiled kernels with their arguments, made by
 // rrd_kernels/triton/recipe.py, which states the same layout.
 #pragma once
 
@@ -7,6 +7,8 @@
 
 #include <cstdint>
 #include <vector>
+
+#include "cuda/driver.h"
 
 namespace rrd::cuda {
 
@@ -30,9 +32,7 @@ struct Parameter {
 
 struct Launch {
   int64_t function;
-  uint32_t grid[3];
-  uint32_t threads;
-  uint32_t shared_bytes;
+  Configuration configuration;
   std::vector<Parameter> parameters;
 };
 

@@ -6,22 +6,17 @@ whose results then differ in the last bits.
 
 import functools
 import logging
-import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
-from triton.testing import do_bench
 
 from rrd_kernels.triton.configs import Hardware, operand_class, width_of
 from rrd_kernels.triton.plan import Plan, make_plan
-from rrd_kernels.triton.run import run
+from rrd_kernels.triton.run import SharedMemoryError, run
 from rrd_kernels.triton.step import Settings, step_launches
 from rrd_kernels.triton.table import ATTENTION, LOSS, Config
-
-WANTED = os.environ.get("RRD_TRITON_AUTOTUNE") == "1"
 
 _logger = logging.getLogger(__name__)
 _best: dict[tuple[Any, ...], Plan] = {}
@@ -61,6 +56,8 @@ def best_plan(
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError("RRD_TRITON_AUTOTUNE=1 measures, which a graph's capture cannot")
 
+        from triton.testing import do_bench
+
         def milliseconds(call: Callable[[], object]) -> float:
             return do_bench(call, warmup=5, rep=20, return_mode="median")
 
@@ -79,7 +76,7 @@ def best_plan(
         _, launches = step_launches(z_s, z_t, memory, None, settings, hardware, plan)
         try:
             times[plan] = milliseconds(functools.partial(run, launches))
-        except OutOfResources:
+        except SharedMemoryError:
             continue
     best = _best[key] = min(times, key=lambda plan: times[plan])
     _logger.info("B=%d K=%d D=%d %s: %s, %.3g ms", batch, size, dim, settings, best, times[best])

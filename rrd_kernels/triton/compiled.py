@@ -1,13 +1,14 @@
-"""From a launch to machine code, by Triton's compiler."""
+"""Machine code by Triton's compiler, for any card: no GPU is needed."""
 
 import importlib
 from typing import Any
 
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rrd_kernels.triton.launch import ALIGNMENT, Kernel, Launch, describe
+from rrd_kernels.triton.launch import ALIGNMENT, Binary, Kernel, Specialization
 
 DTYPE = {
     "float64": tl.float64,
@@ -23,42 +24,48 @@ def function_of(kernel: Kernel) -> Any:
     return getattr(module, kernel.name)
 
 
-def constants_of(launch: Launch) -> dict[str, Any]:
-    """The compile-time constants as kernels take them."""
-    return {
-        name: DTYPE[value] if name in ("DTYPE", "OPERAND") else value
-        for name, value in launch.constants.items()
-    }
+def constants_of(constants: dict[str, Any]) -> dict[str, Any]:
+    """Compile-time constants as kernels take them: dtypes are Triton's."""
+    dtypes = {name: DTYPE[constants[name]] for name in ("DTYPE", "OPERAND") if name in constants}
+    return constants | dtypes
 
 
-def source_of(launch: Launch) -> ASTSource:
+def source_of(specialization: Specialization) -> ASTSource:
     """The kernel with its argument types and constants, to be compiled for any target."""
-    described = {name: describe(launch, name) for name in launch.arguments}
-    constants = constants_of(launch)
+    described = dict(specialization.arguments)
+    constants = constants_of(dict(specialization.constants))
     constants |= {name: a.constant for name, a in described.items() if a.constant is not None}
     signature, attributes = {}, {}
-    for position, name in enumerate(launch.kernel.parameters):
+    for position, name in enumerate(specialization.kernel.parameters):
         if name in constants:
             signature[name] = "constexpr"
             continue
         signature[name] = described[name].type
         if described[name].aligned:
             attributes[(position,)] = [["tt.divisibility", ALIGNMENT]]
-    return ASTSource(function_of(launch.kernel), signature, constants, attributes)
+    return ASTSource(function_of(specialization.kernel), signature, constants, attributes)
 
 
-def compile_launch(launch: Launch, target: Any = None) -> Any:
-    """Triton's CompiledKernel, from its cache on disk if it is there.
-
-    Args:
-        launch: what is to be launched.
-        target: a ``triton.backends.compiler.GPUTarget``; default: the current device's. No GPU is
-            needed to compile for one.
-    """
+def compile_kernel(specialization: Specialization, target: GPUTarget) -> Any:
+    """Triton's CompiledKernel, from its cache on disk if it is there."""
     options = {
-        "num_warps": launch.num_warps,
-        "num_stages": launch.num_stages,
+        "num_warps": specialization.num_warps,
+        "num_stages": specialization.num_stages,
         # Said aloud because Triton's default is to change.
         "enable_fp_fusion": True,
     }
-    return triton.compile(source_of(launch), target=target, options=options)
+    return triton.compile(source_of(specialization), target=target, options=options)
+
+
+def nvidia_target(arch: str) -> GPUTarget:
+    """Triton's name for a compute capability such as ``"sm_90"``."""
+    return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+
+
+def binary_of(kernel: Any) -> Binary | None:
+    """A CompiledKernel for NVIDIA; none where it needs more than csrc/cuda gives it."""
+    metadata = kernel.metadata
+    if metadata.global_scratch_size or metadata.profile_scratch_size or metadata.num_ctas > 1:
+        return None
+    threads = metadata.num_warps * metadata.target.warp_size
+    return Binary(kernel.asm["cubin"], metadata.name, metadata.shared, threads)

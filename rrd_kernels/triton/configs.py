@@ -46,6 +46,13 @@ def family_of(index: int | None) -> str | None:
     return "sm_80" if roomy else "sm_86"
 
 
+@functools.cache
+def arch_of(index: int) -> str:
+    """The compute capability of a GPU, as compilers name it."""
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"sm_{10 * major + minor}"
+
+
 @functools.lru_cache
 def hardware_of(device: torch.device) -> Hardware:
     """What a device is planned for; on a CPU, Triton's interpreter.

@@ -1,7 +1,7 @@
-"""What is launched: a kernel, its grid, its arguments, and what it is specialised on.
+"""What is launched: a kernel, its grid, its arguments, and what it is specialized on.
 
 Described without Triton, so that kernels which were compiled ahead need no compiler. Triton's own
-specialisation looks at every integer; here only strides count, so that neither the batch nor the
+specialization looks at every integer; here only strides count, so that neither the batch nor the
 memory's size makes a new kernel.
 """
 
@@ -56,6 +56,9 @@ class Launch(NamedTuple):
     constants: dict[str, Any]  # dtypes by name
     num_warps: int
     num_stages: int = 1
+    #: May start before the kernel before it has ended, for which it waits itself: programmatic
+    #: dependent launch.
+    dependent: bool = False
 
 
 class Argument(NamedTuple):
@@ -84,8 +87,58 @@ def describe(launch: Launch, name: str) -> Argument:
     return Argument(width)
 
 
-def passed(launch: Launch) -> list[tuple[str, Argument]]:
-    """The run-time arguments that the compiled code takes, in its order."""
-    names = (name for name in launch.kernel.parameters if name in launch.arguments)
-    described = ((name, describe(launch, name)) for name in names)
-    return [(name, argument) for name, argument in described if argument.constant is None]
+class Specialization(NamedTuple):
+    """Everything that a launch's machine code depends on, but for the compiler and the card."""
+
+    kernel: Kernel
+    arguments: tuple[tuple[str, Argument], ...]
+    constants: tuple[tuple[str, Any], ...]
+    num_warps: int
+    num_stages: int
+
+    @property
+    def passed(self) -> list[tuple[str, str]]:
+        """Names and types of what the machine code takes, in its order."""
+        described = dict(self.arguments)
+        names = (name for name in self.kernel.parameters if name in described)
+        return [(name, described[name].type) for name in names if described[name].constant is None]
+
+    @classmethod
+    def from_json(cls, data: list[Any]) -> "Specialization":
+        """What ``json`` made of one."""
+        kernel, arguments, constants, num_warps, num_stages = data
+        return cls(
+            Kernel(*kernel),
+            tuple((name, Argument(*argument)) for name, argument in arguments),
+            tuple((name, value) for name, value in constants),
+            num_warps,
+            num_stages,
+        )
+
+
+def specialize(launch: Launch) -> Specialization:
+    """What a launch is compiled for."""
+    return Specialization(
+        launch.kernel,
+        tuple((name, describe(launch, name)) for name in launch.arguments),
+        tuple(launch.constants.items()),
+        launch.num_warps,
+        launch.num_stages,
+    )
+
+
+class Binary(NamedTuple):
+    """Machine code for NVIDIA's driver, and what a launch of it needs."""
+
+    code: bytes
+    name: str  # of the function in it
+    shared_bytes: int  # of a program
+    threads: int  # of a program
+
+
+class Loaded(NamedTuple):
+    """A kernel that csrc/cuda can launch."""
+
+    function: int
+    threads: int
+    shared_bytes: int

@@ -1,18 +1,18 @@
 """What ``csrc/cuda`` leaves to Python: the first call of each kind, and what has no kernels."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rrd_kernels.triton import autotune
 from rrd_kernels.triton.configs import MAX_DIM, MAX_ROWS, hardware_of
 from rrd_kernels.triton.launch import Launch
 from rrd_kernels.triton.partials import partials_launches, plain_partials
 from rrd_kernels.triton.plain import plain_forward
 from rrd_kernels.triton.recipe import recipe_of
-from rrd_kernels.triton.run import compiled, run
+from rrd_kernels.triton.run import load_all, run
 from rrd_kernels.triton.sampled_operators import (
     estimate_normalizers_,
     momentum_update_,
@@ -39,6 +39,8 @@ __all__ = [
     "triton_step",
 ]
 
+AUTOTUNE = os.environ.get("RRD_TRITON_AUTOTUNE") == "1"
+
 
 def _has_kernels(z_s: Tensor, memory: Tensor, settings: Settings) -> bool:
     batch, dim = z_s.shape
@@ -50,7 +52,11 @@ def _launches(
     z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor | None, settings: Settings
 ) -> tuple[Buffers, Sequence[Launch]]:
     hardware = hardware_of(memory.device)
-    plan = autotune.best_plan(z_s, z_t, memory, settings, hardware) if autotune.WANTED else None
+    plan = None
+    if AUTOTUNE:
+        from rrd_kernels.triton.autotune import best_plan
+
+        plan = best_plan(z_s, z_t, memory, settings, hardware)
     return step_launches(z_s, z_t, memory, pointer, settings, hardware, plan)
 
 
@@ -100,13 +106,13 @@ def triton_recipe(
 ) -> list[int]:
     """How ``csrc/cuda`` is to launch calls of this kind; empty where it is not to."""
     settings = settings_of(*numbers)
-    # AMD's driver has launches of its own.
-    if torch.version.hip is not None or not _has_kernels(z_s, memory, settings):
+    if not _has_kernels(z_s, memory, settings):
         return []
     # Told apart by identity, which one tensor given twice would not be.
     inputs = z_s.detach(), z_t.detach(), memory.detach(), pointer
     buffers, launches = _launches(*inputs, settings)
-    return recipe_of(launches, [compiled(launch) for launch in launches], buffers, inputs)
+    loaded = load_all(launches, memory.get_device())
+    return [] if loaded is None else recipe_of(launches, loaded, buffers, inputs)
 
 
 def relational_partials(

@@ -1,13 +1,13 @@
 """Launches as integers, for ``csrc/cuda/recipe.h``, which states the same layout."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any
 
 from torch import Tensor
 
-from rrd_kernels.triton.launch import Launch, passed
+from rrd_kernels.triton.launch import Launch, Loaded, specialize
 from rrd_kernels.triton.plan import cdiv
 from rrd_kernels.triton.step import Buffers
 
@@ -28,15 +28,18 @@ class Source(IntEnum):
     VALUE = 7
 
 
+Place = tuple[Source, int]
+
+
 def shares_storage(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _places(
     buffers: Buffers, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None]
-) -> tuple[dict[int, tuple[Source, int]], int]:
+) -> tuple[dict[int, Place], int]:
     """Where each tensor is found, by ``id``, and the bytes of the workspace."""
-    places: dict[int, tuple[Source, int]] = {}
+    places: dict[int, Place] = {}
     if shares_storage(buffers.grad_z_s, buffers.queries):
         places[id(buffers.queries)] = (Source.GRADIENT, 0)
     offset = 0
@@ -53,49 +56,53 @@ def _places(
     return places, offset
 
 
-def _bits(type_name: str, value: float) -> int:
+def _bits(type_name: str, value: Any) -> int:
     """The number as the kernel reads it, as the first bytes of an int64."""
-    if type_name == "fp32":
-        return int.from_bytes(struct.pack("<f", value), "little")
+    if isinstance(value, float):
+        packed = struct.pack("<d" if type_name == "fp64" else "<f", value)
+        return int.from_bytes(packed, "little", signed=True)
     return int(value)
 
 
-def _parameters(launch: Launch, places: dict[int, tuple[Source, int]]) -> list[int]:
-    """Sources and values of what is passed at run time, in the kernel's order."""
-    encoded: list[int] = []
-    for name, argument in passed(launch):
-        value: Any = launch.arguments[name]
+def _encode(launch: Launch, loaded: Loaded, place_of: Callable[[Tensor], Place]) -> list[int]:
+    parameters: list[int] = []
+    passed = specialize(launch).passed
+    for name, type_name in passed:
+        value = launch.arguments[name]
         if isinstance(value, Tensor):
-            encoded += places[id(value)]
+            parameters += place_of(value)
         else:
-            encoded += (Source.VALUE, _bits(argument.type, value))
+            parameters += (Source.VALUE, _bits(type_name, value))
+    grid = launch.grid + (1,) * (3 - len(launch.grid))
+    settings = loaded.threads, loaded.shared_bytes, int(launch.dependent)
+    return [loaded.function, *grid, *settings, len(passed), *parameters]
+
+
+def encode(launches: Sequence[Launch], loaded: Sequence[Loaded]) -> list[int]:
+    """The launches on the tensors that they name, which must live until they have been launched."""
+    encoded = [0, 0]
+    for launch, kernel in zip(launches, loaded, strict=True):
+        encoded += _encode(launch, kernel, lambda tensor: (Source.VALUE, tensor.data_ptr()))
     return encoded
 
 
 def recipe_of(
     launches: Sequence[Launch],
-    kernels: Sequence[Any],
+    loaded: Sequence[Loaded],
     buffers: Buffers,
     inputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
 ) -> list[int]:
-    """The launches with their compiled kernels' handles, or nothing where a kernel needs more than
-    ``csrc/cuda`` gives it.
+    """One step's launches on tensors that are not known yet.
 
     Args:
         launches: of one step.
-        kernels: Triton's CompiledKernels for them, loaded.
+        loaded: their kernels.
         buffers: what they write.
         inputs: z_s, z_t, memory and pointer, in the order of :class:`Source`.
     """
     places, workspace_bytes = _places(buffers, inputs)
     gradient = buffers.grad_z_s.untyped_storage().nbytes() // buffers.grad_z_s.element_size()
     encoded = [workspace_bytes, gradient]
-    for launch, kernel in zip(launches, kernels, strict=True):
-        metadata = kernel.metadata
-        if metadata.global_scratch_size or metadata.profile_scratch_size or metadata.num_ctas > 1:
-            return []
-        parameters = _parameters(launch, places)
-        encoded += (kernel.function, *launch.grid, *(1,) * (3 - len(launch.grid)))
-        encoded += (launch.num_warps * metadata.warp_size, metadata.shared, len(parameters) // 2)
-        encoded += parameters
+    for launch, kernel in zip(launches, loaded, strict=True):
+        encoded += _encode(launch, kernel, lambda tensor: places[id(tensor)])
     return encoded

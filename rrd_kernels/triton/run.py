@@ -1,49 +1,123 @@
-"""Launches from Python: compiled once for what a kernel is specialised on, then found again."""
+"""Launches: kernels out of a pack, or compiled by Triton, loaded once and launched by csrc/cuda."""
 
-from collections.abc import Iterable
+import os
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-import triton
-from triton.runtime.jit import JITFunction
+import torch
+from torch import Tensor
 
-from rrd_kernels.triton.compiled import compile_launch, constants_of, function_of
-from rrd_kernels.triton.launch import Launch, describe
+from rrd_kernels.triton.configs import arch_of
+from rrd_kernels.triton.launch import Launch, Loaded, Specialization, specialize
+from rrd_kernels.triton.pack import pack_for
+from rrd_kernels.triton.recipe import encode
 
-_compiled: dict[tuple[Any, ...], Any] = {}
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+#: Bytes of a parameter; pointers have eight.
+SIZE = {"i32": 4, "i64": 8, "fp32": 4, "fp64": 8}
+#: Triton's pointers to scratch memory, behind the kernel's own parameters.
+SCRATCH = [8, 8]
 
 
-def key_of(launch: Launch, device: int) -> tuple[Any, ...]:
-    """All that a compiled kernel depends on."""
-    return (
-        launch.kernel,
-        device,
-        launch.num_warps,
-        launch.num_stages,
-        tuple(launch.constants.items()),
-        tuple(describe(launch, name) for name in launch.arguments),
+class SharedMemoryError(RuntimeError):
+    """A kernel needs more shared memory than the card has."""
+
+
+# By device. None: Triton has to launch it.
+_loaded: dict[tuple[Specialization, int], Loaded | None] = {}
+_by_triton: dict[tuple[Specialization, int], Any] = {}
+_origins: Counter[str] = Counter()
+
+
+def counts() -> dict[str, int]:
+    """How many kernels of this process came out of a pack, and how many were compiled."""
+    return {origin: _origins[origin] for origin in ("pack", "compiled")}
+
+
+def load(launch: Launch, device: int) -> Loaded | None:
+    """The kernel for a launch, loaded at its first use; none where csrc/cuda cannot launch it.
+
+    Raises:
+        PackError: a pack is to be used, and cannot be.
+        SharedMemoryError: the card has too little.
+    """
+    key = specialize(launch), device
+    if key not in _loaded:
+        _loaded.setdefault(key, _load(*key))  # the first of two threads' is kept
+    return _loaded[key]
+
+
+def _load(specialization: Specialization, device: int) -> Loaded | None:
+    arch = arch_of(device)
+    pack = pack_for(arch)
+    binary, origin = pack.find(specialization) if pack else None, "pack"
+    if binary is None:
+        from rrd_kernels.triton.compiled import binary_of, compile_kernel, nvidia_target
+
+        binary, origin = binary_of(compile_kernel(specialization, nvidia_target(arch))), "compiled"
+    if binary is None:
+        return None
+    available = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    if binary.shared_bytes > available:
+        raise SharedMemoryError(
+            f"rrd_kernels: {specialization.kernel.name} needs {binary.shared_bytes} bytes of "
+            f"shared memory, and this card has {available}"
+        )
+    code = torch.frombuffer(bytearray(binary.code), dtype=torch.uint8)
+    function, sizes = torch.ops.rrd_kernels.load_kernel(
+        code, binary.name, binary.shared_bytes, device
     )
+    # A compiler that passes something else, or a driver that cannot tell.
+    if sizes != [SIZE.get(type_name, 8) for _, type_name in specialization.passed] + SCRATCH:
+        return None
+    _origins[origin] += 1
+    return Loaded(function, binary.threads, binary.shared_bytes)
 
 
-def compiled(launch: Launch) -> Any:
-    """The kernel for ``launch`` on the current device, compiled and loaded at its first use."""
-    key = key_of(launch, triton.runtime.driver.active.get_current_device())
-    kernel = _compiled.get(key)
-    if kernel is None:
-        kernel = compile_launch(launch)
+def load_all(launches: Sequence[Launch], device: int) -> list[Loaded] | None:
+    """What :func:`load` has for all of them; none where csrc/cuda cannot launch one."""
+    if torch.version.hip is not None:  # AMD's driver has launches of its own
+        return None
+    loaded = [kernel for launch in launches if (kernel := load(launch, device)) is not None]
+    return loaded if len(loaded) == len(launches) else None
+
+
+def run(launches: Sequence[Launch]) -> None:
+    """Launches in order, on the current stream of the device that their tensors are on."""
+    if INTERPRETED:
+        for launch in launches:
+            _interpret(launch)
+        return
+    tensors = (value for value in launches[0].arguments.values() if isinstance(value, Tensor))
+    device = next(tensors).get_device()
+    loaded = load_all(launches, device)
+    if loaded is not None:
+        torch.ops.rrd_kernels.launch_kernels(encode(launches, loaded), device)
+        return
+    for launch in launches:
+        _launch_by_triton(launch, device)
+
+
+def _interpret(launch: Launch) -> None:
+    from rrd_kernels.triton.compiled import constants_of, function_of
+
+    function_of(launch.kernel)[launch.grid](**launch.arguments, **constants_of(launch.constants))
+
+
+def _launch_by_triton(launch: Launch, device: int) -> None:
+    """On the current device and stream."""
+    import triton
+
+    from rrd_kernels.triton.compiled import compile_kernel, constants_of
+
+    key = specialize(launch), device
+    if key not in _by_triton:
+        kernel = compile_kernel(key[0], triton.runtime.driver.active.get_current_target())
         kernel.run  # noqa: B018 - loads it, which must not wait for a graph's capture
         # The first of two threads' is kept: where a kernel is dropped, its handle is invalid.
-        kernel = _compiled.setdefault(key, kernel)
-    return kernel
-
-
-def run(launches: Iterable[Launch]) -> None:
-    """Launches in order, on the current device and stream."""
-    for launch in launches:
-        function = function_of(launch.kernel)
-        values = launch.arguments | constants_of(launch)
-        if not isinstance(function, JITFunction):  # under Triton's interpreter
-            function[launch.grid](**values)
-            continue
-        grid = launch.grid + (1,) * (3 - len(launch.grid))
-        ordered = [values[name] for name in launch.kernel.parameters]
-        compiled(launch)[grid](*ordered)
+        _by_triton.setdefault(key, kernel)
+    grid = launch.grid + (1,) * (3 - len(launch.grid))
+    values = launch.arguments | constants_of(launch.constants)
+    _by_triton[key][grid](*(values[name] for name in launch.kernel.parameters))

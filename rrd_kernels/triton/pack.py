@@ -1,0 +1,234 @@
+"""Packs: kernels compiled ahead, found by what they are compiled for, without Triton.
+
+A pack is a folder for each card, ``FOLDER/sm_90``, with the machine code and a ``manifest.json``:
+
+    format, arch, triton   the layout's version, the compute capability, the compiler's version
+    sources                the digest of each kernel's source
+    kernels                by key: file, name (of the function), shared_bytes, threads, parameters
+                           (name and type, in order), specialization
+
+A key is a digest of all that machine code depends on, the kernel's source included.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rrd_kernels.triton.launch import KERNELS, Binary, Specialization
+
+#: Names a folder of packs in place of the package's own.
+VARIABLE = "RRD_KERNELS"
+#: Where a wheel may bring some.
+OWN = Path(__file__).parents[1] / "packs"
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class PackError(RuntimeError):
+    """A pack that cannot be used as it is."""
+
+
+@functools.cache
+def source_digest(module: str) -> str:
+    """Of a module of kernels and of those that it imports."""
+    modules, sources = [module], {}
+    while modules:
+        name = modules.pop()
+        if name not in sources:
+            sources[name] = (KERNELS / f"{name}.py").read_text()
+            modules += re.findall(
+                r"^from rrd_kernels\.triton\.kernels\.(\w+) ", sources[name], re.M
+            )
+    return hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
+
+
+def _has_changed(module: str, digest: str) -> bool:
+    return not (KERNELS / f"{module}.py").exists() or source_digest(module) != digest
+
+
+def key_of(specialization: Specialization, arch: str) -> str:
+    """The name under which a pack for ``arch`` has the kernel."""
+    parts = [FORMAT, arch, source_digest(specialization.kernel.module), specialization]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _file_name(code: bytes) -> str:
+    """After its content, which shows what has been changed and keeps equal code once."""
+    return f"{hashlib.sha256(code).hexdigest()[:32]}.cubin"
+
+
+class Pack:
+    """The kernels of one folder.
+
+    Args:
+        folder: whose name is the compute capability, such as ``sm_90``.
+
+    Raises:
+        PackError: there is no pack, or not a whole one, or it is for another card or of other
+            sources.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+            found, arch = self.manifest["format"], self.manifest["arch"]
+            self.kernels: dict[str, dict[str, Any]] = dict(self.manifest["kernels"])
+            changed = [
+                name for name, d in self.manifest["sources"].items() if _has_changed(name, d)
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._error(f"its {MANIFEST} cannot be read ({error!r})") from error
+        if found != FORMAT:
+            raise self._error(f"it has format {found!r}, and this version reads {FORMAT}")
+        if arch != folder.name:
+            raise self._error(f"its kernels are for {arch}")
+        if changed:
+            raise self._error(
+                f"it is stale: kernels have changed since it was compiled ({', '.join(changed)})"
+            )
+
+    def _error(self, reason: str) -> PackError:
+        return PackError(
+            f"rrd_kernels: the pack {self.folder} cannot be used: {reason}. Compile it again with "
+            f"`python -m rrd_kernels.pack --arch {self.folder.name} --output {self.folder.parent}` "
+            f"and the options that it had, or do without it: remove it, or unset {VARIABLE}."
+        )
+
+    def find(self, specialization: Specialization) -> Binary | None:
+        """The kernel; none where there is none for this.
+
+        Raises:
+            PackError: its machine code is not what was written.
+        """
+        entry = self.kernels.get(key_of(specialization, self.folder.name))
+        if entry is None:
+            return None
+        try:
+            code = (self.folder / entry["file"]).read_bytes()
+        except OSError as error:
+            raise self._error(f"{entry['file']} cannot be read ({error})") from error
+        if _file_name(code) != entry["file"]:
+            raise self._error(f"{entry['file']} is corrupt")
+        return Binary(code, entry["name"], entry["shared_bytes"], entry["threads"])
+
+
+_opened = functools.cache(Pack)
+
+
+def pack_for(arch: str) -> Pack | None:
+    """The pack that is to be used on a card, if there is one.
+
+    Raises:
+        PackError: the environment names a folder that has none for this card, or one that cannot
+            be used.
+    """
+    named = os.environ.get(VARIABLE)
+    root = Path(named) if named else OWN
+    if (root / arch).is_dir():
+        return _opened(root / arch)
+    if not named:
+        return None
+    others = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}"))) or "no card"
+    raise PackError(
+        f"rrd_kernels: {VARIABLE}={named} has no kernels for this card, which is {arch}; it has "
+        f"some for {others}. `python -m rrd_kernels.pack --arch {arch} --output {named}` adds them."
+    )
+
+
+class Written(NamedTuple):
+    """What :func:`write` did."""
+
+    kernels: int  # in the pack
+    compiled: int  # of them by this call
+    bytes: int  # of the pack, its manifest included
+    refused: list[Specialization]  # that need more than csrc/cuda gives them
+
+
+def write(
+    specializations: Iterable[Specialization],
+    arch: str,
+    root: Path,
+    *,
+    workers: int | None = None,
+    report: Callable[[int, int], None] = lambda done, wanted: None,
+) -> Written:
+    """Compiles kernels for a card, which need not be there, into ``root / arch``.
+
+    What is there already stays, unless it is stale or corrupt.
+
+    Args:
+        specializations: which.
+        arch: compute capability of an NVIDIA card, such as ``"sm_90"``.
+        root: the folder of packs; made if it is not there.
+        workers: processes; default: one for each core.
+        report: told after each kernel how many are done, of how many.
+    """
+    import triton
+
+    folder = root / arch
+    folder.mkdir(parents=True, exist_ok=True)
+    kept: dict[str, dict[str, Any]] = {}
+    with contextlib.suppress(PackError):
+        pack = Pack(folder)
+        if pack.manifest["triton"] == triton.__version__:
+            kept = pack.kernels
+    wanted = {key_of(one, arch): one for one in specializations}
+    missing = {key: one for key, one in wanted.items() if key not in kept}
+    refused = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_compile, one, arch): key for key, one in missing.items()}
+        for done, future in enumerate(as_completed(futures), start=1):
+            key, binary = futures[future], future.result()
+            if binary is None:
+                refused.append(missing[key])
+            else:
+                kept[key] = _written(missing[key], binary, folder)
+            report(done, len(missing))
+    modules = {entry["specialization"][0][0] for entry in kept.values()}
+    manifest = {
+        "format": FORMAT,
+        "arch": arch,
+        "triton": triton.__version__,
+        "sources": {module: source_digest(module) for module in sorted(modules)},
+        "kernels": kept,
+    }
+    unfinished = folder / f"{MANIFEST}.new"
+    unfinished.write_text(json.dumps(manifest))
+    unfinished.replace(folder / MANIFEST)
+    used = {entry["file"] for entry in kept.values()} | {MANIFEST}
+    for path in folder.iterdir():
+        if path.name not in used:
+            path.unlink()
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    return Written(len(kept), len(missing) - len(refused), size, refused)
+
+
+def _compile(specialization: Specialization, arch: str) -> Binary | None:
+    # What debuggers read is two thirds of a file.
+    os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
+    from rrd_kernels.triton.compiled import binary_of, compile_kernel, nvidia_target
+
+    return binary_of(compile_kernel(specialization, nvidia_target(arch)))
+
+
+def _written(specialization: Specialization, binary: Binary, folder: Path) -> dict[str, Any]:
+    """The manifest's entry of a kernel whose machine code is now in the folder."""
+    file = _file_name(binary.code)
+    (folder / file).write_bytes(binary.code)
+    return {
+        "file": file,
+        "name": binary.name,
+        "shared_bytes": binary.shared_bytes,
+        "threads": binary.threads,
+        "parameters": specialization.passed,
+        "specialization": specialization,
+    }

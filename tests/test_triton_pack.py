@@ -1,0 +1,193 @@
+"""Kernels compiled ahead: what a pack holds, what is loaded out of it, and what is refused.
+
+Launches go through a driver that only keeps what it is given, which cannot show what they compute.
+"""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import stub_driver
+import torch
+
+pytest.importorskip("triton")
+import pack_case
+from interpreted import INTERPRETED
+
+from rrd_kernels.triton import pack as packs
+from rrd_kernels.triton.compiled import binary_of, compile_kernel, nvidia_target
+from rrd_kernels.triton.launch import Binary, Kernel, Launch, Specialization, specialize
+from rrd_kernels.triton.pack import Pack, PackError, key_of, pack_for, write
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+
+ARCH = "sm_90"
+
+
+def advance(num_warps: int = 1, size: int = 16) -> Specialization:
+    """The smallest kernel."""
+    pointer = torch.empty(1, dtype=torch.int64, device="meta")
+    arguments = {"pointer": pointer, "batch": 4, "size": size}
+    return specialize(Launch(Kernel("enqueue", "advance"), (1,), arguments, {}, num_warps))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """A folder with a pack of one kernel."""
+    root = tmp_path_factory.mktemp("packs")
+    assert write([advance(), advance()], ARCH, root, workers=1)[:2] == (1, 1)
+    return root
+
+
+@pytest.fixture
+def root(small, tmp_path, monkeypatch) -> Path:
+    """A copy of it, which is named by the environment."""
+    copy = tmp_path / "packs"
+    shutil.copytree(small, copy)
+    monkeypatch.setenv(packs.VARIABLE, str(copy))
+    return copy
+
+
+def change(root: Path, **entries) -> None:
+    path = root / ARCH / packs.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def test_what_is_found_is_what_triton_would_launch(root):
+    found = Pack(root / ARCH).find(advance())
+    own = binary_of(compile_kernel(advance(), nvidia_target(ARCH)))
+    assert own is not None
+    assert found._replace(code=b"") == own._replace(code=b"")
+    assert instructions(found) == instructions(own)
+
+
+def instructions(binary: Binary) -> bytes:
+    """Of a kernel; a pack leaves out what debuggers read."""
+    code = binary.code
+    [at] = struct.unpack_from("<Q", code, 40)  # of the ELF file's section headers
+    count, names = struct.unpack_from("<HH", code, 60)
+    sections = [struct.unpack_from("<IIQQQQ", code, at + 64 * i) for i in range(count)]
+    for name, _, _, _, offset, size in sections:
+        begin = sections[names][4] + name
+        if code[begin : code.index(b"\0", begin)].decode() == f".text.{binary.name}":
+            return code[offset : offset + size]
+    raise AssertionError("no instructions")
+
+
+def test_what_differs_is_not_found(root):
+    pack = Pack(root / ARCH)
+    assert pack.find(advance(num_warps=4)) is None
+    assert pack.find(advance(size=2**40)) is None  # int64
+
+
+def test_a_specialization_survives_json(root):
+    [entry] = Pack(root / ARCH).kernels.values()
+    assert Specialization.from_json(entry["specialization"]) == advance()
+    assert entry["parameters"] == [["pointer", "*i64"], ["batch", "i32"], ["size", "i32"]]
+
+
+def test_what_is_there_is_not_compiled_again(root):
+    again = write([advance(), advance(num_warps=2)], ARCH, root, workers=1)
+    assert again[:2] == (2, 1)
+    assert Pack(root / ARCH).find(advance()) is not None
+    (root / ARCH / "left over").write_text("")
+    assert write([advance()], ARCH, root, workers=1)[:2] == (2, 0)
+    assert not (root / ARCH / "left over").exists()
+
+
+def test_another_compiler_s_pack_is_made_anew(root):
+    change(root, triton="3.0.0")
+    assert write([advance(num_warps=2)], ARCH, root, workers=1)[:2] == (1, 1)
+
+
+class TestRefused:
+    def test_stale(self, root, monkeypatch):
+        digest = packs.source_digest("enqueue")
+        monkeypatch.setattr(packs, "source_digest", lambda module: f"not {digest}")
+        with pytest.raises(PackError, match=r"stale: kernels .* \(enqueue\).*rrd_kernels\.pack"):
+            Pack(root / ARCH)
+
+    def test_a_kernel_that_is_gone(self, root):
+        change(root, sources={"no_such_kernel": ""})
+        with pytest.raises(PackError, match="stale"):
+            Pack(root / ARCH)
+
+    def test_corrupt_machine_code(self, root):
+        [path] = (root / ARCH).glob("*.cubin")
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        with pytest.raises(PackError, match="corrupt"):
+            Pack(root / ARCH).find(advance())
+        path.unlink()
+        with pytest.raises(PackError, match="cannot be read"):
+            Pack(root / ARCH).find(advance())
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"kernels": 1}'])
+    def test_corrupt_manifest(self, text, root):
+        (root / ARCH / packs.MANIFEST).write_text(text)
+        with pytest.raises(PackError, match="cannot be read"):
+            Pack(root / ARCH)
+
+    def test_another_format(self, root):
+        change(root, format=packs.FORMAT + 1)
+        with pytest.raises(PackError, match="format"):
+            Pack(root / ARCH)
+
+    def test_another_card(self, root):
+        with pytest.raises(PackError, match=r"which is sm_80; it has some for sm_90"):
+            pack_for("sm_80")
+        (root / ARCH).rename(root / "sm_80")
+        with pytest.raises(PackError, match="its kernels are for sm_90"):
+            pack_for("sm_80")
+
+    def test_no_folder(self, monkeypatch):
+        monkeypatch.setenv(packs.VARIABLE, "/no/such/folder")
+        with pytest.raises(PackError, match="it has some for no card"):
+            pack_for(ARCH)
+
+
+def test_without_the_variable_the_package_s_own_counts(small, monkeypatch):
+    monkeypatch.delenv(packs.VARIABLE, raising=False)
+    monkeypatch.setattr(packs, "OWN", small)
+    assert pack_for(ARCH).find(advance()) is not None
+    assert pack_for("sm_80") is None
+
+
+def test_a_key_depends_on_card_source_and_all_else(monkeypatch):
+    keys = {key_of(advance(), ARCH), key_of(advance(), "sm_80"), key_of(advance(2), ARCH)}
+    digest = packs.source_digest("enqueue")
+    monkeypatch.setattr(packs, "source_digest", lambda module: f"not {digest}")
+    assert len(keys | {key_of(advance(), ARCH)}) == 4
+
+
+def test_a_digest_is_of_what_is_imported_too(tmp_path, monkeypatch):
+    shutil.copytree(packs.KERNELS, tmp_path / "kernels")
+    before = packs.source_digest("combine"), packs.source_digest("normalizers")
+    with (tmp_path / "kernels" / "rows.py").open("a") as rows:
+        rows.write("# changed\n")
+    monkeypatch.setattr(packs, "KERNELS", tmp_path / "kernels")
+    packs.source_digest.cache_clear()
+    try:
+        assert packs.source_digest("combine") != before[0]
+        assert packs.source_digest("normalizers") != before[1]
+        assert packs.source_digest("sampled_gather") != before[0]
+    finally:
+        packs.source_digest.cache_clear()
+
+
+@pytest.mark.skipif(stub_driver.compiler() is None, reason="no C compiler for the stub driver")
+def test_every_operator_out_of_a_pack_without_triton(tmp_path, monkeypatch):
+    wanted = {specialize(launch) for launch in pack_case.launches()}
+    written = write(wanted, ARCH, tmp_path / "packs")
+    assert written[:2] == (len(wanted), len(wanted))
+    assert not written.refused
+    monkeypatch.setenv(packs.VARIABLE, str(tmp_path / "packs"))
+    done = stub_driver.run_with_stub(Path(pack_case.__file__), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "triton": False,
+        "counts": {"pack": len(wanted), "compiled": 0},
+        "launched": sorted({one.kernel.name for one in wanted}),
+        "modes": [2],  # relaxed, so that a capture may load
+    }
