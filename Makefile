@@ -5,6 +5,8 @@
 #   make test      all tests
 #   make test-oldest  the same with the oldest PyTorch and Triton that are supported
 #   make kernels   compiles every Triton kernel for several GPUs and prints what came of it
+#   make pack      compiles GPU kernels ahead, without a GPU, into a folder that RRD_KERNELS names:
+#                  make pack ARGS="--arch sm_90 --output build/kernels"
 #   make lint      ruff, mypy, clang-format
 #   make bench     time and memory against the published eager code, torch.compile and SDPA: a record,
 #                  tables and pictures under benchmarks/results/
@@ -28,7 +30,7 @@ BUILT := $(VENV)/.built
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl)
 SOURCES := setup.py $(CPP)
 
-.PHONY: setup demo test test-oldest kernels lint format bench gpu-check sanitize dist clean
+.PHONY: setup demo test test-oldest kernels pack lint format bench gpu-check sanitize dist clean
 .DELETE_ON_ERROR:
 
 setup: $(BUILT)
@@ -63,6 +65,9 @@ test: $(BUILT)
 
 kernels: $(BUILT)
 	@$(BIN)/python -m pytest -q tests/test_triton_compile.py tests/test_triton_sampled_compile.py $(ARGS)
+
+pack: $(BUILT)
+	@$(BIN)/python -m rrd_kernels.pack $(ARGS)
 
 # In a copy, since the extension that is built in place here belongs to the newer PyTorch. Nothing is
 # installed from it: the path is for the processes that tests start.

@@ -334,7 +334,8 @@ class MomentumMemory(Embeddings):
             if need_grad:
                 torch.autograd.grad(loss, leaf)
         few = rows.memory_v1[:1].clone()
-        functional.momentum_update_(few, contrast_idx[:, 0], z_t, rows.nce_m, backend=self.backend)
+        index = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        functional.momentum_update_(few, index, z_t, rows.nce_m, backend=self.backend)
 
     def extra_repr(self) -> str:
         return (

@@ -15,7 +15,7 @@ from torch import Tensor
 
 __all__ = ["EXTENSION_ERROR", "why_not_fused"]
 
-#: Whether GPUs have fused kernels: looked for, not imported, which takes a second.
+#: Whether kernels can be compiled: looked for, not imported, which takes a second.
 TRITON_FOUND = importlib.util.find_spec("triton") is not None
 
 
@@ -174,8 +174,8 @@ def _register_fakes() -> None:
 _gpu_library: torch.library.Library | None = None
 
 
-def _register_triton() -> torch.library.Library:
-    """Puts what csrc/cuda leaves to Triton behind the CUDA key, imported at the first call."""
+def _register_on_gpu() -> torch.library.Library:
+    """Puts what csrc/cuda leaves to Python behind the CUDA key, imported at the first call."""
 
     def register(name: str) -> None:
         def call(*arguments: Any) -> Any:
@@ -193,8 +193,7 @@ def _register_triton() -> torch.library.Library:
 
 if EXTENSION_ERROR is None:
     _register_fakes()
-    if TRITON_FOUND:
-        _gpu_library = _register_triton()
+    _gpu_library = _register_on_gpu()
 else:
     warnings.warn(
         f"rrd_kernels runs on its plain PyTorch reference, without fused kernels: the compiled "
@@ -211,9 +210,16 @@ def _family_of(index: int) -> str | None:
     return family_of(index)
 
 
+def _has_pack(index: int) -> bool:
+    from rrd_kernels.triton.configs import arch_of
+    from rrd_kernels.triton.pack import pack_for
+
+    return torch.version.hip is None and pack_for(arch_of(index)) is not None
+
+
 def _why_not_gpu(index: int) -> str | None:
-    if not TRITON_FOUND:
-        return "Triton is not installed"
+    if not TRITON_FOUND and not _has_pack(index):
+        return "Triton is not installed, and there are no kernels that were compiled ahead"
     return None if _family_of(index) else "there are no block sizes for this GPU"
 
 

@@ -1,85 +1,80 @@
-"""Run by test_triton_pack.py in a process whose libcuda.so.1 is the stub: every operator with kernels out
-of a pack, for tensors on the CPU that go the way of an H200's."""
+"""Run by test_triton_pack.py in a process whose libcuda.so.1 is the stub: trainings with kernels
+out of a pack, on CPU tensors that go the way of an H200's, without Triton."""
 
 import json
 import sys
 
+if __name__ == "__main__":
+    sys.modules["triton"] = None  # type: ignore[assignment]  # as if it were not installed
+
 import torch
 
-from rrd_kernels import functional
+from rrd_kernels import RRDLoss, functional
+from rrd_kernels.pack import fifo_launches, momentum_launches
 from rrd_kernels.triton import run
 from rrd_kernels.triton.configs import Hardware
 from rrd_kernels.triton.launch import Launch
-from rrd_kernels.triton.momentum import normalizer_launches, update_launch
-from rrd_kernels.triton.partials import partials_launches
-from rrd_kernels.triton.sampled_step import Inputs, SampledSettings, sampled_launches
-from rrd_kernels.triton.step import Settings, enqueue_launches, step_launches
 
 HARDWARE = Hardware("sm_90", 132)
-BATCH, SIZE, DIM, COLUMNS = 8, 512, 32, 6
-TAUS = {"tau_s": 0.1, "tau_t": 0.02}
-
-
-def tensors(device: str) -> tuple[torch.Tensor, ...]:
-    """z_s, z_t, memory, pointer, contrast_idx, normalizers."""
-    z_s, z_t = torch.ones(2, BATCH, DIM, device=device)
-    memory = torch.ones(SIZE, DIM, device=device)
-    pointer = torch.zeros(1, dtype=torch.int64, device=device)
-    contrast_idx = torch.zeros(BATCH, COLUMNS, dtype=torch.int64, device=device)
-    return z_s, z_t, memory, pointer, contrast_idx, torch.ones(2, device=device)
+BATCH, ROWS, DIM, N_DATA = 8, 512, 32, 600
+COLUMNS = {"dense": 300, "gather": 6}  # as "auto" has it for a memory of that size
+FLOAT32 = (torch.float32, torch.float32, "float32", HARDWARE)
 
 
 def launches() -> list[Launch]:
-    """Of what :func:`main` calls, on tensors that have no memory."""
-    z_s, z_t, memory, pointer, contrast_idx, normalizers = tensors("meta")
-    found: list[Launch] = []
-    for need_grad in (True, False):
-        settings = Settings(*TAUS.values(), True, "float32", 1, need_grad)
-        step = settings._replace(enqueue="before")
-        found += step_launches(z_s, z_t, memory, pointer, step, HARDWARE)[1]
-        found += step_launches(z_s, z_t, memory, None, settings, HARDWARE)[1]
-        whole = settings._replace(reduction=0)
-        found += partials_launches(z_s, z_t, memory, whole, HARDWARE)[1]
-        inputs = Inputs(z_s, z_t, memory, memory, contrast_idx, normalizers)
-        for method in ("dense", "gather"):
-            sampled = SampledSettings(*TAUS.values(), 0.07, "float32", 1, method, need_grad)
-            found += sampled_launches(inputs, sampled, HARDWARE)[1]
-    found += enqueue_launches(memory, pointer, z_t, 0.0)
-    found += normalizer_launches(normalizers, *inputs[:5], 0.07, HARDWARE)
-    found.append(update_launch(memory, contrast_idx[:, 0], z_t, 0.5))
+    """What :func:`main` needs, as `python -m rrd_kernels.pack` lists it."""
+    found = list(fifo_launches(BATCH, ROWS, DIM, *FLOAT32))
+    for columns in COLUMNS.values():
+        found += momentum_launches(BATCH, columns, N_DATA, DIM, *FLOAT32)
     return found
+
+
+def train(criterion: RRDLoss, batch: int, *idx: torch.Tensor) -> None:
+    """A step and an evaluation, for which a warm-up has loaded all."""
+    criterion.warmup(BATCH)
+    warm = run._loaded.copy()
+    f_s, f_t = torch.randn(batch, 12), torch.randn(batch, 20)
+    criterion.train()(f_s, f_t, *idx).backward()
+    criterion.eval()
+    with torch.no_grad():
+        criterion(f_s, f_t, *idx)
+    assert run._loaded == warm
 
 
 def main() -> None:
     from stub_driver.h200 import Function, take_its_place, taken
 
     take_its_place()
-    z_s, z_t, memory, _, contrast_idx, normalizers = tensors("cpu")
-    functional.warmup(BATCH, SIZE, DIM, **TAUS, unit_memory=True)
+    sizes = {"s_dim": 12, "t_dim": 20, "feat_dim": DIM}
+    for start in ("published", "unit"):
+        criterion = RRDLoss(**sizes, nce_k=ROWS, start=start)
+        train(criterion, BATCH)
+        train(criterion, BATCH - 1)
+    z_s, z_t, memory = torch.randn(8, DIM), torch.randn(8, DIM), torch.randn(ROWS, DIM)
     for need_grad in (True, False):
-        functional.relational_partials(
-            z_s, z_t, memory, **TAUS, need_grad=need_grad, unit_memory=True
-        )
-        leaf = z_s.clone().requires_grad_(need_grad)
-        for method in ("dense", "gather"):
-            functional.sampled_relational_loss(
-                leaf, z_t, memory, memory, contrast_idx, normalizers=normalizers, **TAUS,
-                nce_t=0.07, method=method,
-            )  # fmt: skip
-    views = z_s, z_t, memory, memory, contrast_idx
-    functional.estimate_normalizers_(normalizers, *views, nce_t=0.07)
-    functional.momentum_update_(memory, contrast_idx[:, 0], z_t, 0.5)
+        functional.relational_partials(z_s, z_t, memory, need_grad=need_grad)
+    for columns in COLUMNS.values():
+        for similarity in ("exponential", "cosine"):
+            criterion = RRDLoss(
+                **sizes,
+                memory_type="momentum",
+                n_data=N_DATA,
+                nce_k=columns - 1,
+                similarity=similarity,
+            )
+            train(criterion, BATCH, torch.arange(BATCH))
+    loaded = [kernel for kernel in run._loaded.values() if kernel is not None]
+    functions = [Function.from_address(kernel.function) for kernel in loaded]
+    try:
+        functional.relational_loss(z_s[:, :24], z_t[:, :24], memory[:, :24])
+    except RuntimeError as error:
+        missing = str(error)
     report = {
-        "triton": "triton" in sys.modules,
+        "missing": missing,
         "counts": run.counts(),
-        "launched": sorted({launched.name for launched in taken()}),
-        "modes": sorted(
-            {
-                Function.from_address(kernel.function).loaded_in_capture_mode
-                for kernel in run._loaded.values()
-                if kernel is not None
-            }
-        ),
+        "loaded": sorted({function.name.decode() for function in functions}),
+        "modes": sorted({function.loaded_in_capture_mode for function in functions}),
+        "launched": bool(taken()),
     }
     print(json.dumps(report))
 

@@ -3,7 +3,9 @@
 Launches go through a driver that only keeps what it is given, which cannot show what they compute.
 """
 
+import itertools
 import json
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -16,6 +18,7 @@ pytest.importorskip("triton")
 import pack_case
 from interpreted import INTERPRETED
 
+from rrd_kernels import pack as command
 from rrd_kernels.triton import pack as packs
 from rrd_kernels.triton.compiled import binary_of, compile_kernel, nvidia_target
 from rrd_kernels.triton.launch import Binary, Kernel, Launch, Specialization, specialize
@@ -177,7 +180,7 @@ def test_a_digest_is_of_what_is_imported_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(stub_driver.compiler() is None, reason="no C compiler for the stub driver")
-def test_every_operator_out_of_a_pack_without_triton(tmp_path, monkeypatch):
+def test_trainings_out_of_a_pack_without_triton(tmp_path, monkeypatch):
     wanted = {specialize(launch) for launch in pack_case.launches()}
     written = write(wanted, ARCH, tmp_path / "packs")
     assert written[:2] == (len(wanted), len(wanted))
@@ -185,9 +188,61 @@ def test_every_operator_out_of_a_pack_without_triton(tmp_path, monkeypatch):
     monkeypatch.setenv(packs.VARIABLE, str(tmp_path / "packs"))
     done = stub_driver.run_with_stub(Path(pack_case.__file__), tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {
-        "triton": False,
-        "counts": {"pack": len(wanted), "compiled": 0},
-        "launched": sorted({one.kernel.name for one in wanted}),
+    report = json.loads(done.stdout)
+    assert re.search(r"no \w+ for .*'DIM': 24.*Triton.* is not installed", report.pop("missing"))
+    counts = report.pop("counts")
+    assert counts["compiled"] == 0
+    assert 0 < counts["pack"] <= len(wanted)
+    assert report == {
+        "loaded": sorted({one.kernel.name for one in wanted}),
         "modes": [2],  # relaxed, so that a capture may load
+        "launched": True,
     }
+
+
+class TestCommand:
+    def test_compiles_what_is_asked_for(self, tmp_path, capsys):
+        sizes = ["--batch", "4", "--rows", "64", "--dim", "16", "--workers", "2"]
+        assert command.main(["--arch", ARCH, "--output", str(tmp_path), *sizes]) == 0
+        pack = Pack(tmp_path / ARCH)
+        said = capsys.readouterr().out
+        assert f"{len(pack.kernels)} kernels" in said
+        assert f"{packs.VARIABLE}={tmp_path}" in said
+        entries = pack.kernels.values()
+        kernels = {entry["specialization"][0][1] for entry in entries}
+        assert kernels == {
+            *("prepare", "attend", "attend_loss", "combine", "merge", "enqueue", "advance"),
+            "update",
+        }
+
+    def test_lists_every_combination(self):
+        chosen = command.parse_arguments(
+            [
+                *("--arch", ARCH, "--output", "new", "--dtype", "float32", "bfloat16"),
+                *("--dim", "64", "128", "--protocol", "2024", "2025"),
+            ]
+        )
+        attends = {
+            (constants["OPERAND"], constants["DIM"])
+            for launch in command.launches(chosen, ARCH)
+            if launch.kernel.name == "attend"
+            for constants in [launch.constants]
+        }
+        assert attends == set(itertools.product(("float32", "bfloat16"), (64, 128)))
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--arch", "sm_75"], "--arch must be sm_80 or later; got 'sm_75'"),
+            (["--arch", "gfx942"], "--arch must be sm_80 or later; got 'gfx942'"),
+            (["--batch", "0"], "--batch must be at least 1; got 0"),
+            (["--dim", "2048"], "--dim must be at most 1024; got 2048"),
+            (["--batch", "65", "--rows", "64"], "--batch must be at most --rows; got 65 and 64"),
+            (["--momentum", "1"], "--momentum must be"),
+            (["--output", __file__], "--output must be a folder"),
+        ],
+    )
+    def test_refuses_what_it_cannot_do(self, options, said, capsys):
+        with pytest.raises(SystemExit):
+            command.parse_arguments(["--arch", ARCH, "--output", "new", *options])
+        assert said in capsys.readouterr().err

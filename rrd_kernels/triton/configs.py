@@ -35,14 +35,21 @@ def family_of(index: int | None) -> str | None:
     properties = torch.cuda.get_device_properties(index)
     if torch.version.hip is not None:
         return "gfx942"  # 64 KiB of local memory, as all of AMD's
-    capability = (properties.major, properties.minor)
-    if capability < (8, 0):
-        return None
-    if capability == (9, 0):
-        return "sm_90"
-    if properties.major == 10:
-        return "sm_100"
     roomy = properties.shared_memory_per_block_optin >= 163 * 1024
+    return family_of_capability(properties.major, properties.minor, roomy)
+
+
+def family_of_capability(major: int, minor: int, roomy: bool | None = None) -> str | None:
+    """The table's key for NVIDIA's cards; ``roomy``: whether a program may have 163 KiB of shared
+    memory, if that is known."""
+    if major < 8:
+        return None
+    if (major, minor) == (9, 0):
+        return "sm_90"
+    if major == 10:
+        return "sm_100"
+    if roomy is None:
+        roomy = (major, minor) in ((8, 0), (8, 7))
     return "sm_80" if roomy else "sm_86"
 
 

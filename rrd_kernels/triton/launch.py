@@ -73,7 +73,9 @@ def describe(launch: Launch, name: str) -> Argument:
     """What is known of a run-time argument at compile time."""
     value = launch.arguments[name]
     if isinstance(value, Tensor):
-        return Argument(POINTER_TYPE[value.dtype], aligned=value.data_ptr() % ALIGNMENT == 0)
+        # Normalizers are a part of a longer buffer, and loaded one by one.
+        aligned = name != "normalizers" and value.data_ptr() % ALIGNMENT == 0
+        return Argument(POINTER_TYPE[value.dtype], aligned=aligned)
     if isinstance(value, float):
         return Argument("fp64" if launch.constants.get("DTYPE") == "float64" else "fp32")
     width = "i32" if -(2**31) <= value < 2**31 else "i64"

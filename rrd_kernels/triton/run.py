@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rrd_kernels.triton.configs import arch_of
-from rrd_kernels.triton.launch import Launch, Loaded, Specialization, specialize
+from rrd_kernels.triton.launch import Binary, Launch, Loaded, Specialization, specialize
 from rrd_kernels.triton.pack import pack_for
 from rrd_kernels.triton.recipe import encode
 
@@ -54,9 +54,7 @@ def _load(specialization: Specialization, device: int) -> Loaded | None:
     pack = pack_for(arch)
     binary, origin = pack.find(specialization) if pack else None, "pack"
     if binary is None:
-        from rrd_kernels.triton.compiled import binary_of, compile_kernel, nvidia_target
-
-        binary, origin = binary_of(compile_kernel(specialization, nvidia_target(arch))), "compiled"
+        binary, origin = _compile(specialization, arch), "compiled"
     if binary is None:
         return None
     available = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
@@ -74,6 +72,18 @@ def _load(specialization: Specialization, device: int) -> Loaded | None:
         return None
     _origins[origin] += 1
     return Loaded(function, binary.threads, binary.shared_bytes)
+
+
+def _compile(specialization: Specialization, arch: str) -> Binary | None:
+    try:
+        from rrd_kernels.triton.compiled import binary_of, compile_kernel, nvidia_target
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            f"rrd_kernels: no {specialization.kernel.name} for "
+            f"{dict(specialization.constants)} has been compiled ahead, and Triton, which would "
+            f"compile it, is not installed"
+        ) from error
+    return binary_of(compile_kernel(specialization, nvidia_target(arch)))
 
 
 def load_all(launches: Sequence[Launch], device: int) -> list[Loaded] | None:

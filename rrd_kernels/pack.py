@@ -1,0 +1,218 @@
+"""Compiles GPU kernels ahead of time, without a GPU: ``python -m rrd_kernels.pack --help``."""
+
+import argparse
+import itertools
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rrd_kernels import validation as check
+from rrd_kernels.dispatch import settle_precision
+from rrd_kernels.loss import PROTOCOLS
+from rrd_kernels.triton.configs import MAX_DIM, Hardware, family_of_capability
+from rrd_kernels.triton.launch import Launch, specialize
+from rrd_kernels.triton.momentum import normalizer_launches, update_launch
+from rrd_kernels.triton.pack import VARIABLE, write
+from rrd_kernels.triton.partials import partials_launches
+from rrd_kernels.triton.sampled_step import Inputs, SampledSettings, sampled_launches
+from rrd_kernels.triton.step import STORAGE, Settings, enqueue_launches, step_launches
+
+#: A plan needs some number; no kernel depends on which, between half and twice of it.
+MULTIPROCESSORS = 132
+
+EXPLANATION = f"""\
+Compiles what a training with rrd_kernels.RRDLoss needs, forward, backward and evaluation, for each
+combination of the sizes and dtypes that are given; batches that are smaller are included. The
+machine code goes into DIR/ARCH. Where the GPU is, {VARIABLE}=DIR takes the kernels from there:
+no compiler is needed or imported. A kernel that is not there is compiled by Triton at its first
+use; a pack that is older than the package's kernels is refused with an error.
+
+Example, for an H200 and the published settings:
+
+  python -m rrd_kernels.pack --arch sm_90 --output kernels --dtype float32 bfloat16
+  {VARIABLE}=kernels python train.py
+"""
+
+
+def fifo_launches(
+    batch: int,
+    rows: int,
+    dim: int,
+    dtype: torch.dtype,
+    memory_dtype: torch.dtype,
+    operand: str,
+    hardware: Hardware,
+    enqueue: str = "before",
+    momentum: float = 0.0,
+    tau_s: float = 0.1,
+    tau_t: float = 0.02,
+) -> Iterator[Launch]:
+    """What training and evaluation with the FIFO memory launch, whole or spread over ranks.
+
+    Args:
+        batch, rows, dim: B, K, D.
+        dtype: of the embeddings.
+        memory_dtype: of the memory.
+        operand: the products' operands, "float32", "tf32", "float16" or "bfloat16".
+        hardware: what the launches are planned for.
+        enqueue, momentum, tau_s, tau_t: as of :func:`rrd_kernels.functional.relational_step_`.
+    """
+    z_s, z_t = torch.empty(2, batch, dim, dtype=dtype, device="meta")
+    memory = torch.empty(rows, dim, dtype=memory_dtype, device="meta")
+    pointer = torch.empty(1, dtype=torch.int64, device="meta")
+    index = torch.empty(batch, dtype=torch.int64, device="meta")
+    # Rows are looked at when a memory is made or loaded: either may come.
+    for unit_memory, need_grad in itertools.product((True, False), repeat=2):
+        loss = Settings(tau_s, tau_t, unit_memory, operand, 1, need_grad)
+        step = loss._replace(enqueue=enqueue, momentum=momentum)
+        yield from step_launches(z_s, z_t, memory, pointer, step, hardware)[1]
+        yield from step_launches(z_s, z_t, memory, None, loss, hardware)[1]
+        partials = loss._replace(reduction=0)
+        yield from partials_launches(z_s, z_t, memory, partials, hardware)[1]
+    yield from enqueue_launches(memory, pointer, z_t, momentum)
+    yield update_launch(memory, index, z_t, momentum)
+
+
+def momentum_launches(
+    batch: int,
+    columns: int,
+    rows: int,
+    dim: int,
+    dtype: torch.dtype,
+    memory_dtype: torch.dtype,
+    operand: str,
+    hardware: Hardware,
+    momentum: float = 0.5,
+    method: str = "auto",
+) -> Iterator[Launch]:
+    """What training and evaluation with the momentum memory launch, in both similarities.
+
+    Args:
+        batch, columns, rows, dim: B, P, n, D.
+        dtype, memory_dtype, operand, hardware: as of :func:`fifo_launches`.
+        momentum, method: as of :class:`rrd_kernels.MomentumMemory`.
+    """
+    z_s, z_t = torch.empty(2, batch, dim, dtype=dtype, device="meta")
+    memory_v1, memory_v2 = torch.empty(2, rows, dim, dtype=memory_dtype, device="meta")
+    contrast_idx = torch.empty(batch, columns, dtype=torch.int64, device="meta")
+    normalizers = torch.empty(2, device="meta")
+    index = torch.empty(batch, dtype=torch.int64, device="meta")
+    views = z_s, z_t, memory_v1, memory_v2, contrast_idx
+    for of_exponentials, need_grad in itertools.product((normalizers, None), (True, False)):
+        settings = SampledSettings(0.1, 0.02, 0.07, operand, 1, method, need_grad)
+        yield from sampled_launches(Inputs(*views, of_exponentials), settings, hardware)[1]
+    yield from normalizer_launches(normalizers, *views, 0.07, hardware)
+    yield update_launch(memory_v1, index, z_t, momentum)
+
+
+def launches(chosen: argparse.Namespace, arch: str) -> Iterator[Launch]:
+    """Of all combinations that were asked for."""
+    major, minor = divmod(int(arch.removeprefix("sm_")), 10)
+    family = family_of_capability(major, minor)
+    assert family is not None  # the arguments' check
+    hardware = Hardware(family, MULTIPROCESSORS)
+    sizes = itertools.product({1, *chosen.batch}, chosen.rows, chosen.dim)
+    for (batch, rows, dim), name in itertools.product(sizes, chosen.dtype):
+        dtype, memory_dtype = (getattr(torch, n) for n in (name, chosen.memory_dtype or name))
+        tensors = (torch.empty(0, dtype=kind) for kind in (dtype, memory_dtype))
+        operand = settle_precision(chosen.precision, *tensors) or "float32"
+        common = (dtype, memory_dtype, operand, hardware)
+        if chosen.n_data is not None:
+            yield from momentum_launches(
+                batch, rows + 1, chosen.n_data, dim, *common, chosen.momentum
+            )
+            continue
+        for protocol in chosen.protocol:
+            published = PROTOCOLS[protocol]
+            settings = (published.enqueue, chosen.momentum, published.nce_t_s, published.nce_t_t)
+            yield from fifo_launches(batch, rows, dim, *common, *settings)
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m rrd_kernels.pack",
+        description="Compiles GPU kernels ahead of time, without a GPU.",
+        epilog=EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    dtypes = ("float32", "bfloat16", "float16")
+    add = parser.add_argument
+    add("--arch", nargs="+", required=True, help="compute capabilities: sm_80, sm_90, ...")
+    add("--output", type=Path, required=True, metavar="DIR", help="the folder of packs")
+    add("--batch", nargs="+", type=int, default=[64], metavar="B", help="default: 64")
+    add("--rows", nargs="+", type=int, default=[16384], metavar="K", help="nce_k; default: 16384")
+    add("--dim", nargs="+", type=int, default=[128], metavar="D", help="feat_dim; default: 128")
+    add("--dtype", nargs="+", choices=dtypes, default=["float32"], help="of the embeddings")
+    add("--memory-dtype", choices=dtypes, help="default: that of the embeddings")
+    add("--precision", choices=tuple(STORAGE), help="of the products; default: by the dtypes")
+    add("--protocol", nargs="+", choices=tuple(PROTOCOLS), default=["2025"], help="default: 2025")
+    add("--n-data", type=int, metavar="N", help="a momentum memory of N rows, not a FIFO memory")
+    add(
+        "--momentum",
+        type=float,
+        metavar="M",
+        help="slot_momentum or nce_m; default: 0 for a FIFO memory, 0.5 for a momentum memory",
+    )
+    add("--workers", type=int, metavar="N", help="processes; default: one for each core")
+    chosen = parser.parse_args(arguments)
+    if chosen.momentum is None:
+        chosen.momentum = 0.0 if chosen.n_data is None else 0.5
+    try:
+        _check(chosen)
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+    return chosen
+
+
+def _check(chosen: argparse.Namespace) -> None:
+    for arch in chosen.arch:
+        found = re.fullmatch(r"sm_(\d+)(\d)", arch)
+        if not found or family_of_capability(int(found[1]), int(found[2])) is None:
+            raise ValueError(f"--arch must be sm_80 or later; got {arch!r}")
+    sizes: dict[str, list[Any]] = {name: getattr(chosen, name) for name in ("batch", "rows", "dim")}
+    sizes |= {
+        name: [n] for name in ("n_data", "workers") if (n := getattr(chosen, name)) is not None
+    }
+    for name, values in sizes.items():
+        for value in values:
+            check.check_size(f"--{name.replace('_', '-')}", value)
+    check.check_momentum("--momentum", chosen.momentum)
+    if max(chosen.dim) > MAX_DIM:
+        raise ValueError(f"--dim must be at most {MAX_DIM}; got {max(chosen.dim)}")
+    if chosen.n_data is None and max(chosen.batch) > min(chosen.rows):
+        raise ValueError(
+            f"--batch must be at most --rows; got {max(chosen.batch)} and {min(chosen.rows)}"
+        )
+    if chosen.output.exists() and not chosen.output.is_dir():
+        raise ValueError(f"--output must be a folder; {chosen.output} is none")
+
+
+def main(arguments: Sequence[str]) -> int:
+    chosen = parse_arguments(arguments)
+    if torch.version.hip is not None:
+        sys.exit("rrd_kernels.pack: packs are for NVIDIA's cards, and this PyTorch is for AMD's.")
+    for arch in chosen.arch:
+        started = time.monotonic()
+        wanted = {specialize(launch) for launch in launches(chosen, arch)}
+        written = write(wanted, arch, chosen.output, workers=chosen.workers, report=_report)
+        print(
+            f"{chosen.output / arch}: {written.kernels} kernels, {written.bytes / 1e6:.1f} MB, "
+            f"{written.compiled} of them compiled now in {time.monotonic() - started:.0f} s"
+        )
+        for refused in written.refused:
+            print(f"left out, since it needs more than the launcher gives: {refused.kernel.name}")
+    print(f"{VARIABLE}={chosen.output} takes kernels from there.")
+    return 0
+
+
+def _report(done: int, wanted: int) -> None:
+    print(f"\r{done} of {wanted} kernels", end="" if done < wanted else "\n", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
