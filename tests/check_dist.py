@@ -44,7 +44,9 @@ def build() -> tuple[Path, Path]:
 
 def check_contents(sdist: Path, wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    wanted = ["rrd_kernels/_C.abi3.so", "rrd_kernels/py.typed", "rrd_kernels/loss.py"]
+    package = (ROOT / "rrd_kernels").rglob("*.py")
+    wanted = ["rrd_kernels/_C.abi3.so", "rrd_kernels/py.typed"]
+    wanted += [str(path.relative_to(ROOT)) for path in package]
     missing = [name for name in wanted if name not in names]
     foreign = [name for name in names if not name.startswith("rrd_kernels")]
     if missing or foreign:
