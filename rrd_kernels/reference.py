@@ -76,8 +76,11 @@ def _losses(z_s: Tensor, z_t: Tensor, memory: Tensor, tau_s: float, tau_t: float
     rows = memory.detach().to(dtype, copy=True)
     student = F.normalize(z_s.to(dtype), dim=1)
     teacher = F.normalize(z_t.detach().to(dtype), dim=1)
-    student_logits = student @ rows.T / tau_s
-    teacher_logits = teacher @ rows.T / tau_t
+    return cross_entropy(student @ rows.T / tau_s, teacher @ rows.T / tau_t)
+
+
+def cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """The losses [B] of logits [B, K]."""
     return -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1)).sum(dim=1)
 
 
@@ -144,11 +147,16 @@ def losses_of_partials(
         return losses, None
     output_s, output_t = sums[:, 3:].chunk(2, 1)
     grad = (output_s / total_s[:, None] - output_t / total_t[:, None]) / tau_s
+    return losses, through_normalize(z_s, grad)
+
+
+def through_normalize(z_s: Tensor, grad: Tensor) -> Tensor:
+    """Derivatives by ``z_s`` out of those by its unit rows."""
     # The squares of a float32 row may overflow, or vanish, where its norm does not.
-    length = torch.linalg.vector_norm(z_s.double(), dim=1, keepdim=True).to(sums.dtype)
-    unit = z_s.to(sums.dtype) / length.clamp_min(1e-12)
+    length = torch.linalg.vector_norm(z_s.double(), dim=1, keepdim=True).to(grad.dtype)
+    unit = z_s.to(grad.dtype) / length.clamp_min(1e-12)
     along = torch.where(length > 1e-12, (grad * unit).sum(1, keepdim=True), 0.0)
-    return losses, (grad - along * unit) / length.clamp_min(1e-12)
+    return (grad - along * unit) / length.clamp_min(1e-12)
 
 
 @torch.no_grad()
@@ -286,15 +294,30 @@ def sampled_relational_loss(
         >>> sampled_relational_loss(z_s, z_t, memory_v1, memory_v2, contrast_idx).shape
         torch.Size([])
     """
+    views = z_s, z_t, memory_v1, memory_v2, contrast_idx
     with torch.autocast(z_s.device.type, enabled=False):
-        dtype = _compute_dtype(z_s, z_t, memory_v1, memory_v2)
-        student = F.normalize(z_s.to(dtype), dim=1)
-        teacher = F.normalize(z_t.detach().to(dtype), dim=1)
-        z_v1, z_v2 = (None, None) if normalizers is None else normalizers.detach().unbind()
-        b = _sampled_logits(student, memory_v2, contrast_idx, z_v1, tau_s, nce_t)
-        a = _sampled_logits(teacher, memory_v1, contrast_idx, z_v2, tau_t, nce_t)
-        loss = -(a.softmax(dim=1) * b.log_softmax(dim=1)).sum(dim=1)
+        loss = cross_entropy(*sampled_logits(*views, normalizers, tau_s, tau_t, nce_t))
     return reduced(loss, reduction)
+
+
+def sampled_logits(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory_v1: Tensor,
+    memory_v2: Tensor,
+    contrast_idx: Tensor,
+    normalizers: Tensor | None,
+    tau_s: float,
+    tau_t: float,
+    nce_t: float,
+) -> tuple[Tensor, Tensor]:
+    """The student's logits [B, P] and the teacher's, of :func:`sampled_relational_loss`."""
+    dtype = _compute_dtype(z_s, z_t, memory_v1, memory_v2)
+    student = F.normalize(z_s.to(dtype), dim=1)
+    teacher = F.normalize(z_t.detach().to(dtype), dim=1)
+    z_v1, z_v2 = (None, None) if normalizers is None else normalizers.detach().unbind()
+    b = _sampled_logits(student, memory_v2, contrast_idx, z_v1, tau_s, nce_t)
+    return b, _sampled_logits(teacher, memory_v1, contrast_idx, z_v2, tau_t, nce_t)
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rrd_kernels.triton.configs import MAX_DIM, MAX_ROWS, hardware_of
 from rrd_kernels.triton.launch import Launch
-from rrd_kernels.triton.partials import partials_launches, plain_partials
-from rrd_kernels.triton.plain import plain_forward
+from rrd_kernels.triton.partials import partials_launches
+from rrd_kernels.triton.plain import plain_forward, plain_partials
 from rrd_kernels.triton.recipe import recipe_of
 from rrd_kernels.triton.run import load_all, run
 from rrd_kernels.triton.sampled_operators import (

@@ -3,11 +3,9 @@
 import torch
 from torch import Tensor
 
-from rrd_kernels import reference
 from rrd_kernels.bounds import LOG2_E
 from rrd_kernels.triton.configs import Hardware
 from rrd_kernels.triton.launch import Kernel, Launch
-from rrd_kernels.triton.plain import CHUNK
 from rrd_kernels.triton.plan import make_plan, row_block
 from rrd_kernels.triton.step import (
     Settings,
@@ -68,25 +66,3 @@ def partials_launches(
     first = prepare_launch(z_s, z_t, memory, None, buffers.queries, buffers.state, settings)
     middle = attend_launch(memory, buffers, plan, settings, hardware)
     return (sums, shifts), (first, middle, last)
-
-
-def plain_partials(
-    z_s: Tensor, z_t: Tensor, memory: Tensor, settings: Settings
-) -> tuple[Tensor, Tensor]:
-    """The same in plain PyTorch, for what has no kernels: the reference, some samples at a time."""
-    dtype = torch.float64 if settings.operand == "float64" else torch.float32
-    z_s, z_t, memory = z_s.to(dtype), z_t.to(dtype), memory.to(dtype)
-    step = max(1, CHUNK // memory.shape[0])
-    parts = [
-        reference.relational_partials(
-            z_s[at : at + step],
-            z_t[at : at + step],
-            memory,
-            tau_s=settings.tau_s,
-            tau_t=settings.tau_t,
-            need_grad=settings.need_grad,
-        )
-        for at in range(0, max(len(z_s), 1), step)
-    ]
-    sums, shifts = zip(*parts, strict=True)
-    return torch.cat(sums), torch.cat(shifts)

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from rrd_kernels.triton.configs import MAX_DIM, hardware_of
 from rrd_kernels.triton.momentum import normalizer_launches, update_launch
+from rrd_kernels.triton.plain import plain_sampled_forward
 from rrd_kernels.triton.recipe import shares_storage
 from rrd_kernels.triton.run import run
-from rrd_kernels.triton.sampled_plain import plain_sampled_forward
 from rrd_kernels.triton.sampled_step import Inputs, SampledSettings, sampled_launches
 from rrd_kernels.validation import METHODS
 

@@ -1,0 +1,155 @@
+"""What the GPU kernels leave to the reference, called directly: right whole and in chunks."""
+
+import dataclasses
+
+import pytest
+import sampled_problems
+import torch
+from problems import draw, tolerance
+from sampled_problems import SIMILARITIES, within
+
+pytest.importorskip("triton")
+
+from rrd_kernels import reference
+from rrd_kernels.triton import plain
+from rrd_kernels.triton.sampled_step import Inputs, SampledSettings
+from rrd_kernels.triton.step import Settings
+
+#: Products, and widths: what has no kernels for one reason or the other.
+CASES = [("float64", 20), ("float32", 1030)]
+DTYPE = {"float64": torch.float64, "float32": torch.float32}
+ZERO, HUGE = 1, 2
+
+cases = pytest.mark.parametrize(("precision", "dim"), CASES)
+similarity = pytest.mark.parametrize("similarity", SIMILARITIES)
+
+
+def with_special_rows(problem, precision):
+    """A row of zeros, and where products are float64 one whose squares float32 does not hold."""
+    for z in (problem.z_s, problem.z_t):
+        z[ZERO] = 0
+        z[HUGE] *= 1e30 if precision == "float64" else 1
+    return problem
+
+
+def fifo(precision, dim, device):
+    return with_special_rows(draw(7, dim, 33, device=device), precision)
+
+
+def loss_and_gradient(problem, precision, reduction=0, need_grad=True):
+    settings = Settings(problem.tau_s, problem.tau_t, False, precision, reduction, need_grad)
+    return plain.plain_forward(problem.z_s, problem.z_t, problem.memory, settings)
+
+
+def sampled(precision, dim, similarity, device):
+    problem = sampled_problems.draw(7, 9, 13, dim, similarity, device=device)
+    return with_special_rows(problem, precision)
+
+
+def sampled_loss_and_gradient(problem, precision, reduction=0, need_grad=True):
+    tensors = [getattr(problem, name) for name in Inputs._fields]
+    taus = (problem.tau_s, problem.tau_t, problem.nce_t)
+    settings = SampledSettings(*taus, precision, reduction, "auto", need_grad)
+    return plain.plain_sampled_forward(Inputs(*tensors), settings)
+
+
+def chunks_of(monkeypatch, name, elements):
+    """How many samples the reference's function is given each time, for so many at once."""
+    found, original = [], getattr(reference, name)
+
+    def recorded(z_s, *arguments, **options):
+        found.append(z_s.shape[0])
+        return original(z_s, *arguments, **options)
+
+    monkeypatch.setattr(reference, name, recorded)
+    monkeypatch.setattr(plain, "CHUNK", elements)
+    return found
+
+
+@pytest.mark.parametrize(("rows", "chunks"), [(100, [7]), (2.5, [2, 2, 2, 1]), (0.5, [1] * 7)])
+@cases
+def test_against_float64(precision, dim, rows, chunks, device, monkeypatch):
+    problem = fifo(precision, dim, device)
+    found = chunks_of(monkeypatch, "relational_partials", int(rows * 33))
+    pairs = zip(
+        loss_and_gradient(problem, precision),
+        problem.float64(),
+        tolerance(problem, precision),
+        strict=True,
+    )
+    assert found == chunks
+    for value, exact, bound in pairs:
+        assert value.dtype == DTYPE[precision]
+        error = (value.double() - exact).abs()
+        assert ((error if error.dim() == 1 else error.norm(dim=1)) <= bound).all()
+
+
+@pytest.mark.parametrize(("rows", "chunks"), [(100, [7]), (2.5, [2, 2, 2, 1]), (0.5, [1] * 7)])
+@similarity
+@cases
+def test_sampled_against_float64(precision, dim, similarity, rows, chunks, device, monkeypatch):
+    problem = sampled(precision, dim, similarity, device)
+    found = chunks_of(monkeypatch, "sampled_logits", int(rows * 9 * dim))
+    loss, grad = sampled_loss_and_gradient(problem, precision)
+    assert found == chunks
+    assert loss.dtype == grad.dtype == DTYPE[precision]
+    assert within(problem, (loss, grad), precision)
+
+
+@similarity
+@pytest.mark.parametrize("wrong", [-1, 13, 2**62])
+def test_a_row_that_is_not_there(wrong, similarity, device):
+    problem = sampled("float64", 20, similarity, device)
+    wanted = sampled_loss_and_gradient(problem, "float64")
+    problem.contrast_idx[3, 5] = wrong
+    others = [0, 1, 2, 4, 5, 6]
+    for value, expected in zip(sampled_loss_and_gradient(problem, "float64"), wanted, strict=True):
+        assert value[3].isnan().all()
+        assert torch.equal(value[others], expected[others])
+
+
+def on_fifo(precision, device):
+    problem = fifo(precision, 20, device)
+    return lambda *options: loss_and_gradient(problem, precision, *options)
+
+
+def on_sampled(precision, device):
+    problem = sampled(precision, 20, "exponential", device)
+    return lambda *options: sampled_loss_and_gradient(problem, precision, *options)
+
+
+both = pytest.mark.parametrize("problem", [on_fifo, on_sampled])
+
+
+@both
+@pytest.mark.parametrize("precision", DTYPE)
+def test_reductions_and_the_loss_alone(precision, problem, device):
+    call = problem(precision, device)
+    losses, grad = call()
+    for reduction, weight in ((1, 1 / 7), (2, 1.0)):
+        loss, weighted = call(reduction)
+        torch.testing.assert_close(loss, losses.sum() * weight)
+        torch.testing.assert_close(weighted, grad * weight)
+    alone, nothing = call(0, False)
+    assert torch.equal(alone, losses)
+    assert nothing.shape == (0, 20)
+    assert nothing.dtype == DTYPE[precision]
+
+
+@both
+def test_autocast_rounds_nothing(problem, device):
+    call = problem("float32", device)
+    wanted = call()
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        for value, expected in zip(call(), wanted, strict=True):
+            assert torch.equal(value, expected)
+
+
+def test_a_memory_of_float64_under_float32_products(device):
+    """Is rounded, and makes nothing float64."""
+    problem = fifo("float32", 20, device)
+    twin = dataclasses.replace(problem, memory=problem.memory.double())
+    for value, expected in zip(
+        loss_and_gradient(twin, "float32"), loss_and_gradient(problem, "float32"), strict=True
+    ):
+        assert torch.equal(value, expected)
