@@ -19,7 +19,7 @@ from rrd_kernels.triton import autotune, configs
 from rrd_kernels.triton.configs import MAX_DIM, WIDTHS, Hardware
 from rrd_kernels.triton.plan import make_plan
 from rrd_kernels.triton.step import STORAGE, Settings, allocate
-from rrd_kernels.triton.table import ATTENTION, LOSS
+from rrd_kernels.triton.table import ATTENTION, LOSS, Config
 
 given, st = hypothesis.given, hypothesis.strategies
 
@@ -35,11 +35,12 @@ sizes = {
 }
 
 
-@given(**sizes)
+@given(**sizes, splits=st.none() | st.integers(1, 1 << 20))
 def test_every_row_and_query_is_in_one_program(
-    batch, size, dim, operand, memory_bytes, need_grad, hardware
+    batch, size, dim, operand, memory_bytes, need_grad, hardware, splits
 ):
-    plan = make_plan(batch, size, dim, operand, memory_bytes, need_grad, hardware)
+    plan = make_plan(batch, size, dim, operand, memory_bytes, need_grad, hardware, splits=splits)
+    assert splits is None or plan.splits <= splits
     config = plan.config
     rows_per_split = plan.tiles_per_split * config.block_n
     assert (plan.splits - 1) * rows_per_split < size <= plan.splits * rows_per_split
@@ -52,10 +53,10 @@ def test_every_row_and_query_is_in_one_program(
         assert dim > config.block_k or config.block_k == config.block_d
 
 
-@given(**sizes)
-def test_extra_memory(batch, size, dim, operand, memory_bytes, need_grad, hardware):
+@given(**sizes, splits=st.none() | st.integers(1, 1 << 20))
+def test_extra_memory(batch, size, dim, operand, memory_bytes, need_grad, hardware, splits):
     """At most 16·B·D bytes + 32 MiB, whatever K is, with D as the products' 16 see it."""
-    plan = make_plan(batch, size, dim, operand, memory_bytes, need_grad, hardware)
+    plan = make_plan(batch, size, dim, operand, memory_bytes, need_grad, hardware, splits=splits)
     settings = Settings(0.1, 0.02, True, operand, 1, need_grad)
     buffers = allocate(torch.empty(batch, dim, device="meta"), plan, settings)
     owners = [buffer if buffer._base is None else buffer._base for buffer in buffers]
@@ -70,6 +71,21 @@ def test_small_problems_fill_the_chip():
             plan = make_plan(batch, 16384, 128, "bfloat16", 2, True, hardware)
             programs = math.prod(plan.grid)
             assert 0.75 * card.multiprocessors <= programs <= card.multiprocessors
+
+
+@pytest.mark.parametrize("programs", [1, 2])
+def test_programs_of_a_multiprocessor_are_counted(programs):
+    config = Config(128, 64, 128, 128, 4, 3, programs)
+    hardware = Hardware("sm_90", 132)
+    plan = make_plan(256, 16384, 128, "bfloat16", 2, True, hardware, config)
+    assert 0.75 * programs * 132 <= math.prod(plan.grid) <= programs * 132
+
+
+@pytest.mark.parametrize("splits", [26, 32, 37, 43, 52, 64])
+def test_as_many_splits_as_are_asked_for(splits):
+    hardware = Hardware("sm_90", 132)
+    plan = make_plan(64, 16384, 128, "bfloat16", 2, True, hardware, splits=splits)
+    assert plan.splits == splits
 
 
 def test_the_table_is_complete():

@@ -96,6 +96,7 @@ def make_plan(
     need_grad: bool,
     hardware: Hardware,
     config: Config | None = None,
+    splits: int | None = None,
 ) -> Plan:
     """The plan for B = ``batch`` >= 1, K = ``size`` >= 1, D = ``dim``.
 
@@ -105,6 +106,7 @@ def make_plan(
         need_grad: whether the gradient is wanted, or the loss alone.
         hardware: what it runs on.
         config: block sizes in place of the table's.
+        splits: at most, in place of the cost model's; as many as leave none empty.
     """
     dim_pad = cdiv(dim, 16) * 16
     if config is None and need_grad:
@@ -121,19 +123,24 @@ def make_plan(
         dim_blocks = 1
         split_bytes = 6 * batch * 4
     tiles = cdiv(size, config.block_n)
-    splits = best_splits(
-        tiles,
-        row_blocks * dim_blocks,
-        hardware.multiprocessors,
-        most=max(1, min(MAX_SPLITS, PARTIAL_BYTES // split_bytes)),
-        tile_time=4 * config.block_m * config.block_n * min(dim_pad, config.block_d) / RATE,
-        merge_time=2 * split_bytes / MERGE_RATE,
-    )
+    most = max(1, min(MAX_SPLITS, PARTIAL_BYTES // split_bytes))
+    if splits is None:
+        operations = 4 * config.block_m * config.block_n * min(dim_pad, config.block_d)
+        splits = best_splits(
+            tiles,
+            row_blocks * dim_blocks,
+            hardware.multiprocessors * config.programs,
+            most,
+            # Only all of a multiprocessor's programs together reach its rate.
+            tile_time=operations / (RATE / config.programs),
+            merge_time=2 * split_bytes / MERGE_RATE,
+        )
+    tiles_per_split = cdiv(tiles, min(splits, most))
     return Plan(
         config=config,
         row_blocks=row_blocks,
-        splits=splits,
-        tiles_per_split=cdiv(tiles, splits),
+        splits=cdiv(tiles, tiles_per_split),
+        tiles_per_split=tiles_per_split,
         dim_blocks=dim_blocks,
         dim_pad=dim_pad,
         even=size % config.block_n == 0,

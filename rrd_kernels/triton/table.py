@@ -18,6 +18,7 @@ class Config(NamedTuple):
     block_d: int  # elements of the output that one program has, at least block_k
     num_warps: int
     num_stages: int
+    programs: int = 1  # that a multiprocessor is to hold at a time
 
 
 ATTENTION: dict[str, dict[str, dict[int, tuple[Config, Config]]]] = {
