@@ -18,6 +18,7 @@ from rrd_kernels.triton.configs import Hardware
 from rrd_kernels.triton.launch import Launch, specialize
 from rrd_kernels.triton.momentum import normalizer_launches, update_launch
 from rrd_kernels.triton.partials import partials_launches
+from rrd_kernels.triton.plan import Plan
 from rrd_kernels.triton.sampled_step import Inputs, SampledSettings, sampled_launches
 from rrd_kernels.triton.step import Settings, enqueue_launches, step_launches
 
@@ -69,12 +70,16 @@ def compile_for(launch: Launch, card: Card) -> Code:
     return _nvidia_code(kernel.asm["cubin"], shared, card)
 
 
+def opcodes(launch: Launch, card: Card) -> list[str]:
+    """Of an NVIDIA GPU's machine code, in order, such as "LDG.E.128"."""
+    kernel = compile_kernel(specialize(launch), card.target)
+    sass = _cuobjdump("--dump-sass", kernel.asm["cubin"])
+    return re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\S*)", sass, re.MULTILINE)
+
+
 def _nvidia_code(cubin: bytes, shared: int, card: Card) -> Code:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = _cuobjdump("-res-usage", file.name)
-        sass = _cuobjdump("--dump-sass", file.name)
+    usage = _cuobjdump("-res-usage", cubin)
+    sass = _cuobjdump("--dump-sass", cubin)
     local_accesses = len(re.findall(r"\b(?:STL|LDL)\b", sass))
     return Code(
         registers=_number(r"REG:(\d+)", usage),
@@ -96,9 +101,14 @@ def _amd_code(assembly: str, shared: int, card: Card) -> Code:
     )
 
 
-def _cuobjdump(*arguments: str) -> str:
+def _cuobjdump(what: str, cubin: bytes) -> str:
     program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    done = subprocess.run([program, *arguments], check=True, capture_output=True, text=True)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run(
+            [program, what, file.name], check=True, capture_output=True, text=True
+        )
     return done.stdout
 
 
@@ -190,14 +200,20 @@ def compile_job(job: Job | SampledJob) -> Code:
 
 
 def step(
-    card: Card, batch: int, size: int, dim: int, settings: Settings, memory_dtype: torch.dtype
+    card: Card,
+    batch: int,
+    size: int,
+    dim: int,
+    settings: Settings,
+    memory_dtype: torch.dtype,
+    plan: Plan | None = None,
 ) -> tuple[Launch, Launch, Launch]:
     """A step's launches on tensors that have sizes and no memory."""
     z_s, z_t = torch.empty(2, batch, dim, dtype=torch.float32, device="meta")
     memory = torch.empty(size, dim, dtype=memory_dtype, device="meta")
     pointer = torch.empty(1, dtype=torch.int64, device="meta")
     hardware = Hardware(card.family, card.multiprocessors)
-    return step_launches(z_s, z_t, memory, pointer, settings, hardware)[1]
+    return step_launches(z_s, z_t, memory, pointer, settings, hardware, plan)[1]
 
 
 def lone_enqueue(batch: int, size: int, dim: int, momentum: float) -> tuple[Launch, Launch]:

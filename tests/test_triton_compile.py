@@ -11,10 +11,22 @@ import torch
 
 pytest.importorskip("triton")
 from interpreted import INTERPRETED
-from machine_code import CARDS, Job, compile_for, each, fits, lone_enqueue, merge_alone, report
+from machine_code import (
+    CARDS,
+    Job,
+    compile_for,
+    each,
+    fits,
+    lone_enqueue,
+    merge_alone,
+    opcodes,
+    report,
+    step,
+)
 
-from rrd_kernels.triton.configs import MAX_DIM, WIDTHS
+from rrd_kernels.triton.configs import MAX_DIM, WIDTHS, Hardware
 from rrd_kernels.triton.launch import specialize
+from rrd_kernels.triton.plan import make_plan
 from rrd_kernels.triton.step import STORAGE, Settings
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
@@ -110,6 +122,29 @@ def test_merge_of_partial_sums(name, dim):
         alone = "" if need_grad else ", loss alone"
         report(code, f"merge {name} {operand} D={dim}{alone}")
         assert code.spilled == 0
+
+
+@pytest.mark.parametrize("need_grad", [True, False])
+@pytest.mark.parametrize("name", ["H200", "B200"])
+def test_a_dependent_kernel_waits_before_it_reads(name, need_grad):
+    """What its predecessor writes: the last kernel's own row of z_s is loaded before."""
+    card = CARDS[name]
+    wanted = settings("bfloat16", need_grad=need_grad, enqueue="before")
+    hardware = Hardware(card.family, card.multiprocessors)
+    plan = make_plan(*SMALL, 128, "bfloat16", 2, need_grad, hardware)._replace(dependent=True)
+    launches = step(card, *SMALL, 128, wanted, torch.bfloat16, plan)
+    assert [launch.dependent for launch in launches] == [False, True, True]
+    # griddepcontrol.wait and .launch_dependents, and what reaches global memory.
+    wait, start, load, store = "ACQBULK", "PREEXIT", "LDG", "STG"
+    first, middle, last = (
+        [kind for op in opcodes(launch, card) for kind in (wait, start, load, store) if kind in op]
+        for launch in launches
+    )
+    assert wait not in first
+    assert first[:2] == [start, load]
+    assert middle[:3] == [wait, start, load]
+    assert last[: last.index(wait)] == [load] * need_grad
+    assert start not in last
 
 
 def test_sizes_make_no_new_code():

@@ -32,6 +32,7 @@ class Plan(NamedTuple):
     dim_blocks: int
     dim_pad: int
     even: bool  # every tile is full, so that no row needs a mask
+    dependent: bool = False  # kernels start before their predecessors end; sm_90 and later
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -163,7 +163,9 @@ def step_launches(
         )
     buffers = allocate(z_s, plan, settings)
     launches = (
-        prepare_launch(z_s, z_t, memory, pointer, buffers.queries, buffers.state, settings),
+        prepare_launch(
+            z_s, z_t, memory, pointer, buffers.queries, buffers.state, settings, plan.dependent
+        ),
         attend_launch(memory, buffers, plan, settings, hardware),
         _combine(z_s, z_t, memory, pointer, buffers, plan, settings),
     )
@@ -203,6 +205,7 @@ def prepare_launch(
     queries: Tensor,
     state: Tensor,
     settings: Settings,
+    dependent: bool = False,
 ) -> Launch:
     """The queries out of the embeddings, and the enqueue where it comes before."""
     batch, dim = z_s.shape
@@ -221,7 +224,7 @@ def prepare_launch(
             "scale_t": LOG2_E / settings.tau_t,
             "momentum": settings.momentum,
         },
-        _row_constants(dim, queries.shape[1], settings),
+        _row_constants(dim, queries.shape[1], settings) | {"DEPENDENT": dependent},
         row_warps(dim),
     )
 
@@ -270,6 +273,7 @@ def attend_launch(
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
         "STAGES": config.num_stages,
+        "DEPENDENT": plan.dependent,
     }
     if settings.need_grad:
         kernel, constants["BLOCK_D"] = Kernel("attention", "attend"), config.block_d
@@ -280,7 +284,15 @@ def attend_launch(
     else:
         kernel = Kernel("attention_loss", "attend_loss")
         del arguments["partials"]
-    return Launch(kernel, plan.grid, arguments, constants, config.num_warps, config.num_stages)
+    return Launch(
+        kernel,
+        plan.grid,
+        arguments,
+        constants,
+        config.num_warps,
+        config.num_stages,
+        plan.dependent,
+    )
 
 
 def merge_constants(dim: int, splits: int, need_grad: bool, reduction: int) -> dict[str, Any]:
@@ -335,6 +347,8 @@ def _combine(
             **_row_constants(dim, plan.dim_pad, settings),
             "OPERAND": operand_dtype(settings.operand),
             **merge_constants(dim, plan.splits, settings.need_grad, settings.reduction),
+            "DEPENDENT": plan.dependent,
         },
         merge_warps(dim),
+        dependent=plan.dependent,
     )

@@ -122,6 +122,18 @@ def partial_sums(weights, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, LANES: t
 
 
 @triton.jit
+def wait_for_queries(DEPENDENT: tl.constexpr):
+    """Returns when the first kernel has ended and what it wrote can be read.
+
+    The last kernel may start once every program has come past here: never before the first one has
+    ended, for which it does not wait itself.
+    """
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def load_queries(
     queries,
     rows,
@@ -232,6 +244,7 @@ def attend(
     LANES: tl.constexpr,
     REORDER_WARPS: tl.constexpr,
     STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid: blocks of queries, splits, blocks of D.
 
@@ -239,6 +252,7 @@ def attend(
     shift and sum of weights. BOUNDED is the caller's promise that logits lie within
     ``bound``, so that no shift is needed; a split whose sums show otherwise is done again.
     """
+    wait_for_queries(DEPENDENT)
     count = 2 * batch
     split = tl.program_id(1)
     at = tl.program_id(2) * BLOCK_D

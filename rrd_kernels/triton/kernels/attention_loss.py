@@ -7,7 +7,7 @@ their logits side by side.
 import triton
 import triton.language as tl
 
-from rrd_kernels.triton.kernels.attention import load_queries, logits_of
+from rrd_kernels.triton.kernels.attention import load_queries, logits_of, wait_for_queries
 
 
 @triton.jit
@@ -40,12 +40,14 @@ def attend_loss(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid: blocks of samples, splits.
 
     Writes ``stats[split]``: [0] the shifts and [1] the sums of the weights, of all 2B queries, and
     [2] for the B teachers the sum of weight * student's logit.
     """
+    wait_for_queries(DEPENDENT)
     split = tl.program_id(1)
     samples = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     count = 2 * batch

@@ -149,6 +149,7 @@ def combine(
     DIM_PAD: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """One program a sample: ``losses[i]`` and ``grad_z_s[i]``, the derivative times ``weight``.
 
@@ -159,6 +160,8 @@ def combine(
     # All that is loaded from addresses known by now, before anything waits for it.
     if NEED_GRAD:
         z = load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D)
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
     if ENQUEUE != "never":
         first = tl.load(state)
     shifts_s, totals_s = load_stats(stats, i, count, splits, SPLITS)

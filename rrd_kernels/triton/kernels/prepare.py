@@ -49,12 +49,15 @@ def prepare(
     DIM: tl.constexpr,
     DIM_PAD: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """One program a sample: rows ``i`` and ``batch + i`` of the queries [2B, DIM_PAD].
 
     ``state`` is int64 [2]: the first slot to write, for the last kernel, which moves the pointer
     itself; and a counter of that kernel's programs, set to zero here.
     """
+    if DEPENDENT:
+        tl.extra.cuda.gdc_launch_dependents()
     i = tl.program_id(0)
     student = load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D)
     teacher = load_row(z_t, i, z_t_row, z_t_dim, DIM, BLOCK_D)
