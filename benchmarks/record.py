@@ -133,6 +133,11 @@ def write(
     record = {**environment, **measured.as_record()}
     if outcomes:
         record["targets"] = [{**asdict(outcome), "met": outcome.met} for outcome in outcomes]
+    write_whole(path, record)
+
+
+def write_whole(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all, in place of one that is there; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.new")
     new.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")

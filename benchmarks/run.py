@@ -203,7 +203,7 @@ def _prepare(
         not_captured = "it waits for the device"
     elif _on_gpu(step):
         try:
-            graph = _capture(steps, calls)
+            graph = captured(steps, calls)
         except Exception as error:  # as above; it can be timed without a graph
             not_captured = first_line(error)
     return Ready(steps, calls, errors, graph, not_captured)
@@ -213,8 +213,8 @@ def _on_gpu(step: Step) -> bool:
     return step.state[0].is_cuda
 
 
-def _capture(steps: Sequence[Step], calls: Sequence[Callable[[], Any]]) -> torch.cuda.CUDAGraph:
-    """All ``calls``, replayed once to see that it is they that the graph holds."""
+def captured(steps: Sequence[Step], calls: Sequence[Callable[[], Any]]) -> torch.cuda.CUDAGraph:
+    """A graph of all ``calls``, replayed once to see that it is they that it holds."""
     graph, outputs = cuda.capture(calls)
     loss, grad = outputs[-1]
     loss.fill_(torch.nan)
@@ -318,11 +318,11 @@ def _part_timings(
 
 def _timing(name: str, times: Mapping[str, list[float]]) -> Timing:
     own = times[name]
-    speedup = {peer: _median_ratio(taken, own) for peer, taken in times.items()}
+    speedup = {peer: median_ratio(taken, own) for peer, taken in times.items()}
     return Timing(Spread.of(own), len(own), speedup)
 
 
-def _median_ratio(numerators: list[float], denominators: list[float]) -> float:
+def median_ratio(numerators: list[float], denominators: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 

@@ -62,7 +62,7 @@ def print_table(
         name = "" if result.case == previous else result.case.name
         table.add_row(name, result.implementation, *(Text(line[column]) for column in shown))
         previous = result.case
-    _print(table)
+    print_wide(table)
     for reason, where in _reasons(results).items():
         print(f"{reason}: {', '.join(where)}")
 
@@ -127,14 +127,14 @@ def print_targets(outcomes: Sequence[Outcome]) -> None:
         )
         met = MISSING if outcome.measured is None else "yes" if outcome.met else "no"
         table.add_row(outcome.case, f"{outcome.bound} {limit} {outcome.figure}", measured, met)
-    _print(table)
+    print_wide(table)
 
 
 def _figure(value: float, figure: str) -> str:
     return f"{value:.0%}" if figure.startswith("share") else three_digits(value)
 
 
-def _print(table: Table) -> None:
+def print_wide(table: Table) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, WIDTH) if console.is_terminal else WIDTH
     console.print(table)

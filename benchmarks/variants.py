@@ -1,0 +1,169 @@
+"""Other ways to run a step on a card such as an H200 than the table's, one change at a time.
+
+None of them has been measured: each is what arithmetic and the machine code let hope for.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case
+from benchmarks.inputs import State
+from benchmarks.step import FifoStep
+from rrd_kernels.triton.configs import Hardware
+from rrd_kernels.triton.launch import Launch
+from rrd_kernels.triton.plan import Plan, make_plan
+from rrd_kernels.triton.run import run
+from rrd_kernels.triton.step import Buffers, Settings, step_launches
+from rrd_kernels.triton.table import Config
+
+FAMILY = "sm_90"
+H200 = Hardware(FAMILY, 132)
+
+#: In the order in which they are wanted, should the time not suffice.
+SIZES = (
+    Case(64, 16384, "bfloat16"),
+    Case(256, 16384, "bfloat16"),
+    Case(1024, 65536, "bfloat16"),
+    Case(4096, 262144, "bfloat16"),
+    Case(8192, 65536, "bfloat16"),
+    Case(1024, 65536, "bfloat16", dim=64),
+    Case(64, 16384, "float32", matmul_precision="high"),
+    Case(256, 16384, "float32", matmul_precision="high"),
+)
+#: So small that their figures mean nothing.
+QUICK_SIZES = (
+    Case(16, 512, "bfloat16"),
+    Case(16, 512, "float32", matmul_precision="high"),
+)
+
+#: Block sizes by format and D, each for every size: those that the table has for large problems are
+#: here too, since where it begins to call them large is a guess. Programs of one warpgroup share a
+#: multiprocessor, so that one's softmax runs beside another's products, with no barrier for both.
+CONFIGS = {
+    ("bfloat16", 128): (
+        *(Config(128, 128, 128, 128, 8, stages) for stages in (2, 3, 4)),
+        Config(128, 64, 128, 128, 4, 3, programs=2),
+        Config(64, 128, 128, 128, 4, 2, programs=2),
+        Config(128, 32, 128, 128, 4, 4, programs=2),
+        Config(64, 64, 128, 128, 4, 3, programs=3),
+    ),
+    ("bfloat16", 64): (
+        *(Config(128, 128, 64, 64, 8, stages) for stages in (2, 3, 4)),
+        Config(128, 64, 64, 64, 4, 3, programs=2),
+        Config(64, 128, 64, 64, 4, 3, programs=3),
+        Config(64, 64, 64, 64, 4, 3, programs=4),
+    ),
+    ("tf32", 128): (
+        Config(128, 64, 128, 128, 8, 3),
+        Config(64, 64, 128, 128, 4, 2, programs=2),
+        Config(64, 32, 128, 128, 4, 3, programs=2),
+    ),
+}
+
+#: Numbers of splits, for a batch of at most so many samples: the others fill the chip with few.
+SPLITS, FEW = (26, 32, 37, 43, 52, 64), 64
+
+TABLE = "table"
+
+
+class Variant(NamedTuple):
+    """A plan, and constants of the second kernel in place of its own."""
+
+    name: str
+    plan: Plan
+    constants: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def how(self) -> tuple[Any, ...]:
+        """What is run; how many programs were hoped for is no part of it."""
+        return self.plan._replace(config=self.plan.config._replace(programs=1)), self.constants
+
+
+def variants(case: Case, hardware: Hardware = H200) -> list[Variant]:
+    """The table's way first, then the others, each once."""
+    found: dict[Any, Variant] = {}
+    for variant in _variants(case, hardware):
+        found.setdefault(variant.how, variant)
+    return list(found.values())
+
+
+def _variants(case: Case, hardware: Hardware) -> Iterator[Variant]:
+    def plan(config: Config | None = None, splits: int | None = None) -> Plan:
+        sizes = case.batch, case.rows, case.dim, case.format, case.dtype.itemsize
+        return make_plan(*sizes, True, hardware, config, splits)
+
+    table = plan()
+    yield Variant(TABLE, table)
+    yield Variant("dependent launches", table._replace(dependent=True))
+    if case.batch <= FEW:
+        for splits in SPLITS:
+            yield Variant(f"{splits} splits", plan(splits=splits))
+    plans = [plan(config) for config in CONFIGS[case.format, case.dim]]
+    for other in plans:
+        yield Variant(text_of(other.config), other)
+    if case.format == "tf32":
+        for one in (table, plans[0]):
+            yield Variant(f"{text_of(one.config)}, rows in order", one, (("REORDER_WARPS", 0),))
+
+
+def text_of(config: Config) -> str:
+    """Such as "128×64, 4 warps, 3 stages, ×2"."""
+    parts = [
+        f"{config.block_m}×{config.block_n}",
+        f"{config.num_warps} warps",
+        f"{config.num_stages} stages",
+        *([f"×{config.programs}"] if config.programs > 1 else []),
+    ]
+    return ", ".join(parts)
+
+
+def launches(
+    case: Case, variant: Variant, z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor
+) -> tuple[Buffers, tuple[Launch, Launch, Launch]]:
+    """What ``variant`` writes, and what is launched for it."""
+    settings = Settings(case.tau_s, case.tau_t, True, case.format, 1, True, "before")
+    buffers, (first, middle, last) = step_launches(
+        z_s, z_t, memory, pointer, settings, H200, variant.plan
+    )
+    middle = middle._replace(constants=middle.constants | dict(variant.constants))
+    return buffers, (first, middle, last)
+
+
+def described(case: Case, variant: Variant) -> tuple[Launch, Launch, Launch]:
+    """The same on tensors that have sizes and no memory."""
+    z_s, z_t = torch.empty(2, case.batch, case.dim, dtype=case.dtype, device="meta")
+    memory = torch.empty(case.rows, case.dim, dtype=case.dtype, device="meta")
+    pointer = torch.empty(1, dtype=torch.int64, device="meta")
+    return launches(case, variant, z_s, z_t, memory, pointer)[1]
+
+
+def wanted() -> list[Launch]:
+    """All launches of the sweep on an H200, for those who compile them ahead."""
+    return [
+        launch
+        for case in SIZES
+        for variant in variants(case)
+        for launch in described(case, variant)
+    ]
+
+
+class VariantStep(FifoStep):
+    """A step as a variant has it: the gradient as the kernels leave it, with no autograd above."""
+
+    name = "variant"
+
+    def __init__(self, case: Case, state: State, variant: Variant) -> None:
+        super().__init__(case, state)
+        self.case, self.variant = case, variant
+
+    def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
+        buffers, listed = launches(self.case, self.variant, z_s, z_t, self.memory, self.pointer)
+        run(listed)
+        return buffers.loss, buffers.grad_z_s
+
+    def write(self, z_s: Tensor, z_t: Tensor) -> None:
+        """With all else: the kernels do both."""
+        self(z_s, z_t)
