@@ -106,7 +106,7 @@ def _variants(case: Case, hardware: Hardware) -> Iterator[Variant]:
         yield Variant(text_of(other.config), other)
     if case.format == "tf32":
         for one in (table, plans[0]):
-            yield Variant(f"{text_of(one.config)}, rows in order", one, (("REORDER_WARPS", 0),))
+            yield Variant(f"{text_of(one.config)}, in order", one, (("REORDER_WARPS", 0),))
 
 
 def text_of(config: Config) -> str:

@@ -13,6 +13,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from benchmarks.cases import Case
+from benchmarks.variants import Variant, described, text_of
 from rrd_kernels.triton.compiled import compile_kernel
 from rrd_kernels.triton.configs import Hardware
 from rrd_kernels.triton.launch import Launch, specialize
@@ -174,6 +176,28 @@ class SampledJob:
         )
 
 
+@dataclass(frozen=True)
+class VariantJob:
+    """The second kernel of a step to compile as a variant of the sweep has it."""
+
+    case: Case
+    variant: Variant
+    card: str = "H200"
+
+    def launch(self) -> Launch:
+        return described(self.case, self.variant)[1]
+
+    def __str__(self) -> str:
+        launch, config = self.launch(), text_of(self.variant.plan.config)
+        dependent = ", dependent" if launch.dependent else ""
+        others = "".join(f", {name}={value}" for name, value in self.variant.constants)
+        kind = f"{launch.kernel.name} {self.card} {self.case.format} D={self.case.dim}"
+        return f"{kind} {config}{dependent}{others}"
+
+
+AnyJob = Job | SampledJob | VariantJob
+
+
 def sampled_inputs(size: int, dim: int, exponential: bool, memory_dtype: torch.dtype) -> Inputs:
     """64 samples of 4097 columns, as tensors that have sizes and no memory."""
     z_s, z_t = torch.empty(2, 64, dim, device="meta")
@@ -195,7 +219,7 @@ def sampled(
     return sampled_launches(inputs, settings, Hardware(card.family, card.multiprocessors))[1]
 
 
-def compile_job(job: Job | SampledJob) -> Code:
+def compile_job(job: AnyJob) -> Code:
     return compile_for(job.launch(), CARDS[job.card])
 
 
@@ -251,7 +275,7 @@ def report(code: Code, name: str) -> None:
     REPORTED.append((name, code))
 
 
-def fits(job: Job | SampledJob, compiled: dict[Job | SampledJob, Future[Code]]) -> Code:
+def fits(job: AnyJob, compiled: dict[AnyJob, Future[Code]]) -> Code:
     """The job's code, reported, in which nothing is spilled and which the card has room for."""
     code = compiled[job].result()
     report(code, str(job))
@@ -260,7 +284,7 @@ def fits(job: Job | SampledJob, compiled: dict[Job | SampledJob, Future[Code]]) 
     return code
 
 
-def each(jobs: Iterable[Job | SampledJob]) -> pytest.MarkDecorator:
+def each(jobs: Iterable[AnyJob]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("job", list(jobs), ids=str)
 
 

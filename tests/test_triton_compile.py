@@ -5,6 +5,7 @@ own generation. What was found is printed when the run ends; ``make kernels`` pr
 """
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from interpreted import INTERPRETED
 from machine_code import (
     CARDS,
     Job,
+    VariantJob,
     compile_for,
     each,
     fits,
@@ -24,6 +26,8 @@ from machine_code import (
     step,
 )
 
+from benchmarks.variants import SIZES as SWEPT
+from benchmarks.variants import TABLE, variants
 from rrd_kernels.triton.configs import MAX_DIM, WIDTHS, Hardware
 from rrd_kernels.triton.launch import specialize
 from rrd_kernels.triton.plan import make_plan
@@ -103,6 +107,28 @@ def row_jobs():
 @each(row_jobs())
 def test_first_and_last_kernel(job, compiled):
     fits(job, compiled)
+
+
+def variant_jobs():
+    """One of each kernel but the table's, whatever its grid."""
+    found = {}
+    for job in (VariantJob(case, variant) for case in SWEPT for variant in variants(case)):
+        kernel = specialize(job.launch()), job.variant.plan.config.programs
+        found.setdefault(kernel, job)
+    return [job for job in found.values() if job.variant.name != TABLE]
+
+
+@each(variant_jobs())
+def test_variants_of_the_sweep(job, compiled):
+    """They may spill, but must run on the card, as many at a time as the plan counts on."""
+    code = compiled[job].result()
+    report(code, str(job))
+    assert code.products > 0
+    programs, threads = job.variant.plan.config.programs, 32 * job.launch().num_warps
+    # A thread is given registers by eight. A multiprocessor has 65536, and a KiB more of shared
+    # memory than one program may have, of which it keeps one for each.
+    assert programs * threads * 8 * math.ceil(code.registers / 8) <= 65536
+    assert programs * (code.shared + 1024) <= CARDS[job.card].shared_bytes + 1024
 
 
 @pytest.mark.parametrize("name", CARDS)
