@@ -5,6 +5,7 @@ runs where there is none. What a GPU computes, it cannot show.
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -32,7 +33,14 @@ LAUNCH, LAUNCHES = "cuLaunchKernelEx", 3
 #: A range around all kernels of a profile.
 RANGE = "## Call CompiledFxGraph"
 
-_Generator, _profile = torch.Generator, torch.profiler.profile
+_profile, _run = torch.profiler.profile, threading.Thread.run
+
+
+class Generator(torch.Generator):
+    """torch.Generator, on the CPU whatever the device."""
+
+    def __new__(cls, device: Any = CPU) -> "Generator":
+        return super().__new__(cls, CPU)
 
 
 class OnGpu(TorchFunctionMode):
@@ -52,12 +60,15 @@ class OnGpu(TorchFunctionMode):
             return GPU
         if func == Tensor.is_cuda.__get__:
             return True
+        if func == Tensor.cuda:
+            return args[0]
         named = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
         return func(*map(_on_cpu, args), **named)
 
 
 def _on_cpu(value: Any) -> Any:
-    return CPU if isinstance(value, torch.device) and value.type == "cuda" else value
+    named = isinstance(value, torch.device | str) and str(value).split(":")[0] == "cuda"
+    return CPU if named else value
 
 
 class Graph(TorchDispatchMode):
@@ -146,7 +157,7 @@ def launch_event() -> SimpleNamespace:
 
 
 @contextlib.contextmanager
-def _capturing(graph: Graph, stream: object) -> Iterator[None]:
+def _capturing(graph: Graph, stream: object = None) -> Iterator[None]:
     with graph:
         yield
 
@@ -167,6 +178,11 @@ def run(launches: Sequence[Launch]) -> None:
     )
     last["loss"].copy_(loss)
     last["grad_z_s"].copy_(gradient)
+
+
+def _run_on_gpu(thread: threading.Thread) -> None:
+    with OnGpu():
+        _run(thread)
 
 
 @contextlib.contextmanager
@@ -200,6 +216,7 @@ def in_place() -> Iterator[None]:
         "current_stream": lambda: stream,
         "set_stream": lambda stream: None,
         "stream": lambda stream: contextlib.nullcontext(),
+        "_sleep": lambda cycles: None,
     }
     with contextlib.ExitStack() as stack:
         for name, function in functions.items():
@@ -207,7 +224,8 @@ def in_place() -> Iterator[None]:
         for module, name, value in (
             (torch.accelerator, "synchronize", lambda device: None),
             (torch.profiler, "profile", Profile),
-            (torch, "Generator", lambda device=CPU: _Generator()),
+            (torch, "Generator", Generator),
+            (threading.Thread, "run", _run_on_gpu),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
         stack.enter_context(mock.patch("benchmarks.variants.run", run))
