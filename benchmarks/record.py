@@ -182,7 +182,7 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: it is something else, a record of several ranks too.
     """
     record = read(path)
-    record = record.get("benchmark", record) if isinstance(record, dict) else {}
+    record = _of_stages(record) if isinstance(record, dict) else {}
     rows = record.get("rows")
     if isinstance(rows, list) and any("gather" in row for row in rows):
         raise ValueError(
@@ -192,6 +192,12 @@ def load(path: Path) -> dict[str, Any]:
     if not {"rows", "machine", "versions"} <= record.keys():
         raise ValueError(f"{path} is not a record of this benchmark")
     return record
+
+
+def _of_stages(record: dict[str, Any]) -> dict[str, Any]:
+    """The last of the records that the stages of ``make gpu-check`` wrote, or what is no such."""
+    stages = record.get("stages", {}).values()
+    return next((stage["record"] for stage in reversed(stages) if "record" in stage), record)
 
 
 def digest(record: Mapping[str, Any]) -> str:

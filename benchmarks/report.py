@@ -31,7 +31,8 @@ from benchmarks.peers import Fused
 from benchmarks.plan import PARTS, Plan, plan_for
 from benchmarks.record import Machine, Measured
 from benchmarks.run import Absent, run_case
-from benchmarks.targets import Outcome, outcomes, targets_for
+from benchmarks.step import Step
+from benchmarks.targets import Outcome, beside_compile, outcomes, targets_for
 from rrd_kernels.ops import EXTENSION_ERROR
 
 STARTED = time.monotonic()
@@ -109,11 +110,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "(default: benchmarks/results/<device>-<date>.json)",
     )
     parser.add_argument(
-        "--no-compile",
-        action="store_true",
-        help="leave out torch.compile, which takes five to twenty seconds for each size",
+        "--compile",
+        choices=("all", "targets", "none"),
+        default="all",
+        help="the cases in which torch.compile takes part, five to twenty seconds for each size: "
+        "all, those that have a target beside it, or none (default: %(default)s)",
     )
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument(
+        "--record-only", action="store_true", help="write no Markdown and no pictures beside it"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes: shows that all of it runs, nothing else"
     )
@@ -175,7 +181,10 @@ def measure(
     A part that fails is named, and the others go on.
     """
     device: torch.device = chosen.device
-    without = COMPILED if chosen.no_compile else ()
+
+    def without(case: AnyCase) -> tuple[type[Step], ...]:
+        wanted = {"all": True, "none": False, "targets": case.name in beside_compile(device)}
+        return () if wanted[chosen.compile] else COMPILED
 
     @contextlib.contextmanager
     def part(name: str) -> Iterator[None]:
@@ -191,7 +200,7 @@ def measure(
         for case in chosen.cases:
             with part(case.name):
                 memory = not chosen.no_memory
-                measured.results += run_case(case, plan.case_seconds, device, memory, without)
+                measured.results += run_case(case, plan.case_seconds, device, memory, without(case))
     if "host" in chosen.parts:
         with part("the host's time"):
             measured.host_time = host_time.profile(*plan.host_size, device, plan.host_seconds)
@@ -203,7 +212,7 @@ def measure(
         for case in first.values():
             with part(f"{case.name} by operator"):
                 steps = plan.breakdown_steps
-                measured.breakdowns += breakdown.breakdowns(case, device, steps, without)
+                measured.breakdowns += breakdown.breakdowns(case, device, steps, without(case))
     if "scaling" in chosen.parts:
         for axis in axes_for(device, chosen.quick):
             for kind in scaling.implementations_along(axis, device):
@@ -273,8 +282,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reached = save()
         written = record.load(path)
         show(measured, reached, device, written)
-        write_beside(path, written)
-        print(f"written to {path}, its tables and pictures to {path.with_suffix('.md')}")
+        print(f"written to {path}", end="")
+        if not chosen.record_only:
+            write_beside(path, written)
+            print(f", its tables and pictures to {path.with_suffix('.md')}", end="")
+        print()
     failed = failures(measured)
     for failure in failed:
         report(failure)

@@ -31,7 +31,7 @@ def gpu() -> Iterator[None]:
 def written(gpu, tmp_path_factory) -> tuple[dict[str, Any], str]:
     """The record of the quick report, and what it has printed."""
     path = tmp_path_factory.mktemp("report") / "record.json"
-    arguments = ["--device", "cuda", "--quick", "--no-compile", "--output", str(path)]
+    arguments = ["--device", "cuda", "--quick", "--compile", "none", "--output", str(path)]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert report.main(arguments) == 0
     return record.load(path), printed.getvalue()

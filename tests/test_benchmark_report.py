@@ -47,7 +47,8 @@ def written(tmp_path_factory):
         "cpu",
         "--quick",
         "--no-memory",
-        "--no-compile",
+        "--compile",
+        "none",
     ]
     done = subprocess.run(
         [*command, "--output", str(output)], cwd=ROOT, capture_output=True, text=True, check=False
@@ -152,7 +153,7 @@ def test_what_was_measured_before_an_interrupt_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "run_case", interrupted)
     path = tmp_path / "record.json"
     with pytest.raises(KeyboardInterrupt):
-        report.main(["--device", "cpu", "--quick", "--no-compile", "--output", str(path)])
+        report.main(["--device", "cpu", "--quick", "--compile", "none", "--output", str(path)])
     measured = record.load(path)
     assert len(measured["rows"]) == 4
     assert measured["machine"]["after"] is None
@@ -176,7 +177,7 @@ def test_a_part_that_fails_ends_no_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "run_case", one_case)
     monkeypatch.setattr(host_time, "profile", broken)
     options = ["--device", "cpu", "--quick", "--parts", "cases", "host", "breakdown"]
-    assert report.main([*options, "--no-compile", "--output", str(path)]) == 1
+    assert report.main([*options, "--compile", "none", "--output", str(path)]) == 1
     assert len(saved[0]) == 4
     measured = record.load(path)
     assert measured["host_time"] is None

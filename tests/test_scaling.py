@@ -192,7 +192,8 @@ class TestCard:
         name = ranks.relative_to(tmp_path)
         page.PAGE.write_text(text.replace(f": {name} -->", ": none -->"))
         path = tmp_path / "card.json"
-        path.write_text(json.dumps({"benchmark": device_record(self.MACHINE)}))
+        stages = {"build": {}, "official": {"record": device_record(self.MACHINE)}}
+        path.write_text(json.dumps({"stages": stages}))
         page.write([path])
         written = page.PAGE.read_text()
         assert page.records_of(written) == (None, path)
