@@ -5,6 +5,8 @@ on every device, hold the kernels to the same bounds where there is no GPU.
 """
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,42 +33,40 @@ def round_as_hardware_does() -> None:
     interpreter._convert_float = convert
 
 
-def replace_cpu_kernels() -> None:
+def gpu_kernels() -> dict[str, Callable[..., Any]]:
+    """What csrc/cuda has Triton do, by operator: what C++ settles before is settled here."""
     from rrd_kernels.triton import operators
 
-    round_as_hardware_does()
-
     def loss_forward(
-        z_s: Tensor, z_t: Tensor, memory: Tensor, *options: object
+        z_s: Tensor, z_t: Tensor, memory: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor]:
         *numbers, precision, reduction, need_grad = options
-        last = (precision or "float32", reduction, 0, 0.0, need_grad)
+        last = (operators.settled(precision), reduction, 0, 0.0, need_grad)
         return operators.triton_step(z_s, z_t, memory, None, *numbers, *last)
 
     def step_forward(
-        memory: Tensor, pointer: Tensor, z_s: Tensor, z_t: Tensor, *options: object
+        memory: Tensor, pointer: Tensor, z_s: Tensor, z_t: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor]:
         *numbers, precision, reduction, first, momentum, need_grad = options
         inputs = (z.clone() if torch._C._is_alias_of(z, memory) else z for z in (z_s, z_t))
-        last = (precision or "float32", reduction, 1 if first else 2, momentum, need_grad)
+        enqueue = 1 if first else 2
+        last = (operators.settled(precision), reduction, enqueue, momentum, need_grad)
         return operators.triton_step(*inputs, memory, pointer, *numbers, *last)
 
-    def sampled_forward(*arguments: object) -> tuple[Tensor, Tensor]:
-        *tensors_and_numbers, precision, reduction, method, need_grad = arguments
-        last = (precision or "float32", reduction, method, need_grad)
-        return operators.sampled_relational_loss_forward(*tensors_and_numbers, *last)
+    others = (
+        *("relational_partials", "enqueue_", "sampled_relational_loss_forward"),
+        *("estimate_normalizers_", "momentum_update_"),
+    )
+    return {
+        "relational_loss_forward": loss_forward,
+        "relational_step_forward_": step_forward,
+        **{name: getattr(operators, name) for name in others},
+    }
 
-    def partials(*arguments: object) -> tuple[Tensor, Tensor]:
-        *tensors_and_numbers, precision, need_grad = arguments
-        last = (precision or "float32", need_grad)
-        return operators.relational_partials(*tensors_and_numbers, *last)
 
+def replace_cpu_kernels() -> None:
+    round_as_hardware_does()
     library = torch.library.Library("rrd_kernels", "IMPL")
-    library.impl("relational_loss_forward", loss_forward, "CPU", allow_override=True)
-    library.impl("relational_step_forward_", step_forward, "CPU")
-    library.impl("relational_partials", partials, "CPU", allow_override=True)
-    library.impl("enqueue_", operators.enqueue_, "CPU", allow_override=True)
-    library.impl("sampled_relational_loss_forward", sampled_forward, "CPU", allow_override=True)
-    for name in ("estimate_normalizers_", "momentum_update_"):
-        library.impl(name, getattr(operators, name), "CPU", allow_override=True)
+    for name, function in gpu_kernels().items():
+        library.impl(name, function, "CPU", allow_override=True)
     _libraries.append(library)

@@ -1,7 +1,7 @@
-"""A stand-in for a GPU: CPU tensors that say they are on one, and graphs that record operators.
+"""A stand-in for an H200: CPU tensors that say they are on one, and graphs that record operators.
 
-Nothing that is measured on it means anything: it shows that what the benchmark does for GPUs alone
-runs where there is none. What a GPU computes, it cannot show.
+Nothing that is measured on it means anything: it shows that what is done for GPUs alone runs where
+there is none. What a GPU computes, it cannot show.
 """
 
 import contextlib
@@ -33,7 +33,24 @@ LAUNCH, LAUNCHES = "cuLaunchKernelEx", 3
 #: A range around all kernels of a profile.
 RANGE = "## Call CompiledFxGraph"
 
-_profile, _run = torch.profiler.profile, threading.Thread.run
+#: Tests that a CPU cannot pass for a GPU, and what they would have of one.
+UNABLE = {
+    "test_export_of_the_functional_loss": "a device that a trace can be of",
+    "test_graph_replays_over_the_wrap": "captures that run nothing",
+    "test_launches": "a profile of kernels",
+    "test_the_global_setting_chooses_tf32": "TF32",
+    "test_unit_memory_beyond_the_bounded_range_falls_back": "products in float16",
+    "test_parts_make_the_whole": "products in float16",
+    "test_online_softmax_takes_any_memory_and_small_temperatures": "products in float16",
+    "test_an_index_out_of_range_writes_nothing": "indices that the host does not see",
+    "test_column_that_is_not_a_row": "indices that the host does not see",
+    "test_every_image_is_the_published_pipelines": "pinned memory",
+    "test_an_epoch_entered_in_its_middle_goes_on_as_unbroken": "pinned memory",
+    "test_every_loader_gives_the_same_batches": "pinned memory",
+    "test_no_host_sync_within_a_cuda_epoch": "pinned memory",
+}
+
+_autocast, _profile, _run = torch.autocast, torch.profiler.profile, threading.Thread.run
 
 
 class Generator(torch.Generator):
@@ -44,7 +61,15 @@ class Generator(torch.Generator):
 
 
 class OnGpu(TorchFunctionMode):
-    """Makes tensors on the CPU where the GPU is asked for, and lets all of them say the GPU."""
+    """Makes tensors on the CPU where the GPU is asked for, and lets all of them say the GPU.
+
+    Args:
+        real: where they are made instead; with "meta" they have shapes alone.
+    """
+
+    def __init__(self, real: torch.device = CPU) -> None:
+        super().__init__()
+        self.real = real
 
     def __torch_function__(
         self,
@@ -60,15 +85,16 @@ class OnGpu(TorchFunctionMode):
             return GPU
         if func == Tensor.is_cuda.__get__:
             return True
+        if func == Tensor.get_device:
+            return GPU.index
         if func == Tensor.cuda:
-            return args[0]
-        named = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
-        return func(*map(_on_cpu, args), **named)
+            return args[0].to(self.real)
+        named = {name: self._really(value) for name, value in (kwargs or {}).items()}
+        return func(*map(self._really, args), **named)
 
-
-def _on_cpu(value: Any) -> Any:
-    named = isinstance(value, torch.device | str) and str(value).split(":")[0] == "cuda"
-    return CPU if named else value
+    def _really(self, value: Any) -> Any:
+        named = isinstance(value, torch.device | str) and str(value).split(":")[0] == "cuda"
+        return self.real if named else value
 
 
 class Graph(TorchDispatchMode):
@@ -180,19 +206,37 @@ def run(launches: Sequence[Launch]) -> None:
     last["grad_z_s"].copy_(gradient)
 
 
+class Autocast(_autocast):
+    """torch.autocast, of the CPU whatever the device."""
+
+    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__("cpu", *args, **kwargs)
+
+
 def _run_on_gpu(thread: threading.Thread) -> None:
-    with OnGpu():
+    with OnGpu():  # modes are those of one thread
         _run(thread)
 
 
+def _not_compiled(model: Any = None, **options: Any) -> Any:
+    """torch.compile, whose graphs would be for a device that is not there."""
+    return model if model is not None else lambda function: function
+
+
+def _called(op: Any, args: Any, kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:
+    """torch.library.opcheck, likewise."""
+    op(*args, **kwargs or {})
+
+
 @contextlib.contextmanager
-def in_place() -> Iterator[None]:
-    """As long as it lasts, PyTorch has a GPU."""
+def in_place(real: torch.device = CPU) -> Iterator[None]:
+    """As long as it lasts, PyTorch has a GPU; ``real`` as :class:`OnGpu` has it."""
     properties = SimpleNamespace(
         name=NAME,
         major=9,
         minor=0,
-        multi_processor_count=2,
+        multi_processor_count=132,
+        shared_memory_per_block_optin=227 * 1024,
         total_memory=1 << 30,
         L2_cache_size=CACHE_BYTES,
         uuid="0",
@@ -200,11 +244,11 @@ def in_place() -> Iterator[None]:
     stream = SimpleNamespace(wait_stream=lambda other: None)
     functions: dict[str, Any] = {
         "is_available": lambda: True,
-        "get_device_name": lambda device: NAME,
+        "get_device_name": lambda device=None: NAME,
         "device_count": lambda: 1,
         "get_device_properties": lambda device: properties,
-        "get_device_capability": lambda device: (9, 0),
-        "synchronize": lambda: None,
+        "get_device_capability": lambda device=None: (9, 0),
+        "synchronize": lambda device=None: None,
         "empty_cache": lambda: None,
         "reset_peak_memory_stats": lambda: None,
         "memory_allocated": lambda: 0,
@@ -217,6 +261,11 @@ def in_place() -> Iterator[None]:
         "set_stream": lambda stream: None,
         "stream": lambda stream: contextlib.nullcontext(),
         "_sleep": lambda cycles: None,
+        "device": lambda device: contextlib.nullcontext(),
+        "current_device": lambda: 0,
+        "set_device": lambda device: None,
+        "set_sync_debug_mode": lambda mode: None,
+        "mem_get_info": lambda device=None: (1 << 30, 1 << 30),
     }
     with contextlib.ExitStack() as stack:
         for name, function in functions.items():
@@ -225,9 +274,12 @@ def in_place() -> Iterator[None]:
             (torch.accelerator, "synchronize", lambda device: None),
             (torch.profiler, "profile", Profile),
             (torch, "Generator", Generator),
+            (torch, "autocast", Autocast),
+            (torch, "compile", _not_compiled),
+            (torch.library, "opcheck", _called),
             (threading.Thread, "run", _run_on_gpu),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
         stack.enter_context(mock.patch("benchmarks.variants.run", run))
-        stack.enter_context(OnGpu())
+        stack.enter_context(OnGpu(real))
         yield
