@@ -1,20 +1,24 @@
-"""One pytest process for each test file, several at a time.
+"""One pytest process for each test file that has selected tests, several at a time.
 
     python tests/run_files.py RESULTS [-k EXPRESSION] [pytest's options]
 
-Most of the time that the tests take on a GPU is that of Triton's compiler, which is one CPU thread
-in each process. RESULTS is a folder, for pytest's XML and its output, a file for each process.
+What tests take on a GPU is mostly one CPU thread's work in each process: imports, and where there
+is no pack of kernels Triton's compiler. RESULTS is a folder, for pytest's XML and its output, a
+file for each process.
 
 Exit code: 0 when no test failed, 1 when one did, 5 when none was selected, 130 when interrupted.
 """
 
 import argparse
+import importlib.util
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +34,6 @@ TAIL = 2000
 #: Those that take longest, which are started first; one that would take longer than all others is
 #: cut into parts that need different kernels, by ``-k`` expressions of which each test meets one.
 LONGEST = {
-    "test_cuda.py": (
-        "large_problems and float32",
-        "large_problems and tf32",
-        "large_problems and bfloat16",
-        "large_problems and not (float32 or tf32 or bfloat16)",
-        "not large_problems",
-    ),
     "test_properties.py": (
         "float32",
         "bfloat16 and not float32",
@@ -53,6 +50,7 @@ LONGEST = {
         "not (functional_step and inductor) and not opcheck",
     ),
     "test_random_problems.py": ("",),
+    "test_cuda.py": ("",),
     "test_step.py": ("",),
     "test_gradients.py": ("",),
 }
@@ -85,6 +83,15 @@ class Finished:
         return words.get(self.exit_code, f"exit code {self.exit_code}")
 
 
+def command(
+    python: Sequence[str], results: Path, selection: str = "cuda and not test_triton"
+) -> list[str]:
+    """This program for what runs on a GPU, on the Python that ``python`` starts."""
+    profile = ["--hypothesis-profile=gpu"] if importlib.util.find_spec("hypothesis") else []
+    program = [*python, str(TESTS / "run_files.py"), str(results)]
+    return [*program, "--python", shlex.join(python), "-k", selection, *profile]
+
+
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description="One pytest process for each test file, several at a time.",
@@ -96,25 +103,48 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         "--tests", type=Path, default=TESTS, help="the test files' folder (default: this one)"
     )
     parser.add_argument(
+        "--python",
+        type=shlex.split,
+        default=[sys.executable],
+        metavar="COMMAND",
+        help="what runs a Python module (default: this Python)",
+    )
+    parser.add_argument(
         "--workers", type=int, default=WORKERS, help="processes at a time (default: %(default)s)"
     )
     return parser.parse_known_args()
 
 
-def parts_of(tests: Path) -> list[Part]:
-    """All of the folder's files, in the order in which they are started."""
-    files = sorted(path.name for path in tests.glob("test_*.py"))
-    ordered = [name for name in LONGEST if name in files]
-    ordered += [name for name in files if name not in LONGEST]
-    return [Part(tests / name, part) for name in ordered for part in LONGEST.get(name, ("",))]
+def longest(tests: Path) -> list[Part]:
+    """Those of the folder, in the order in which they are started."""
+    there = {name: parts for name, parts in LONGEST.items() if (tests / name).exists()}
+    return [Part(tests / name, part) for name, parts in there.items() for part in parts]
 
 
-def run_part(part: Part, selection: str, stem: Path, options: Sequence[str]) -> Finished:
+def selected(arguments: argparse.Namespace, options: Sequence[str]) -> list[Part]:
+    """The other files that have selected tests, or cannot be read."""
+    files = [path for path in sorted(arguments.tests.glob("test_*.py")) if path.name not in LONGEST]
+    command = [*arguments.python, "-m", "pytest", "--collect-only", "-q", *map(str, files)]
+    command += ["--continue-on-collection-errors", *common_options(arguments.k), *options]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    named = set(re.findall(r"^(?:ERROR )?(?:\S*/)?(test_\w+\.py)\b", done.stdout, re.MULTILINE))
+    return [Part(path, "") for path in files if path.name in named]
+
+
+def common_options(selection: str) -> list[str]:
+    # Not the cache of failed tests, which all would write.
+    return ["-p", "no:cacheprovider", *(("-k", selection) if selection else ())]
+
+
+def run_part(
+    part: Part, arguments: argparse.Namespace, stem: Path, options: Sequence[str]
+) -> Finished:
     """One process; its XML and its output lie at ``stem`` with another suffix."""
-    both = " and ".join(f"({text})" for text in (selection, part.expression) if text)
-    command = [sys.executable, "-m", "pytest", "-q", str(part.file), f"--junitxml={stem}.xml"]
-    # Not the cache of failed tests either, which all would write.
-    command += [*("-p", "no:cacheprovider"), *(("-k", both) if both else ()), *options]
+    both = " and ".join(f"({text})" for text in (arguments.k, part.expression) if text)
+    command = [*arguments.python, "-m", "pytest", "-q", str(part.file), f"--junitxml={stem}.xml"]
+    command += [*common_options(both), *options]
     started = time.monotonic()
     log = stem.with_suffix(".log")
     # A file, not a pipe: a grandchild that outlives the process would keep a pipe open.
@@ -132,14 +162,21 @@ def main() -> int:
     # Together as many threads as there are cores: one that waits for a core holds up its process.
     threads = max(1, (os.cpu_count() or 1) // arguments.workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # Of Inductor's compiler, which takes as many processes as there are cores.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     finished: list[Finished] = []
+    futures: list[Future[Finished]] = []
     interrupted = False
     with ThreadPoolExecutor(arguments.workers) as pool:
-        futures = [
-            pool.submit(run_part, part, arguments.k, arguments.results / f"{number:02}", options)
-            for number, part in enumerate(parts_of(arguments.tests))
-        ]
+
+        def start(parts: Sequence[Part]) -> None:
+            for part in parts:
+                stem = arguments.results / f"{len(futures):02}"
+                futures.append(pool.submit(run_part, part, arguments, stem, options))
+
         try:
+            start(longest(arguments.tests))
+            start(selected(arguments, options))
             for future in as_completed(futures):
                 finished.append(future.result())
                 if finished[-1].exit_code not in (0, NOTHING):

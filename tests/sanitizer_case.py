@@ -1,11 +1,11 @@
-"""A few steps of odd shapes, for compute-sanitizer: run by ``make gpu-check``."""
+"""A few steps of odd shapes, by themselves and under compute-sanitizer: for ``make gpu-check``."""
 
 import torch
 import torch.nn.functional as F
 
 from rrd_kernels.functional import enqueue_, relational_loss, relational_step_
 
-#: B, D, K, dtype, order; few and small, since racecheck follows every access to shared memory.
+#: B, D, K, dtype, order; few and small, since memcheck follows every access to memory.
 CASES = [
     (3, 24, 50, torch.float32, "before"),
     (37, 72, 517, torch.bfloat16, "after"),

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,70 +19,155 @@ import stages
 import torch
 from stages import Stage
 
+from benchmarks import record
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def python(code: str, seconds: float = 60, **settings) -> Stage:
-    return Stage(settings.pop("name", "stage"), [sys.executable, "-c", code], seconds, **settings)
+def python(code: str, **settings) -> Stage:
+    return Stage(settings.pop("name", "stage"), [sys.executable, "-c", code], **settings)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "tests/gpu_check.py", "--output", str(tmp_path / "check.json")],
+def on_stand_in(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "tests/gpu_check.py", *arguments],
         cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
+    done = on_stand_in("--output", str(tmp_path / "check.json"))
     assert done.returncode == 2
     assert "No GPU" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_every_stage_is_in_the_report(tmp_path, monkeypatch):
+#: By part: its stages, and what is in the report of each.
+STAGES = {
+    "first": {
+        "build": "exit_code",
+        "kernels": "summary",
+        "smoke": "exit_code",
+        "correctness": "cases",
+        "bfloat16": "record",
+    },
+    "rest": {
+        "build": "exit_code",
+        "kernels": "summary",
+        "official sizes": "record",
+        "tests": "counts",
+        "memcheck": "reason",
+        "sweep": "sweep",
+    },
+}
+
+
+@pytest.mark.parametrize("part", STAGES)
+def test_on_the_stand_in_a_part_runs_to_its_end(part, tmp_path):
+    path = tmp_path / "check.json"
+    done = on_stand_in(f"--part={part}", f"--output={path}", "--stand-in", "--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    report = json.loads(path.read_text())
+    assert report["passed"]
+    assert {"gpu", "versions", "date"} <= report.keys()
+    assert list(report["stages"]) == list(STAGES[part])
+    for name, found in STAGES[part].items():
+        assert found in report["stages"][name], name
+    assert report["launched"]["all"] > 0
+    assert "kernels: " in done.stdout
+    assert record.load(path)["rows"]
+
+
+@pytest.mark.parametrize(
+    ("code", "settings", "expected"),
+    [
+        ("print('done')", {}, ("passed", "done")),
+        ("import sys; sys.exit('broken')", {}, ("failed", "broken")),
+        (
+            "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('what there is')",
+            {},
+            ("timed out", "what there is"),
+        ),
+        (
+            "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)",
+            {},
+            ("timed out", ""),
+        ),
+        ("", {"read": lambda output: {}[output]}, ("failed", "")),
+        ("import sys; print(sys.argv)", {"timed": True}, ("passed", "--seconds")),
+    ],
+)
+def test_what_comes_of_a_command(code, settings, expected, monkeypatch, tmp_path):
     monkeypatch.setattr(stages, "GRACE_SECONDS", 2.0)
-    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
-    slow = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('what there is')"
+    result = stages.run(python(code, **settings), tmp_path, 2.0)
+    assert result["status"] == expected[0]
+    assert expected[1] in result["output_tail"]
+
+
+def test_a_command_that_is_not_there(tmp_path):
+    result = stages.run(Stage("absent", ["no such program"]), tmp_path, 60)
+    assert result["status"] == "failed"
+
+
+def test_every_stage_is_in_the_report(tmp_path):
     planned = [
-        python("print('built')", name="build"),
-        python("import sys; sys.exit('broken')", name="fails"),
-        python(slow, 2, name="slow"),
-        python(deaf, 1, name="deaf"),
-        Stage("absent", ["no such program"], 60),
-        python("", name="unreadable", read=lambda output: {}[output]),
+        python("", name="build"),
+        python("raise SystemExit(1)", name="fails"),
         python("", name="needless", skip="not here"),
         python("", name="benchmark", read=lambda output: {"record": {"rows": []}}),
     ]
     path = tmp_path / "folder" / "check.json"
-    assert not gpu_check.check(planned, {"gpu": "none"}, path)
+    assert not gpu_check.check(planned, {"gpu": "none"}, path, 60)
     report = json.loads(path.read_text())
     found = {name: result["status"] for name, result in report["stages"].items()}
     assert found == {
         "build": "passed",
         "fails": "failed",
-        "slow": "timed out",
-        "deaf": "timed out",
-        "absent": "failed",
-        "unreadable": "failed",
         "needless": "skipped",
         "benchmark": "passed",
     }
-    assert "broken" in report["stages"]["fails"]["output_tail"]
-    assert "what there is" in report["stages"]["slow"]["output_tail"]
-    assert report["benchmark"] == {"rows": []}
+    assert report["gpu"] == "none"
+    assert report["stages"]["benchmark"]["record"] == {"rows": []}
     assert report["passed"] is False
+
+
+def test_a_check_that_is_killed_leaves_what_its_stage_had_found(tmp_path):
+    found, path = tmp_path / "found", tmp_path / "check.json"
+    stage = f"import pathlib, time; pathlib.Path({str(found)!r}).write_text('7'); time.sleep(60)"
+    code = f"""
+import pathlib, sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import gpu_check, stages
+stages.INTERVAL = 0.1
+found = pathlib.Path({str(found)!r})
+read = lambda output: {{"found": int(found.read_text())}} if found.exists() else {{}}
+stage = stages.Stage("slow", [sys.executable, "-c", {stage!r}], read=read)
+gpu_check.check([stage], {{}}, pathlib.Path({str(path)!r}), 60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    while not (path.exists() and '"found"' in path.read_text()):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    result = json.loads(path.read_text())["stages"]["slow"]
+    assert (result["status"], result["found"]) == ("running", 7)
 
 
 def test_nothing_is_run_on_a_broken_build(tmp_path):
     planned = [python("raise SystemExit(1)", name="build"), python("", name="tests")]
     report = {}
-    assert not gpu_check.check(planned, report, tmp_path / "check.json")
+    assert not gpu_check.check(planned, report, tmp_path / "check.json", 60)
     assert report["stages"]["tests"] == {"status": "skipped", "reason": "it needs the build"}
 
 
-def test_a_stage_leaves_the_later_ones_their_least(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_check, "SECONDS", 63.0)
+def test_a_stage_leaves_the_later_ones_their_least(tmp_path):
     planned = [
         python("", name="build"),
         python("import time; time.sleep(60)", name="slow"),
@@ -89,23 +175,41 @@ def test_a_stage_leaves_the_later_ones_their_least(tmp_path, monkeypatch):
         python("", name="needless", least=60.0, skip="not here"),
     ]
     report = {}
-    gpu_check.check(planned, report, tmp_path / "check.json")
+    gpu_check.check(planned, report, tmp_path / "check.json", 63)
     assert report["stages"]["slow"]["status"] == "timed out"
     assert report["stages"]["last"]["status"] == "passed"
 
 
-@pytest.mark.parametrize("quick", [False, True])
-def test_every_stage_has_time_when_those_before_it_take_all_of_theirs(quick, tmp_path, monkeypatch):
+@pytest.mark.parametrize("pack", [None, Path("pack")])
+@pytest.mark.parametrize("part", gpu_check.PARTS)
+def test_the_build_has_a_minute_and_every_other_stage_its_least(part, pack, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check.shutil, "which", lambda *args, **kwargs: "compute-sanitizer")
-    build, *others = gpu_check.plan(tmp_path, quick)
-    assert build.seconds + sum(stage.least for stage in others) <= gpu_check.SECONDS
-    assert all(0 < stage.least <= stage.seconds for stage in others)
+    _, *others = gpu_check.plan(tmp_path, [part], pack=pack)
+    assert all(stage.least > stages.MARGIN for stage in others if stage.timed)
+    assert sum(stage.least for stage in others) + 60 <= gpu_check.SECONDS[bool(pack)]
+    assert gpu_check.SECONDS[bool(pack)] + stages.GRACE_SECONDS <= (150 if pack else 300)
+    assert ("kernels" in [stage.name for stage in others]) == (pack is None)
 
 
-def test_all_stages_share_the_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_check, "SECONDS", 0.0)
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_pack_that_a_driver_refuses_is_done_without(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv(gpu_check.VARIABLE, "pack")
+    script = tmp_path / "python"
+    refusing = f'[ "${gpu_check.VARIABLE}" ] && exit 1' if refused else ""
+    script.write_text(f"#!/bin/sh\n{refusing}\necho done\n")
+    script.chmod(0o755)
+    planned = gpu_check._smoke([str(script)], Path("pack"))
     report = {}
-    assert not gpu_check.check([python("", name="build")], report, tmp_path / "check.json")
+    gpu_check.check([python("", name="build"), *planned], report, tmp_path / "check.json", 60)
+    found = {name: stage["status"] for name, stage in report["stages"].items()}
+    without = "passed" if refused else "skipped"
+    assert found["smoke without the pack"] == without
+    assert (gpu_check.VARIABLE in os.environ) != refused
+
+
+def test_all_stages_share_the_time(tmp_path):
+    report = {}
+    assert not gpu_check.check([python("", name="build")], report, tmp_path / "check.json", 0)
     assert report["stages"]["build"]["status"] == "timed out"
 
 
@@ -135,7 +239,7 @@ def run_in(folder: Path, *options: str) -> dict[str, Any]:
     results = folder / "results"
     command = [sys.executable, str(ROOT / "tests" / "run_files.py"), str(results)]
     command += [f"--tests={folder}", f"--rootdir={folder}", "--workers=2", *options]
-    stage = Stage("tests", command, 60, read=lambda _: gpu_check.read_junit(results))
+    stage = Stage("tests", command, read=lambda _: gpu_check.read_junit(results))
     return stages.run(stage, folder, 60)
 
 
@@ -144,16 +248,19 @@ def test_results_of_pytest_also_when_one_file_is_cut_short(tmp_path):
     (tmp_path / "test_others.py").write_text("def test_good(): pass\ndef test_left_out(): pass\n")
     (tmp_path / "test_none.py").write_text("def test_left_out(): pass\n")
     (tmp_path / "test_lost.py").write_text("import os\ndef test_exit(): os._exit(7)\n")
+    (tmp_path / "test_broken.py").write_text("import no_such_module\n")
     result = run_in(tmp_path, "-k", "not left_out")
     assert result["status"] == "failed"
-    assert result["counts"] == {"passed": 2, "failed": 2, "skipped": 1}
-    assert set(result["failures"]) == {"test_some::test_bad", "test_some::test_error"}
+    assert result["counts"] == {"passed": 2, "failed": 3, "skipped": 1}
+    bad = {"::test_broken", "test_some::test_bad", "test_some::test_error"}
+    assert set(result["failures"]) == bad
     assert "one is not two" in result["failures"]["test_some::test_bad"]
     assert result["skips"] == {"no such device": 1}
     said = {line.split(":")[0]: line for line in result["output_tail"].splitlines()}
     assert "exit code 2" in said["test_some.py"]
     assert "passed" in said["test_others.py"]
-    assert "nothing selected" in said["test_none.py"]
+    assert "test_none.py" not in said
+    assert "exit code 2" in said["test_broken.py"]
     assert "exit code 7" in said["test_lost.py"]
 
 
@@ -167,7 +274,7 @@ def test_results_that_were_cut_short_hide_no_others(tmp_path):
 
 
 def test_the_build_finds_what_lies_beside_python(tmp_path):
-    build, *_ = gpu_check.plan(tmp_path, quick=False)
+    build, *_ = gpu_check.plan(tmp_path)
     first, *others = build.environment["PATH"].split(os.pathsep)
     assert first == sysconfig.get_path("scripts")
     assert others == os.environ["PATH"].split(os.pathsep)
@@ -250,10 +357,6 @@ def selects(expression: str, test: str) -> bool:
     ("output", "expected"),
     [
         ("========= ERROR SUMMARY: 0 errors\n", {"summary": "0 errors"}),
-        (
-            "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)\n",
-            {"summary": "2 hazards displayed (2 errors, 0 warnings)"},
-        ),
         ("killed", {"summary": None}),
     ],
 )
