@@ -12,11 +12,13 @@
 #                  tables and pictures under benchmarks/results/
 #   make sanitize  the tests that reach C++, under AddressSanitizer and UBSan
 #   make gpu-check builds, tests, measures and sanitizes on a GPU, into one JSON file; it sets nothing
-#                  up and takes the Python that is there: make gpu-check PYTHON=python3
+#                  up and takes the Python that is there: make gpu-check PYTHON=python3 PART=first
+#                  (or rest), PACK=build/kernels; STAND_IN=1 runs it without a GPU
+#   make gpu-pack  compiles the kernels for gpu-check, without a GPU, into build/kernels
 #   make dist      sdist and wheel, installed and tried in an empty environment
 #   make setup     the environment and the extension only
 #
-# ARGS="..." goes to demo, the tests, bench and gpu-check: make demo ARGS=--quick
+# ARGS="..." goes to demo, the tests, pack, bench, gpu-check and gpu-pack: make demo ARGS=--quick
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,7 +32,7 @@ BUILT := $(VENV)/.built
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl)
 SOURCES := setup.py $(CPP)
 
-.PHONY: setup demo test test-oldest kernels pack lint format bench gpu-check sanitize dist clean
+.PHONY: setup demo test test-oldest kernels pack lint format bench gpu-check gpu-pack sanitize dist clean
 .DELETE_ON_ERROR:
 
 setup: $(BUILT)
@@ -112,8 +114,17 @@ bench: $(BUILT)
 	@$(BIN)/python -m benchmarks.report $(ARGS)
 endif
 
+GPU_CHECK := tests/gpu_check.py $(if $(PART),--part $(PART)) $(if $(PACK),--pack $(PACK))
+ifdef STAND_IN
+gpu-check: $(BUILT)
+	@$(BIN)/python $(GPU_CHECK) --stand-in $(ARGS)
+else
 gpu-check:
-	@$(PYTHON) tests/gpu_check.py $(ARGS)
+	@$(PYTHON) $(GPU_CHECK) $(ARGS)
+endif
+
+gpu-pack: $(BUILT)
+	@$(BIN)/python tests/gpu_pack.py --output $(or $(PACK),build/kernels) $(ARGS)
 
 sanitize: $(BUILT)
 	@$(BIN)/python tests/sanitize.py
