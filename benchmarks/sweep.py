@@ -158,6 +158,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "longer than three minutes (default: %(default)s)",
     )
     parser.add_argument(
+        "--within",
+        type=float,
+        metavar="SECONDS",
+        help=f"after which nothing more is begun (default: {TOTAL_SECONDS:.0f}, and what --seconds "
+        "takes beyond its own)",
+    )
+    parser.add_argument(
         "--cases",
         default="",
         metavar="TEXT",
@@ -194,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device: torch.device = chosen.device
     plan = plan_for(device, chosen.quick)
     seconds = 0.0 if chosen.quick else chosen.seconds
-    end = STARTED + TOTAL_SECONDS + len(chosen.sizes) * max(0.0, seconds - SIZE_SECONDS)
+    beyond = len(chosen.sizes) * max(0.0, seconds - SIZE_SECONDS)
+    end = STARTED + (TOTAL_SECONDS + beyond if chosen.within is None else chosen.within)
     command = shlex.join(["python", "-m", "benchmarks.sweep", *given])
     sweep = Sweep(chosen.output, {"command": command} | record.environment(device), STARTED)
     try:

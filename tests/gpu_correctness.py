@@ -298,7 +298,11 @@ def parse_arguments() -> argparse.Namespace:
         "not repeated (default: none are written)",
     )
     parser.add_argument(
-        "--seconds", type=float, default=45.0, help="no case begins later (default: %(default)s)"
+        "--within",
+        type=float,
+        default=45.0,
+        metavar="SECONDS",
+        help="after which no case begins (default: %(default)s)",
     )
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes, once each: shows that all of it runs"
@@ -312,7 +316,7 @@ def main() -> int:
         print("No GPU: PyTorch sees none here.", file=sys.stderr)
         return 2
     output: Path | None = arguments.output
-    deadline = STARTED + arguments.seconds
+    deadline = STARTED + arguments.within
     entries = read(output) if output else {}
     work = jobs(gpu_cases.QUICK if arguments.quick else Sizes())
 
@@ -324,7 +328,7 @@ def main() -> int:
     repeats = (1,) if arguments.quick else REPEATS
     if not check(work, entries, repeats, deadline, save) and output:
         # In a new process, which begins with what has been written.
-        left = ["--seconds", str(deadline - time.monotonic())]
+        left = ["--within", str(deadline - time.monotonic())]
         os.execv(sys.executable, [sys.executable, *sys.argv, *left])
     wrong = {name: found for name, entry in entries.items() if (found := what_is_wrong(entry))}
     print(table(entries))

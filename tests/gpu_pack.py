@@ -22,6 +22,7 @@ import torch
 from gpu_cases import Sizes
 from stand_in_gpu import CPU, GPU
 
+from benchmarks import variants
 from benchmarks.cases import CUDA_CASES, AnyCase, Case, MomentumCase
 from benchmarks.host_time import Calls
 from benchmarks.implementations import implementations
@@ -30,7 +31,7 @@ from benchmarks.measure import float32_matmul_precision
 from benchmarks.plan import CUDA_PLAN
 from rrd_kernels.triton import pack
 from rrd_kernels.triton.configs import Hardware, arch_of, family_of_capability
-from rrd_kernels.triton.launch import Specialization
+from rrd_kernels.triton.launch import Specialization, specialize
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Of the two parts of gpu_check.py, and of the tests in the second, which takes minutes.
@@ -99,6 +100,8 @@ REAL_CALLS: dict[str, tuple[Callable[[], None], ...]] = {
 
 def kernels_of(parts: Iterable[str], hardware: Hardware) -> dict[Specialization, None]:
     found: dict[Specialization, None] = {}
+    if "rest" in parts:
+        found |= dict.fromkeys(map(specialize, variants.wanted()))  # of the sweep, for an H200
     for part in parts:
         for call in CALLS.get(part, ()):
             found |= recorded.of_call(call, hardware)

@@ -17,14 +17,11 @@ import stand_in_gpu
 
 def main() -> None:
     _, *given = sys.argv
-    with ExitStack() as stack:
+    with stand_in_gpu.in_place(), ExitStack() as stack:
         if given[0] == "--record":
             _, folder, *given = given
-            recorder = recorded.Recorder()
             path = Path(folder) / f"{os.getpid()}.json"
-            stack.callback(lambda: recorded.write(recorder.specializations, path))
-            stack.enter_context(recorder)
-        stack.enter_context(stand_in_gpu.in_place())
+            stack.enter_context(recorded.into(path))
         if given[0] == "-m":
             sys.argv, sys.path[0] = given[1:], ""
             runpy.run_module(given[1], run_name="__main__", alter_sys=True)

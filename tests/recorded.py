@@ -1,7 +1,8 @@
 """Which kernels a GPU would launch, noted where operators are called without one."""
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -47,11 +48,7 @@ class Recorder(TorchDispatchMode):
 
     def _note(self, kernel: Callable[..., Any], args: Sequence[Any]) -> ValueError | None:
         """The error that a GPU's operator raises."""
-
-        def note(launches: Iterable[Launch]) -> None:
-            self.specializations |= dict.fromkeys(map(specialize, launches))
-
-        instead = {"run": note, "hardware_of": lambda device: self.hardware}
+        instead = {"run": self.note, "hardware_of": lambda device: self.hardware}
         with (
             torch._C.DisableTorchFunction(),
             mock.patch.multiple(operators, **instead),
@@ -62,6 +59,9 @@ class Recorder(TorchDispatchMode):
             except ValueError as error:
                 return error
         return None
+
+    def note(self, launches: Iterable[Launch]) -> None:
+        self.specializations |= dict.fromkeys(map(specialize, launches))
 
 
 def of_call(
@@ -74,9 +74,22 @@ def of_call(
     return recorder.specializations
 
 
-def write(specializations: Iterable[Specialization], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(list(specializations)))
+@contextlib.contextmanager
+def into(path: Path) -> Iterator[None]:
+    """Writes what is launched meanwhile, on the stand-in, the sweep's own launches too."""
+    recorder = Recorder()
+
+    def run(launches: Sequence[Launch]) -> None:
+        with torch._C.DisableTorchFunction():
+            recorder.note(launches)
+        stand_in_gpu.run(launches)
+
+    try:
+        with mock.patch("benchmarks.variants.run", run), recorder:
+            yield
+    finally:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(list(recorder.specializations)))
 
 
 def read(folder: Path) -> dict[Specialization, None]:

@@ -83,13 +83,11 @@ class Finished:
         return words.get(self.exit_code, f"exit code {self.exit_code}")
 
 
-def command(
-    python: Sequence[str], results: Path, selection: str = "cuda and not test_triton"
-) -> list[str]:
-    """This program for what runs on a GPU, on the Python that ``python`` starts."""
+def command(python: Sequence[str], results: Path) -> list[str]:
+    """This program for what runs on a GPU, with the Python that ``python`` starts."""
     profile = ["--hypothesis-profile=gpu"] if importlib.util.find_spec("hypothesis") else []
-    program = [*python, str(TESTS / "run_files.py"), str(results)]
-    return [*program, "--python", shlex.join(python), "-k", selection, *profile]
+    program = [*python, str(TESTS / "run_files.py"), str(results), "--python", shlex.join(python)]
+    return [*program, "-k", "cuda and not test_triton", *profile]
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -101,6 +99,9 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("-k", default="", metavar="EXPRESSION", help="as pytest's")
     parser.add_argument(
         "--tests", type=Path, default=TESTS, help="the test files' folder (default: this one)"
+    )
+    parser.add_argument(
+        "--files", default="test_*.py", metavar="PATTERN", help="of them (default: all)"
     )
     parser.add_argument(
         "--python",
@@ -115,15 +116,24 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args()
 
 
-def longest(tests: Path) -> list[Part]:
-    """Those of the folder, in the order in which they are started."""
-    there = {name: parts for name, parts in LONGEST.items() if (tests / name).exists()}
-    return [Part(tests / name, part) for name, parts in there.items() for part in parts]
+def longest(files: Sequence[Path]) -> list[Part]:
+    """Those of them, in the order in which they are started."""
+    there = {path.name: path for path in files}
+    return [
+        Part(there[name], part)
+        for name, parts in LONGEST.items()
+        if name in there
+        for part in parts
+    ]
 
 
-def selected(arguments: argparse.Namespace, options: Sequence[str]) -> list[Part]:
-    """The other files that have selected tests, or cannot be read."""
-    files = [path for path in sorted(arguments.tests.glob("test_*.py")) if path.name not in LONGEST]
+def selected(
+    files: Sequence[Path], arguments: argparse.Namespace, options: Sequence[str]
+) -> list[Part]:
+    """The others that have selected tests, or cannot be read."""
+    files = [path for path in files if path.name not in LONGEST]
+    if not files:
+        return []
     command = [*arguments.python, "-m", "pytest", "--collect-only", "-q", *map(str, files)]
     command += ["--continue-on-collection-errors", *common_options(arguments.k), *options]
     done = subprocess.run(
@@ -175,8 +185,9 @@ def main() -> int:
                 futures.append(pool.submit(run_part, part, arguments, stem, options))
 
         try:
-            start(longest(arguments.tests))
-            start(selected(arguments, options))
+            files = sorted(arguments.tests.glob(arguments.files))
+            start(longest(files))
+            start(selected(files, arguments, options))
             for future in as_completed(futures):
                 finished.append(future.result())
                 if finished[-1].exit_code not in (0, NOTHING):

@@ -31,7 +31,7 @@ class Stage:
         name: for people, and as a key.
         command: with its arguments.
         least: seconds that the stages before it leave to it.
-        timed: whether it takes ``--seconds``, after which it begins nothing more.
+        timed: whether it takes ``--within SECONDS``, after which it begins nothing more.
         environment: variables beside those of this process.
         read: takes the output and returns what else is to be known, perhaps another "status". It is
             called as the command runs, too.
@@ -97,7 +97,7 @@ def _run(
 ) -> tuple[str, int | None]:
     """Status and exit code."""
     until = time.monotonic() + limit
-    timed = ["--seconds", f"{max(1.0, limit - MARGIN):.0f}"] if stage.timed else []
+    timed = ["--within", f"{max(1.0, limit - MARGIN):.0f}"] if stage.timed else []
     try:
         process = subprocess.Popen(
             [*stage.command, *timed],

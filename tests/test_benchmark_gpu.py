@@ -4,14 +4,13 @@ import contextlib
 import io
 from collections.abc import Iterator, Mapping
 from typing import Any
-from unittest import mock
 
 import pytest
 import stand_in_gpu
 import torch
 from stand_in_gpu import GPU
 
-from benchmarks import breakdown, host_time, measure, record, report
+from benchmarks import breakdown, host_time, record, report
 from benchmarks.cases import Case, axes_for, cases_for
 from benchmarks.implementations import COMPILED
 from benchmarks.peers import Fused, PublishedEager
@@ -22,8 +21,7 @@ CASE = Case(4, 32, "float32", 8)
 
 @pytest.fixture(scope="module")
 def gpu() -> Iterator[None]:
-    # Two calls between looks at a clock: more would only take longer.
-    with stand_in_gpu.in_place(), mock.patch.object(measure, "BLOCK_CALLS", 2):
+    with stand_in_gpu.in_place():
         yield
 
 

@@ -100,7 +100,7 @@ def test_on_the_stand_in_a_part_runs_to_its_end(part, tmp_path):
             ("timed out", ""),
         ),
         ("", {"read": lambda output: {}[output]}, ("failed", "")),
-        ("import sys; print(sys.argv)", {"timed": True}, ("passed", "--seconds")),
+        ("import sys; print(sys.argv)", {"timed": True}, ("passed", "--within")),
     ],
 )
 def test_what_comes_of_a_command(code, settings, expected, monkeypatch, tmp_path):
