@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import triton
+from lanes import lopsided
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.cases import Case
@@ -69,6 +70,8 @@ def compile_for(launch: Launch, card: Card) -> Code:
     shared = kernel.metadata.shared
     if card.target.backend == "hip":
         return _amd_code(kernel.asm["amdgcn"], shared, card)
+    wrong = lopsided(kernel.asm["ptx"])
+    assert not wrong, f"lanes with unequal sums: {wrong}"
     return _nvidia_code(kernel.asm["cubin"], shared, card)
 
 

@@ -1,5 +1,6 @@
 """Machine code by Triton's compiler, for any card: no GPU is needed."""
 
+import hashlib
 import importlib
 from typing import Any
 
@@ -7,7 +8,9 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.cache import get_cache_manager
 
+from rrd_kernels.triton.fences import with_fences
 from rrd_kernels.triton.launch import ALIGNMENT, Binary, Kernel, Specialization
 
 DTYPE = {
@@ -47,14 +50,24 @@ def source_of(specialization: Specialization) -> ASTSource:
 
 
 def compile_kernel(specialization: Specialization, target: GPUTarget) -> Any:
-    """Triton's CompiledKernel, from its cache on disk if it is there."""
+    """Triton's CompiledKernel, from its cache on disk if it is there, with all fences."""
     options = {
         "num_warps": specialization.num_warps,
         "num_stages": specialization.num_stages,
-        # Said aloud because Triton's default is to change.
-        "enable_fp_fusion": True,
+        # Of two lanes that exchange a product each, both would fuse their own with the addition and
+        # have another sum. Where tiles are multiplied, a thread adds up two columns or more first.
+        "enable_fp_fusion": "INPUT_PRECISION" in dict(specialization.constants),
     }
-    return triton.compile(source_of(specialization), target=target, options=options)
+    source = source_of(specialization)
+    kernel = triton.compile(source, target=target, options=options)
+    if target.backend == "cuda":
+        ptx = with_fences(kernel.asm["ptx"])
+        if ptx != kernel.asm["ptx"]:
+            # Named by its content: it is by its name that Triton's cache knows it.
+            name = f"{hashlib.sha256(ptx.encode()).hexdigest()}.ptx"
+            options["ir_override"] = get_cache_manager(kernel.hash).put(ptx, name)
+            kernel = triton.compile(source, target=target, options=options)
+    return kernel
 
 
 def nvidia_target(arch: str) -> GPUTarget:

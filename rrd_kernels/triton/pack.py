@@ -29,6 +29,8 @@ VARIABLE = "RRD_KERNELS"
 #: Where a wheel may bring some.
 OWN = Path(__file__).parents[1] / "packs"
 FORMAT = 1
+#: What decides on a kernel's machine code beside its source.
+COMPILER = [Path(__file__).with_name(name) for name in ("compiled.py", "fences.py")]
 MANIFEST = "manifest.json"
 
 
@@ -38,8 +40,9 @@ class PackError(RuntimeError):
 
 @functools.cache
 def source_digest(module: str) -> str:
-    """Of a module of kernels and of those that it imports."""
-    modules, sources = [module], {}
+    """Of a module of kernels, of those that it imports, and of what compiles them."""
+    modules = [module]
+    sources = {path.name: path.read_text() for path in COMPILER}
     while modules:
         name = modules.pop()
         if name not in sources:
