@@ -28,10 +28,11 @@ from machine_code import (
 
 from benchmarks.variants import SIZES as SWEPT
 from benchmarks.variants import TABLE, variants
-from rrd_kernels.triton.configs import MAX_DIM, WIDTHS, Hardware
+from rrd_kernels.triton.configs import MAX_DIM, WIDTHS, Hardware, look_up
 from rrd_kernels.triton.launch import specialize
 from rrd_kernels.triton.plan import make_plan
 from rrd_kernels.triton.step import STORAGE, Settings
+from rrd_kernels.triton.table import ATTENTION
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 
@@ -45,15 +46,22 @@ def settings(operand, *, bounded=True, need_grad=True, **others) -> Settings:
     return Settings(0.1, 0.02, bounded, operand, 1, need_grad, **others)
 
 
+def parts_of(card, operand, dim, dtype):
+    """The problems for which a card has block sizes of their own."""
+    small, large = look_up(ATTENTION, CARDS[card].family, operand, dim, dtype.itemsize)
+    return [part for part in SIZES if part != "large" or large != small]
+
+
 def attention_jobs():
-    for card, operand, dim, part, path in itertools.product(
-        CARDS, STORAGE, WIDTHS, SIZES, ("bounded", "online")
+    for card, operand, dim, path in itertools.product(
+        CARDS, STORAGE, WIDTHS, ("bounded", "online")
     ):
-        alone = part == "loss alone"
-        if path == "online" or operand != "float16" or alone:  # float16 weights are shifted
-            wanted = settings(operand, bounded=path == "bounded", need_grad=not alone)
-            label = f"{part} {path}"
-            yield Job(card, *SIZES[part], dim, wanted, STORAGE[operand], ATTEND, label)
+        for part in parts_of(card, operand, dim, STORAGE[operand]):
+            alone = part == "loss alone"
+            if path == "online" or operand != "float16" or alone:  # float16 weights are shifted
+                wanted = settings(operand, bounded=path == "bounded", need_grad=not alone)
+                label = f"{part} {path}"
+                yield Job(card, *SIZES[part], dim, wanted, STORAGE[operand], ATTEND, label)
 
 
 @each(attention_jobs())
@@ -63,10 +71,11 @@ def test_attention(job, compiled):
 
 def mixed_jobs():
     pairs = (("bfloat16", torch.float32), ("float32", torch.bfloat16))
-    for card, (operand, dtype), dim, part in itertools.product(CARDS, pairs, WIDTHS, SIZES):
-        wanted = settings(operand, need_grad=part != "loss alone")
-        label = f"{part} bounded, memory {str(dtype).removeprefix('torch.')}"
-        yield Job(card, *SIZES[part], dim, wanted, dtype, ATTEND, label)
+    for card, (operand, dtype), dim in itertools.product(CARDS, pairs, WIDTHS):
+        for part in parts_of(card, operand, dim, dtype):
+            wanted = settings(operand, need_grad=part != "loss alone")
+            label = f"{part} bounded, memory {str(dtype).removeprefix('torch.')}"
+            yield Job(card, *SIZES[part], dim, wanted, dtype, ATTEND, label)
 
 
 @each(mixed_jobs())

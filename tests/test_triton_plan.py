@@ -18,8 +18,9 @@ from rrd_kernels.ops import why_not_fused
 from rrd_kernels.triton import autotune, configs
 from rrd_kernels.triton.configs import MAX_DIM, WIDTHS, Hardware
 from rrd_kernels.triton.plan import make_plan
+from rrd_kernels.triton.sampled_table import DENSE
 from rrd_kernels.triton.step import STORAGE, Settings, allocate
-from rrd_kernels.triton.table import ATTENTION, LOSS, Config
+from rrd_kernels.triton.table import ATTENTION, COLUMN, LOSS, Config
 
 given, st = hypothesis.given, hypothesis.strategies
 
@@ -89,11 +90,14 @@ def test_as_many_splits_as_are_asked_for(splits):
 
 
 def test_the_table_is_complete():
-    assert ATTENTION.keys() == LOSS.keys()
-    assert {card.family for card in CARDS.values()} | {"interpreter"} == ATTENTION.keys()
-    for family, operands in ATTENTION.items():
+    families = {card.family for card in CARDS.values()} | {"interpreter"}
+    assert families >= COLUMN.keys()
+    columns = {COLUMN.get(family, family) for family in families}
+    assert columns == ATTENTION.keys() == LOSS.keys() == DENSE.keys()
+    for column, operands in ATTENTION.items():
         for operand in ("half", "tf32", "float32"):
-            assert tuple(operands[operand]) == tuple(LOSS[family][operand]) == WIDTHS
+            for table in (ATTENTION, LOSS, DENSE):
+                assert tuple(table[column][operand]) == WIDTHS
             for small, large in operands[operand].values():
                 for config in (small, large):
                     assert config.block_d >= config.block_k

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rrd_kernels.triton.configs import Hardware, operand_class, width_of
+from rrd_kernels.triton.configs import Hardware, look_up
 from rrd_kernels.triton.plan import Plan, make_plan
 from rrd_kernels.triton.run import SharedMemoryError, run
 from rrd_kernels.triton.step import Settings, step_launches
@@ -26,11 +26,10 @@ def candidates(operand: str, dim: int, memory_bytes: int, need_grad: bool) -> li
     """The table's block sizes for operands and width, those of other families too."""
     found: dict[Config, None] = {}
     for family in ATTENTION.keys() - {"interpreter"}:
-        kind, width = operand_class(operand, memory_bytes), width_of(dim)
         if need_grad:
-            found |= dict.fromkeys(ATTENTION[family][kind][width])
+            found |= dict.fromkeys(look_up(ATTENTION, family, operand, dim, memory_bytes))
         else:
-            found[LOSS[family][kind][width]] = None
+            found[look_up(LOSS, family, operand, dim, memory_bytes)] = None
     return sorted(found)
 
 

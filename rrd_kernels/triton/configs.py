@@ -1,20 +1,18 @@
 """Which block sizes a step has: from a fixed table, by device, operands, width and size."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
 
 import torch
 
-from rrd_kernels.triton.table import ATTENTION, LOSS, Config
+from rrd_kernels.triton.table import ATTENTION, COLUMN, LOSS, WIDTHS, Config
 
 #: The widest rows that the kernels hold.
-MAX_DIM = 1024
+MAX_DIM = WIDTHS[-1]
 
 #: The most memory rows, whose numbers the kernels count in 32 bits.
 MAX_ROWS = 2**31 - 2**16
-
-#: The table's widths: a row of D elements is looked up under the first that holds it.
-WIDTHS = (64, 128, 256, MAX_DIM)
 
 #: 2·B·K from which a problem is large, with blocks for the tensor cores' rate rather than for many
 #: multiprocessors.
@@ -22,16 +20,18 @@ LARGE = 2**25
 
 HALF = ("float16", "bfloat16")
 
+Blocks = TypeVar("Blocks")
+
 
 class Hardware(NamedTuple):
     """What a plan depends on."""
 
-    family: str  # a key of the table
+    family: str  # a key of the table, or of COLUMN
     multiprocessors: int
 
 
 def family_of(index: int | None) -> str | None:
-    """The table's key for a GPU; ``None`` for one that is too old."""
+    """The family of a GPU; ``None`` for one that is too old."""
     properties = torch.cuda.get_device_properties(index)
     if torch.version.hip is not None:
         return "gfx942"  # 64 KiB of local memory, as all of AMD's
@@ -87,16 +87,28 @@ def operand_class(operand: str, memory_bytes: int) -> str:
     return operand
 
 
+def look_up(
+    table: Mapping[str, Mapping[str, Mapping[int, Blocks]]],
+    family: str,
+    operand: str,
+    dim: int,
+    memory_bytes: int,
+) -> Blocks:
+    """What a table has for products of ``operand`` with a memory of ``memory_bytes`` an element."""
+    column = table[COLUMN.get(family, family)]
+    return column[operand_class(operand, memory_bytes)][width_of(dim)]
+
+
 def attention_config(family: str, operand: str, dim: int, memory_bytes: int, work: int) -> Config:
     """Block sizes of the kernel for loss and gradient, for ``work`` = 2·B·K."""
-    small, large = ATTENTION[family][operand_class(operand, memory_bytes)][width_of(dim)]
+    small, large = look_up(ATTENTION, family, operand, dim, memory_bytes)
     return large if work >= LARGE else small
 
 
 def loss_config(family: str, operand: str, dim: int, memory_bytes: int) -> Config:
     """Block sizes of the kernel for the loss alone; its blocks are of samples, not of queries, and
     it has no use for ``block_d``."""
-    return LOSS[family][operand_class(operand, memory_bytes)][width_of(dim)]
+    return look_up(LOSS, family, operand, dim, memory_bytes)
 
 
 def input_precision(family: str, operand: str) -> str:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from rrd_kernels.triton.configs import MAX_ROWS, Hardware, operand_class, width_of
+from rrd_kernels.triton.configs import MAX_ROWS, Hardware, look_up
 from rrd_kernels.triton.plan import (
     MAX_SPLITS,
     MERGE_RATE,
@@ -60,8 +60,7 @@ def dense_plan(
         memory_bytes: of an element of the memories.
     """
     dim_pad = cdiv(dim, 16) * 16
-    widest = DENSE[hardware.family][operand_class(operand, memory_bytes)][width_of(dim)]
-    config = narrowed(widest, dim)
+    config = narrowed(look_up(DENSE, hardware.family, operand, dim, memory_bytes), dim)
     tiles = cdiv(size, config.block_n)
     split_bytes = batch * dim_pad * 4
     operations = 2 * config.block_m * config.block_n * (2 * dim_pad + config.block_d)

@@ -21,28 +21,15 @@ class Config(NamedTuple):
     programs: int = 1  # that a multiprocessor is to hold at a time
 
 
+#: A row of D elements is looked up under the first that holds it.
+WIDTHS = (64, 128, 256, 1024)
+
+#: The table's column of families that have none of their own. "sm_80" fits what is newer and has
+#: less shared memory; "others" are only compiled for, and have one row for each operand.
+COLUMN = {"sm_86": "sm_80", "sm_100": "others", "gfx942": "others"}
+
 ATTENTION: dict[str, dict[str, dict[int, tuple[Config, Config]]]] = {
     "sm_80": {
-        "half": {
-            64: (Config(64, 64, 64, 64, 4, 3), Config(128, 128, 64, 64, 8, 3)),
-            128: (Config(64, 64, 128, 128, 4, 3), Config(128, 64, 128, 128, 8, 3)),
-            256: (Config(64, 64, 256, 256, 8, 2), Config(64, 64, 256, 256, 8, 2)),
-            1024: (Config(64, 64, 64, 128, 4, 2), Config(128, 64, 64, 128, 8, 2)),
-        },
-        "tf32": {
-            64: (Config(64, 32, 64, 64, 4, 2), Config(128, 64, 64, 64, 8, 2)),
-            128: (Config(64, 32, 128, 128, 4, 2), Config(128, 32, 128, 128, 8, 2)),
-            256: (Config(64, 32, 64, 256, 8, 2), Config(64, 32, 64, 256, 8, 2)),
-            1024: (Config(64, 32, 64, 128, 4, 2), Config(64, 32, 64, 128, 4, 2)),
-        },
-        "float32": {
-            64: (Config(64, 32, 64, 64, 4, 2), Config(128, 32, 64, 64, 8, 2)),
-            128: (Config(64, 16, 32, 64, 4, 2), Config(64, 16, 32, 64, 4, 2)),
-            256: (Config(64, 32, 32, 64, 4, 2), Config(64, 32, 32, 64, 4, 2)),
-            1024: (Config(64, 32, 32, 64, 4, 2), Config(64, 32, 32, 64, 4, 2)),
-        },
-    },
-    "sm_86": {
         "half": {
             64: (Config(64, 64, 64, 64, 4, 3), Config(128, 128, 64, 64, 8, 3)),
             128: (Config(64, 64, 128, 128, 4, 3), Config(128, 64, 128, 128, 8, 3)),
@@ -56,7 +43,7 @@ ATTENTION: dict[str, dict[str, dict[int, tuple[Config, Config]]]] = {
             1024: (Config(64, 32, 32, 128, 4, 2), Config(64, 32, 32, 128, 4, 2)),
         },
         "float32": {
-            64: (Config(64, 32, 32, 64, 4, 2), Config(64, 32, 32, 64, 4, 2)),
+            64: (Config(64, 16, 64, 64, 4, 2), Config(128, 16, 64, 64, 8, 2)),
             128: (Config(64, 16, 32, 64, 4, 2), Config(64, 16, 32, 64, 4, 2)),
             256: (Config(64, 32, 32, 64, 4, 2), Config(64, 32, 32, 64, 4, 2)),
             1024: (Config(64, 32, 32, 64, 4, 2), Config(64, 32, 32, 64, 4, 2)),
@@ -82,45 +69,10 @@ ATTENTION: dict[str, dict[str, dict[int, tuple[Config, Config]]]] = {
             1024: (Config(64, 32, 32, 128, 4, 2), Config(128, 32, 32, 128, 8, 2)),
         },
     },
-    "sm_100": {
-        "half": {
-            64: (Config(64, 64, 64, 64, 4, 3), Config(128, 128, 64, 64, 8, 3)),
-            128: (Config(64, 64, 128, 128, 4, 3), Config(128, 128, 128, 128, 8, 2)),
-            256: (Config(64, 64, 256, 256, 8, 2), Config(128, 64, 256, 256, 8, 2)),
-            1024: (Config(64, 64, 128, 128, 4, 2), Config(128, 64, 64, 256, 8, 2)),
-        },
-        "tf32": {
-            64: (Config(64, 32, 64, 64, 4, 2), Config(128, 64, 64, 64, 8, 2)),
-            128: (Config(64, 32, 128, 128, 4, 2), Config(128, 64, 128, 128, 8, 2)),
-            256: (Config(64, 32, 32, 128, 4, 2), Config(128, 32, 64, 256, 8, 2)),
-            1024: (Config(64, 32, 32, 128, 4, 2), Config(128, 32, 64, 128, 8, 2)),
-        },
-        "float32": {
-            64: (Config(64, 32, 64, 64, 4, 2), Config(128, 32, 64, 64, 8, 2)),
-            128: (Config(64, 32, 32, 128, 4, 2), Config(64, 32, 32, 128, 4, 2)),
-            256: (Config(64, 32, 32, 128, 4, 2), Config(64, 32, 32, 128, 4, 2)),
-            1024: (Config(64, 32, 32, 128, 4, 2), Config(64, 32, 32, 128, 4, 2)),
-        },
-    },
-    "gfx942": {
-        "half": {
-            64: (Config(64, 64, 64, 64, 4, 3), Config(128, 128, 64, 64, 8, 3)),
-            128: (Config(64, 64, 128, 128, 4, 3), Config(128, 64, 128, 128, 8, 3)),
-            256: (Config(64, 32, 256, 256, 8, 2), Config(64, 32, 256, 256, 8, 2)),
-            1024: (Config(64, 64, 128, 256, 4, 3), Config(128, 64, 64, 256, 8, 2)),
-        },
-        "tf32": {
-            64: (Config(64, 32, 64, 64, 4, 2), Config(128, 64, 64, 64, 8, 2)),
-            128: (Config(64, 32, 128, 128, 4, 2), Config(128, 32, 128, 128, 8, 2)),
-            256: (Config(64, 32, 64, 256, 8, 2), Config(64, 32, 64, 256, 8, 2)),
-            1024: (Config(64, 32, 64, 128, 4, 2), Config(64, 32, 64, 128, 4, 2)),
-        },
-        "float32": {
-            64: (Config(64, 32, 64, 64, 4, 2), Config(128, 64, 64, 64, 8, 2)),
-            128: (Config(64, 32, 32, 128, 4, 2), Config(128, 32, 32, 128, 8, 2)),
-            256: (Config(64, 32, 32, 128, 4, 2), Config(128, 32, 32, 128, 8, 2)),
-            1024: (Config(64, 32, 32, 128, 4, 2), Config(128, 32, 32, 128, 8, 2)),
-        },
+    "others": {
+        "half": dict.fromkeys(WIDTHS, (Config(64, 64, 128, 128, 4, 2),) * 2),
+        "tf32": dict.fromkeys(WIDTHS, (Config(64, 32, 32, 128, 4, 2),) * 2),
+        "float32": dict.fromkeys(WIDTHS, (Config(64, 32, 32, 128, 4, 2),) * 2),
     },
     # Triton's interpreter: small, so that tests see many blocks.
     "interpreter": {
@@ -154,26 +106,6 @@ LOSS: dict[str, dict[str, dict[int, Config]]] = {
             1024: Config(32, 32, 32, 32, 4, 2),
         },
     },
-    "sm_86": {
-        "half": {
-            64: Config(64, 64, 64, 64, 4, 2),
-            128: Config(64, 64, 128, 128, 4, 2),
-            256: Config(64, 32, 128, 128, 4, 2),
-            1024: Config(64, 32, 64, 64, 4, 2),
-        },
-        "tf32": {
-            64: Config(64, 64, 64, 64, 4, 2),
-            128: Config(64, 32, 64, 64, 4, 2),
-            256: Config(64, 32, 32, 32, 4, 2),
-            1024: Config(64, 32, 64, 64, 4, 1),
-        },
-        "float32": {
-            64: Config(64, 32, 64, 64, 4, 2),
-            128: Config(32, 16, 32, 32, 4, 1),
-            256: Config(32, 32, 32, 32, 4, 2),
-            1024: Config(32, 32, 32, 32, 4, 2),
-        },
-    },
     "sm_90": {
         "half": {
             64: Config(64, 64, 64, 64, 4, 2),
@@ -194,45 +126,10 @@ LOSS: dict[str, dict[str, dict[int, Config]]] = {
             1024: Config(64, 32, 32, 32, 4, 2),
         },
     },
-    "sm_100": {
-        "half": {
-            64: Config(64, 64, 64, 64, 4, 2),
-            128: Config(64, 64, 128, 128, 4, 2),
-            256: Config(64, 64, 128, 128, 4, 2),
-            1024: Config(64, 64, 128, 128, 4, 2),
-        },
-        "tf32": {
-            64: Config(64, 64, 64, 64, 4, 2),
-            128: Config(64, 64, 128, 128, 4, 2),
-            256: Config(64, 32, 64, 64, 4, 2),
-            1024: Config(64, 32, 64, 64, 4, 2),
-        },
-        "float32": {
-            64: Config(64, 32, 32, 32, 4, 2),
-            128: Config(64, 32, 32, 32, 4, 2),
-            256: Config(64, 32, 32, 32, 4, 2),
-            1024: Config(64, 32, 32, 32, 4, 2),
-        },
-    },
-    "gfx942": {
-        "half": {
-            64: Config(64, 64, 64, 64, 4, 2),
-            128: Config(64, 64, 128, 128, 4, 2),
-            256: Config(64, 64, 128, 128, 4, 2),
-            1024: Config(64, 64, 128, 128, 4, 2),
-        },
-        "tf32": {
-            64: Config(64, 64, 64, 64, 4, 2),
-            128: Config(64, 64, 128, 128, 4, 2),
-            256: Config(64, 32, 64, 64, 4, 2),
-            1024: Config(64, 32, 64, 64, 4, 2),
-        },
-        "float32": {
-            64: Config(64, 64, 64, 64, 4, 2),
-            128: Config(64, 64, 128, 128, 4, 2),
-            256: Config(64, 32, 64, 64, 4, 2),
-            1024: Config(64, 32, 64, 64, 4, 2),
-        },
+    "others": {
+        "half": dict.fromkeys(WIDTHS, Config(64, 64, 128, 128, 4, 2)),
+        "tf32": dict.fromkeys(WIDTHS, Config(64, 32, 64, 64, 4, 2)),
+        "float32": dict.fromkeys(WIDTHS, Config(64, 32, 32, 32, 4, 2)),
     },
     # Triton's interpreter: small, so that tests see many blocks.
     "interpreter": {
