@@ -1,6 +1,9 @@
 """Where records and pictures go."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -47,3 +50,11 @@ def new_record(path: Path, *endings: str) -> Path:
     new.touch(exist_ok=False)
     new.unlink()
     return new
+
+
+def write_whole(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all, in place of one that is there; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    new.replace(path)

@@ -17,7 +17,7 @@ from benchmarks import hardware
 from benchmarks.breakdown import Breakdown
 from benchmarks.ceilings import Bound, Ceilings
 from benchmarks.host_time import HostProfile
-from benchmarks.paths import RESULTS, ROOT
+from benchmarks.paths import RESULTS, ROOT, write_whole
 from benchmarks.run import Result, Row
 from benchmarks.scaling import Series
 from benchmarks.targets import Outcome
@@ -134,14 +134,6 @@ def write(
     if outcomes:
         record["targets"] = [{**asdict(outcome), "met": outcome.met} for outcome in outcomes]
     write_whole(path, record)
-
-
-def write_whole(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all, in place of one that is there; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    new.replace(path)
 
 
 def of_result(result: Result, ceilings: Ceilings) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks import record
 from benchmarks.cases import Case
 from benchmarks.errors import Errors
 from benchmarks.figures import CUDA_UNITS, MISSING, percent, spread_text
 from benchmarks.measure import NOT_MEASURED, Spread
+from benchmarks.paths import write_whole
 from benchmarks.resources import Resources
 from benchmarks.table import print_wide
 from benchmarks.variants import Variant
@@ -96,7 +96,7 @@ class Sweep:
             "rows": [row.as_record(self.mm_rate) for row in self.rows.values()],
             "failures": self.failures,
         }
-        record.write_whole(self.path, written)
+        write_whole(self.path, written)
 
     @property
     def failed(self) -> bool:

@@ -40,8 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package is not installed here
 
 from benchmarks import hardware  # noqa: E402
-from benchmarks.paths import RESULTS, unused  # noqa: E402
-from benchmarks.record import write_whole  # noqa: E402
+from benchmarks.paths import RESULTS, unused, write_whole  # noqa: E402
 
 PARTS = ("first", "rest")
 #: Of a part, with a pack and without; the end of a last stage comes after.
