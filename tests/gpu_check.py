@@ -27,6 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -43,13 +44,11 @@ from benchmarks import hardware  # noqa: E402
 from benchmarks.paths import RESULTS, unused, write_whole  # noqa: E402
 
 PARTS = ("first", "rest")
-#: Of a part, with a pack and without; the end of a last stage comes after.
-SECONDS = {True: 140.0, False: 285.0}
+#: Of a part, with a pack and without; the end of a last stage comes after. And on the stand-in.
+SECONDS, ON_STAND_IN = {True: 140.0, False: 285.0}, 1800.0
 #: compute-sanitizer's exit code when it has found something.
 FOUND = 9
-#: What the stand-in notes, in a folder of scratch.
-LAUNCHED = "launched"
-#: The card that it stands for.
+#: The card that the stand-in is for.
 ARCH = "sm_90"
 #: What names a pack to the package.
 VARIABLE = "RRD_KERNELS"
@@ -89,49 +88,69 @@ def parse_arguments() -> argparse.Namespace:
         "--quick", action="store_true", help="tiny sizes and one test: shows that all of it runs"
     )
     parser.add_argument(
-        "--stand-in", action="store_true", help="on a stand-in for a GPU, which computes on the CPU"
+        "--stand-in",
+        action="store_true",
+        help="on a stand-in for an H200, which computes on the CPU: tiny sizes, and all tests "
+        "unless --quick",
     )
     chosen = parser.parse_args()
     chosen.parts = [chosen.part] if chosen.part else PARTS
     if chosen.seconds is None:
-        chosen.seconds = len(chosen.parts) * SECONDS[bool(chosen.pack)]
+        of_part = ON_STAND_IN if chosen.stand_in else SECONDS[bool(chosen.pack)]
+        chosen.seconds = len(chosen.parts) * of_part
     if chosen.pack and not list(chosen.pack.glob("*/manifest.json")):
         parser.error(f"--pack: there are no kernels in {chosen.pack}")
     return chosen
 
 
-def plan(
-    scratch: Path,
-    parts: Sequence[str] = PARTS,
-    *,
-    pack: Path | None = None,
-    quick: bool = False,
-    stand_in: bool = False,
-) -> list[Stage]:
+@dataclass(frozen=True)
+class How:
+    """In which manner the stages are run.
+
+    Args:
+        scratch: a folder for what they write as they run.
+        pack: a folder of kernels, if there is one.
+        quick: one test.
+        stand_in: on the stand-in, which is too slow for any but tiny sizes.
+    """
+
+    scratch: Path
+    pack: Path | None = None
+    quick: bool = False
+    stand_in: bool = False
+
+    @property
+    def python(self) -> list[str]:
+        """What runs a Python program."""
+        return [sys.executable, *(["tests/on_stand_in.py"] if self.stand_in else [])]
+
+    @property
+    def small(self) -> list[str]:
+        """The option for tiny sizes."""
+        return ["--quick"] if self.quick or self.stand_in else []
+
+
+def plan(how: How, parts: Sequence[str] = PARTS) -> list[Stage]:
     """The stages in their order; the first is needed by all others."""
     # Of a virtual environment that is not activated: without ninja one file is compiled at a time.
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
     build = [sys.executable, "setup.py", "build_ext", "--inplace"]
     planned = [Stage("build", build, environment={"PATH": path})]
-    if stand_in or not pack:
-        planned.append(_kernels(scratch, parts, pack, stand_in))
-    python = [sys.executable]
-    if stand_in:
-        python += ["tests/on_stand_in.py", "--record", str(scratch / LAUNCHED)]
-    small = ["--quick"] if quick else []
+    if how.stand_in or not how.pack:
+        planned.append(_kernels(how, parts))
     if "first" in parts:
-        planned += _smoke(python, pack) + _first(python, scratch, small)
+        planned += _smoke(how) + _first(how)
     if "rest" in parts:
-        planned += _rest(python, scratch, small)
+        planned += _rest(how)
     return planned
 
 
-def _kernels(scratch: Path, parts: Sequence[str], pack: Path | None, stand_in: bool) -> Stage:
+def _kernels(how: How, parts: Sequence[str]) -> Stage:
     """Compiles them, or where nothing is to run them counts those that a pack has."""
-    folder = pack or scratch / "kernels"
+    folder = how.pack or how.scratch / "kernels"
     command = [sys.executable, "tests/gpu_pack.py", "--part", *parts]
-    command += ["--list"] if stand_in else []
-    command += ["--output", str(folder)] if pack or not stand_in else []
+    command += ["--list"] if how.stand_in else []
+    command += ["--output", str(folder)] if how.pack or not how.stand_in else []
 
     def read(output: str) -> Result:
         # For the stages after this one; without a manifest the folder would be an error.
@@ -142,11 +161,11 @@ def _kernels(scratch: Path, parts: Sequence[str], pack: Path | None, stand_in: b
     return Stage("kernels", command, least=30, read=read)
 
 
-def _smoke(python: Sequence[str], pack: Path | None) -> list[Stage]:
+def _smoke(how: How) -> list[Stage]:
     """A few steps; and without the pack, should the driver refuse what another compiler made."""
-    command = [*python, "tests/sanitizer_case.py"]
+    command = [*how.python, "tests/sanitizer_case.py"]
     with_it = Stage("smoke", command, least=10)
-    if not pack:
+    if not how.pack:
         return [with_it]
 
     def read(output: str) -> Result:
@@ -161,9 +180,9 @@ def _smoke(python: Sequence[str], pack: Path | None) -> list[Stage]:
     ]
 
 
-def _first(python: Sequence[str], scratch: Path, quick: Sequence[str]) -> list[Stage]:
-    correctness = scratch / "correctness"
-    command = [*python, "tests/gpu_correctness.py", f"--output={correctness}", *quick]
+def _first(how: How) -> list[Stage]:
+    correctness = how.scratch / "correctness"
+    command = [*how.python, "tests/gpu_correctness.py", f"--output={correctness}", *how.small]
     what = ["--cases", "bfloat16", "--compile", "none", "--no-memory"]
     return [
         Stage(
@@ -173,23 +192,21 @@ def _first(python: Sequence[str], scratch: Path, quick: Sequence[str]) -> list[S
             timed=True,
             read=lambda _: read_correctness(correctness),
         ),
-        _benchmark("bfloat16", python, scratch, what, quick),
+        _benchmark("bfloat16", how, what),
     ]
 
 
-def _rest(python: Sequence[str], scratch: Path, quick: Sequence[str]) -> list[Stage]:
-    results, sweep = scratch / "tests", scratch / "sweep.json"
-    tests = run_files.command(python, results)
-    tests += ["--files=test_cuda.py", "-k", "cuda and stream"] if quick else []
+def _rest(how: How) -> list[Stage]:
+    sweep = how.scratch / "sweep.json"
     # Not the scaling, for which there is no time; `make bench` has it.
     what = ["--parts", "cases", "host", "--compile", "targets"]
     return [
-        _benchmark("official sizes", python, scratch, what, quick),
-        Stage("tests", tests, least=15, read=lambda _: read_junit(results)),
-        _memcheck(python),
+        _benchmark("official sizes", how, what),
+        _tests(how),
+        _memcheck(how),
         Stage(
             "sweep",
-            [*python, "-m", "benchmarks.sweep", f"--output={sweep}", *quick],
+            [*how.python, "-m", "benchmarks.sweep", f"--output={sweep}", *how.small],
             least=15,
             timed=True,
             read=lambda _: {"sweep": json.loads(sweep.read_text())} if sweep.exists() else {},
@@ -197,20 +214,30 @@ def _rest(python: Sequence[str], scratch: Path, quick: Sequence[str]) -> list[St
     ]
 
 
-def _benchmark(
-    name: str, python: Sequence[str], scratch: Path, what: Sequence[str], quick: Sequence[str]
-) -> Stage:
-    record = scratch / f"{name}.json"
-    command = [*python, "-m", "benchmarks.report", "--device=cuda", f"--output={record}"]
+def _benchmark(name: str, how: How, what: Sequence[str]) -> Stage:
+    record = how.scratch / f"{name}.json"
+    command = [*how.python, "-m", "benchmarks.report", "--device=cuda", f"--output={record}"]
     return Stage(
         name,
-        [*command, "--record-only", *what, *(quick or ["--seconds", "0.3"])],
+        [*command, "--record-only", *what, *(how.small or ["--seconds", "0.3"])],
         least=30,
         read=lambda _: {"record": json.loads(record.read_text())} if record.exists() else {},
     )
 
 
-def _memcheck(python: Sequence[str]) -> Stage:
+def _tests(how: How) -> Stage:
+    results, noted = how.scratch / "tests", how.scratch / "kernels of the tests"
+    record = ["--record", str(noted)] if how.stand_in else []
+    command = run_files.command([*how.python, *record], results)
+    command += ["--files=test_cuda.py", "-k", "cuda and stream"] if how.quick else []
+
+    def read(output: str) -> Result:
+        return read_junit(results) | (in_the_pack(noted, how.pack) if how.stand_in else {})
+
+    return Stage("tests", command, least=15, read=read)
+
+
+def _memcheck(how: How) -> Stage:
     name = "compute-sanitizer"
     command = shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin")
     options = [
@@ -222,7 +249,7 @@ def _memcheck(python: Sequence[str]) -> Stage:
     ]
     return Stage(
         "memcheck",
-        [command or name, *options, *python, "tests/sanitizer_case.py"],
+        [command or name, *options, *how.python, "tests/sanitizer_case.py"],
         least=15,
         # One allocation for each tensor: within a larger one, what is out of bounds is not seen.
         environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
@@ -282,7 +309,7 @@ def read_sanitizer(output: str) -> dict[str, Any]:
     return {"summary": summaries[-1] if summaries else None}
 
 
-def in_the_pack(folder: Path, pack: Path | None) -> dict[str, int]:
+def in_the_pack(folder: Path, pack: Path | None) -> Result:
     """How many of the kernels that were noted in ``folder`` a pack has."""
     import recorded
 
@@ -290,7 +317,8 @@ def in_the_pack(folder: Path, pack: Path | None) -> dict[str, int]:
 
     keys = {key_of(one, ARCH) for one in recorded.read(folder)}
     known = Pack(pack / ARCH).kernels.keys() if pack else set()
-    return {"all": len(keys), "in the pack": len(keys & known), "missing": len(keys - known)}
+    missing = len(keys - known)
+    return {"summary": f"{len(keys)} kernels: {len(keys) - missing} in the pack, {missing} missing"}
 
 
 def check(planned: list[Stage], report: dict[str, Any], path: Path, seconds: float) -> bool:
@@ -355,13 +383,8 @@ def main() -> int:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, found))
         if chosen.pack:
             os.environ[VARIABLE] = str(chosen.pack.resolve())
-        how = {"quick": chosen.quick, "stand_in": chosen.stand_in}
-        planned = plan(scratch, chosen.parts, pack=chosen.pack, **how)
-        passed = check(planned, report, path, chosen.seconds)
-        if chosen.stand_in:
-            report["launched"] = in_the_pack(scratch / LAUNCHED, chosen.pack)
-            write_whole(path, report)
-            print(f"kernels that a GPU would have launched: {report['launched']}")
+        how = How(scratch, chosen.pack, chosen.quick, chosen.stand_in)
+        passed = check(plan(how, chosen.parts), report, path, chosen.seconds)
     print(f"{'passed' if passed else 'FAILED'}; written to {path}")
     return 0 if passed else 1
 
