@@ -11,14 +11,15 @@ import torch
 from interpreted import INTERPRETED, replace_cpu_kernels
 
 with contextlib.suppress(ModuleNotFoundError):  # the tests that need it skip themselves
-    from hypothesis import settings
+    from hypothesis import Phase, settings
 
     # For processes that repeat the numerical tests: --hypothesis-profile=quick.
     settings.register_profile("quick", max_examples=40, deadline=None)
     # A few examples, of kernels that take seconds there.
     settings.register_profile("interpreter", max_examples=8, deadline=None)
-    # The same each time: kernels are compiled ahead for them.
-    settings.register_profile("gpu", max_examples=8, deadline=None, derandomize=True, database=None)
+    # Those that a test names, whose kernels are compiled ahead: what hypothesis draws depends on its
+    # version.
+    settings.register_profile("gpu", phases=[Phase.explicit], deadline=None)
 
 # cuBLAS's condition for the deterministic algorithms that nan_filled_empty asks for.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
