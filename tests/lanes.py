@@ -6,7 +6,9 @@ from collections import defaultdict
 #: Operation, what it writes, what it reads.
 _INSTRUCTION = re.compile(r"(?:@!?%\w+\s+)?([a-z][\w.:]*)\s+(\{[^}]*\}|[^,]+),(.*);")
 _REGISTERS = re.compile(r"%\w+")
-_SYMMETRIC = re.compile(r"(add|max|min|or)\.")
+#: What moves a value, or a double as two halves.
+_COPY = re.compile(r"mov\.|cvt\.(u64\.u32|u32\.u64)|(shl|or)\.b64")
+_SYMMETRIC = re.compile(r"(add|max|min)\.")
 
 
 def lopsided(ptx: str) -> list[str]:
@@ -24,7 +26,7 @@ def lopsided(ptx: str) -> list[str]:
         if match is None:
             continue
         operation, written, read = match[1], *map(_REGISTERS.findall, match.groups()[1:])
-        if operation.startswith("mov."):
+        if _COPY.match(operation):
             for register in written:
                 copies[register].update(read)
         elif operation.startswith("shfl.sync.bfly."):

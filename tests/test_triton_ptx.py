@@ -163,10 +163,14 @@ def test_fused_operations_are_noticed():
 ROUNDED, FREE = "mul.rn.f32 %f3, %f1, %f2;", "mul.f32 %f3, %f1, %f2;"
 EXCHANGE = "shfl.sync.bfly.b32 %f4, %f3, 16, 31, -1;"
 DOUBLE = [
-    "mov.b64 {%r1, %r2}, %fd1;",
+    "mov.b64 {_, %r2}, %fd1;",
+    "cvt.u32.u64 %r1, %fd1;",
     "shfl.sync.bfly.b32 %r3, %r1, 16, 31, -1;",
     "shfl.sync.bfly.b32 %r4, %r2, 16, 31, -1;",
-    "mov.b64 %fd2, {%r3, %r4};",
+    "cvt.u64.u32 %rd1, %r3;",
+    "cvt.u64.u32 %rd2, %r4;",
+    "shl.b64 %rd3, %rd2, 32;",
+    "or.b64 %fd2, %rd1, %rd3;",
 ]
 
 
