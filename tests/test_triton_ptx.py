@@ -117,11 +117,14 @@ LOOP, AGAIN = "$L__BB0_2:  // loop", "@%p1 bra $L__BB0_2;"
         ([FENCE, "@%p1 st.shared.b32 [%r1], %r2;", PRODUCT], [2]),
         ([WAIT, "fence.proxy.async.global;", f"@%p1 {FENCE}", f"// {FENCE}", PRODUCT], [4]),
         ([WAIT, "@%p1 tcgen05.mma.cta_group::1 [%r1], %rd1;"], [1]),
-        # From the end of the loop nothing is fenced.
+        # A loop, from whose end comes an unfenced write, or none.
         ([FENCE, LOOP, BEGIN, PRODUCT, WAIT, AGAIN], [2]),
         ([LOOP, WAIT, FENCE, BEGIN, PRODUCT, AGAIN], []),
+        ([WAIT, FENCE, LOOP, BEGIN, PRODUCT, AGAIN], []),
+        ([LOOP, BEGIN, PRODUCT, "bra $L4;", "$L3:", AGAIN, "$L4:", WAIT, "bra $L3;"], [1]),
         # One of two paths has a fence.
-        ([WAIT, "@%p1 bra $L__BB0_3;", FENCE, "$L__BB0_3:", BEGIN, PRODUCT], [4]),
+        ([WAIT, "@%p1 bra $L3;", FENCE, "$L3:", BEGIN, PRODUCT], [4]),
+        ([WAIT, "$L1: .branchtargets $L3;", "brx.idx %r1, $L1;", FENCE, "$L3:", PRODUCT], [5]),
     ],
 )
 def test_where_fences_are_missing(lines, missing):
