@@ -5,11 +5,12 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import settle_precision
@@ -20,9 +21,15 @@ from rrd_kernels.triton.momentum import normalizer_launches, update_launch
 from rrd_kernels.triton.pack import VARIABLE, write
 from rrd_kernels.triton.partials import partials_launches
 from rrd_kernels.triton.sampled_step import Inputs, SampledSettings, sampled_launches
-from rrd_kernels.triton.step import STORAGE, Settings, enqueue_launches, step_launches
+from rrd_kernels.triton.step import (
+    FEWEST_SPLITS,
+    STORAGE,
+    Settings,
+    enqueue_launches,
+    step_launches,
+)
 
-#: A plan needs some number; no kernel depends on which, between half and twice of it.
+#: For the plans; what in a kernel depends on it is listed for others too.
 MULTIPROCESSORS = 132
 
 EXPLANATION = f"""\
@@ -37,6 +44,11 @@ Example, for an H200 and the published settings:
   python -m rrd_kernels.pack --arch sm_90 --output kernels --dtype float32 bfloat16
   {VARIABLE}=kernels python train.py
 """
+
+
+def _shape(*shape: int, dtype: torch.dtype) -> Tensor:
+    """A tensor of its own, which begins where vectors do, without memory."""
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def fifo_launches(
@@ -62,10 +74,9 @@ def fifo_launches(
         hardware: what the launches are planned for.
         enqueue, momentum, tau_s, tau_t: as of :func:`rrd_kernels.functional.relational_step_`.
     """
-    z_s, z_t = torch.empty(2, batch, dim, dtype=dtype, device="meta")
-    memory = torch.empty(rows, dim, dtype=memory_dtype, device="meta")
-    pointer = torch.empty(1, dtype=torch.int64, device="meta")
-    index = torch.empty(batch, dtype=torch.int64, device="meta")
+    z_s, z_t = (_shape(batch, dim, dtype=dtype) for _ in range(2))
+    memory = _shape(rows, dim, dtype=memory_dtype)
+    pointer, index = _shape(1, dtype=torch.int64), _shape(batch, dtype=torch.int64)
     # Rows are looked at when a memory is made or loaded: either may come.
     for unit_memory, need_grad in itertools.product((True, False), repeat=2):
         loss = Settings(tau_s, tau_t, unit_memory, operand, 1, need_grad)
@@ -97,17 +108,30 @@ def momentum_launches(
         dtype, memory_dtype, operand, hardware: as of :func:`fifo_launches`.
         momentum, method: as of :class:`rrd_kernels.MomentumMemory`.
     """
-    z_s, z_t = torch.empty(2, batch, dim, dtype=dtype, device="meta")
-    memory_v1, memory_v2 = torch.empty(2, rows, dim, dtype=memory_dtype, device="meta")
-    contrast_idx = torch.empty(batch, columns, dtype=torch.int64, device="meta")
-    normalizers = torch.empty(2, device="meta")
-    index = torch.empty(batch, dtype=torch.int64, device="meta")
+    z_s, z_t = (_shape(batch, dim, dtype=dtype) for _ in range(2))
+    memory_v1, memory_v2 = (_shape(rows, dim, dtype=memory_dtype) for _ in range(2))
+    contrast_idx = _shape(batch, columns, dtype=torch.int64)
+    normalizers, index = _shape(2, dtype=torch.float32), _shape(batch, dtype=torch.int64)
     views = z_s, z_t, memory_v1, memory_v2, contrast_idx
     for of_exponentials, need_grad in itertools.product((normalizers, None), (True, False)):
         settings = SampledSettings(0.1, 0.02, 0.07, operand, 1, method, need_grad)
         yield from sampled_launches(Inputs(*views, of_exponentials), settings, hardware)[1]
     yield from normalizer_launches(normalizers, *views, 0.07, hardware)
     yield update_launch(memory_v1, index, z_t, momentum)
+
+
+def for_other_splits(launches: Iterable[Launch]) -> Iterator[Launch]:
+    """The same, and the last kernels of other batches and numbers of multiprocessors: these are
+    compiled for a power of two that holds the splits, of which smaller batches have more."""
+    listed = list(launches)
+    most = max((launch.constants.get("SPLITS", 0) for launch in listed), default=0)
+    powers = [FEWEST_SPLITS << n for n in range(17) if FEWEST_SPLITS << n <= 2 * most]
+    for launch in listed:
+        if "SPLITS" not in launch.constants:
+            yield launch
+            continue
+        for splits in powers:
+            yield launch._replace(constants=launch.constants | {"SPLITS": splits})
 
 
 def launches(chosen: argparse.Namespace, arch: str) -> Iterator[Launch]:
@@ -198,7 +222,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.exit("rrd_kernels.pack: packs are for NVIDIA's cards, and this PyTorch is for AMD's.")
     for arch in chosen.arch:
         started = time.monotonic()
-        wanted = {specialize(launch) for launch in launches(chosen, arch)}
+        wanted = {specialize(launch) for launch in for_other_splits(launches(chosen, arch))}
         written = write(wanted, arch, chosen.output, workers=chosen.workers, report=_report)
         print(
             f"{chosen.output / arch}: {written.kernels} kernels, {written.bytes / 1e6:.1f} MB, "

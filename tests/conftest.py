@@ -17,8 +17,8 @@ with contextlib.suppress(ModuleNotFoundError):  # the tests that need it skip th
     settings.register_profile("quick", max_examples=40, deadline=None)
     # A few examples, of kernels that take seconds there.
     settings.register_profile("interpreter", max_examples=8, deadline=None)
-    # Those that a test names, whose kernels are compiled ahead: what hypothesis draws depends on its
-    # version.
+    # Those that a test names, whose kernels are compiled ahead: what hypothesis draws depends on
+    # its version.
     settings.register_profile("gpu", phases=[Phase.explicit], deadline=None)
 
 # cuBLAS's condition for the deterministic algorithms that nan_filled_empty asks for.

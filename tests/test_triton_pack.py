@@ -7,8 +7,9 @@ import itertools
 import json
 import re
 import shutil
-import struct
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import stub_driver
@@ -20,9 +21,11 @@ from interpreted import INTERPRETED
 
 from rrd_kernels import pack as command
 from rrd_kernels.triton import pack as packs
+from rrd_kernels.triton import run
 from rrd_kernels.triton.compiled import binary_of, compile_kernel, nvidia_target
 from rrd_kernels.triton.launch import Binary, Kernel, Launch, Specialization, specialize
 from rrd_kernels.triton.pack import Pack, PackError, key_of, pack_for, write
+from rrd_kernels.triton.step import Settings, step_launches
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 
@@ -58,25 +61,21 @@ def change(root: Path, **entries) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
-def test_what_is_found_is_what_triton_would_launch(root):
-    found = Pack(root / ARCH).find(advance())
-    own = binary_of(compile_kernel(advance(), nvidia_target(ARCH)))
-    assert own is not None
-    assert found._replace(code=b"") == own._replace(code=b"")
-    assert instructions(found) == instructions(own)
+def multiplies() -> Specialization:
+    """A kernel with products, and fences where its compiler leaves them out."""
+    settings = Settings(0.1, 0.02, True, "bfloat16", 1, True)
+    z_s, z_t, memory = (
+        torch.empty(rows, 32, dtype=torch.bfloat16, device="meta") for rows in (8, 8, 512)
+    )
+    return specialize(step_launches(z_s, z_t, memory, None, settings, pack_case.HARDWARE)[1][1])
 
 
-def instructions(binary: Binary) -> bytes:
-    """Of a kernel; a pack leaves out what debuggers read."""
-    code = binary.code
-    [at] = struct.unpack_from("<Q", code, 40)  # of the ELF file's section headers
-    count, names = struct.unpack_from("<HH", code, 60)
-    sections = [struct.unpack_from("<IIQQQQ", code, at + 64 * i) for i in range(count)]
-    for name, _, _, _, offset, size in sections:
-        begin = sections[names][4] + name
-        if code[begin : code.index(b"\0", begin)].decode() == f".text.{binary.name}":
-            return code[offset : offset + size]
-    raise AssertionError("no instructions")
+@pytest.mark.parametrize("specialization", [advance(), multiplies()], ids=lambda s: s.kernel.name)
+def test_what_is_found_is_what_triton_would_launch(specialization, root):
+    write([specialization], ARCH, root, workers=1)
+    found = Pack(root / ARCH).find(specialization)
+    own = binary_of(compile_kernel(specialization, nvidia_target(ARCH)))
+    assert found == own
 
 
 def test_what_differs_is_not_found(root):
@@ -95,9 +94,36 @@ def test_what_is_there_is_not_compiled_again(root):
     again = write([advance(), advance(num_warps=2)], ARCH, root, workers=1)
     assert again[:2] == (2, 1)
     assert Pack(root / ARCH).find(advance()) is not None
-    (root / ARCH / "left over").write_text("")
+    for name in ("left over.cubin.z", "of the user's"):
+        (root / ARCH / name).write_text("")
     assert write([advance()], ARCH, root, workers=1)[:2] == (2, 0)
-    assert not (root / ARCH / "left over").exists()
+    assert not (root / ARCH / "left over.cubin.z").exists()
+    assert (root / ARCH / "of the user's").exists()
+
+
+def test_what_is_damaged_is_compiled_again(root):
+    [path] = (root / ARCH).glob("*.cubin.z")
+    path.write_bytes(b"?")
+    assert write([advance()], ARCH, root, workers=1)[:2] == (1, 1)
+    assert Pack(root / ARCH).find(advance()) is not None
+
+
+def test_what_has_been_compiled_stays_when_something_fails(root):
+    broken = advance()._replace(num_warps=3)  # no power of two
+    with pytest.raises(Exception, match="power of 2"):
+        write([advance(num_warps=8), broken], ARCH, root, workers=1)
+    assert Pack(root / ARCH).find(advance(num_warps=8)) is not None
+
+
+def test_threads_are_the_compiled_kernel_s():
+    """It may have more warps than were asked for."""
+    target = SimpleNamespace(warp_size=32)
+    scratch = {"global_scratch_size": 0, "profile_scratch_size": 0, "num_ctas": 1}
+    metadata = SimpleNamespace(name="f", shared=16, num_warps=12, target=target, **scratch)
+    kernel = SimpleNamespace(metadata=metadata, asm={"cubin": b"code"})
+    assert binary_of(kernel) == Binary(b"code", "f", 16, 384)
+    metadata.global_scratch_size = 128
+    assert binary_of(kernel) is None
 
 
 def test_another_compiler_s_pack_is_made_anew(root):
@@ -118,10 +144,11 @@ class TestRefused:
             Pack(root / ARCH)
 
     def test_corrupt_machine_code(self, root):
-        [path] = (root / ARCH).glob("*.cubin")
-        path.write_bytes(path.read_bytes()[:-1] + b"?")
-        with pytest.raises(PackError, match="corrupt"):
-            Pack(root / ARCH).find(advance())
+        [path] = (root / ARCH).glob("*.cubin.z")
+        for content, said in ((zlib.compress(b"other"), "corrupt"), (b"?", "cannot be read")):
+            path.write_bytes(content)
+            with pytest.raises(PackError, match=said):
+                Pack(root / ARCH).find(advance())
         path.unlink()
         with pytest.raises(PackError, match="cannot be read"):
             Pack(root / ARCH).find(advance())
@@ -148,6 +175,24 @@ class TestRefused:
         monkeypatch.setenv(packs.VARIABLE, "/no/such/folder")
         with pytest.raises(PackError, match="it has some for no card"):
             pack_for(ARCH)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: change(folder.parent, sources={"enqueue": ""}), "stale"),
+        (lambda folder: next(folder.glob("*.cubin.z")).write_text("?"), "cannot be read"),
+        (lambda folder: folder.rename(folder.with_name("sm_80")), "some for sm_80"),
+    ],
+)
+def test_a_launch_is_refused_before_it_is_made(spoil, said, root, monkeypatch):
+    monkeypatch.setattr(run, "arch_of", lambda device: ARCH)
+    spoil(root / ARCH)
+    pointer = torch.zeros(1, dtype=torch.int64)
+    arguments = {"pointer": pointer, "batch": 4, "size": 16}
+    with pytest.raises(PackError, match=said):
+        run.run([Launch(Kernel("enqueue", "advance"), (1,), arguments, {}, 1)])
+    assert pointer.item() == 0
 
 
 def test_without_the_variable_the_package_s_own_counts(small, monkeypatch):
@@ -222,6 +267,14 @@ class TestCommand:
                 *("--dim", "64", "128", "--protocol", "2024", "2025"),
             ]
         )
+        smaller = {
+            specialize(one) for one in command.for_other_splits(command.launches(chosen, ARCH))
+        }
+        for batch, multiprocessors in itertools.product((1, 7, 63), (108, 148)):
+            hardware = pack_case.HARDWARE._replace(multiprocessors=multiprocessors)
+            dtypes = torch.float32, torch.float32, "float32", hardware
+            for launch in command.fifo_launches(batch, 16384, 64, *dtypes):
+                assert specialize(launch) in smaller
         attends = {
             (constants["OPERAND"], constants["DIM"])
             for launch in command.launches(chosen, ARCH)

@@ -144,3 +144,4 @@ class Loaded(NamedTuple):
     function: int
     threads: int
     shared_bytes: int
+    passed: tuple[tuple[str, str], ...]  # names and types of its parameters, in order

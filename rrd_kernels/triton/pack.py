@@ -1,11 +1,12 @@
 """Packs: kernels compiled ahead, found by what they are compiled for, without Triton.
 
-A pack is a folder for each card, ``FOLDER/sm_90``, with the machine code and a ``manifest.json``:
+A pack is a folder for each card, ``FOLDER/sm_90``, with the machine code, compressed by zlib, and a
+``manifest.json``:
 
     format, arch, triton   the layout's version, the compute capability, the compiler's version
     sources                the digest of each kernel's source
-    kernels                by key: file, name (of the function), shared_bytes, threads, parameters
-                           (name and type, in order), specialization
+    kernels                by key: file, name (of the function), shared_bytes, threads; and to be
+                           read: parameters (name and type, in order), specialization
 
 A key is a digest of all that machine code depends on, the kernel's source included.
 """
@@ -16,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -65,7 +67,7 @@ def key_of(specialization: Specialization, arch: str) -> str:
 
 def _file_name(code: bytes) -> str:
     """After its content, which shows what has been changed and keeps equal code once."""
-    return f"{hashlib.sha256(code).hexdigest()[:32]}.cubin"
+    return f"{hashlib.sha256(code).hexdigest()[:32]}.cubin.z"
 
 
 class Pack:
@@ -115,13 +117,25 @@ class Pack:
         entry = self.kernels.get(key_of(specialization, self.folder.name))
         if entry is None:
             return None
+        return Binary(self._code(entry), entry["name"], entry["shared_bytes"], entry["threads"])
+
+    def _code(self, entry: dict[str, Any]) -> bytes:
         try:
-            code = (self.folder / entry["file"]).read_bytes()
-        except OSError as error:
+            code = zlib.decompress((self.folder / entry["file"]).read_bytes())
+        except (OSError, zlib.error) as error:
             raise self._error(f"{entry['file']} cannot be read ({error})") from error
         if _file_name(code) != entry["file"]:
             raise self._error(f"{entry['file']} is corrupt")
-        return Binary(code, entry["name"], entry["shared_bytes"], entry["threads"])
+        return code
+
+    def whole(self) -> dict[str, dict[str, Any]]:
+        """The entries whose machine code is what was written."""
+        found = {}
+        for key, entry in self.kernels.items():
+            with contextlib.suppress(PackError):
+                self._code(entry)
+                found[key] = entry
+        return found
 
 
 _opened = functools.cache(Pack)
@@ -183,23 +197,35 @@ def write(
     with contextlib.suppress(PackError):
         pack = Pack(folder)
         if pack.manifest["triton"] == triton.__version__:
-            kept = pack.kernels
+            kept = pack.whole()
     wanted = {key_of(one, arch): one for one in specializations}
     missing = {key: one for key, one in wanted.items() if key not in kept}
     refused = []
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_compile, one, arch): key for key, one in missing.items()}
-        for done, future in enumerate(as_completed(futures), start=1):
-            key, binary = futures[future], future.result()
-            if binary is None:
-                refused.append(missing[key])
-            else:
-                kept[key] = _written(missing[key], binary, folder)
-            report(done, len(missing))
+    try:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            futures = {pool.submit(_compile, one, arch): key for key, one in missing.items()}
+            for done, future in enumerate(as_completed(futures), start=1):
+                key, binary = futures[future], future.result()
+                if binary is None:
+                    refused.append(missing[key])
+                else:
+                    kept[key] = _written(missing[key], binary, folder)
+                report(done, len(missing))
+    finally:  # what has been compiled stays, whatever ends the rest
+        _write_manifest(folder, kept)
+    files = [folder / name for name in {MANIFEST, *(entry["file"] for entry in kept.values())}]
+    size = sum(path.stat().st_size for path in files)
+    return Written(len(kept), len(missing) - len(refused), size, refused)
+
+
+def _write_manifest(folder: Path, kept: dict[str, dict[str, Any]]) -> None:
+    """Whole or not at all; machine code that it does not name goes."""
+    import triton
+
     modules = {entry["specialization"][0][0] for entry in kept.values()}
     manifest = {
         "format": FORMAT,
-        "arch": arch,
+        "arch": folder.name,
         "triton": triton.__version__,
         "sources": {module: source_digest(module) for module in sorted(modules)},
         "kernels": kept,
@@ -207,17 +233,13 @@ def write(
     unfinished = folder / f"{MANIFEST}.new"
     unfinished.write_text(json.dumps(manifest))
     unfinished.replace(folder / MANIFEST)
-    used = {entry["file"] for entry in kept.values()} | {MANIFEST}
-    for path in folder.iterdir():
+    used = {entry["file"] for entry in kept.values()}
+    for path in folder.glob("*.cubin.z"):
         if path.name not in used:
             path.unlink()
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    return Written(len(kept), len(missing) - len(refused), size, refused)
 
 
 def _compile(specialization: Specialization, arch: str) -> Binary | None:
-    # What debuggers read is two thirds of a file.
-    os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
     from rrd_kernels.triton.compiled import binary_of, compile_kernel, nvidia_target
 
     return binary_of(compile_kernel(specialization, nvidia_target(arch)))
@@ -226,7 +248,8 @@ def _compile(specialization: Specialization, arch: str) -> Binary | None:
 def _written(specialization: Specialization, binary: Binary, folder: Path) -> dict[str, Any]:
     """The manifest's entry of a kernel whose machine code is now in the folder."""
     file = _file_name(binary.code)
-    (folder / file).write_bytes(binary.code)
+    # Two thirds of it are for debuggers; without them the compiler schedules otherwise.
+    (folder / file).write_bytes(zlib.compress(binary.code))
     return {
         "file": file,
         "name": binary.name,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rrd_kernels.triton.launch import Launch, Loaded, specialize
+from rrd_kernels.triton.launch import Launch, Loaded
 from rrd_kernels.triton.plan import cdiv
 from rrd_kernels.triton.step import Buffers
 
@@ -66,8 +66,7 @@ def _bits(type_name: str, value: Any) -> int:
 
 def _encode(launch: Launch, loaded: Loaded, place_of: Callable[[Tensor], Place]) -> list[int]:
     parameters: list[int] = []
-    passed = specialize(launch).passed
-    for name, type_name in passed:
+    for name, type_name in loaded.passed:
         value = launch.arguments[name]
         if isinstance(value, Tensor):
             parameters += place_of(value)
@@ -75,7 +74,7 @@ def _encode(launch: Launch, loaded: Loaded, place_of: Callable[[Tensor], Place])
             parameters += (Source.VALUE, _bits(type_name, value))
     grid = launch.grid + (1,) * (3 - len(launch.grid))
     settings = loaded.threads, loaded.shared_bytes, int(launch.dependent)
-    return [loaded.function, *grid, *settings, len(passed), *parameters]
+    return [loaded.function, *grid, *settings, len(loaded.passed), *parameters]
 
 
 def encode(launches: Sequence[Launch], loaded: Sequence[Loaded]) -> list[int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rrd_kernels.triton.configs import arch_of
 from rrd_kernels.triton.launch import Binary, Launch, Loaded, Specialization, specialize
-from rrd_kernels.triton.pack import pack_for
+from rrd_kernels.triton.pack import VARIABLE, pack_for
 from rrd_kernels.triton.recipe import encode
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -64,14 +64,25 @@ def _load(specialization: Specialization, device: int) -> Loaded | None:
             f"shared memory, and this card has {available}"
         )
     code = torch.frombuffer(bytearray(binary.code), dtype=torch.uint8)
-    function, sizes = torch.ops.rrd_kernels.load_kernel(
-        code, binary.name, binary.shared_bytes, device
-    )
+    try:
+        function, sizes = torch.ops.rrd_kernels.load_kernel(
+            code, binary.name, binary.shared_bytes, device
+        )
+    except RuntimeError as error:
+        where = (
+            f"out of the pack {pack.folder}" if pack and origin == "pack" else "as compiled here"
+        )
+        raise RuntimeError(
+            f"{error}, for {specialization.kernel.name} {where}. A driver that is older than the "
+            f"compiler may refuse its code: update the driver, or use the other of the two "
+            f"({VARIABLE} names packs)."
+        ) from error
     # A compiler that passes something else, or a driver that cannot tell.
-    if sizes != [SIZE.get(type_name, 8) for _, type_name in specialization.passed] + SCRATCH:
+    passed = tuple(specialization.passed)
+    if sizes != [SIZE.get(type_name, 8) for _, type_name in passed] + SCRATCH:
         return None
     _origins[origin] += 1
-    return Loaded(function, binary.threads, binary.shared_bytes)
+    return Loaded(function, binary.threads, binary.shared_bytes, passed)
 
 
 def _compile(specialization: Specialization, arch: str) -> Binary | None:
@@ -125,7 +136,10 @@ def _launch_by_triton(launch: Launch, device: int) -> None:
     key = specialize(launch), device
     if key not in _by_triton:
         kernel = compile_kernel(key[0], triton.runtime.driver.active.get_current_target())
-        kernel.run  # noqa: B018 - loads it, which must not wait for a graph's capture
+        try:
+            kernel.run  # noqa: B018 - loads it, which must not wait for a graph's capture
+        except triton.OutOfResources as error:
+            raise SharedMemoryError(f"rrd_kernels: {key[0].kernel.name}: {error}") from error
         # The first of two threads' is kept: where a kernel is dropped, its handle is invalid.
         _by_triton.setdefault(key, kernel)
     grid = launch.grid + (1,) * (3 - len(launch.grid))

@@ -23,6 +23,9 @@ STORAGE = {
 #: are taken across threads at once, as for float32, which has no register left.
 LANES = {"sm_80": 32, "sm_86": 32, "sm_90": 16, "interpreter": 16}
 
+#: Splits that a last kernel has room for, at least: so that most batches need one kernel.
+FEWEST_SPLITS = 256
+
 #: In the order of the operators' integer.
 ENQUEUES = ("never", "before", "after")
 
@@ -300,7 +303,7 @@ def merge_constants(dim: int, splits: int, need_grad: bool, reduction: int) -> d
     return {
         "NEED_GRAD": need_grad,
         "REDUCE": reduction != 0,
-        "SPLITS": max(256, next_power_of_2(splits)),
+        "SPLITS": max(FEWEST_SPLITS, next_power_of_2(splits)),
         # Splits that are added side by side: as many as registers hold, whatever their number, so
         # that no batch needs a kernel of its own.
         "SPLIT_BLOCK": min(16, 2048 // row_block(dim)),
