@@ -30,7 +30,7 @@ from benchmarks.measure import (
 from benchmarks.paths import RESULTS, new_record
 from benchmarks.peers import PublishedEager
 from benchmarks.plan import plan_for
-from benchmarks.report import STARTED, report
+from benchmarks.report import report
 from benchmarks.resources import resources
 from benchmarks.run import captured, median_ratio
 from benchmarks.sweep_rows import GAIN, MARK, Row, Sweep, print_sweep
@@ -48,7 +48,7 @@ from benchmarks.variants import (
 from rrd_kernels.ops import EXTENSION_ERROR
 from rrd_kernels.triton.configs import Hardware
 
-#: Of all, with what Python takes to start and to end.
+#: Of all, but for what Python takes to start.
 TOTAL_SECONDS = 170.0
 #: For the timing of each size; what else it takes is not counted.
 SIZE_SECONDS = 4.0
@@ -196,15 +196,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    started = time.monotonic()
     given = sys.argv[1:] if arguments is None else arguments
     chosen = parse_arguments(given)
     device: torch.device = chosen.device
     plan = plan_for(device, chosen.quick)
     seconds = 0.0 if chosen.quick else chosen.seconds
     beyond = len(chosen.sizes) * max(0.0, seconds - SIZE_SECONDS)
-    end = STARTED + (TOTAL_SECONDS + beyond if chosen.within is None else chosen.within)
+    end = started + (TOTAL_SECONDS + beyond if chosen.within is None else chosen.within)
     command = shlex.join(["python", "-m", "benchmarks.sweep", *given])
-    sweep = Sweep(chosen.output, {"command": command} | record.environment(device), STARTED)
+    sweep = Sweep(chosen.output, {"command": command} | record.environment(device), started)
     try:
         for case in chosen.sizes:
             report(case.name)

@@ -42,7 +42,7 @@ def counts() -> dict[str, int]:
     """Kernels of this process so far, by where they came from."""
     from rrd_kernels.triton import run
 
-    return dict(getattr(run, "counts", lambda: {"compiled": len(run._compiled)})())
+    return run.counts()
 
 
 def poisoned(wanted: bool) -> None:
@@ -187,11 +187,12 @@ def jobs(sizes: Sizes) -> list[Job]:
 
 
 def merged(before: Entry | None, entry: Entry) -> Entry:
-    """Both together; the median is that of the later, which has more repetitions."""
+    """Both together: the worst error, beside its own bound, and the median of the later, which has
+    more repetitions."""
     if before is None:
         return entry
     errors = {
-        name: {**values, "worst": max(values["worst"], before["errors"][name]["worst"])}
+        name: max(values, before["errors"][name], key=share) | {"median": values["median"]}
         for name, values in entry.get("errors", {}).items()
     }
     sums = {name: before[name] + entry[name] for name in ("repeats", "moved", "seconds")}

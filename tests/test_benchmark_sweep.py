@@ -171,7 +171,7 @@ class TestResources:
         )
         monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        monkeypatch.setattr(resources, "load", lambda launch, device: Loaded(1, 128, 65536))
+        monkeypatch.setattr(resources, "load", lambda launch, device: Loaded(1, 128, 65536, ()))
         return driver
 
     def test_what_the_driver_says(self, driver):
