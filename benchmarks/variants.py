@@ -1,6 +1,6 @@
 """Other ways to run a step on a card such as an H200 than the table's, one change at a time.
 
-None of them has been measured: each is what arithmetic and the machine code let hope for.
+None of them has been measured: each is what arithmetic and the machine code suggest.
 """
 
 from collections.abc import Iterator

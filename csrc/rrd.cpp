@@ -64,7 +64,7 @@ TORCH_LIBRARY(rrd_kernels, m) {
   // so to keep it where it is in a graph of torch.compile.
   m.def("refuse_recomputation_(Tensor(a!) memory) -> ()");
 
-  // What csrc/cuda asks of Triton, in Python. precision: one that is settled; enqueue: 0 never,
+  // What csrc/cuda leaves to Python. precision: one that is settled; enqueue: 0 never,
   // 1 before, 2 after. The first computes a call; the second says how calls of its kind are
   // launched, see csrc/cuda/recipe.h.
   m.def(

@@ -1,7 +1,7 @@
 """``python tests/launch_time.py``: host time of a step's forward operator, without a GPU.
 
-At 64×16384×128, with a driver that only keeps what it is given, so neither its own time (2 µs
-or so for each launch) nor Triton's way of launching is counted.
+At 64×16384×128, with a driver that only keeps what it is given, so that its own time (2 µs or so
+for each launch) is not counted.
 """
 
 import statistics
@@ -49,7 +49,7 @@ def measure() -> None:
             hash(specialize(launch))
 
     print(f"from C++, three launches                     {microseconds(from_cpp, 2000):6.1f} µs")
-    print(f"from Python, up to Triton's way of launching {microseconds(from_python, 200):6.1f} µs")
+    print(f"from Python, to list and find them           {microseconds(from_python, 200):6.1f} µs")
 
 
 def main() -> None:

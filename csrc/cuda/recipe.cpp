@@ -64,8 +64,8 @@ void launch(const Recipe& recipe, const Addresses& addresses, int device, void* 
         values.push_back(reinterpret_cast<int64_t>(address) + value);
       }
     }
-    // Triton's kernels end with two pointers to scratch memory, which these do not use; the others
-    // are spare, so that one more would be null and not whatever lies behind.
+    // Triton's kernels end with two pointers to scratch memory, which these do not use. That there
+    // are two was compared with the driver's word; the others are spare all the same.
     values.resize(values.size() + kNullPointers, 0);
     // The driver reads each parameter's own size; on a little-endian host a smaller one is the
     // beginning of the int64 that holds it.
