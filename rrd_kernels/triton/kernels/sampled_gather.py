@@ -101,8 +101,8 @@ def gather_statistics(
     for first in tl.range(begin, end, BLOCK_P):
         p = first + tl.arange(0, BLOCK_P)
         index, present = load_index(contrast_idx, i, p, columns, size, contrast_row, contrast_dim)
-        b = products_with(query_s, memory_v2, index, present, v2_row, v2_dim, DIM, BLOCK_D)
         a = products_with(query_t, memory_v1, index, present, v1_row, v1_dim, DIM, BLOCK_D)
+        b = products_with(query_s, memory_v2, index, present, v2_row, v2_dim, DIM, BLOCK_D)
         b = logit_of(b, gain_s, EXPONENTIAL)
         a = logit_of(a, gain_t, EXPONENTIAL)
         if NEED_GRAD:
