@@ -46,6 +46,15 @@ Example, for an H200 and the published settings:
 """
 
 
+def hardware_for(arch: str) -> Hardware:
+    """What kernels for a compute capability are planned for; a ValueError where there are none."""
+    found = re.fullmatch(r"sm_(\d+)(\d)", arch)
+    family = family_of_capability(int(found[1]), int(found[2])) if found else None
+    if family is None:
+        raise ValueError(f"--arch must be sm_80 or later; got {arch!r}")
+    return Hardware(family, MULTIPROCESSORS)
+
+
 def _shape(*shape: int, dtype: torch.dtype) -> Tensor:
     """A tensor of its own, which begins where vectors do, without memory."""
     return torch.empty(shape, dtype=dtype, device="meta")
@@ -136,10 +145,7 @@ def for_other_splits(launches: Iterable[Launch]) -> Iterator[Launch]:
 
 def launches(chosen: argparse.Namespace, arch: str) -> Iterator[Launch]:
     """Of all combinations that were asked for."""
-    major, minor = divmod(int(arch.removeprefix("sm_")), 10)
-    family = family_of_capability(major, minor)
-    assert family is not None  # the arguments' check
-    hardware = Hardware(family, MULTIPROCESSORS)
+    hardware = hardware_for(arch)
     sizes = itertools.product({1, *chosen.batch}, chosen.rows, chosen.dim)
     for (batch, rows, dim), name in itertools.product(sizes, chosen.dtype):
         dtype, memory_dtype = (getattr(torch, n) for n in (name, chosen.memory_dtype or name))
@@ -195,9 +201,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _check(chosen: argparse.Namespace) -> None:
     for arch in chosen.arch:
-        found = re.fullmatch(r"sm_(\d+)(\d)", arch)
-        if not found or family_of_capability(int(found[1]), int(found[2])) is None:
-            raise ValueError(f"--arch must be sm_80 or later; got {arch!r}")
+        hardware_for(arch)
     sizes: dict[str, list[Any]] = {name: getattr(chosen, name) for name in ("batch", "rows", "dim")}
     sizes |= {
         name: [n] for name in ("n_data", "workers") if (n := getattr(chosen, name)) is not None

@@ -29,8 +29,9 @@ from benchmarks.implementations import implementations
 from benchmarks.inputs import Batch, State
 from benchmarks.measure import float32_matmul_precision
 from benchmarks.plan import CUDA_PLAN
+from rrd_kernels.pack import hardware_for
 from rrd_kernels.triton import pack
-from rrd_kernels.triton.configs import Hardware, arch_of, family_of_capability
+from rrd_kernels.triton.configs import Hardware, arch_of
 from rrd_kernels.triton.launch import Specialization, specialize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,9 +160,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     chosen = parse_arguments()
     arch: str = chosen.arch
-    family = family_of_capability(*divmod(int(arch.removeprefix("sm_")), 10))
-    assert family is not None
-    kernels = kernels_of(chosen.part, Hardware(family, recorded.H200.multiprocessors))
+    kernels = kernels_of(chosen.part, hardware_for(arch))
     if chosen.list:
         known = pack.Pack(chosen.output / arch).kernels if chosen.output else {}
         there = sum(pack.key_of(kernel, arch) in known for kernel in kernels)
