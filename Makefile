@@ -1,24 +1,34 @@
-# Each target but gpu-check does the set-up it needs, into .venv; where nothing has changed, that
-# takes no time.
-#
-#   make demo      distillation on real data, then the fused loss against the eager one
-#   make test      all tests
-#   make test-oldest  the same with the oldest PyTorch and Triton that are supported
-#   make kernels   compiles every Triton kernel for several GPUs and prints what came of it
-#   make pack      compiles GPU kernels ahead, without a GPU, into a folder that RRD_KERNELS names:
-#                  make pack ARGS="--arch sm_90 --output build/kernels"
-#   make lint      ruff, mypy, clang-format
-#   make bench     time and memory against the published eager code, torch.compile and SDPA: a record,
-#                  tables and pictures under benchmarks/results/
-#   make sanitize  the tests that reach C++, under AddressSanitizer and UBSan
-#   make gpu-check builds, tests, measures and sanitizes on a GPU, into one JSON file; it sets nothing
-#                  up and takes the Python that is there: make gpu-check PYTHON=python3 PART=first
-#                  (or rest), PACK=build/kernels; STAND_IN=1 runs it without a GPU
-#   make gpu-pack  compiles the kernels for gpu-check, without a GPU, into build/kernels
-#   make dist      sdist and wheel, installed and tried in an empty environment
-#   make setup     the environment and the extension only
-#
-# ARGS="..." goes to demo, the tests, pack, bench, gpu-check and gpu-pack: make demo ARGS=--quick
+# A target does the set-up it needs, into .venv; where nothing has changed, that takes no time.
+# gpu-check alone takes the Python that is there.
+
+define HELP
+  make demo    distillation on real data, then the fused loss against the eager one
+  make test    the tests, in minutes: every operator, both memories, the GPU kernels' logic
+  make bench   time and memory against the published eager code, torch.compile and SDPA: a record,
+               tables and pictures under benchmarks/results/
+  make help    this list
+
+For those who change it:
+  make setup        the environment and the extension only
+  make test-all     test, test-long and test-oldest
+  make test-long    what is marked long: every GPU kernel compiled for five cards, the numerical
+                    tests in Triton's interpreter and for every instruction set
+  make test-oldest  make test with the oldest PyTorch and Triton that are supported
+  make lint         ruff, mypy, clang-format; make format mends what can be mended
+  make sanitize     the tests that reach C++, under AddressSanitizer and UBSan
+  make dist         sdist and wheel, installed and tried in an empty environment
+  make kernels      compiles every GPU kernel and prints registers and shared memory
+  make pack         compiles GPU kernels ahead, without a GPU, into a folder that RRD_KERNELS
+                    names: make pack ARGS="--arch sm_90 --output build/kernels"
+  make gpu-pack     the same for gpu-check, into build/kernels
+  make gpu-check    builds, tests, measures and sanitizes on a GPU, into one JSON file:
+                    make gpu-check PYTHON=python3 PART=first (or rest), PACK=build/kernels;
+                    STAND_IN=1 runs it without a GPU
+  make clean        removes the environments and all that was built
+
+ARGS="..." goes to demo, bench, the tests, pack, gpu-pack and gpu-check: make demo ARGS=--quick
+endef
+export HELP
 
 PYTHON ?= python3
 VENV := .venv
@@ -32,10 +42,15 @@ BUILT := $(VENV)/.built
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl)
 SOURCES := setup.py $(CPP)
 
-.PHONY: setup demo test test-oldest kernels pack lint format bench gpu-check gpu-pack sanitize dist clean
+.PHONY: help setup demo test test-all test-long test-oldest oldest kernels pack lint format bench gpu-check gpu-pack sanitize dist clean
+.DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 setup: $(BUILT)
+oldest: $(OLDEST)/.installed
+
+help:
+	@echo "$$HELP"
 
 $(INSTALLED): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -62,11 +77,19 @@ $(BUILT): $(INSTALLED) $(SOURCES)
 demo: $(BUILT)
 	@$(BIN)/python examples/quickstart.py $(ARGS)
 
+# A process for each core, which takes the next tests when it has none.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
 test: $(BUILT)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python $(PYTEST) $(ARGS)
+
+test-long: $(BUILT)
+	@$(BIN)/python $(PYTEST) -m long $(ARGS)
+
+test-all: test test-long test-oldest
 
 kernels: $(BUILT)
-	@$(BIN)/python -m pytest -q tests/test_triton_compile.py tests/test_triton_sampled_compile.py $(ARGS)
+	@$(BIN)/python $(PYTEST) -q -m "" tests/test_triton_compile.py tests/test_triton_sampled_compile.py $(ARGS)
 
 pack: $(BUILT)
 	@$(BIN)/python -m rrd_kernels.pack $(ARGS)
@@ -87,7 +110,7 @@ test-oldest: $(OLDEST)/.installed
 	@echo "Compiling the extension (about a minute) ..."
 	@cd build/oldest && export PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" && \
 	  { python setup.py build_ext --inplace >build.log 2>&1 || { cat build.log; exit 1; }; } && \
-	  PYTHONPATH="$$PWD" python -m pytest $(ARGS)
+	  PYTHONPATH="$$PWD" python $(PYTEST) $(ARGS)
 
 lint: $(BUILT)
 	@$(BIN)/ruff check .

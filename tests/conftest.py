@@ -1,10 +1,16 @@
 """Fixtures that every test gets: the devices, and uninitialised memory that shows."""
 
 import contextlib
-import multiprocessing
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Before PyTorch reads them. Threads that wait for each other sleep: test processes share the cores.
+# What Triton compiles stays in the checkout, named by its source and its versions.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TRITON_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "triton"))
 
 import pytest
 import torch
@@ -63,24 +69,17 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session")
-def compiled(request: pytest.FixtureRequest):
-    """A future of each selected test's machine code: a process for each core compiles them."""
-    from machine_code import compile_job
-
-    jobs = [
-        item.callspec.params["job"]
-        for item in request.session.items
-        if "job" in getattr(item, "fixturenames", ()) and hasattr(item, "callspec")
-    ]
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield {job: pool.submit(compile_job, job) for job in jobs}
-        pool.shutdown(cancel_futures=True)
+@pytest.fixture
+def report(record_property: Callable[[str, object], None]) -> Callable[[Any, str], None]:
+    """Notes what was compiled, for the table below."""
+    return lambda code, name: record_property("code", (name, *vars(code).values()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What the Triton compiler made of the kernels, where tests have compiled them."""
-    machine_code = sys.modules.get("machine_code")
-    if machine_code is not None and machine_code.REPORTED:
+    properties = (p for r in terminalreporter.getreports("passed") for p in r.user_properties)
+    if rows := [value for name, value in properties if name == "code"]:
+        from machine_code import table
+
         terminalreporter.section("compiled Triton kernels")
-        terminalreporter.write_line(machine_code.table())
+        terminalreporter.write_line(table(rows))

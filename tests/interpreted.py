@@ -6,6 +6,7 @@ on every device, hold the kernels to the same bounds where there is no GPU.
 
 import os
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,6 +32,20 @@ def round_as_hardware_does() -> None:
         return as_it_is(value, source, target, rounding)
 
     interpreter._convert_float = convert
+
+
+def patch_the_language_once() -> None:
+    """When a kernel begins, and not again in each function that it calls: a third of the time."""
+    from triton.runtime import interpreter
+
+    patch, tl = interpreter._patch_lang, interpreter.tl
+    every_module = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+
+    def call(self, *arguments, **options):  # type: ignore[no-untyped-def]
+        return self.rewrite()(*arguments, **options)
+
+    interpreter._patch_lang = lambda function: patch(every_module)
+    interpreter.InterpretedFunction.__call__ = call
 
 
 def gpu_kernels() -> dict[str, Callable[..., Any]]:
@@ -66,6 +81,7 @@ def gpu_kernels() -> dict[str, Callable[..., Any]]:
 
 def replace_cpu_kernels() -> None:
     round_as_hardware_does()
+    patch_the_language_once()
     library = torch.library.Library("rrd_kernels", "IMPL")
     for name, function in gpu_kernels().items():
         library.impl(name, function, "CPU", allow_override=True)

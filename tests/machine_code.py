@@ -3,8 +3,7 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +33,7 @@ class Card:
     family: str
     multiprocessors: int
     shared_bytes: int  # that one program may have
-    products: str  # pattern of the matrix instructions of its generation
+    products: str  # pattern of its generation's matrix instructions, in PTX or AMD's assembly
 
 
 def cuda(capability: int, multiprocessors: int, shared_kib: int, products: str) -> Card:
@@ -45,10 +44,10 @@ def cuda(capability: int, multiprocessors: int, shared_kib: int, products: str) 
 # NVIDIA: CUDA C++ Programming Guide, technical specifications per compute capability.
 # AMD: CDNA3 instruction set architecture, 64 KiB of LDS.
 CARDS = {
-    "A100": cuda(80, 108, 163, r"\bHMMA"),
-    "RTX 3090": cuda(86, 82, 99, r"\bHMMA"),
-    "H200": cuda(90, 132, 227, r"\bHGMMA"),
-    "B200": cuda(100, 148, 227, r"\bUTC\w*MMA"),
+    "A100": cuda(80, 108, 163, r"\bmma\.sync"),
+    "RTX 3090": cuda(86, 82, 99, r"\bmma\.sync"),
+    "H200": cuda(90, 132, 227, r"\bwgmma\.mma_async"),
+    "B200": cuda(100, 148, 227, r"\btcgen05\.mma"),
     "MI300X": Card(GPUTarget("hip", "gfx942", 64), "gfx942", 304, 64 * 1024, r"v_mfma_"),
 }
 
@@ -58,10 +57,9 @@ class Code:
     """A compiled kernel's resources and instruction counts."""
 
     registers: int  # of a thread
-    spilled: int  # bytes of stack, and instructions that reach local memory
+    spilled: int  # bytes of local memory
     shared: int  # bytes of a program
     products: int  # matrix instructions of the card's generation
-    instructions: int
 
 
 def compile_for(launch: Launch, card: Card) -> Code:
@@ -70,9 +68,16 @@ def compile_for(launch: Launch, card: Card) -> Code:
     shared = kernel.metadata.shared
     if card.target.backend == "hip":
         return _amd_code(kernel.asm["amdgcn"], shared, card)
-    wrong = lopsided(kernel.asm["ptx"])
+    ptx = kernel.asm["ptx"]
+    wrong = lopsided(ptx)
     assert not wrong, f"lanes with unequal sums: {wrong}"
-    return _nvidia_code(kernel.asm["cubin"], shared, card)
+    usage = _cuobjdump("-res-usage", kernel.asm["cubin"])
+    return Code(
+        registers=_number(r"REG:(\d+)", usage),
+        spilled=_number(r"STACK:(\d+)", usage) + _number(r"LOCAL:(\d+)", usage),
+        shared=shared,
+        products=len(re.findall(card.products, ptx)),
+    )
 
 
 def opcodes(launch: Launch, card: Card) -> list[str]:
@@ -82,19 +87,6 @@ def opcodes(launch: Launch, card: Card) -> list[str]:
     return re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\S*)", sass, re.MULTILINE)
 
 
-def _nvidia_code(cubin: bytes, shared: int, card: Card) -> Code:
-    usage = _cuobjdump("-res-usage", cubin)
-    sass = _cuobjdump("--dump-sass", cubin)
-    local_accesses = len(re.findall(r"\b(?:STL|LDL)\b", sass))
-    return Code(
-        registers=_number(r"REG:(\d+)", usage),
-        spilled=_number(r"STACK:(\d+)", usage) + _number(r"LOCAL:(\d+)", usage) + local_accesses,
-        shared=shared,
-        products=len(re.findall(card.products, sass)),
-        instructions=len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.MULTILINE)),
-    )
-
-
 def _amd_code(assembly: str, shared: int, card: Card) -> Code:
     return Code(
         registers=_number(r"\.vgpr_count:\s+(\d+)", assembly),
@@ -102,7 +94,6 @@ def _amd_code(assembly: str, shared: int, card: Card) -> Code:
         + _number(r"\.private_segment_fixed_size:\s+(\d+)", assembly),
         shared=shared,
         products=len(re.findall(card.products, assembly)),
-        instructions=len(re.findall(r"^\t[a-z]\w+ ", assembly, re.MULTILINE)),
     )
 
 
@@ -270,17 +261,13 @@ def normalizer_estimate(card: Card, size: int, dim: int) -> tuple[Launch, Launch
     return normalizer_launches(inputs.normalizers, *inputs[:5], 0.07, hardware)
 
 
-#: What has been compiled in this process, as rows of the printed table.
-REPORTED: list[tuple[str, Code]] = []
+#: Notes a kernel's code under a name, for the table.
+Report = Callable[[Code, str], None]
 
 
-def report(code: Code, name: str) -> None:
-    REPORTED.append((name, code))
-
-
-def fits(job: AnyJob, compiled: dict[AnyJob, Future[Code]]) -> Code:
+def fits(job: AnyJob, report: Report) -> Code:
     """The job's code, reported, in which nothing is spilled and which the card has room for."""
-    code = compiled[job].result()
+    code = compile_job(job)
     report(code, str(job))
     assert code.spilled == 0
     assert code.shared <= CARDS[job.card].shared_bytes
@@ -288,19 +275,35 @@ def fits(job: AnyJob, compiled: dict[AnyJob, Future[Code]]) -> Code:
 
 
 def each(jobs: Iterable[AnyJob]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("job", list(jobs), ids=str)
+    """A test for each: a long one but for an H200's bfloat16 and TF32 kernels of the default
+    width."""
+
+    def marks(job: AnyJob) -> list[pytest.MarkDecorator]:
+        short = not isinstance(job, VariantJob) and (
+            (job.card, job.dim) == ("H200", 128) and job.settings.operand in ("bfloat16", "tf32")
+        )
+        return [] if short else [pytest.mark.long]
+
+    return pytest.mark.parametrize(
+        "job", [pytest.param(job, marks=marks(job)) for job in jobs], ids=str
+    )
 
 
-def table() -> str:
-    """All that was reported, aligned."""
-    heads = ("kernel", "registers", "spilled", "shared", "products", "instructions")
-    rows = [heads]
-    rows += [(name, *(str(value) for value in vars(code).values())) for name, code in REPORTED]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+#: A test for each card; of all but the H200, a long one.
+on_every_card = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name != "H200")) for name in CARDS]
+)
+
+
+def table(rows: Iterable[Sequence[object]]) -> str:
+    """What was reported, aligned."""
+    heads = ("kernel", "registers", "spilled", "shared", "products")
+    cells = [heads, *([str(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(
             cell.rjust(width) if i else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in rows
+        for row in cells
     )

@@ -1,6 +1,5 @@
 """Runs a function in several processes that form a gloo group."""
 
-import multiprocessing
 import tempfile
 import traceback
 from datetime import timedelta
@@ -9,16 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from forked import TIMEOUT, context
 
-#: Seconds that a rank waits for another, and that a test waits for its ranks. Nothing takes a tenth
-#: of it unless it hangs.
-GROUP_TIMEOUT, TIMEOUT = 60, 150
-
-# Ranks are forked from a process that has imported everything and computed nothing.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["torch", "torch.distributed.checkpoint", "torch.distributed.tensor", "rrd_kernels"]
-)
+#: Seconds that a rank waits for another: less than a test waits for its ranks.
+GROUP_TIMEOUT = 60
 
 
 class RankError(Exception):
@@ -35,7 +28,7 @@ def on_ranks(world: int, function: Any, *arguments: Any) -> list[Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         processes = [
-            _context.Process(target=_run, args=(rank, world, folder, function, arguments))
+            context.Process(target=_run, args=(rank, world, folder, function, arguments))
             for rank in range(world)
         ]
         for process in processes:

@@ -145,7 +145,7 @@ def selected(
 
 def common_options(selection: str) -> list[str]:
     # Not the cache of failed tests, which all would write.
-    return ["-p", "no:cacheprovider", *(("-k", selection) if selection else ())]
+    return ["-m", "", "-p", "no:cacheprovider", *(("-k", selection) if selection else ())]
 
 
 def run_part(

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
+import torch
 
 import rrd_kernels  # noqa: F401  (loads the operators)
 
@@ -15,20 +17,20 @@ CPUINFO = Path("/proc/cpuinfo")
 CPU = CPUINFO.read_text() if CPUINFO.exists() else ""
 
 
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512", "avx512_bf16"])
-def test_each_instruction_set(capability):
+CAPABILITIES = ["baseline", "avx2", "avx512", "avx512_bf16"]
+
+
+def run_tests(capability, *names):
     """The numerical tests anew, in a process that may not use anything wider."""
     here = Path(__file__).parent
-    # Without a GPU, whose kernels have no part in this.
-    environment = os.environ | {"RRD_CPU_CAPABILITY": capability, "CUDA_VISIBLE_DEVICES": ""}
-    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    tests = ["test_properties.py", "test_gradients.py", "test_golden.py"]
+    run = [sys.executable, "-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("hypothesis"):
-        tests.append("test_random_problems.py")
+        names += ("test_random_problems.py",)
         run.append("--hypothesis-profile=quick")
     done = subprocess.run(
-        [*run, *(str(here / name) for name in tests)],
-        env=environment,
+        [*run, *(str(here / name) for name in names)],
+        # Without a GPU, whose kernels have no part in this.
+        env=os.environ | {"RRD_CPU_CAPABILITY": capability, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         check=False,
@@ -36,7 +38,18 @@ def test_each_instruction_set(capability):
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512", "avx512_bf16", "amx"])
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_each_instruction_set(capability):
+    run_tests(capability, "test_gradients.py", "test_golden.py")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_each_instruction_set_at_every_size(capability):
+    run_tests(capability, "test_properties.py")
+
+
+@pytest.mark.parametrize("capability", [*CAPABILITIES, "amx"])
 def test_nothing_wider_than_the_cap_is_chosen(capability):
     order = ["baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16"]
     chosen = [order.index(name) for name in kernels(RRD_CPU_CAPABILITY=capability)]
@@ -55,27 +68,18 @@ def test_bfloat16_products_where_they_are_fast():
     assert chosen in (("avx512", "amx_bf16") if slow else ("avx512_bf16", "amx_bf16"))
 
 
+def print_kernels():
+    print(*torch.ops.rrd_kernels.cpu_kernels())
+
+
 def kernels(**environment):
     """Those of float64, float32 and bfloat16 products, in a process of this environment."""
-    code = "import rrd_kernels, torch; print(*torch.ops.rrd_kernels.cpu_kernels())"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = forked.run(print_kernels, environment=environment)
+    assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
 
 def test_unknown_capability():
-    code = "import rrd_kernels, torch; torch.ops.rrd_kernels.cpu_kernels()"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"RRD_CPU_CAPABILITY": "sse9"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run(print_kernels, environment={"RRD_CPU_CAPABILITY": "sse9"})
     assert "ValueError: RRD_CPU_CAPABILITY must be" in done.stderr
     assert "sse9" in done.stderr

@@ -45,10 +45,14 @@ RESUMED = {
 LEFT = {3: 8, 5: 5, 7: 3}
 
 
+SHORT = [("fifo", 3), ("momentum", 5), ("all at once", 7)]
+#: float16 once: a CPU takes ten times as long for it.
+ALL = [*itertools.product(sorted(RESUMED.keys() - {"fp16"}), LEFT), ("fp16", 3)]
+
+
 @pytest.mark.parametrize(
     ("kind", "stop"),
-    # float16 once: a CPU takes ten times as long for it.
-    [*itertools.product(sorted(RESUMED.keys() - {"fp16"}), LEFT), ("fp16", 3)],
+    [pytest.param(*each, marks=[pytest.mark.long] * (each not in SHORT)) for each in ALL],
 )
 def test_a_run_that_is_cut_off_goes_on_to_the_same_weights(
     kind, stop, teacher, tmp_path, monkeypatch

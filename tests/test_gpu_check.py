@@ -68,6 +68,7 @@ STAGES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", STAGES)
 def test_on_the_stand_in_a_part_runs_to_its_end(part, tmp_path):
     path = tmp_path / "check.json"

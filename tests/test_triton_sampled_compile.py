@@ -12,10 +12,11 @@ from machine_code import (
     CARDS,
     SampledJob,
     compile_for,
+    compile_job,
     each,
     fits,
     normalizer_estimate,
-    report,
+    on_every_card,
     sampled,
     update_alone,
 )
@@ -49,8 +50,8 @@ def dense_jobs():
 
 
 @each(dense_jobs())
-def test_dense(job, compiled):
-    assert fits(job, compiled).products > 0
+def test_dense(job, report):
+    assert fits(job, report).products > 0
 
 
 def mixed_jobs():
@@ -60,9 +61,9 @@ def mixed_jobs():
 
 
 @each(mixed_jobs())
-def test_memories_of_another_dtype(job, compiled):
+def test_memories_of_another_dtype(job, report):
     """float32 rows that become bfloat16 on their way, and the reverse."""
-    assert fits(job, compiled).products > 0
+    assert fits(job, report).products > 0
 
 
 def masked_jobs():
@@ -75,9 +76,9 @@ def masked_jobs():
 
 
 @each(masked_jobs())
-def test_masks(job, compiled):
+def test_masks(job):
     """Rows that fill no tile, D that fills no block: masks may spill a little, and must fit."""
-    code = compiled[job].result()
+    code = compile_job(job)
     assert code.products > 0
     assert code.shared <= CARDS[job.card].shared_bytes
 
@@ -90,8 +91,8 @@ def gather_jobs():
 
 
 @each(gather_jobs())
-def test_gather(job, compiled):
-    fits(job, compiled)
+def test_gather(job, report):
+    fits(job, report)
 
 
 def end_jobs():
@@ -103,13 +104,13 @@ def end_jobs():
 
 
 @each(end_jobs())
-def test_other_kernels(job, compiled):
-    fits(job, compiled)
+def test_other_kernels(job, report):
+    fits(job, report)
 
 
 @pytest.mark.parametrize("dim", [128, MAX_DIM])
-@pytest.mark.parametrize("name", CARDS)
-def test_update_and_estimate(name, dim):
+@on_every_card
+def test_update_and_estimate(name, dim, report):
     for launch in (update_alone(64, EVEN, dim), *normalizer_estimate(CARDS[name], EVEN, dim)):
         code = compile_for(launch, CARDS[name])
         report(code, f"{launch.kernel.name} {name} D={dim}")

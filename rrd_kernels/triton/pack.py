@@ -19,7 +19,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,7 +186,7 @@ def write(
         specializations: which.
         arch: compute capability of an NVIDIA card, such as ``"sm_90"``.
         root: the folder of packs; made if it is not there.
-        workers: processes; default: one for each core.
+        workers: processes, 1 for this one; default: one for each core.
         report: told after each kernel how many are done, of how many.
     """
     import triton
@@ -202,7 +202,7 @@ def write(
     missing = {key: one for key, one in wanted.items() if key not in kept}
     refused = []
     try:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with _pool(workers) as pool:
             futures = {pool.submit(_compile, one, arch): key for key, one in missing.items()}
             for done, future in enumerate(as_completed(futures), start=1):
                 key, binary = futures[future], future.result()
@@ -237,6 +237,12 @@ def _write_manifest(folder: Path, kept: dict[str, dict[str, Any]]) -> None:
     for path in folder.glob("*.cubin.z"):
         if path.name not in used:
             path.unlink()
+
+
+def _pool(workers: int | None) -> Executor:
+    if workers == 1:
+        return ThreadPoolExecutor(1)
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
 
 
 def _compile(specialization: Specialization, arch: str) -> Binary | None:
