@@ -24,7 +24,7 @@ def swept(tmp_path, monkeypatch):
     """Sweeps one tiny size; returns the exit code, and the rows by their variants' names."""
     path = tmp_path / "sweep.json"
     monkeypatch.setattr(stand_in_gpu, "CACHE_BYTES", 0)  # one copy of each memory
-    monkeypatch.setattr(sweep, "QUICK_SIZES", variants.QUICK_SIZES[:1])
+    monkeypatch.setattr(variants, "QUICK_SIZES", variants.QUICK_SIZES[:1])
     monkeypatch.setattr(sweep, "resources", lambda launch: NEEDED)
 
     def run(*options):

@@ -23,17 +23,8 @@ from benchmarks.paths import RESULTS, new_record, write_whole
 from benchmarks.peers import PublishedEager
 from benchmarks.record import environment
 from benchmarks.run import captured, median_ratio
+from benchmarks.sweep import variants as plans
 from benchmarks.sweep.resources import resources
-from benchmarks.sweep.variants import (
-    H200,
-    QUICK_SIZES,
-    SIZES,
-    TABLE,
-    Variant,
-    VariantStep,
-    described,
-    variants,
-)
 from benchmarks.turns import turns
 
 DESCRIPTION = """Other plans than the table's for the step's three kernels, on a GPU of compute
@@ -42,6 +33,7 @@ the replay of a CUDA graph, by the device's clock."""
 #: For the timing of each size; seven rounds at least.
 SIZE_SECONDS = 4.0
 NOT_REACHED = "not reached"
+GPU = torch.device("cuda")
 
 #: JSON's: case, variant, errors, resources, seconds, gain (how many times faster than the table's
 #: plan, the median over the rounds) and outcome, which is ``None`` once it is timed.
@@ -49,30 +41,17 @@ Row = dict[str, Any]
 
 
 def measure(
-    case: Case,
-    rows: list[Row],
-    save: Callable[[], None],
-    device: torch.device,
-    seconds: float,
-    end: float,
+    case: Case, rows: list[Row], save: Callable[[], None], seconds: float, end: float
 ) -> None:
-    """Adds the rows of one size, each as soon as it is checked, and times them together.
-
-    Args:
-        case: the size.
-        rows: what they are added to.
-        save: writes all rows.
-        device: where to.
-        seconds: how long to time; seven rounds at least.
-        end: on time.monotonic(); what is not begun by then is not measured.
-    """
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    listed = variants(case, H200._replace(multiprocessors=multiprocessors))
+    """Adds the rows of one size to ``rows``, saves each as soon as it is checked, and times them
+    for ``seconds``; what is not begun by ``end``, on time.monotonic(), is not measured."""
+    multiprocessors = torch.cuda.get_device_properties(GPU).multi_processor_count
+    listed = plans.variants(case, plans.H200._replace(multiprocessors=multiprocessors))
     own = {variant.name: _row(case, variant) for variant in listed}
     rows += own.values()
     if time.monotonic() > end:
         return
-    state, batches = draw(case, device)
+    state, batches = draw(case, GPU)
     judge = agreement(case, state, batches[0])
     judge.check(PublishedEager(case, state))  # the measure of what the others may err by
     timers = {}
@@ -85,15 +64,15 @@ def measure(
         except Exception as error:  # a compiler's, a driver's: the others can be measured still
             row["outcome"] = f"{type(error).__name__}: {error}".splitlines()[0]
         save()
-    if TABLE in timers:
+    if plans.TABLE in timers:
         times = interleaved(timers, min(seconds, end - time.monotonic()))
         for name, taken in times.items():
-            spread, gain = asdict(Spread.of(taken)), median_ratio(times[TABLE], taken)
+            spread, gain = asdict(Spread.of(taken)), median_ratio(times[plans.TABLE], taken)
             own[name] |= {"seconds": spread, "gain": gain, "outcome": None}
     print(*map(_line, own.values()), sep="\n", flush=True)
 
 
-def _row(case: Case, variant: Variant) -> Row:
+def _row(case: Case, variant: plans.Variant) -> Row:
     plan = variant.plan._asdict() | {"config": variant.plan.config._asdict()}
     how = {"name": variant.name, "plan": plan, "constants": dict(variant.constants)}
     missing = dict.fromkeys(("errors", "resources", "seconds", "gain"))
@@ -112,13 +91,18 @@ def _line(row: Row) -> str:
 
 
 def _timer(
-    case: Case, variant: Variant, row: Row, state: State, batches: Sequence[Batch], judge: Check
+    case: Case,
+    variant: plans.Variant,
+    row: Row,
+    state: State,
+    batches: Sequence[Batch],
+    judge: Check,
 ) -> Callable[[], float]:
     """Seconds of a step, once it agrees with the reference and ``row`` says what it needs."""
     cache_bytes = hardware.cache_bytes(state[0].device)
-    steps, errors, _ = agreed(VariantStep(case, state, variant), judge, cache_bytes)
+    steps, errors, _ = agreed(plans.VariantStep(case, state, variant), judge, cache_bytes)
     row["errors"] = errors and asdict(errors)
-    row["resources"] = resources(described(case, variant)[1])
+    row["resources"] = resources(plans.described(case, variant)[1])
     calls = turns(steps, batches)
     replay = captured(steps, calls).replay
     times = calls_in_a_block(partial(cuda.device_time, replay))
@@ -132,21 +116,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--output", type=Path, metavar="PATH", help="a JSON file (default: in benchmarks/results)")
     add("--within", type=float, default=170.0, metavar="SECONDS", help="(default: %(default)s)")
     add("--quick", action="store_true", help="tiny sizes: shows that all of it runs, nothing else")
-    chosen, device = parser.parse_args(given), torch.device("cuda")
+    chosen = parser.parse_args(given)
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
         parser.error("the variants are for GPUs of compute capability 9.0, such as an H200")
-    name = f"{hardware.slug(device)}-sweep-{datetime.date.today().isoformat()}.json"
+    name = f"{hardware.slug(GPU)}-sweep-{datetime.date.today().isoformat()}.json"
     path = new_record(chosen.output or RESULTS / name)
     rows: list[Row] = []
     record = {"command": shlex.join(["python", "-m", "benchmarks.sweep", *given])}
-    record |= environment(device) | {"rows": rows}
+    record |= environment(GPU) | {"rows": rows}
     save, failed = partial(write_whole, path, record), False
-    sizes, seconds = (QUICK_SIZES, 0.0) if chosen.quick else (SIZES, SIZE_SECONDS)
+    sizes, seconds = (plans.QUICK_SIZES, 0.0) if chosen.quick else (plans.SIZES, SIZE_SECONDS)
     for case in sizes:
         print(case.name, flush=True)
         try:
             with float32_matmul_precision(case.matmul_precision):
-                measure(case, rows, save, device, seconds, started + chosen.within)
+                measure(case, rows, save, seconds, started + chosen.within)
         except Exception:  # of a whole size, as for want of memory
             failed = True
             traceback.print_exc()
