@@ -4,7 +4,6 @@ import functools
 import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +35,13 @@ TEXT = page.PAGE.read_text()
 SOURCES = dict(re.findall(r"<!-- (\w+): (\S+) -->", TEXT))
 
 
+@pytest.fixture
+def cpu():
+    """The record of ``make bench`` that the page compares the model with."""
+    [name] = re.findall(r"`(cpu-\S+\.json)`", TEXT)
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+
+
 def test_the_page_has_the_models_tables():
     """``python -m benchmarks.distributed --page`` writes them."""
     assert SOURCES.keys() == {"constants", "simulated", "measured"}
@@ -54,14 +60,16 @@ def test_what_the_page_says_of_processes():
     assert f"within {100 * max(abs(ratio - 1) for ratio in largest):.0f} %" in TEXT
 
 
-def test_what_the_page_says_of_a_cpu():
-    [name] = re.findall(r"`(cpu-\S+\.json)`", TEXT)
-    machine, functional, steps = card_of(
-        json.loads((ROOT / "benchmarks" / "results" / name).read_text())
-    )
-    machine = machine._replace(step=functional)
-    ratios = [seconds(machine, step) / taken for step, taken in steps]
+def test_what_the_page_says_of_a_cpu(cpu):
+    machine, functional, steps = card_of(cpu)
+    ratios = [seconds(machine._replace(step=functional), step) / taken for step, taken in steps]
     assert f"{min(ratios):.2f} to {max(ratios):.2f} of its {len(ratios)} bfloat16 steps" in TEXT
+
+
+@pytest.mark.parametrize("missing", ["rows", "host_time"])
+def test_a_record_that_has_not_all_of_it(cpu, missing):
+    with pytest.raises(ValueError, match="the bfloat16 cases and the host's time"):
+        card_of(cpu | {missing: []})
 
 
 def sent(rank):
@@ -131,86 +139,51 @@ def test_constants_of_processes_are_found_again():
     assert found.links[0] == pytest.approx(machine.links[0])
 
 
-def record_of(machine: Machine) -> dict:
-    """What ``make bench`` would write of a GPU with these constants."""
-    rows = []
-    for batch, size, dtype in (
-        (64, 16384, "bfloat16"),
-        (1024, 65536, "bfloat16"),
-        (8, 9, "float32"),
-    ):
-        case = {"batch": batch, "rows": size, "dtype_name": dtype, "dim": 128}
-        taken = seconds(machine, Step("none", 1, size, batch, element=2))
-        gflops = 8e-9 * batch * size * 128 / (taken - machine.step)
-        row = {"case": case, "implementation": "rrd_kernels", "gflops": gflops}
-        rows.append(row | {"seconds": {"median": taken}})
-    layers = [("kernels, beside the host", 1e-5), ("operator: launches", 2e-5)]
-    layers.append(("Python: modules", machine.step - 2e-5))
-    return {
-        "gpu": {"name": "a GPU"},
-        "versions": {},
-        "machine": {"before": {"copy_gbytes_per_second": machine.read / 1e9}, "after": None},
-        "rows": [*rows, {"case": case, "implementation": "SDPA", "outcome": "absent"}],
-        "host_time": {"layers": [{"name": n, "seconds": {"median": s}} for n, s in layers]},
-    }
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Calls the command, in a repository of its own."""
+    monkeypatch.setattr(page, "ROOT", tmp_path)
+    monkeypatch.setattr(page, "PAGE", tmp_path / "scaling.md")
+    page.PAGE.write_text(TEXT)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        command.main()
+
+    return run
 
 
-class TestCard:
-    MACHINE = H200._replace(step=9e-5, flops=1e14, read=2e12)
+def test_a_card_takes_its_place_on_the_page(run, cpu, tmp_path, capsys):
+    """Inside what ``make gpu-check`` wrote, too."""
+    path = tmp_path / "card.json"
+    record = cpu | {"gpu": {"name": "a GPU"}}
+    path.write_text(json.dumps({"stages": {"build": {}, "official": {"record": record}}}))
+    run("--card", path)
+    host = cpu["host_time"]["layers"][1:]  # the first are the kernels
+    t_step = sum(layer["seconds"]["median"] for layer in host)
+    assert "a GPU, bfloat16 (t_step, flops, read measured" in (printed := capsys.readouterr().out)
+    assert f"t_step {1e6 * t_step:.3g} µs, t_agree 200 µs" in printed
+    run("--page", path)
+    written = page.PAGE.read_text()
+    assert "<!-- simulated: card.json -->" in written
+    assert f"<!-- measured: {SOURCES['measured']} -->" in written
+    run("--page")  # the assumed constants again
+    assert page.PAGE.read_text() == TEXT
 
-    def test_constants_are_found_again(self):
-        machine, functional, steps = card_of(record_of(self.MACHINE))
-        assert machine.name.startswith("a GPU, bfloat16")
-        assert machine[3] == H200.links
-        assert machine[1:3] + machine[4:] == pytest.approx(self.MACHINE[1:3] + self.MACHINE[4:])
-        assert functional == pytest.approx(2e-5)  # without the layer of modules
-        assert [step.size for step, _ in steps] == [16384, 65536]  # none in float32
 
-    @pytest.mark.parametrize("missing", ["rows", "host_time"])
-    def test_a_record_that_has_not_all_of_it(self, missing):
-        with pytest.raises(ValueError, match="the bfloat16 cases and the host's time"):
-            card_of(record_of(self.MACHINE) | {missing: []})
+def test_measured_steps_take_their_place_on_the_page(run, tmp_path, monkeypatch):
+    tiny = functools.partial(measure, sizes=(300, 600), rounds=1, worlds=(1, 2))
+    monkeypatch.setattr(command, "measure", tiny)
+    path = tmp_path / "ranks.json"
+    run("--measure", path, "--page", path)
+    rows = json.loads(path.read_text())["rows"]
+    assert len(rows) == 2 + 2 * 3
+    assert all(row["seconds"]["median"] > 0 for row in rows)
+    assert "<!-- measured: ranks.json -->" in page.PAGE.read_text()
+    with pytest.raises(SystemExit, match="exists"):
+        run("--measure", path)
 
 
-class TestCommand:
-    @pytest.fixture
-    def run(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(page, "ROOT", tmp_path)
-        monkeypatch.setattr(page, "PAGE", tmp_path / "scaling.md")
-        page.PAGE.write_text(TEXT)
-
-        def run(*arguments):
-            monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-            command.main()
-
-        return run
-
-    def test_a_card_takes_its_place_on_the_page(self, run, tmp_path, capsys):
-        """Inside what ``make gpu-check`` wrote, too."""
-        path = tmp_path / "card.json"
-        stages = {"build": {}, "official": {"record": record_of(TestCard.MACHINE)}}
-        path.write_text(json.dumps({"stages": stages}))
-        run("--card", path)
-        assert "t_step 90 µs" in capsys.readouterr().out
-        run("--page", path)
-        written = page.PAGE.read_text()
-        assert "<!-- simulated: card.json -->" in written
-        assert f"<!-- measured: {SOURCES['measured']} -->" in written
-        run("--page")  # the assumed constants again
-        assert page.PAGE.read_text() == TEXT
-
-    def test_measured_steps_take_their_place_on_the_page(self, run, tmp_path, monkeypatch):
-        tiny = functools.partial(measure, sizes=(300, 600), rounds=1, worlds=(1, 2))
-        monkeypatch.setattr(command, "measure", tiny)
-        path = tmp_path / "ranks.json"
-        run("--measure", path, "--page", path)
-        record = json.loads(path.read_text())
-        assert len(record["rows"]) == 2 + 2 * 3
-        assert all(row["seconds"]["median"] > 0 for row in record["rows"])
-        assert "<!-- measured: ranks.json -->" in page.PAGE.read_text()
-        with pytest.raises(SystemExit, match="exists"):
-            run("--measure", path)
-
-    def test_a_page_shows_records_of_the_repository(self, run):
-        with pytest.raises(SystemExit, match="not in the subpath"):
-            run("--page", Path(ROOT / SOURCES["measured"]))
+def test_a_page_shows_records_of_the_repository(run):
+    with pytest.raises(SystemExit, match="not in the subpath"):
+        run("--page", ROOT / SOURCES["measured"])

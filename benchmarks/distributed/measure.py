@@ -35,8 +35,7 @@ def measure(
         worlds: W; 1 and 2 give the constants.
 
     Returns:
-        ``rows``, a list of {gather, ranks, size, seconds}; ``messages``, seconds of two ranks'
-        all-gathers; ``machine``, what :meth:`Machine.of_record` takes.
+        ``rows``, of {gather, ranks, size, seconds}; ``machine``, see :meth:`Machine.of_record`.
     """
     rows, messages = [], {}
     for world in worlds:
@@ -44,7 +43,7 @@ def measure(
             mp.spawn(_rank, (world, folder, sizes, rounds), nprocs=world)
             found, messages[world] = torch.load(f"{folder}/found", weights_only=True)
         rows += found
-    return {"rows": rows, "messages": messages[2], "machine": constants(rows, messages[2])}
+    return {"rows": rows, "machine": constants(rows, messages[2])}
 
 
 def constants(rows: Sequence[Mapping[str, Any]], messages: Sequence[float]) -> dict[str, Any]:

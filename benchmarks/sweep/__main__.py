@@ -17,7 +17,7 @@ import torch
 from benchmarks import cuda, hardware
 from benchmarks.agreement import Check, agreed, agreement
 from benchmarks.cases import Case
-from benchmarks.inputs import Batch, State, draw
+from benchmarks.inputs import Batch, draw
 from benchmarks.measure import Spread, calls_in_a_block, float32_matmul_precision, interleaved
 from benchmarks.paths import RESULTS, new_record, write_whole
 from benchmarks.peers import PublishedEager
@@ -60,7 +60,9 @@ def measure(
             break
         row = own[variant.name]
         try:
-            timers[variant.name] = _timer(case, variant, row, state, batches, judge)
+            timers[variant.name] = _timer(
+                plans.VariantStep(case, state, variant), row, batches, judge
+            )
         except Exception as error:  # a compiler's, a driver's: the others can be measured still
             row["outcome"] = f"{type(error).__name__}: {error}".splitlines()[0]
         save()
@@ -91,18 +93,12 @@ def _line(row: Row) -> str:
 
 
 def _timer(
-    case: Case,
-    variant: plans.Variant,
-    row: Row,
-    state: State,
-    batches: Sequence[Batch],
-    judge: Check,
+    step: plans.VariantStep, row: Row, batches: Sequence[Batch], judge: Check
 ) -> Callable[[], float]:
     """Seconds of a step, once it agrees with the reference and ``row`` says what it needs."""
-    cache_bytes = hardware.cache_bytes(state[0].device)
-    steps, errors, _ = agreed(plans.VariantStep(case, state, variant), judge, cache_bytes)
+    steps, errors, _ = agreed(step, judge, hardware.cache_bytes(GPU))
     row["errors"] = errors and asdict(errors)
-    row["resources"] = resources(plans.described(case, variant)[1])
+    row["resources"] = resources(plans.described(step.case, step.variant)[1])
     calls = turns(steps, batches)
     replay = captured(steps, calls).replay
     times = calls_in_a_block(partial(cuda.device_time, replay))

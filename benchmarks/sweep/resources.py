@@ -8,7 +8,7 @@ from rrd_kernels.triton.launch import Launch
 from rrd_kernels.triton.run import load
 
 #: CUfunction_attribute, of cuda.h.
-ATTRIBUTES = {"registers": 4, "spilled": 3}
+LOCAL_SIZE_BYTES, NUM_REGS = 3, 4
 
 
 def resources(launch: Launch) -> dict[str, int] | None:
@@ -33,11 +33,10 @@ def resources(launch: Launch) -> dict[str, int] | None:
         return number.value
 
     into, shared = ctypes.byref(number), ctypes.c_size_t(kernel.shared_bytes)
-    found = {
-        name: answer(driver.cuFuncGetAttribute(into, which, function))
-        for name, which in ATTRIBUTES.items()
+    occupancy = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor
+    return {
+        "registers": answer(driver.cuFuncGetAttribute(into, NUM_REGS, function)),
+        "spilled": answer(driver.cuFuncGetAttribute(into, LOCAL_SIZE_BYTES, function)),
+        "shared": kernel.shared_bytes,
+        "programs": answer(occupancy(into, function, kernel.threads, shared)),
     }
-    programs = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(
-        into, function, kernel.threads, shared
-    )
-    return found | {"shared": kernel.shared_bytes, "programs": answer(programs)}

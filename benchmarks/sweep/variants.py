@@ -16,8 +16,7 @@ from rrd_kernels.triton.run import run
 from rrd_kernels.triton.step import Buffers, Settings, step_launches
 from rrd_kernels.triton.table import Config
 
-FAMILY = "sm_90"
-H200 = Hardware(FAMILY, 132)
+H200 = Hardware("sm_90", 132)
 
 #: In the order in which they are wanted, should the time not suffice.
 SIZES = (
