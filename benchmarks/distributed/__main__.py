@@ -30,12 +30,13 @@ def main() -> None:
                 raise ValueError(f"{options.measure} exists, or its folder does not")
             command = shlex.join(["python", "-m", "benchmarks.distributed", *sys.argv[1:]])
             found = {"command": command} | environment(torch.device("cpu"))
-            found["busy_cores"] = busy_cores()  # by other work, before
-            options.measure.write_text(json.dumps(found | measure(), indent=2) + "\n")
+            found = found | {"busy_cores": busy_cores()} | measure()  # cores that other work keeps
+            options.measure.write_text(json.dumps(found, indent=2) + "\n")
+            print(page.of_processes(found)["measured"])
         if options.page is not None:
             page.write(options.page)
-        else:
-            for name, text in page.sections(options.measure or options.card).items():
+        elif not options.measure:
+            for name, text in page.of_model(options.card).items():
                 print(f"{name}\n\n{text}")
     except (OSError, ValueError) as error:
         sys.exit(f"{parser.prog}: {error}")

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.distributed.card import card_of
 from benchmarks.distributed.measure import steps_of
@@ -48,49 +49,51 @@ def beside_model(machine: Machine, steps: Iterable[tuple[Step, float]]) -> str:
 
 
 def simulated(machine: Machine) -> str:
-    """Bfloat16 steps but for the header, their messages in brackets; and the header."""
+    """Bfloat16 steps but for the header, and the header."""
     rows = []
     for (size, batch), ranks in itertools.product(SIZES, RANKS):
         cells = {}
         for gather in GATHERS:
             computing, _, talking = parts(machine, Step(gather, ranks, size, batch, element=2))
             messages = f" ({1e6 * talking:.0f})" if talking else ""
-            cells[f"{gather}, µs"] = f"{1e6 * (computing + talking):.0f}{messages}"
+            cells[f"{gather}, µs (messages)"] = f"{1e6 * (computing + talking):.0f}{messages}"
         cells["header, µs"] = f"{1e6 * header(machine, ranks):.0f}"
         rows.append({"K": size, "B": batch, "W": ranks, **cells})
     return table(rows)
 
 
-def sections(path: Path | None = None) -> dict[str, str]:
-    """The sections' texts by name.
-
-    Args:
-        path: a record of ``--measure`` or of ``make bench``; without one, the assumed constants.
+def of_model(card: Path | None = None) -> dict[str, str]:
+    """Sections by name: of the assumed constants, or those that a record of ``make bench`` has.
 
     Raises:
         OSError, ValueError: it cannot be read, or lacks what the model needs.
     """
-    record = json.loads(path.read_text()) if path else {}
-    if "links" in record.get("machine", ()):
-        machine = Machine.of_record(record["machine"])
-        return {"measured": f"{constants(machine)}\n{beside_model(machine, steps_of(record))}"}
     machine, measured = H200, ""
-    if path:
-        machine, functional, steps = card_of(load(path))
+    if card:
+        machine, functional, steps = card_of(load(card))
         measured = "\n" + beside_model(machine._replace(step=functional), steps)
     return {"constants": constants(machine) + measured, "simulated": simulated(machine)}
 
 
+def of_processes(record: Mapping[str, Any]) -> dict[str, str]:
+    """The section of a record of ``--measure``."""
+    machine = Machine.of_record(record["machine"])
+    return {"measured": f"{constants(machine)}\n{beside_model(machine, steps_of(record))}"}
+
+
 def write(paths: Sequence[Path]) -> None:
-    """Puts the sections of records, or without any of the assumed constants, into the page.
+    """Puts the sections of records of either kind, or without any of the assumed constants, into
+    the page.
 
     Raises:
-        OSError, ValueError: as :func:`sections`, or a record is outside the repository.
+        OSError, ValueError: as :func:`of_model`, or a record is outside the repository.
     """
     page = PAGE.read_text()
     for path in paths or (None,):
         source = path.resolve().relative_to(ROOT) if path else "benchmarks/distributed/model.py"
-        for name, text in sections(path).items():
+        record = json.loads(path.read_text()) if path else {}
+        of_ranks = "links" in record.get("machine", ())
+        for name, text in (of_processes(record) if of_ranks else of_model(path)).items():
             before, _, rest = page.partition(f"<!-- {name}: ")
             _, end, after = rest.partition(f"<!-- end of {name} -->")
             page = f"{before}<!-- {name}: {source} -->\n{text}{end}{after}"

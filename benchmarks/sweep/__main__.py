@@ -60,9 +60,8 @@ def measure(
             break
         row = own[variant.name]
         try:
-            timers[variant.name] = _timer(
-                plans.VariantStep(case, state, variant), row, batches, judge
-            )
+            step = plans.VariantStep(case, state, variant)
+            timers[variant.name] = _timer(step, row, batches, judge)
         except Exception as error:  # a compiler's, a driver's: the others can be measured still
             row["outcome"] = f"{type(error).__name__}: {error}".splitlines()[0]
         save()
@@ -85,10 +84,10 @@ def _line(row: Row) -> str:
     if row["seconds"] is None:
         return f"  {row['variant']['name']}: {row['outcome']}"
     median, p20, p80 = (1e6 * row["seconds"][name] for name in ("median", "p20", "p80"))
-    needed = ", ".join(f"{name} {value}" for name, value in (row["resources"] or {}).items())
+    needed = "".join(f", {name} {value}" for name, value in (row["resources"] or {}).items())
     return (
-        f"  {row['variant']['name']:30} {median:8.1f} µs [{p20:.1f}–{p80:.1f}], {row['gain']:.2f} "
-        f"× table, gradient off by {row['errors']['gradient']:.1e}, {needed}"
+        f"  {row['variant']['name']:36}{median:8.1f} µs [{p20:.1f}–{p80:.1f}], {row['gain']:.2f} "
+        f"× table, gradient off by {row['errors']['gradient']:.1e}{needed}"
     )
 
 
