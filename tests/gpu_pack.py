@@ -22,13 +22,13 @@ import torch
 from gpu_cases import Sizes
 from stand_in_gpu import CPU, GPU
 
-from benchmarks import variants
 from benchmarks.cases import CUDA_CASES, AnyCase, Case, MomentumCase
 from benchmarks.host_time import Calls
 from benchmarks.implementations import implementations
 from benchmarks.inputs import Batch, State
 from benchmarks.measure import float32_matmul_precision
 from benchmarks.plan import CUDA_PLAN
+from benchmarks.sweep import variants
 from rrd_kernels.pack import hardware_for
 from rrd_kernels.triton import pack
 from rrd_kernels.triton.configs import Hardware, arch_of

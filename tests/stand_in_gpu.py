@@ -283,6 +283,6 @@ def in_place(real: torch.device = CPU) -> Iterator[None]:
             (measure, "BLOCK_CALLS", 2),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
-        stack.enter_context(mock.patch("benchmarks.variants.run", run))
+        stack.enter_context(mock.patch("benchmarks.sweep.variants.run", run))
         stack.enter_context(OnGpu(real))
         yield

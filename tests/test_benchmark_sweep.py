@@ -1,119 +1,94 @@
 """The sweep over plans, on a stand-in for a GPU: its figures mean nothing."""
 
-import contextlib
 import ctypes
-import io
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
 import stand_in_gpu
 import torch
 
-from benchmarks import measure, resources, sweep, variants
 from benchmarks.inputs import draw
-from benchmarks.measure import DISAGREES, NOT_AVAILABLE, NOT_MEASURED
-from benchmarks.resources import Resources
-from benchmarks.sweep_rows import MARK
-from benchmarks.variants import SIZES, TABLE
+from benchmarks.sweep import __main__ as sweep
+from benchmarks.sweep import resources, variants
+from benchmarks.sweep.variants import SIZES, TABLE
 from rrd_kernels.triton.launch import Loaded, specialize
 from rrd_kernels.triton.step import Settings, step_launches
 
-RESOURCES = Resources(registers=148, local_bytes=16, shared_bytes=64 * 1024, programs=3)
+NEEDED = {"registers": 148, "spilled": 16, "shared": 65536, "programs": 3}
 DEPENDENT, SPLITS = "dependent launches", "26 splits"
 
 
 @pytest.fixture
-def gpu() -> Iterator[None]:
-    with (
-        mock.patch.object(stand_in_gpu, "CACHE_BYTES", 0),  # one copy of each memory
-        mock.patch.object(measure, "BLOCK_CALLS", 1),
-        mock.patch.object(sweep, "resources", return_value=RESOURCES),
-        stand_in_gpu.in_place(),
-    ):
-        yield
+def swept(tmp_path, monkeypatch):
+    """Sweeps one tiny size; returns the exit code, and the rows by their variants' names."""
+    path = tmp_path / "sweep.json"
+    monkeypatch.setattr(stand_in_gpu, "CACHE_BYTES", 0)  # one copy of each memory
+    monkeypatch.setattr(variants, "QUICK_SIZES", variants.QUICK_SIZES[:1])
+    monkeypatch.setattr(sweep, "resources", lambda launch: NEEDED)
+
+    def run(*options):
+        try:
+            code = sweep.main(["--quick", "--output", str(path), *options])
+        except KeyboardInterrupt:
+            code = None
+        rows = json.loads(path.read_text())["rows"]
+        return code, {row["variant"]["name"]: row for row in rows}
+
+    with stand_in_gpu.in_place():
+        yield run
 
 
-def swept(path: Path) -> tuple[int, dict[str, dict[str, Any]], str]:
-    """The exit code, the rows of one size by name, and what was printed."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        code = sweep.main(["--quick", "--cases", "bfloat16", "--output", str(path)])
-    return code, rows_of(path), printed.getvalue()
+def test_every_variant_is_checked_and_timed(swept, capsys):
+    code, rows = swept()
+    assert code == 0
+    assert next(iter(rows)) == TABLE
+    assert {DEPENDENT, SPLITS} < rows.keys()
+    for row in rows.values():
+        assert row["outcome"] is None
+        assert 0 < row["errors"]["gradient"] < 0.1
+        assert row["seconds"]["median"] > 0
+        assert row["resources"] == NEEDED
+    assert "registers 148, spilled 16, shared 65536, programs 3" in capsys.readouterr().out
 
 
-def rows_of(path: Path) -> dict[str, dict[str, Any]]:
-    return {row["variant"]["name"]: row for row in json.loads(path.read_text())["rows"]}
+def test_what_fails_is_named_and_ends_nothing(swept, monkeypatch, capsys):
+    def run(launches):
+        if launches[1].dependent:
+            raise RuntimeError("operation not supported\nthe driver says more")
+        stand_in_gpu.run(launches)
+        if launches[1].constants["STAGES"] == 2:
+            launches[2].arguments["grad_z_s"].mul_(1.5)
+
+    monkeypatch.setattr(variants, "run", run)
+    code, rows = swept()
+    assert code == 1
+    failed = {name for name, row in rows.items() if row["outcome"] and row["seconds"] is None}
+    wrong = {name for name in rows if "2 stages" in name}
+    assert wrong
+    assert failed == wrong | {DEPENDENT}
+    assert all("ArithmeticError" in rows[name]["outcome"] for name in wrong)
+    assert f"{DEPENDENT}: RuntimeError: operation not supported\n" in capsys.readouterr().out
 
 
-def line_of(name: str, printed: str) -> str:
-    [line] = [line for line in printed.splitlines() if f" {name} " in line]
-    return line
+def test_gain_is_the_median_over_the_rounds(swept, monkeypatch):
+    taken = {TABLE: [1.0, 2.0, 3.0], SPLITS: [0.5, 1.6, 1.5]}
+    monkeypatch.setattr(sweep, "interleaved", lambda timers, seconds: taken)
+    _, rows = swept()
+    assert rows[SPLITS]["gain"] == 2.0
+    assert rows[DEPENDENT]["gain"] is None
 
 
-@pytest.mark.usefixtures("gpu")
-class TestSweep:
-    def test_every_variant_is_checked_and_timed(self, tmp_path):
-        path = tmp_path / "sweep.json"
-        code, rows, printed = swept(path)
-        assert code == 0
-        assert next(iter(rows)) == TABLE
-        assert {DEPENDENT, SPLITS} < rows.keys()
-        for row in rows.values():
-            assert row["outcome"] is None
-            assert 0 < row["errors"]["gradient"] < 0.1
-            assert row["seconds"]["median"] > 0
-            assert row["rounds"] == 7
-            assert row["resources"]["registers"] == RESOURCES.registers
-        record = json.loads(path.read_text())
-        rate = 1e9 * record["mm_gflops"]["bfloat16"]
-        table = rows[TABLE]
-        operations = 8 * 16 * 128 * 512
-        assert table["share_of_mm"] == pytest.approx(operations / table["seconds"]["median"] / rate)
-        assert line_of("bfloat16 16×512", printed).split()[-4:] == ["148", "16", "64", "3"]
+def test_no_time_is_no_failure(swept):
+    code, rows = swept("--within", "-1")
+    assert code == 0
+    assert {row["outcome"] for row in rows.values()} == {sweep.NOT_REACHED}
 
-    def test_what_fails_is_named_and_ends_nothing(self, tmp_path, monkeypatch):
-        def run(launches):
-            if launches[1].dependent:
-                raise RuntimeError("operation not supported\nthe driver says more")
-            stand_in_gpu.run(launches)
-            if launches[1].constants["STAGES"] == 2:
-                launches[2].arguments["grad_z_s"].mul_(1.5)
 
-        monkeypatch.setattr(variants, "run", run)
-        code, rows, printed = swept(tmp_path / "sweep.json")
-        assert code == 1
-        wrong = {name for name in rows if "2 stages" in name}
-        assert {name for name, row in rows.items() if row["outcome"] == DISAGREES} == wrong
-        assert rows[DEPENDENT]["outcome"] == NOT_AVAILABLE
-        assert f"{DEPENDENT}: {NOT_AVAILABLE}, RuntimeError: operation not supported\n" in printed
-        for name in rows.keys() - wrong - {DEPENDENT}:
-            assert rows[name]["seconds"] is not None
-
-    def test_what_gains_is_marked(self, tmp_path, monkeypatch):
-        taken = {TABLE: [1.05, 2.10], DEPENDENT: [1.0, 2.0], SPLITS: [1.01, 2.02]}
-        monkeypatch.setattr(sweep, "interleaved", lambda timers, seconds: taken)
-        _, rows, printed = swept(tmp_path / "sweep.json")
-        assert {name for name, row in rows.items() if row["worth_it"]} == {DEPENDENT}
-        assert rows[DEPENDENT]["gain"] == pytest.approx(1.05)
-        assert MARK in line_of(DEPENDENT, printed)
-        assert MARK not in line_of(SPLITS, printed)
-
-    def test_no_time_is_no_failure(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(sweep, "TOTAL_SECONDS", -1e6)
-        code, rows, _ = swept(tmp_path / "sweep.json")
-        assert code == 0
-        assert {row["outcome"] for row in rows.values()} == {NOT_MEASURED}
-
-    def test_an_interrupt_loses_nothing(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(sweep, "interleaved", mock.Mock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            swept(tmp_path / "sweep.json")
-        for row in rows_of(tmp_path / "sweep.json").values():
-            assert row["errors"]["gradient"] > 0
-            assert row["seconds"] is None
+def test_an_interrupt_loses_nothing(swept, monkeypatch):
+    monkeypatch.setattr(sweep, "interleaved", mock.Mock(side_effect=KeyboardInterrupt))
+    _, rows = swept()
+    assert all(row["errors"]["gradient"] > 0 for row in rows.values())
 
 
 def test_without_a_gpu(monkeypatch, capsys):
@@ -123,23 +98,21 @@ def test_without_a_gpu(monkeypatch, capsys):
     assert "compute capability 9.0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("case", SIZES, ids=lambda case: case.name)
-class TestVariants:
-    def test_each_way_once(self, case):
-        listed = variants.variants(case)
-        for told_apart in ({variant.name for variant in listed}, {v.how for v in listed}):
-            assert len(told_apart) == len(listed) > 5
+def kernels(launches):
+    return tuple((specialize(launch), launch.grid) for launch in launches)
 
-    def test_the_first_is_the_table_s(self, case):
-        table = variants.described(case, variants.variants(case)[0])
-        z_s, z_t = torch.empty(2, case.batch, case.dim, dtype=case.dtype, device="meta")
-        memory = torch.empty(case.rows, case.dim, dtype=case.dtype, device="meta")
-        pointer = torch.empty(1, dtype=torch.int64, device="meta")
-        settings = Settings(case.tau_s, case.tau_t, True, case.format, 1, True, "before")
-        own = step_launches(z_s, z_t, memory, pointer, settings, variants.H200)[1]
-        assert [(specialize(one), one.grid) for one in table] == [
-            (specialize(one), one.grid) for one in own
-        ]
+
+@pytest.mark.parametrize("case", SIZES, ids=lambda case: case.name)
+def test_variants_differ_and_the_first_is_the_tables(case):
+    listed = variants.variants(case)
+    launched = [kernels(variants.described(case, variant)) for variant in listed]
+    assert len({variant.name for variant in listed}) == len(set(launched)) == len(listed) > 5
+    z_s, z_t = torch.empty(2, case.batch, case.dim, dtype=case.dtype, device="meta")
+    memory = torch.empty(case.rows, case.dim, dtype=case.dtype, device="meta")
+    pointer = torch.empty(1, dtype=torch.int64, device="meta")
+    settings = Settings(case.tau_s, case.tau_t, True, case.format, 1, True, "before")
+    own = step_launches(z_s, z_t, memory, pointer, settings, variants.H200)[1]
+    assert launched[0] == kernels(own)
 
 
 def test_what_is_wanted_ahead_is_what_is_launched():
@@ -152,37 +125,23 @@ def test_what_is_wanted_ahead_is_what_is_launched():
             assert set(map(specialize, launches)) <= ahead
 
 
-class TestResources:
+def test_resources_are_what_the_driver_says(monkeypatch):
     """Through a driver that writes what it is asked for."""
 
-    @pytest.fixture
-    def driver(self, monkeypatch):
-        def attribute(number, which, function):
-            number._obj.value = {4: 148, 3: 16}[which]  # cuda.h: NUM_REGS, LOCAL_SIZE_BYTES
-            return 0
+    def attribute(number, which, function):
+        number._obj.value = {4: 148, 3: 16}[which]  # cuda.h: NUM_REGS, LOCAL_SIZE_BYTES
+        return 0
 
-        def occupancy(number, function, threads, shared_bytes):
-            number._obj.value = 65536 // (148 * threads) if shared_bytes.value == 65536 else 0
-            return 0
+    def occupancy(number, function, threads, shared):
+        number._obj.value = 65536 // (148 * threads) if shared.value == 65536 else 0
+        return 0
 
-        driver = mock.Mock(
-            cuFuncGetAttribute=mock.Mock(side_effect=attribute),
-            cuOccupancyMaxActiveBlocksPerMultiprocessor=occupancy,
-        )
-        monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        monkeypatch.setattr(resources, "load", lambda launch, device: Loaded(1, 128, 65536, ()))
-        return driver
-
-    def test_what_the_driver_says(self, driver):
-        assert resources.resources(None) == Resources(148, 16, 65536, 3)
-
-    def test_an_error(self, driver):
-        driver.cuFuncGetAttribute = lambda *arguments: 400
-        with pytest.raises(RuntimeError, match="error 400"):
-            resources.resources(None)
-
-    def test_a_kernel_that_only_triton_launches(self, driver, monkeypatch):
-        monkeypatch.setattr(resources, "load", lambda launch, device: None)
-        with pytest.raises(RuntimeError, match="does not launch it"):
-            resources.resources(None)
+    driver = mock.Mock(cuFuncGetAttribute=attribute)
+    driver.cuOccupancyMaxActiveBlocksPerMultiprocessor = occupancy
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(resources, "load", lambda launch, device: Loaded(1, 128, 65536, ()))
+    assert resources.resources(None) == NEEDED
+    driver.cuFuncGetAttribute = lambda *arguments: 400
+    with pytest.raises(RuntimeError, match="error 400"):
+        resources.resources(None)

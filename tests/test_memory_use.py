@@ -3,8 +3,11 @@
 import forked
 import pytest
 import torch
+from ranks import on_ranks
 
 from benchmarks.measure import CLEAR_REFS, peak_extra_memory
+from rrd_kernels import RRDLoss
+from rrd_kernels.distributed.layout import ROWS_AT_ONCE
 from rrd_kernels.functional import relational_loss, sampled_relational_loss
 
 MIB = 1 << 20
@@ -96,3 +99,30 @@ class TestSampledPeak:
     def test_the_measure_sees_gathered_rows(self):
         """Two tensors of B x P x D."""
         assert printed(measure_sampled, "auto", torch.float32, "reference") > 2 * 64 * 200 * 128 * 4
+
+
+def spread_over_ranks(rank, rows, dim):
+    """Bytes of a rank's rows, and what it took at most to make them and to train twice."""
+    f_s, f_t = torch.randn(2, 16, dim, requires_grad=True)
+    held = 0
+
+    def train():
+        nonlocal held
+        sizes = {"s_dim": dim, "t_dim": dim, "feat_dim": dim, "nce_k": rows}
+        criterion = RRDLoss(**sizes, gather="shard", start="unit", memory_dtype=torch.bfloat16)
+        for _ in range(2):
+            criterion(f_s, f_t).backward()
+        held = criterion.state_dict()["memory.queue"].to_local().nbytes
+
+    return peak_extra_memory(train), held
+
+
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="the system does not count a peak")
+def test_a_memory_that_one_process_need_not_hold():
+    """Made and used in parts: beside its bfloat16 rows a process takes the float32 ones that they
+    are made of, of what else there is some rows at a time, and 64 MiB for all that is no memory."""
+    rows, dim = 2**21, 128
+    pieces = ROWS_AT_ONCE * dim * (4 + 8 + 8)
+    for peak, held in on_ranks(2, spread_over_ranks, rows, dim):
+        assert held == rows // 2 * dim * 2
+        assert held < peak < 3 * held + pieces + 64 * MIB

@@ -27,8 +27,8 @@ from machine_code import (
     step,
 )
 
-from benchmarks.variants import SIZES as SWEPT
-from benchmarks.variants import TABLE, variants
+from benchmarks.sweep.variants import SIZES as SWEPT
+from benchmarks.sweep.variants import TABLE, variants
 from rrd_kernels.triton.configs import MAX_DIM, WIDTHS, Hardware, look_up
 from rrd_kernels.triton.launch import specialize
 from rrd_kernels.triton.plan import make_plan

@@ -1,4 +1,4 @@
-"""The time, the bytes and the memory of a training step on W ranks, as docs/scaling.md has them."""
+"""Time, bytes and memory of a training step on W ranks, as docs/scaling.md states them."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from rrd_kernels.distributed.collectives import RING
 
 GATHERS = ("none", "keys", "shard")
-
 #: Six integers that every rank tells the others before a step.
 HEADER_BYTES = 48
 
@@ -18,8 +17,8 @@ class Link(NamedTuple):
     start: float  # seconds of a collective, however many ranks it has
     latency: float  # seconds from one rank to the next in its node
     bandwidth: float  # bytes per second that a rank receives, where all are in one node
-    among_nodes: float = 0.0  # seconds from one rank to the next in its node, where there are more
-    network_latency: float = 0.0  # the same from a node to the next
+    among_nodes: float = 0.0  # seconds from one rank to the next in its node, of several nodes
+    network_latency: float = 0.0  # seconds from a node to the next
     network_bandwidth: float = math.inf  # bytes per second that enter a node
 
 
@@ -32,25 +31,15 @@ class Machine(NamedTuple):
     links: tuple[Link, ...]  # of which a collective takes the fastest
     read: float = math.inf  # bytes of the memory's rows, per second
     agree: float = 0.0  # seconds that a step of several ranks takes on the host, messages aside
-    round: float = 0.0  # seconds of a message between two hosts, from process to process
+    round: float = 0.0  # seconds of a message between two hosts' processes
     each: float = 0.0  # seconds of one rank's message among those that one rank gathers
     per_node: int = 1 << 30
-    capacity: float = math.inf  # bytes that a rank can spare for the memory
     cores: float = math.inf  # ranks that run side by side at these rates
 
     @classmethod
     def of_record(cls, fields: Mapping[str, Any]) -> "Machine":
-        """Out of what JSON has made of ``_asdict()``; infinities are left out there."""
+        """The machine whose fields a record has, its links as fields too."""
         return cls(**{**fields, "links": tuple(Link(**link) for link in fields["links"])})
-
-    def as_record(self) -> dict[str, Any]:
-        """What :meth:`of_record` takes."""
-        fields = {**self._asdict(), "links": [_finite(link._asdict()) for link in self.links]}
-        return _finite(fields)
-
-
-def _finite(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value != math.inf}
 
 
 class Step(NamedTuple):
@@ -64,30 +53,15 @@ class Step(NamedTuple):
     element: int = 4  # bytes of an embedding's number, and of a stored one
 
     @property
-    def through(self) -> int:
-        """Bytes of its own and the others' that go through each rank."""
-        if self.ranks == 1 or self.gather == "none":
-            return 0
-        header = self.ranks * HEADER_BYTES
-        rows = self.ranks * self.batch
-        if self.gather == "keys":
-            return header + rows * self.dim * self.element
-        return header + rows * (2 * self.dim * self.element + (2 * self.dim + 3) * 4)
-
-    @property
-    def held(self) -> int:
-        """Bytes of the memory on a rank."""
-        rows = -(-self.size // self.ranks) if self.gather == "shard" else self.size
-        return rows * self.dim * self.element
-
-    @property
-    def possible(self) -> bool:
-        """Whether the rows that enter at once fit the memory."""
-        return self.size >= self.batch * (1 if self.gather == "none" else self.ranks)
+    def messages(self) -> tuple[int, ...]:
+        """Bytes that each rank brings to each collective after the header."""
+        rows = self.batch * self.dim * self.element
+        sums = self.batch * (2 * self.dim + 3) * 4
+        return {"none": (), "keys": (rows,), "shard": (2 * rows, sums)}[self.gather]
 
 
 def collective(machine: Machine, ranks: int, each: float) -> float:
-    """Seconds to gather ``each`` bytes from every rank, or to add up and hand back as many."""
+    """Seconds to gather ``each`` bytes from every rank, or to sum and scatter as many."""
     if ranks == 1:
         return 0.0
     nodes = -(-ranks // machine.per_node)
@@ -113,26 +87,15 @@ def header(machine: Machine, ranks: int) -> float:
     return machine.agree + rounds * machine.round + (ranks - 1) * machine.each
 
 
-def attention(machine: Machine, queries: int, rows: int, step: Step) -> float:
-    """Seconds of the pass over ``rows`` rows: loss and gradient of ``queries`` samples."""
-    products = 8 * queries * step.dim * rows / machine.flops
-    return max(products, rows * step.dim * step.element / machine.read)
-
-
 def parts(machine: Machine, step: Step) -> tuple[float, float, float]:
     """Seconds of a step's computing, of its header, and of all other messages."""
-    batch, ranks = step.batch, step.ranks
-    slower = max(1.0, ranks / machine.cores)
-    shares = ranks if step.gather == "shard" else 1
-    rows = -(-step.size // shares)
-    computing = machine.step + attention(machine, shares * batch, rows, step)
-    talking = agreeing = 0.0
-    if step.gather != "none":
-        agreeing = header(machine, ranks)
-        embeddings = 2 if step.gather == "shard" else 1
-        talking = collective(machine, ranks, embeddings * batch * step.dim * step.element)
-    if step.gather == "shard":
-        talking += collective(machine, ranks, batch * (2 * step.dim + 3) * 4)
+    slower = max(1.0, step.ranks / machine.cores)
+    shares = step.ranks if step.gather == "shard" else 1
+    numbers = step.dim * -(-step.size // shares)  # that a rank holds
+    products, read = 8 * step.batch * shares * numbers, numbers * step.element
+    computing = machine.step + max(products / machine.flops, read / machine.read)
+    agreeing = header(machine, step.ranks) if step.messages else 0.0
+    talking = sum(collective(machine, step.ranks, each) for each in step.messages)
     return slower * computing, slower * agreeing, slower * talking
 
 
@@ -141,22 +104,19 @@ def seconds(machine: Machine, step: Step) -> float:
     return sum(parts(machine, step))
 
 
-#: Of a device's memory, what a memory of embeddings may take beside a student that trains.
-SPARED = 1 / 3
-
-#: Rings of NCCL's three protocols, by the latencies and the shares of the bandwidth with which it
-#: chooses between them on this generation (src/graph/tuning.cc of NCCL 2.19 and later), over NVLink
-#: 4 (450 GB/s each way) and eight 400 Gb/s adapters to a node.
+#: Rings of NCCL's protocols LL, LL128 and Simple, by the latencies and the shares of the bandwidth
+#: with which it chooses between them on this generation (src/graph/tuning.cc of NCCL 2.19 and
+#: later), over NVLink 4 (450 GB/s each way) and eight 400 Gb/s adapters to a node.
 NCCL = (
-    Link(6.6e-6, 0.6e-6, 87.7e9, 1.08e-6, 2.7e-6, 19e9),  # LL
-    Link(14e-6, 1.9e-6, 0.92 * 450e9, 1.9e-6, 4e-6, 0.92 * 400e9),  # LL128
-    Link(8.4e-6, 3.4e-6, 450e9, 3.4e-6, 14e-6, 400e9),  # Simple
+    Link(6.6e-6, 0.6e-6, 87.7e9, 1.08e-6, 2.7e-6, 19e9),
+    Link(14e-6, 1.9e-6, 0.92 * 450e9, 1.9e-6, 4e-6, 0.92 * 400e9),
+    Link(8.4e-6, 3.4e-6, 450e9, 3.4e-6, 14e-6, 400e9),
 )
 
 #: An H200 in a node of eight, bfloat16 products. Nothing of it has been measured by this project.
 #: flops: half of what a large torch.mm reaches elsewhere (790 TFLOP/s); read: a copy's rate (4.3
 #: TB/s); agree: half of what the CPU that was measured takes, whose enqueue is in it; round, each:
-#: as of TCP between hosts, through gloo. capacity: of its 141 GB.
+#: as of TCP between hosts, through gloo.
 H200 = Machine(
     name="eight H200 to a node, bfloat16 (assumed)",
     step=40e-6,
@@ -167,5 +127,4 @@ H200 = Machine(
     round=50e-6,
     each=10e-6,
     per_node=8,
-    capacity=SPARED * 141e9,
 )

@@ -1,9 +1,6 @@
-"""Other ways to run a step on a card such as an H200 than the table's, one change at a time.
+"""Plans for a step on an H200 beside the table's, one change at a time, as arithmetic and machine
+code suggest them; none has been measured."""
 
-None of them has been measured: each is what arithmetic and the machine code suggest.
-"""
-
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +16,7 @@ from rrd_kernels.triton.run import run
 from rrd_kernels.triton.step import Buffers, Settings, step_launches
 from rrd_kernels.triton.table import Config
 
-FAMILY = "sm_90"
-H200 = Hardware(FAMILY, 132)
+H200 = Hardware("sm_90", 132)
 
 #: In the order in which they are wanted, should the time not suffice.
 SIZES = (
@@ -34,14 +30,11 @@ SIZES = (
     Case(256, 16384, "float32", matmul_precision="high"),
 )
 #: So small that their figures mean nothing.
-QUICK_SIZES = (
-    Case(16, 512, "bfloat16"),
-    Case(16, 512, "float32", matmul_precision="high"),
-)
+QUICK_SIZES = (Case(16, 512, "bfloat16"), Case(16, 512, "float32", matmul_precision="high"))
 
-#: Block sizes by format and D, each for every size: those that the table has for large problems are
-#: here too, since where it begins to call them large is a guess. Programs of one warpgroup share a
-#: multiprocessor, so that one's softmax runs beside another's products, with no barrier for both.
+#: Block sizes by format and D, each for every size, since where the table begins to call a size
+#: large is a guess. Programs of one warpgroup share a multiprocessor, so that one's softmax runs
+#: beside another's products, with no barrier for both.
 CONFIGS = {
     ("bfloat16", 128): (
         *(Config(128, 128, 128, 128, 8, stages) for stages in (2, 3, 4)),
@@ -83,41 +76,33 @@ class Variant(NamedTuple):
 
 
 def variants(case: Case, hardware: Hardware = H200) -> list[Variant]:
-    """The table's way first, then the others, each once."""
-    found: dict[Any, Variant] = {}
-    for variant in _variants(case, hardware):
-        found.setdefault(variant.how, variant)
-    return list(found.values())
+    """The table's plan first, then the others, each once."""
 
-
-def _variants(case: Case, hardware: Hardware) -> Iterator[Variant]:
     def plan(config: Config | None = None, splits: int | None = None) -> Plan:
         sizes = case.batch, case.rows, case.dim, case.format, case.dtype.itemsize
         return make_plan(*sizes, True, hardware, config, splits)
 
     table = plan()
-    yield Variant(TABLE, table)
-    yield Variant("dependent launches", table._replace(dependent=True))
-    if case.batch <= FEW:
-        for splits in SPLITS:
-            yield Variant(f"{splits} splits", plan(splits=splits))
     plans = [plan(config) for config in CONFIGS[case.format, case.dim]]
-    for other in plans:
-        yield Variant(text_of(other.config), other)
+    found = [Variant(TABLE, table), Variant("dependent launches", table._replace(dependent=True))]
+    if case.batch <= FEW:
+        found += [Variant(f"{splits} splits", plan(splits=splits)) for splits in SPLITS]
+    found += [Variant(text_of(other.config), other) for other in plans]
     if case.format == "tf32":
         for one in (table, plans[0]):
-            yield Variant(f"{text_of(one.config)}, in order", one, (("REORDER_WARPS", 0),))
+            name = f"{text_of(one.config)}, in order"
+            found.append(Variant(name, one, (("REORDER_WARPS", 0),)))
+    unique: dict[Any, Variant] = {}
+    for variant in found:
+        unique.setdefault(variant.how, variant)
+    return list(unique.values())
 
 
 def text_of(config: Config) -> str:
     """Such as "128×64, 4 warps, 3 stages, ×2"."""
-    parts = [
-        f"{config.block_m}×{config.block_n}",
-        f"{config.num_warps} warps",
-        f"{config.num_stages} stages",
-        *([f"×{config.programs}"] if config.programs > 1 else []),
-    ]
-    return ", ".join(parts)
+    text = f"{config.block_m}×{config.block_n}, {config.num_warps} warps"
+    programs = f", ×{config.programs}" if config.programs > 1 else ""
+    return f"{text}, {config.num_stages} stages{programs}"
 
 
 def launches(
@@ -141,13 +126,9 @@ def described(case: Case, variant: Variant) -> tuple[Launch, Launch, Launch]:
 
 
 def wanted() -> list[Launch]:
-    """All launches of the sweep on an H200, for those who compile them ahead."""
-    return [
-        launch
-        for case in SIZES
-        for variant in variants(case)
-        for launch in described(case, variant)
-    ]
+    """All launches of the sweep on an H200, to compile them ahead."""
+    pairs = ((case, variant) for case in SIZES for variant in variants(case))
+    return [launch for pair in pairs for launch in described(*pair)]
 
 
 class VariantStep(FifoStep):
