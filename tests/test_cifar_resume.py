@@ -84,6 +84,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_weights(
     assert (resumed / "epochs.csv").read_text().count("\n") == 3
 
 
+@pytest.mark.long
 def test_a_killed_process_goes_on_to_the_same_weights(teacher, tmp_path):
     """By SIGKILL, at two moments that nobody has chosen."""
     options = ["--distill", "rrd", "--nce_k", "40", "--save_steps", "1"]

@@ -175,12 +175,17 @@ def test_the_bounds_see_small_mistakes(mistake, dtype, device):
 
 @pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("length", [2.0, 40.0])
-def test_a_broken_promise_of_unit_rows_costs_time_only(precision, length, device):
-    """Rows all alike, or all opposed: each logit is far above, or below, what a unit row allows."""
+@pytest.mark.parametrize("within", [None, "z_s", "z_t"])
+def test_a_broken_promise_of_unit_rows_costs_time_only(within, length, precision, device):
+    """Rows all alike, or all opposed: each logit is far above, or below, what a unit row allows;
+    but for those of one side, which may be orthogonal to all rows."""
     row = F.normalize(torch.randn(1, 32, dtype=torch.float64), dim=1)
     problem = Problem(row.repeat(6, 1), row.repeat(6, 1), length * row.repeat(100, 1))
     problem.z_s[::2] *= -1
     problem.z_t[1::2] *= -1
+    if within:
+        other = torch.randn(6, 32, dtype=torch.float64)
+        setattr(problem, within, other - (other @ row.T) * row)
     for part in ("z_s", "z_t", "memory"):
         value = getattr(problem, part).to(device, torch.float32)
         setattr(problem, part, value if precision != "float64" else value.double())
