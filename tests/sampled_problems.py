@@ -154,14 +154,15 @@ def error_bound(problem: Sampled, rounding: Rounding) -> tuple[Tensor, Tensor]:
     return loss, 2 * (grad + (dim + 8) * rounding.sum * weight.sum(1)) / norm
 
 
-def tolerance(problem: Sampled, precision: str) -> tuple[Tensor, Tensor]:
+def tolerance(problem: Sampled, precision: str | Rounding) -> tuple[Tensor, Tensor]:
     """How far losses [B] and gradient rows' norms [B] may be from float64, which errs too."""
-    ours = error_bound(problem, rounding_of(precision, problem.z_s.device))
+    named = isinstance(precision, str)
+    ours = error_bound(problem, rounding_of(precision, problem.z_s.device) if named else precision)
     oracle = error_bound(problem, ROUNDING["float64"])
     return ours[0] + oracle[0], ours[1] + oracle[1]
 
 
-def within(problem: Sampled, found: tuple[Tensor, Tensor], precision: str) -> bool:
+def within(problem: Sampled, found: tuple[Tensor, Tensor], precision: str | Rounding) -> bool:
     """Whether [B] losses and [B, D] gradients are right, in every sample."""
     (loss, grad), (wanted, wanted_grad) = found, problem.float64()
     loss_bound, grad_bound = tolerance(problem, precision)
