@@ -1,5 +1,6 @@
 """The table of bad inputs: each a clear error, and nothing written before it."""
 
+import math
 import re
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from rrd_kernels import RRDLoss, functional
 from rrd_kernels.functional import enqueue_, relational_loss, relational_step_
 
 SIZES = {"s_dim": 6, "t_dim": 5, "feat_dim": 8, "nce_k": 16}
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 NOT_TEMPERATURES = [0.0, -0.1, float("inf"), float("nan")]
 
 
@@ -309,6 +311,18 @@ def test_zero_and_tiny_rows_are_normalised_as_pytorch_does(precision, device):
     loss_bound, grad_bound = tolerance(problem, precision)
     assert ((loss.double() - wanted_loss).abs() <= loss_bound).all()
     assert ((z_s.grad.double() - wanted_grad).norm(dim=1) <= grad_bound).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_of_the_memory_that_is_not_finite_shows(dtype, value, device):
+    problem = draw(3, 8, 16, dtype, device)
+    problem.memory[5, 2] = value
+    for unit_memory in (True, False):
+        for need_grad in (True, False):
+            z_s = problem.z_s.detach().requires_grad_(need_grad)
+            loss = relational_loss(z_s, problem.z_t, problem.memory, unit_memory=unit_memory)
+            assert not loss.isfinite()
 
 
 def test_fused_backend_says_why_it_is_not_there():

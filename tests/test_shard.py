@@ -279,3 +279,22 @@ def test_a_shard_outlives_no_group():
     for state, step in on_ranks(2, state_after_the_group):
         assert "take it before destroy_process_group" in state
         assert "use it before destroy_process_group" in step
+
+
+def small_temperatures(rank):
+    """The mean loss of all samples, in float32 and where the ranks' sums have shifts of their own,
+    far from one another's."""
+    torch.manual_seed(3)
+    sizes = {"s_dim": 8, "t_dim": 8, "feat_dim": 8, "nce_k": 31, "start": "unit"}
+    criterion = RRDLoss(**sizes, nce_t_s=0.005, nce_t_t=0.005, gather="shard")
+    f_s, f_t = torch.randn(2, 8, 8)
+    own = slice(2 * rank, 2 * rank + 2) if dist.is_initialized() else slice(None)
+    return criterion(f_s[own], f_t[own]).detach()
+
+
+def test_sums_of_ranks_that_float32_does_not_hold():
+    losses = torch.stack(on_ranks(4, small_temperatures))
+    # A logit is up to 1/tau = 200 and rounded to 2^-24 of that, a few times on either way.
+    torch.testing.assert_close(
+        losses.mean(), small_temperatures(0), rtol=0, atol=16 * 2.0**-24 * 200
+    )
