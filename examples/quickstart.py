@@ -24,11 +24,11 @@ from torch import Tensor
 
 import digits
 import report
-from benchmarks.cases import Case
-from benchmarks.measure import interleaved_times
-from benchmarks.peers import Compiled
-from benchmarks.run import run_case
-from benchmarks.table import print_table
+from benchmarks.cases.sizes import Case
+from benchmarks.measuring.clocks import interleaved_times
+from benchmarks.implementations.fifo import Compiled
+from benchmarks.measuring.run import run_case
+from benchmarks.report.tables import implementations_table, print_table
 from digits import Digits, Method, Network, Scores
 from rrd_kernels.ops import why_not_fused
 
@@ -206,7 +206,7 @@ def benchmark(cases: Sequence[Case], seconds: float, console: Console) -> None:
     for case in cases:
         print(f"measuring {case.name} ...", file=sys.stderr)
         rows += run_case(case, seconds, memory=False, without=[Compiled])  # slow to compile
-    print_table(rows)
+    print_table(implementations_table({"rows": rows, "machine": {}}))
 
 
 def main() -> None:

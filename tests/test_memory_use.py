@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measure import CLEAR_REFS
+from benchmarks.measuring.memory import CLEAR_REFS
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 1 << 20
@@ -16,7 +16,7 @@ THREADS = 2
 # least of three, because other work on the machine can only add to it.
 PROGRAM = """
 import sys, torch
-from benchmarks.measure import peak_extra_memory
+from benchmarks.measuring.memory import peak_extra_memory
 from rrd_kernels.functional import relational_loss
 batch, dim, rows, threads = map(int, sys.argv[1:5])
 dtype, layout, backend = getattr(torch, sys.argv[5]), *sys.argv[6:]
@@ -75,7 +75,7 @@ class TestPeak:
 # The momentum memory at its official size: the published code gathers two tensors of 537 MB.
 SAMPLED = """
 import sys, torch
-from benchmarks.measure import peak_extra_memory
+from benchmarks.measuring.memory import peak_extra_memory
 from rrd_kernels.functional import sampled_relational_loss
 batch, columns, rows, dim = 64, 16385, 50000, 128
 method, stored, backend = sys.argv[1:]
