@@ -60,7 +60,7 @@ def _figures(record: Record) -> pd.DataFrame:
     rows = frame(record)
     tried = (rows.figure != OPERATOR) & (rows.outcome != NOT_MEASURED)
     rows = rows[tried & ((rows.figure != HOST) | (rows.name == WHOLE))].copy()
-    rows["axis"] = rows["axis"].fillna("")
+    rows["axis"] = rows["axis"].astype(object).fillna("")
     return rows[[*KEYS, "median", "p20", "p80", "rounds", "extra_bytes"]]
 
 

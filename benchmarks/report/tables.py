@@ -68,8 +68,8 @@ def rates(record: Record) -> tuple[dict[str, float], float]:
     not measured: the best of before and after the cases."""
     looks = [look for look in record["machine"].values() if look]
     mm = pd.DataFrame([look["mm_gflops"] for look in looks]).max() * 1e9
-    copies = [look["copy_gbytes_per_second"] * 1e9 for look in looks if len(look) > 3]
-    return mm.to_dict(), max(copies, default=np.nan)
+    copied = pd.Series([look.get("copy_gbytes_per_second") for look in looks], dtype=float)
+    return mm.to_dict(), 1e9 * copied.max()
 
 
 def unit(record: Record) -> tuple[str, float]:
@@ -160,8 +160,8 @@ def cases_table(record: Record, section: str) -> pd.DataFrame:
 def _both(figures: pd.DataFrame, form: str) -> pd.Series:
     """Of the published code and of this package, missing where both are."""
     figures = figures.reindex(columns=["published", Fused.name])
-    texts = figures.map(form.format, na_action="ignore").fillna(MISSING)
-    return texts.agg(" → ".join, axis=1).where(figures.notna().any(axis=1))
+    texts = figures.map(form.format, na_action="ignore").astype(object)
+    return texts.fillna(MISSING).agg(" → ".join, axis=1).where(figures.notna().any(axis=1))
 
 
 def every_row(record: Record, figure: str) -> pd.DataFrame:

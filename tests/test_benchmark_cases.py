@@ -1,0 +1,203 @@
+"""What is compared agrees with the reference, and what does not is refused."""
+
+import functools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.cases.agreement import agreement, check
+from benchmarks.cases.inputs import draw
+from benchmarks.cases.sizes import CPU_CASES, CUDA_CASES, Case, DrawCase, MomentumCase
+from benchmarks.implementations import COMPILED, implementations
+from benchmarks.implementations.fifo import Fused, PublishedEager
+from benchmarks.implementations.gpu_libraries import LibraryStep
+from benchmarks.implementations.linear_cross_entropy import LinearCrossEntropy
+from benchmarks.implementations.momentum import FusedMomentum, PublishedMomentum
+from benchmarks.implementations.negatives import Sampler
+from rrd_kernels.functional import relational_loss
+
+CPU = torch.device("cpu")
+SMALL = Case(16, 512, "float32")
+FORMATS = [
+    SMALL,
+    replace(SMALL, matmul_precision="high"),
+    replace(SMALL, dtype_name="bfloat16"),
+    replace(SMALL, dtype_name="float16"),
+]
+MOMENTUM = MomentumCase(8, 64, "float32", n_data=500)
+DRAWS = DrawCase(8, 64, "int64", n_data=500)
+
+
+def judged(case, kinds, device=CPU):
+    """Each of ``kinds`` in turn, against one reference; the errors by name."""
+    state, batches = draw(case, device)
+    judge = agreement(case, state, batches[0])
+    return {kind.name: check(kind(case, state), judge, batches[0]) for kind in kinds}
+
+
+@pytest.mark.parametrize("case", [*FORMATS, MOMENTUM, DRAWS], ids=lambda case: case.name)
+def test_every_implementation_agrees(case, device, monkeypatch):
+    if case is DRAWS and device.type != "cpu":
+        pytest.skip("draws are the host's")
+    # Inductor takes seconds for what is seen here: the writes in a graph, the numbers.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    kinds = implementations(case, device)
+    found = judged(case, kinds, device)
+    assert next(iter(found)) == PublishedEager.name
+    assert list(found)[-1] == Fused.name
+    if case is SMALL:
+        assert found[Fused.name]["gradient"] < 1e-5
+
+
+class OffByAThousandth(Fused):
+    def __call__(self, z_s, z_t):
+        loss, grad = super().__call__(z_s, z_t)
+        return 1.001 * loss, grad
+
+
+class WithoutEnqueue(Fused):
+    def __call__(self, z_s, z_t):
+        before = self.memory.clone()
+        super().__call__(z_s, z_t)
+        self.memory.copy_(before)
+        z_s = z_s.detach().requires_grad_()
+        loss = relational_loss(z_s, z_t, self.memory, tau_s=self.tau_s, tau_t=self.tau_t)
+        return loss.detach(), torch.autograd.grad(loss, z_s)[0]
+
+
+class WritesRaw(Fused):
+    def write(self, z_s, z_t):
+        super().write(z_s, z_t)
+        self.memory[: len(z_t)] = z_t
+
+
+class LeavesThePointer(Fused):
+    def write(self, z_s, z_t):
+        super().write(z_s, z_t)
+        self.pointer.zero_()
+
+
+class WritesElsewhere(Fused):
+    def write(self, z_s, z_t):
+        super().write(z_s, z_t)
+        self.memory[-1] *= 1.001
+
+
+class AnotherGradient(FusedMomentum):
+    def __call__(self, *batch):
+        loss, grad = super().__call__(*batch)
+        return loss, 1.001 * grad
+
+
+class AnotherLoss(PublishedMomentum):
+    def __call__(self, *batch):
+        loss, grad = super().__call__(*batch)
+        return 1.00001 * loss, grad
+
+
+class SwappedNormalizers(PublishedMomentum):
+    def __call__(self, *batch):
+        self.params[2:4] = self.params[2:4].flip(0)
+        return super().__call__(*batch)
+
+
+class WithoutUpdate(FusedMomentum):
+    def __call__(self, *batch):
+        before = self.memory_v2.clone()
+        result = super().__call__(*batch)
+        self.memory_v2.copy_(before)
+        return result
+
+
+class StrayWrite(FusedMomentum):
+    def __call__(self, z_s, z_t, idx, contrast_idx):
+        result = super().__call__(z_s, z_t, idx, contrast_idx)
+        self.memory_v1[(idx[0] + 1) % len(self.memory_v1)] += 1e-3
+        return result
+
+
+class MovesTheWrongRows(FusedMomentum):
+    def write(self, z_s, z_t, idx, contrast_idx):
+        super().write(z_s, z_t, idx.flip(0), contrast_idx)
+
+
+class Repeats(Sampler):
+    def __call__(self, idx):
+        columns = super().__call__(idx)
+        columns[0, 1] = columns[0, 2]
+        return columns
+
+
+class OfItsOwnClass(Sampler):
+    def __call__(self, idx):
+        columns = super().__call__(idx)
+        columns[0, 1] = idx[0]
+        return columns
+
+
+class OfAnother(Sampler):
+    def __call__(self, idx):
+        return super().__call__(idx.flip(0))
+
+
+WRONG = {
+    SMALL: [OffByAThousandth, WithoutEnqueue, WritesRaw, LeavesThePointer, WritesElsewhere],
+    MOMENTUM: [
+        *(AnotherGradient, AnotherLoss, SwappedNormalizers),
+        *(WithoutUpdate, StrayWrite, MovesTheWrongRows),
+    ],
+    DRAWS: [Repeats, OfItsOwnClass, OfAnother],
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "wrong"), [(case, wrong) for case, kinds in WRONG.items() for wrong in kinds]
+)
+def test_a_wrong_implementation_is_refused(case, wrong):
+    published, *_ = implementations(case, CPU)
+    with pytest.raises(ArithmeticError, match=wrong.name):
+        judged(case, [wrong] if issubclass(wrong, published) else [published, wrong])
+
+
+@pytest.mark.skipif(not LinearCrossEntropy.takes(SMALL), reason="PyTorch lacks it")
+def test_linear_cross_entropy_must_take_its_chunked_path(monkeypatch):
+    state, [batch] = draw(SMALL, CPU, sets=1)
+    step = LinearCrossEntropy(SMALL, state)
+    with torch.profiler.profile() as profiled:
+        step(*batch)
+    chunked = [event.key for event in profiled.key_averages() if "batch_chunked" in event.key]
+    assert chunked
+    # Probabilities of another dtype than the input's are what it warns of.
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: torch.softmax(x.double(), dim))
+    with pytest.raises(UserWarning):
+        step(*batch)
+
+
+class Divergence(LibraryStep):
+    """A library's loss as it says what it computes."""
+
+    name = "a library"
+
+    def divergence(self, student, teacher):
+        logits = student @ self.memory.T, teacher @ self.memory.T
+        own, target = (both.log_softmax(dim=1) for both in logits)
+        return torch.nn.functional.kl_div(own, target, reduction="batchmean", log_target=True)
+
+
+def test_a_divergence_has_the_cross_entropy_s_gradient():
+    errors = judged(SMALL, [PublishedEager, Divergence])[Divergence.name]
+    assert errors.keys() == {"gradient", "memory"}
+
+
+@pytest.mark.parametrize("cases", [CPU_CASES, CUDA_CASES])
+def test_cases_are_told_apart_by_their_names(cases):
+    assert len({case.name for case in cases}) == len(cases)
+    assert any(case.name == "float32 256×131072 D=512" for case in cases)
+
+
+def test_what_is_compiled_takes_part_at_every_size():
+    for device, cases in (("cpu", CPU_CASES), ("cuda", CUDA_CASES)):
+        for case in cases:
+            kinds = implementations(case, torch.device(device))
+            assert sum(kind in COMPILED for kind in kinds) == (not isinstance(case, DrawCase))

@@ -1,0 +1,329 @@
+"""Records, their tables, pictures and comparison, and what README.md shows of them."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import stand_in_gpu
+import torch
+from stand_in_gpu import GPU
+
+from benchmarks.cases.sizes import Case, axes_for, cases_for
+from benchmarks.implementations import COMPILED, implementations
+from benchmarks.implementations.fifo import Fused, PublishedEager
+from benchmarks.measuring import breakdown, growth, run
+from benchmarks.measuring.host_time import SIZE
+from benchmarks.measuring.run import GRAPH, run_case
+from benchmarks.report import __main__ as report
+from benchmarks.report.record import RESULTS, ROOT, load
+
+pytest.importorskip("pandas")
+pytest.importorskip("matplotlib")
+
+from benchmarks.report import compare, pictures, readme, tables
+from benchmarks.report.targets import targets_lines
+
+README = readme.README.read_text()
+SHOWN = [(memory, path) for _, memory, path in readme.shown(README)]
+RECORD = RESULTS / "cpu-2-cores-avx512-2026-11-27.json"
+CASE = Case(4, 32, "float32", 8)
+
+
+def first_and_last(case, device):
+    """The published code and this package."""
+    first, *_, last = implementations(case, device)
+    return [first, last]
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Only :func:`first_and_last`, since the stand-in is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (run, growth, breakdown):
+            patch.setattr(module, "implementations", first_and_last)
+        yield
+
+
+@pytest.fixture(scope="module")
+def written(few, tmp_path_factory):
+    """The record of the quick report on the stand-in for a GPU, which is all in this process."""
+    path = tmp_path_factory.mktemp("report") / "record.json"
+    arguments = ["--device", "cuda", "--quick", "--compile", "none", "--output", str(path)]
+    with stand_in_gpu.in_place():
+        assert report.main(arguments) == 0
+    assert path.with_suffix(".md").exists()
+    assert len(list(path.parent.glob("*.png"))) == 3
+    return load(path)
+
+
+def rows_of(record, kind, **fields):
+    return [
+        row
+        for row in record["rows"]
+        if row["implementation"] == kind.name and fields.items() <= row.items()
+    ]
+
+
+class TestQuickReport:
+    def test_what_it_was_measured_with(self, written):
+        assert written["gpu"]["name"] == stand_in_gpu.NAME
+        assert written["versions"]["torch"] == torch.__version__
+        assert written["cache_bytes"] == stand_in_gpu.CACHE_BYTES
+        assert written["command"].endswith("record.json")
+        assert written["took"] > 0
+        assert all(look["mm_gflops"]["bfloat16"] > 0 for look in written["machine"].values())
+
+    def test_every_case_has_a_graph_unless_it_waits(self, written):
+        cases = {case.name for case in cases_for(GPU, quick=True)}
+        assert {row["case"] for row in rows_of(written, Fused, figure=GRAPH)} == cases
+        assert not rows_of(written, PublishedEager, figure=GRAPH)
+        for row in rows_of(written, PublishedEager, figure="step"):
+            assert "it waits for the device" in row["not_captured"]
+        for row in rows_of(written, Fused, figure="step"):
+            assert row["extra_bytes"] == stand_in_gpu.PEAK_BYTES
+
+    def test_the_host_s_time(self, written):
+        names = [row["name"] for row in rows_of(written, Fused, figure="host")]
+        assert names[0] == "kernels, beside the host"
+        assert names[-1] == "the whole step, measured for itself"
+        assert len(names) == 8
+        assert SIZE == (64, 16384)
+
+    def test_kernels_make_the_breakdown(self, written):
+        names = {row["name"] for row in rows_of(written, Fused, figure="operator")}
+        assert "rrd_kernels::relational_loss_forward" in names
+        assert not {stand_in_gpu.LAUNCH, stand_in_gpu.RANGE} & names
+
+    def test_growth_along_both_axes(self, written):
+        for axis in axes_for(GPU, quick=True):
+            letter = axis.label[0]
+            values = [row[letter] for row in rows_of(written, Fused, axis=axis.label)]
+            assert tuple(values) == axis.values
+
+    def test_all_is_in_the_document(self, written):
+        text = tables.document(written)
+        for title, _, table in tables.tables(written):
+            assert f"## {title}" in text
+            assert len(table)
+        assert text.count("\n## ") == 8
+
+
+def gpu_row(figure, **options):
+    with stand_in_gpu.in_place():
+        rows = run_case(CASE, 0, GPU, without=COMPILED, **options)
+    found = [row for row in rows if (row["implementation"], row["figure"]) == (Fused.name, figure)]
+    return found[0] if found else None
+
+
+@pytest.mark.usefixtures("few")
+class TestWhatAGpuFailsAt:
+    def test_a_step_that_no_graph_can_hold(self, monkeypatch):
+        def refuse(graph, stream):
+            raise RuntimeError("operation not permitted when stream is capturing\nCUDA says more")
+
+        monkeypatch.setattr(stand_in_gpu, "_capturing", refuse)
+        assert gpu_row("step")["not_captured"].startswith("RuntimeError: operation not permitted")
+        assert gpu_row(GRAPH) is None
+
+    def test_a_graph_that_does_not_do_the_steps(self, monkeypatch):
+        monkeypatch.setattr(stand_in_gpu.Graph, "replay", lambda self: None)
+        row = gpu_row("step", memory=False)
+        assert row["not_captured"] == "RuntimeError: the replay does not do the steps"
+
+    def test_a_profiler_that_sees_no_kernel(self, monkeypatch):
+        monkeypatch.setattr(stand_in_gpu.Profile, "key_averages", lambda self: [])
+        with stand_in_gpu.in_place():
+            for row in breakdown.breakdown(CASE, GPU, 1):
+                assert row["reason"] == "RuntimeError: the profiler saw nothing that ran on cuda"
+
+
+def test_a_run_that_is_cut_short_leaves_a_record(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "record.json"
+    monkeypatch.setattr(report.growth, "rows_along", interrupted)
+    monkeypatch.setattr(report.host_time, "profile", lambda *_: 1 / 0)
+    monkeypatch.setattr(report, "run_case", lambda case, *_: run.run_case(case, 0, memory=False))
+    monkeypatch.setattr(run, "implementations", first_and_last)
+    monkeypatch.setattr(report, "cases_for", lambda *_: [Case(8, 64, "float32")])
+    arguments = ["--device", "cpu", "--quick", "--parts", "cases", "host", "scaling"]
+    with pytest.raises(KeyboardInterrupt):
+        report.main([*arguments, "--output", str(path)])
+    record = load(path)
+    assert record["failures"] == ["the host's time: ZeroDivisionError: division by zero"]
+    assert record["machine"]["after"] is None
+    assert "float32 8×64" in capsys.readouterr().out
+    assert compare.main([str(path), str(path)]) == 1
+    assert "AFTER was cut off: it did not look" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cases", "float64"], "there are float32 64×16384"),
+        (["--output", "record.txt"], "not the name of a .json file"),
+        (["--parts", "everything"], "invalid choice"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        report.parse_arguments(["--device", "cpu", *arguments])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_but_torch_is_needed_to_measure():
+    """On a machine with a GPU there may be no pandas, matplotlib or rich."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['pandas', 'matplotlib', 'rich']));"
+        "from benchmarks.report.__main__ import show; from pathlib import Path;"
+        "show({'rows': [{}]}, Path('record.json'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "elsewhere python -m benchmarks.report.tables record.json shows it" in done.stderr
+
+
+class TestCompare:
+    """Two records, alike but for what a test changes."""
+
+    @pytest.fixture
+    def records(self):
+        before = load(RECORD)
+        after = copy.deepcopy(before)
+        [row] = [
+            row for row in rows_of(after, Fused, figure="step") if row["case"] == "float32 64×16384"
+        ]
+        return before, after, row
+
+    def moved(self, before, after):
+        found = compare.moves(before, after)
+        return found[found.verdict.notna() | found.extra.notna()]
+
+    def test_nothing(self, records):
+        before, after, _ = records
+        assert self.moved(before, after).empty
+
+    @pytest.mark.parametrize(
+        ("change", "verdict", "worse"),
+        [
+            (lambda row: row.update(p20=row["p80"] * 1.01, p80=1.0), "slower", True),
+            (lambda row: row.update(p80=row["p20"] * 0.99), "faster", False),
+            (lambda row: row.update(p20=row["p80"], median=1.0), None, False),
+            (lambda row: row.update(p20=1.0, p80=1.0, rounds=6), None, False),
+            (lambda row: row.update(extra_bytes=row["extra_bytes"] + (3 << 20)), None, True),
+            (lambda row: row.update(extra_bytes=row["extra_bytes"] + (1 << 20)), None, False),
+            (lambda row: row.update(median=None, outcome="disagrees"), "fails now", True),
+            (lambda row: row.update(implementation="another"), None, False),
+        ],
+    )
+    def test_the_rule(self, records, change, verdict, worse):
+        before, after, row = records
+        change(row)
+        found = self.moved(before, after)
+        assert found.verdict.dropna().tolist() == ([verdict] if verdict else [])
+        assert found.worse.any() == worse
+
+    def test_peers_are_no_regression(self, records):
+        before, after, _ = records
+        for row in rows_of(after, PublishedEager, figure="step"):
+            row.update(p20=9.0, p80=9.0)
+        found = self.moved(before, after)
+        assert set(found.verdict) == {"slower"}
+        assert not found.worse.any()
+
+    def test_exit_code_and_output(self, records, tmp_path, capsys):
+        before, after, row = records
+        row.update(median=2 * row["median"], p20=2 * row["median"], p80=2 * row["median"])
+        paths = []
+        for name, record in (("before", before), ("after", after)):
+            paths.append(str(tmp_path / f"{name}.json"))
+            (tmp_path / f"{name}.json").write_text(json.dumps(record))
+        assert compare.main([paths[0], paths[0]]) == 0
+        assert compare.main(paths) == 1
+        printed = capsys.readouterr().out
+        assert "of rrd_kernels 1 slower" in printed
+        assert "2.00" in printed
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("cpu-2-cores-avx512-bf16-2026-11-27.json", "of different devices"),
+            ("ranks-cpu-2-cores-2026-11-27-2.json", "not a record of benchmarks.report"),
+            ("absent.json", "absent.json"),
+        ],
+    )
+    def test_what_cannot_be_compared(self, name, message, capsys):
+        with pytest.raises(SystemExit) as error:
+            compare.main([str(RECORD), str(RESULTS / name)])
+        assert error.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_record_inside_what_gpu_check_wrote(tmp_path):
+    stages = {"smoke": {}, "one": {"record": {"rows": []}}, "two": {"record": load(RECORD)}}
+    path = tmp_path / "check.json"
+    path.write_text(json.dumps({"stages": stages}))
+    assert load(path) == load(RECORD)
+
+
+class TestFrame:
+    def test_share_of_the_ceiling_that_takes_longer(self):
+        record = {
+            "machine": {
+                "before": {"mm_gflops": {"float32": 100.0}, "copy_gbytes_per_second": 8.0},
+                "after": {"mm_gflops": {"float32": 200.0}, "copy_gbytes_per_second": 10.0},
+            },
+            "rows": [
+                {"format": "float32", "operations": 2e9, "bytes": 5e7, "median": 0.02},
+                {"format": "float32", "operations": 2e9, "bytes": 2e8, "median": 0.04},
+                {"format": "int64", "operations": 0, "bytes": 1e8, "median": 0.1},
+            ],
+        }
+        rows = tables.frame(record)
+        assert rows.bound.tolist() == ["compute", "bandwidth", "bandwidth"]
+        assert rows.share.round(6).tolist() == [0.5, 0.5, 0.1]
+
+    def test_exponents(self):
+        rows = tables.pd.DataFrame({"K": [1, 2, 4, 8], "y": [3.0, 12.0, 48.0, 192.0]})
+        assert tables.exponent(rows.K, rows.y) == "2.00 ±0%"
+        assert tables.exponent(rows.K[:2], rows.y[:2]) is None
+
+    def test_targets(self):
+        record = load(RECORD)
+        assert [line["met?"] for line in targets_lines(record)] == ["yes"] * 3
+        for row in rows_of(record, PublishedEager, figure="step"):
+            row["times_ours"] = 1.0
+        assert [line["met?"] for line in targets_lines(record)] == ["no", "yes", "yes"]
+
+
+class TestReadme:
+    def test_it_shows_every_kind_of_record(self):
+        assert {memory for memory, _ in SHOWN} == {"FIFO memory", "momentum memory"}
+        assert len(SHOWN) >= 4
+
+    @pytest.mark.parametrize(("memory", "path"), SHOWN)
+    def test_tables_are_those_of_the_record(self, memory, path):
+        assert readme.section(memory, path) in README
+
+    @pytest.mark.parametrize("path", [path for memory, path in SHOWN if memory == "FIFO memory"])
+    def test_pictures_are_those_of_the_record(self, path):
+        record = load(path)
+        for name in pictures.available(record):
+            picture = readme.PICTURES / f"{readme.kind_of(record)}-{name}.png"
+            assert f"(docs/pictures/{picture.name})" in README
+            assert pictures.digest_in(picture) == pictures.digest(record)
+
+    def test_another_record_takes_the_place(self):
+        memory, path = SHOWN[-1]
+        spoilt = README.replace("rrd_kernels, ms |", "ours, ms |")
+        assert readme.section(memory, path) not in spoilt
+        assert readme.section(memory, path) in readme.updated(spoilt, path, memory)
+
+    def test_a_record_without_a_place(self):
+        with pytest.raises(ValueError, match="no place"):
+            readme.updated("", RECORD)
