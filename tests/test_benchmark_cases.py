@@ -98,22 +98,22 @@ class AnotherLoss(PublishedMomentum):
 
 class SwappedNormalizers(PublishedMomentum):
     def __call__(self, *batch):
-        self.params[2:4] = self.params[2:4].flip(0)
+        self.state[2][2:4] = self.state[2][2:4].flip(0)
         return super().__call__(*batch)
 
 
 class WithoutUpdate(FusedMomentum):
     def __call__(self, *batch):
-        before = self.memory_v2.clone()
+        before = self.state[1].clone()
         result = super().__call__(*batch)
-        self.memory_v2.copy_(before)
+        self.state[1].copy_(before)
         return result
 
 
 class StrayWrite(FusedMomentum):
     def __call__(self, z_s, z_t, idx, contrast_idx):
         result = super().__call__(z_s, z_t, idx, contrast_idx)
-        self.memory_v1[(idx[0] + 1) % len(self.memory_v1)] += 1e-3
+        self.state[0][(idx[0] + 1) % len(self.state[0])] += 1e-3
         return result
 
 

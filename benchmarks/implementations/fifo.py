@@ -110,15 +110,9 @@ class Fused(AutogradStep, FifoStep):
     name = "rrd_kernels"
 
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
-        return functional.relational_step_(
-            z_s,
-            z_t,
-            self.memory,
-            self.pointer,
-            tau_s=self.tau_s,
-            tau_t=self.tau_t,
-            unit_memory=True,
-            backend="fused",
+        step = functional.relational_step_
+        return step(
+            z_s, z_t, self.memory, self.pointer, **self.taus, unit_memory=True, backend="fused"
         )
 
     def write(self, z_s: Tensor, z_t: Tensor) -> None:

@@ -1,7 +1,7 @@
 """The step through PyTorch's attention kernels, all that the device has."""
 
-from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ class SDPA(FifoStep):
     to autograd.
     """
 
+    #: What torch.ops.aten calls it, without what all begin with, and its further options.
+    kernel: ClassVar[str]
+    options: ClassVar[Mapping[str, Any]] = {}
     #: Of the operands; a kernel called with others may read them as if they were these.
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
 
@@ -48,11 +51,12 @@ class SDPA(FifoStep):
         # [1, 1, 2B], which some kernels pad and some give a fourth dimension.
         return log_sum_exp.flatten()[: len(student)], output_s, output_t
 
-    @staticmethod
-    @abstractmethod
-    def _attention(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def _attention(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Output and natural log-sum-exp of attention over [1, 1, K, D], unscaled; the latter of
         the first half of the queries at least."""
+        kernel = getattr(torch.ops.aten, f"_scaled_dot_product_{self.kernel}")
+        output, log_sum_exp, *_ = kernel(queries, memory, memory, scale=1.0, **self.options)
+        return output, log_sum_exp
 
 
 class Math(SDPA):
@@ -63,12 +67,10 @@ class Math(SDPA):
     """
 
     name = "SDPA math"
+    kernel = "attention_math"
 
-    @staticmethod
-    def _attention(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        output, weights = torch.ops.aten._scaled_dot_product_attention_math(
-            queries, memory, memory, scale=1.0
-        )
+    def _attention(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        output, weights = super()._attention(queries, memory)
         batch = queries.shape[2] // 2
         largest, at = weights[0, 0, :batch].max(dim=1)
         logit = (queries[0, 0, :batch].float() * memory[0, 0, at].float()).sum(dim=1)
@@ -77,41 +79,22 @@ class Math(SDPA):
 
 class CpuFlash(SDPA):
     name = "SDPA flash"
-
-    @staticmethod
-    def _attention(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            queries, memory, memory, scale=1.0
-        )
+    kernel = "flash_attention_for_cpu"
 
 
 class Flash(SDPA):
     name = "SDPA flash"
+    kernel = "flash_attention"
     dtypes = ("bfloat16", "float16")
-
-    @staticmethod
-    def _attention(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ops.aten._scaled_dot_product_flash_attention(
-            queries, memory, memory, scale=1.0
-        )[:2]
 
 
 class Efficient(SDPA):
     name = "SDPA efficient"
-
-    @staticmethod
-    def _attention(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ops.aten._scaled_dot_product_efficient_attention(
-            queries, memory, memory, attn_bias=None, compute_log_sumexp=True, scale=1.0
-        )[:2]
+    kernel = "efficient_attention"
+    options: ClassVar = {"attn_bias": None, "compute_log_sumexp": True}
 
 
-class Cudnn(SDPA):
+class Cudnn(Efficient):
     name = "SDPA cuDNN"
+    kernel = "cudnn_attention"
     dtypes = ("bfloat16", "float16")
-
-    @staticmethod
-    def _attention(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ops.aten._scaled_dot_product_cudnn_attention(
-            queries, memory, memory, attn_bias=None, compute_log_sumexp=True, scale=1.0
-        )[:2]

@@ -65,6 +65,7 @@ class TrainingStep(Step):
         super().__init__(case, state)
         self.tau_s = case.tau_s
         self.tau_t = case.tau_t
+        self.taus: dict[str, Any] = {"tau_s": case.tau_s, "tau_t": case.tau_t}
         # As GradScaler does: p / B as such would underflow in float16.
         self.loss_scale = 1024.0 if case.dtype == torch.float16 else 1.0
 

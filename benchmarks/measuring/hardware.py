@@ -1,28 +1,19 @@
 """What a machine is called and made of, and nothing that tells it from another of its kind."""
 
-import importlib
+import importlib.util
 import os
 import platform
 import re
-import shutil
 import subprocess
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-#: What nvidia-smi is asked: the driver once, the state around the measurements.
-DRIVER = ("driver_version",)
-STATE = (
-    "clocks.sm",
-    "clocks.mem",
-    "clocks.max.sm",
-    "clocks.max.mem",
-    "power.draw",
-    "power.limit",
-    "temperature.gpu",
-)
+#: What nvidia-smi is asked.
+STATE = "driver_version clocks.sm clocks.mem clocks.max.sm power.draw power.limit temperature.gpu"
 
 CGROUP = "/sys/fs/cgroup"
 CPUS = "/sys/devices/system/cpu"
@@ -107,42 +98,28 @@ def gpu(device: torch.device) -> dict[str, Any]:
         "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "memory_bytes": properties.total_memory,
-        **_nvidia_smi(device, DRIVER),
     }
 
 
-def gpu_versions() -> dict[str, Any]:
-    try:
-        triton = importlib.import_module("triton").__version__
-    except ImportError:
-        triton = None
-    return {
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "triton": triton,
-    }
+def gpu_versions() -> dict[str, str | None]:
+    triton = version("triton") if importlib.util.find_spec("triton") else None
+    return {"cuda": torch.version.cuda, "triton": triton}
 
 
 def gpu_state(device: torch.device) -> dict[str, str]:
-    """Clocks, power and temperature as they are found; empty where nvidia-smi does not say."""
-    return _nvidia_smi(device, STATE)
-
-
-def _nvidia_smi(device: torch.device, fields: tuple[str, ...]) -> dict[str, str]:
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return {}
+    """Driver, clocks, power and temperature as they are found; empty where nvidia-smi does not
+    say."""
     # Its numbers are not those of CUDA, which CUDA_VISIBLE_DEVICES changes.
     identity = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
-    query = [f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    query = [f"--query-gpu={STATE.replace(' ', ',')}", "--format=csv,noheader"]
     try:
         done = subprocess.run(
-            [command, identity, *query], check=True, capture_output=True, text=True, timeout=20
+            ["nvidia-smi", identity, *query], check=True, capture_output=True, text=True, timeout=20
         )
     except (OSError, subprocess.SubprocessError):
         return {}
     values = [value.strip() for value in done.stdout.strip().split(",")]
-    return dict(zip(fields, values, strict=False))
+    return dict(zip(STATE.split(), values, strict=False))
 
 
 def busy_cores(seconds: float = 0.5) -> float | None:
