@@ -25,6 +25,7 @@ FORMATS = [
     replace(SMALL, dtype_name="bfloat16"),
     replace(SMALL, dtype_name="float16"),
 ]
+WIDER = Case(16, 16384, "float32")
 MOMENTUM = MomentumCase(8, 64, "float32", n_data=500)
 DRAWS = DrawCase(8, 64, "int64", n_data=500)
 
@@ -158,6 +159,20 @@ def test_a_wrong_implementation_is_refused(case, wrong):
     published, *_ = implementations(case, CPU)
     with pytest.raises(ArithmeticError, match=wrong.name):
         judged(case, [wrong] if issubclass(wrong, published) else [published, wrong])
+
+
+@pytest.mark.parametrize("kind", [LinearCrossEntropy, Fused])
+def test_only_a_library_may_err_by_what_the_published_code_may(kind, monkeypatch):
+    class Off(kind):
+        def __call__(self, z_s, z_t):
+            loss, grad = super().__call__(z_s, z_t)
+            return loss, (1 + 1.1e-5) * grad
+
+    if kind is Fused:
+        with pytest.raises(ArithmeticError):
+            judged(WIDER, [PublishedEager, Off])
+    elif kind.takes(WIDER):
+        judged(WIDER, [PublishedEager, Off])
 
 
 @pytest.mark.skipif(not LinearCrossEntropy.takes(SMALL), reason="PyTorch lacks it")

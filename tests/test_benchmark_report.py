@@ -107,7 +107,7 @@ class TestQuickReport:
         for title, _, table in tables.tables(written):
             assert f"## {title}" in text
             assert len(table)
-        assert text.count("\n## ") == 8
+        assert text.count("\n## ") == 7
 
 
 def gpu_row(figure, **options):
@@ -279,9 +279,21 @@ class TestFrame:
                 "after": {"mm_gflops": {"float32": 200.0}, "copy_gbytes_per_second": 10.0},
             },
             "rows": [
-                {"format": "float32", "operations": 2e9, "bytes": 5e7, "median": 0.02},
-                {"format": "float32", "operations": 2e9, "bytes": 2e8, "median": 0.04},
-                {"format": "int64", "operations": 0, "bytes": 1e8, "median": 0.1},
+                {
+                    "figure": "step",
+                    "format": "float32",
+                    "operations": 2e9,
+                    "bytes": 5e7,
+                    "median": 0.02,
+                },
+                {
+                    "figure": "step",
+                    "format": "float32",
+                    "operations": 2e9,
+                    "bytes": 2e8,
+                    "median": 0.04,
+                },
+                {"figure": "step", "format": "int64", "operations": 0, "bytes": 1e8, "median": 0.1},
             ],
         }
         rows = tables.frame(record)

@@ -124,7 +124,7 @@ class Agreement(ABC):
             return limits
         granted = CUT_OFF if self.case.format == "float32" else 0.0
         for key in ("loss", "gradient"):
-            if step is not None and self._published is not None:
+            if step is not None and self._published is not None and not step.sums_otherwise:
                 # A mean may come out exact by luck: one rounding is granted at least.
                 measured = max(self._published[key], roundoff(self.case))
                 limits[key] = factor(self.case, step) * measured

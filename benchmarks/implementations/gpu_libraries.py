@@ -21,6 +21,7 @@ class LibraryStep(AutogradStep, FifoStep):
     """A loss of a library that makes the logits of a chunk of the batch at a time."""
 
     rounds_similarities = True
+    sums_otherwise = True
     returns_cross_entropy = False
     module: ClassVar[str]
 

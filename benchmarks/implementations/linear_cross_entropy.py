@@ -14,11 +14,14 @@ from benchmarks.implementations.step import AutogradStep, FifoStep
 class LinearCrossEntropy(AutogradStep, FifoStep):
     """The memory as the classes' weights and the teacher's softmax, [B, K], as their probabilities.
 
-    The student's logits are made for a chunk of the batch at a time; the target is whole.
+    The student's logits are made for a chunk of the batch at a time; the target is whole. In half
+    precision the chunks' losses are added in that format: of the loss, not of the gradient, this
+    takes percents.
     """
 
     name = "linear_cross_entropy"
     rounds_similarities = True
+    sums_otherwise = True
 
     def __init__(self, case: Case, state: State) -> None:
         super().__init__(case, state)

@@ -56,6 +56,9 @@ class TrainingStep(Step):
 
     #: Rounds similarities to the embeddings' dtype, as the published code does.
     rounds_similarities: ClassVar[bool] = False
+    #: A library's that sums in an order and a format of its own: it may err by what the published
+    #: code may, whatever that does err by.
+    sums_otherwise: ClassVar[bool] = False
     #: Its loss is the cross-entropy, not the divergence, which lacks the teacher's entropy.
     returns_cross_entropy: ClassVar[bool] = True
     #: What the part of a step that writes to the memory is called.

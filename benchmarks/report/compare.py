@@ -13,7 +13,7 @@ from benchmarks.measuring.clocks import ROUNDS
 from benchmarks.measuring.host_time import HOST, WHOLE
 from benchmarks.measuring.outcomes import NOT_MEASURED
 from benchmarks.report.record import Record, load
-from benchmarks.report.tables import frame, print_table, rates, spread, unit
+from benchmarks.report.tables import frame, print_table, rates, spreads, texts, unit
 
 RULE = """\
 A time has moved when the intervals from its 20th to its 80th percentile in the two
@@ -60,7 +60,7 @@ def _figures(record: Record) -> pd.DataFrame:
     rows = frame(record)
     tried = (rows.figure != OPERATOR) & (rows.outcome != NOT_MEASURED)
     rows = rows[tried & ((rows.figure != HOST) | (rows.name == WHOLE))].copy()
-    rows["axis"] = rows["axis"].astype(object).fillna("")
+    rows["axis"] = rows["axis"].fillna("")
     return rows[[*KEYS, "median", "p20", "p80", "rounds", "extra_bytes"]]
 
 
@@ -69,14 +69,12 @@ def moves_table(found: pd.DataFrame, record: Record) -> pd.DataFrame:
     figure = found.figure.where(found.figure != "growth", "growth with " + found["axis"])
     table = pd.DataFrame({"what": found.case + ", " + figure, "of": found.implementation})
     for side in ("before", "after"):
-        some = found[[f"{key} {side}" for key in ("median", "p20", "p80")]]
-        some.columns = ["median", "p20", "p80"]
-        timed = some["median"].notna()
-        table[f"{side}, {name}"] = some.apply(spread, axis=1, scale=scale).where(timed)
+        some = found.rename(columns=lambda name, side=side: name.removesuffix(f" {side}"))
+        table[f"{side}, {name}"] = spreads(some.assign(outcome=None), scale)
     ratio = found["median after"] / found["median before"]
-    table["after / before"] = ratio.map("{:.2f}".format, na_action="ignore")
+    table["after / before"] = texts(ratio, "{:.2f}".format)
     table["verdict"] = found.verdict.fillna("within the spread")
-    table["extra MiB"] = (found.extra / 2**20).map("{:+.1f}".format, na_action="ignore")
+    table["extra MiB"] = texts(found.extra / 2**20, "{:+.1f}".format)
     return table
 
 

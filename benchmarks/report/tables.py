@@ -24,13 +24,16 @@ from benchmarks.measuring.run import GRAPH
 from benchmarks.report.record import Record, load
 
 MISSING = "–"
-#: Every column that a table may ask for; rows of older records lack some.
-COLUMNS = (
-    *("figure", "section", "case", "B", "K", "D", "format", "operations", "bytes"),
-    *("implementation", "median", "p20", "p80", "rounds", "times_ours", "extra_bytes"),
-    *("loss_error", "gradient_error", "memory_error", "copies", "not_captured", "no_memory"),
-    *("axis", "memory_limit", "name", "calls", "outcome", "reason"),
+#: Every column that a table may ask for; rows of one kind or of older records lack some.
+NUMBERS = (
+    *("operations", "bytes", "median", "p20", "p80", "rounds", "times_ours", "extra_bytes"),
+    *("loss_error", "gradient_error", "memory_error", "copies", "memory_limit", "calls"),
 )
+WORDS = (
+    *("figure", "section", "case", "format", "implementation", "axis", "name"),
+    *("outcome", "reason", "not_captured", "no_memory"),
+)
+COLUMNS = [*NUMBERS, *WORDS, "B", "K", "D"]
 #: Columns of output that is no terminal's, and a terminal's at least: no figure is cut off.
 WIDTH = 200
 #: What the measure of a CPU's memory cannot see: a fit counts it as this.
@@ -46,9 +49,12 @@ def frame(record: Record) -> pd.DataFrame:
     A share over 1 is possible: a memory that stays in cache is read faster than a copy, and
     torch.mm is not the fastest product that a machine can do.
     """
-    rows = pd.DataFrame(record["rows"]).reindex(columns=list(COLUMNS))
-    numbers = ["operations", "bytes", "median", "p20", "p80", "extra_bytes"]
-    rows[numbers] = rows[numbers].astype(float)
+    rows = pd.DataFrame(record["rows"]).reindex(columns=COLUMNS)
+    rows[list(NUMBERS)] = rows[list(NUMBERS)].astype(float)
+    rows[list(WORDS)] = rows[list(WORDS)].astype("str")
+    # Of a step's parts it is not known what they need at least.
+    whole = rows.figure.isin((STEP, GRAPH, GROWTH, HOST))
+    rows.loc[~whole, ["operations", "bytes"]] = np.nan
     mm, copied = rates(record)
     bounds = pd.DataFrame(
         {
@@ -78,7 +84,7 @@ def unit(record: Record) -> tuple[str, float]:
 
 
 def three_digits(value: float) -> str:
-    decimals = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    decimals = sum(abs(value) < limit for limit in (1, 10, 100))
     return f"{value:.{decimals}f}"
 
 
@@ -87,24 +93,15 @@ def percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.01 else f"{share:.1%}"
 
 
-def text(value: float, form: Callable[[float], str]) -> str | None:
-    """Nothing for what is missing, which tables show as a dash."""
-    return None if pd.isna(value) else form(value)
+def texts(values: pd.Series, form: Callable[..., str]) -> pd.Series:
+    """Missing where the values are, which tables show as a dash."""
+    return values.astype(object).map(form, na_action="ignore").astype("str")
 
 
-def texts(values: pd.Series, form: str) -> pd.Series:
-    return values.map(form.format, na_action="ignore")
-
-
-def spread(row: pd.Series, scale: float) -> str:
-    return "{} [{}–{}]".format(
-        *(three_digits(scale * row[key]) for key in ("median", "p20", "p80"))
-    )
-
-
-def share(row: pd.Series) -> str | None:
-    """Such as "81% (compute)"."""
-    return text(row.share, lambda value: f"{percent(value)} ({row.bound})")
+def spreads(rows: pd.DataFrame, scale: float) -> pd.Series:
+    """Such as "5.10 [4.95–5.20]": medians, and the percentiles where there are any."""
+    median, p20, p80 = (texts(scale * rows[key], three_digits) for key in ("median", "p20", "p80"))
+    return (median + (" [" + p20 + "–" + p80 + "]").fillna("")).fillna(rows.outcome)
 
 
 def cases_table(record: Record, section: str) -> pd.DataFrame:
@@ -112,108 +109,86 @@ def cases_table(record: Record, section: str) -> pd.DataFrame:
     of PyTorch's attention kernels the fastest."""
     rows = frame(record)
     rows = rows[(rows.section == section) & rows.figure.isin((STEP, GRAPH))]
-    sdpa = rows.implementation.str.startswith("SDPA")
-    best = rows[sdpa & rows["median"].notna()].groupby(["case", "figure"])["median"].idxmin()
-    rows = rows[~sdpa | rows.index.isin(best)].copy()
+    kernels = rows.implementation.str.extract("SDPA (.*)")[0]
+    timed = rows[kernels.notna() & rows["median"].notna()]
+    best = timed.groupby(["case", "figure"])["median"].idxmin()
+    rows = rows[kernels.isna() | rows.index.isin(best)].copy()
     name, scale = unit(record)
-
-    def cell(row: pd.Series) -> str:
-        if pd.isna(row["median"]):
-            return row.outcome
-        kernel = row.implementation.removeprefix("SDPA ") if row.peer == "best SDPA" else None
-        inside = [part for part in (text(row.share, percent), kernel) if part]
-        taken = three_digits(scale * row["median"])
-        return f"{taken} ({', '.join(inside)})" if inside else taken
-
-    rows["peer"] = rows.implementation.mask(sdpa, "best SDPA").replace(
-        PublishedEager.name, "published"
-    )
-    rows["cell"] = rows.apply(cell, axis=1)
-    cases = rows.case.unique()
-    steps = rows[rows.figure == STEP]
-    order = [peer for peer in steps.peer.unique() if peer != Fused.name]
+    names = {PublishedEager.name: "published"}
+    rows["peer"] = rows.implementation.replace(names).mask(kernels.notna(), "best SDPA")
+    inside = texts(rows.share, percent).fillna("") + (", " + kernels).fillna("")
+    inside = (" (" + inside.str.removeprefix(", ") + ")").where(inside != "", "")
+    rows["cell"] = (texts(rows["median"] * scale, three_digits) + inside).fillna(rows.outcome)
+    steps, in_graph = rows[rows.figure == STEP], rows[rows.figure == GRAPH]
     times, ratios, extra, errors, graphs = (
-        some.pivot(index="case", columns="peer", values=column).reindex(cases)
+        some.pivot(index="case", columns="peer", values=column).reindex(rows.case.unique())
         for some, column in (
             (steps, "cell"),
             (steps, "times_ours"),
             (steps, "extra_bytes"),
             (steps, "gradient_error"),
-            (rows[rows.figure == GRAPH], "cell"),
+            (in_graph, "cell"),
         )
     )
-    table = times[[*order, Fused.name]].add_suffix(f", {name}")
-    for peer in order:
-        table[f"× {peer.removeprefix('best ')}"] = texts(ratios[peer], "{:.1f}")
-    for peer in [peer for peer in ("best SDPA", Fused.name) if peer in graphs]:
+    peers = [peer for peer in steps.peer.unique() if peer != Fused.name]
+    table = times[[*peers, Fused.name]].add_suffix(f", {name}")
+    for peer in peers:
+        table[f"× {peer.removeprefix('best ')}"] = texts(ratios[peer], "{:.1f}".format)
+    for peer in graphs.columns.intersection(["best SDPA", Fused.name]):
         table[f"{peer} in a graph, {name}"] = graphs[peer]
-    bounds = steps[steps.implementation == Fused.name].set_index("case").reindex(cases)
-    table[f"ceiling, {name}"] = bounds.apply(
-        lambda row: text(scale * row.ceiling, lambda value: f"{three_digits(value)} ({row.bound})"),
-        axis=1,
-    )
-    table["extra MiB, published → ours"] = _both(extra / 2**20, "{:.1f}")
-    table["gradient's error, published → ours"] = _both(errors, "{:.1e}")
+    ours = steps[steps.implementation == Fused.name].set_index("case")
+    table[f"ceiling, {name}"] = texts(ours.ceiling * scale, three_digits) + " (" + ours.bound + ")"
+    table["extra MiB, published → ours"] = _both(extra / 2**20, "{:.1f}".format)
+    table["gradient's error, published → ours"] = _both(errors, "{:.1e}".format)
     return table.rename_axis(section).reset_index()
 
 
-def _both(figures: pd.DataFrame, form: str) -> pd.Series:
+def _both(figures: pd.DataFrame, form: Callable[..., str]) -> pd.Series:
     """Of the published code and of this package, missing where both are."""
-    figures = figures.reindex(columns=["published", Fused.name])
-    texts = figures.map(form.format, na_action="ignore").astype(object)
-    return texts.fillna(MISSING).agg(" → ".join, axis=1).where(figures.notna().any(axis=1))
-
-
-def every_row(record: Record, figure: str) -> pd.DataFrame:
-    """A line for each implementation and size."""
-    rows = frame(record)
-    graphs = rows[rows.figure == GRAPH].set_index(["case", "implementation"])
-    rows = rows[rows.figure == figure]
-    name, scale = unit(record)
-    keys = list(zip(rows.case, rows.implementation, strict=True))
-    in_graph = graphs.apply(spread, axis=1, scale=scale).to_dict() if len(graphs) else {}
-    times = rows.apply(spread, axis=1, scale=scale)
-    reasons = rows[["reason", "not_captured", "no_memory"]].astype(object).bfill(axis=1)
-    return pd.DataFrame(
-        {
-            "case": rows.case,
-            "implementation": rows.implementation,
-            f"{name} [p20–p80]": times.where(rows["median"].notna(), rows.outcome),
-            f"{name} in a graph": [in_graph.get(key) for key in keys],
-            "GFLOP/s": texts(rows.rate / 1e9, "{:.0f}"),
-            "of its ceiling": rows.apply(share, axis=1),
-            "× ours": texts(rows.times_ours, "{:.2f}"),
-            "rounds": texts(rows.rounds, "{:.0f}"),
-            "extra MiB": texts(rows.extra_bytes / 2**20, "{:.1f}"),
-            "loss's error": texts(rows.loss_error, "{:.1e}"),
-            "gradient's error": texts(rows.gradient_error, "{:.1e}"),
-            "copies": texts(rows.copies, "{:.0f}"),
-            "why not": reasons.iloc[:, 0],
-        }
+    published, ours = (
+        texts(figures.get(name, figures.iloc[:, 0] * np.nan), form)
+        for name in ("published", Fused.name)
     )
+    both = published.fillna(MISSING) + " → " + ours.fillna(MISSING)
+    return both.where(published.notna() | ours.notna())
+
+
+def listing(rows: pd.DataFrame, name: str, scale: float) -> pd.DataFrame:
+    """A line for each row, with all that rows of its kind have.
+
+    Args:
+        rows: of :func:`frame`.
+        name, scale: the unit of times, and how many are a second.
+    """
+    columns = {
+        "case": rows.case,
+        "implementation": rows.implementation,
+        "figure": rows.figure,
+        "part": rows.name,
+        "calls": texts(rows.calls, "{:g}".format),
+        f"{name} [p20–p80]": spreads(rows, scale),
+        "GFLOP/s": texts(rows.rate / 1e9, "{:.0f}".format),
+        "of its ceiling": texts(rows.share, percent) + " (" + rows.bound + ")",
+        "× ours": texts(rows.times_ours, "{:.2f}".format),
+        "rounds": texts(rows.rounds, "{:.0f}".format),
+        "extra MiB": texts(rows.extra_bytes / 2**20, "{:.1f}".format),
+        "loss's error": texts(rows.loss_error, "{:.1e}".format),
+        "gradient's error": texts(rows.gradient_error, "{:.1e}".format),
+        "copies": texts(rows.copies, "{:.0f}".format),
+        "why not": rows[["reason", "not_captured", "no_memory"]]
+        .astype(object)
+        .bfill(axis=1)
+        .iloc[:, 0],
+    }
+    return pd.DataFrame(columns).dropna(axis=1, how="all")
 
 
 def implementations_table(record: Record) -> pd.DataFrame:
-    """Every implementation; in brackets the 20th and 80th percentile of the rounds."""
-    return every_row(record, STEP)
-
-
-def points_table(record: Record) -> pd.DataFrame:
-    """Every size along K and B."""
-    return every_row(record, GROWTH)
-
-
-def parts_table(record: Record) -> pd.DataFrame:
-    """Forward with what it writes, backward, and what is written alone, in µs. rrd_kernels computes
-    the gradient in forward. SDPA's step is a closed form, which has no halves."""
+    """Every implementation: forward with what it writes, backward, and what is written alone too;
+    rrd_kernels computes the gradient in forward, and SDPA's closed form has no halves."""
     rows = frame(record)
-    parts = rows[~rows.figure.isin((STEP, GRAPH, GROWTH, HOST, OPERATOR))].copy()
-    parts["cell"] = parts.apply(spread, axis=1, scale=1e6)
-    index = ["case", "implementation"]
-    order = pd.MultiIndex.from_frame(parts[index].drop_duplicates())
-    table = parts.pivot(index=index, columns="figure", values="cell").reindex(order)
-    table = table[list(parts.figure.unique())].add_suffix(", µs [p20–p80]")
-    return table.rename_axis(columns=None).reset_index()
+    rows = rows[~rows.figure.isin((GROWTH, HOST, OPERATOR))]
+    return listing(rows, *unit(record))
 
 
 def exponent(xs: pd.Series, ys: pd.Series) -> str | None:
@@ -235,29 +210,38 @@ def growth_table(record: Record) -> pd.DataFrame:
     which compiles anew for each size, and SDPA's math kernel are left out.
     """
     rows = frame(record)
-    rows = rows[rows.figure == GROWTH]
     name, scale = unit(record)
     lines = []
-    for (axis, implementation), one in rows.groupby(["axis", "implementation"], sort=False):
-        letter = axis[0]
+    series = rows[rows.figure == GROWTH].groupby(["axis", "implementation"], sort=False)
+    for (axis, implementation), one in series:
         timed, failed = one[one["median"].notna()], one[one.outcome.notna()]
-        line = {"what grows": axis, "implementation": implementation}
-        line["exponent of time"] = exponent(timed[letter], timed["median"])
-        sizes = timed.extra_bytes.clip(lower=LEAST_BYTES)
-        line["exponent of extra memory"] = exponent(timed[letter], sizes)
-        if len(timed):
-            last = timed.iloc[-1]
-            line |= {
-                "largest that ran": f"{letter} = {last[letter]}",
-                f"there, {name}": three_digits(scale * last["median"]),
-                "rounds there": f"{last.rounds:.0f}",
-                "there, of its ceiling": share(last),
-                "there, extra MiB": text(last.extra_bytes / 2**20, three_digits),
+        sizes, last = timed[axis[0]], timed.tail(1)
+        there = listing(last, name, scale)
+        lines.append(
+            {
+                "what grows": axis,
+                "implementation": implementation,
+                "exponent of time": exponent(sizes, timed["median"]),
+                "exponent of extra memory": exponent(
+                    sizes, timed.extra_bytes.clip(lower=LEAST_BYTES)
+                ),
+                "largest that ran": " ".join(f"{axis[0]} = {size}" for size in last[axis[0]]),
+                f"there, {name}": " ".join(texts(scale * last["median"], three_digits)),
+                **{
+                    f"there, {title}": " ".join(there[title])
+                    for title in ("rounds", "of its ceiling", "extra MiB")
+                    if title in there
+                },
+                "then": " ".join(failed.outcome + " at " + failed[axis[0]].astype(str)) or None,
             }
-        if len(failed):
-            line["then"] = f"{failed.iloc[0].outcome} at {failed.iloc[0][letter]}"
-        lines.append(line)
+        )
     return pd.DataFrame(lines)
+
+
+def points_table(record: Record) -> pd.DataFrame:
+    """Every size along K and B."""
+    rows = frame(record)
+    return listing(rows[rows.figure == GROWTH], *unit(record)).drop(columns="figure")
 
 
 def host_table(record: Record) -> pd.DataFrame:
@@ -266,34 +250,24 @@ def host_table(record: Record) -> pd.DataFrame:
     their differences."""
     rows = frame(record)
     rows = rows[rows.figure == HOST]
-    whole = rows.loc[rows.name == WHOLE, "median"].iloc[0]
+    whole = rows.loc[rows.name == WHOLE, "median"].item()
     # A GPU's kernels run beside the host.
-    beside = rows.name.str.startswith(KERNELS) if "gpu" in record else rows.name == ""
+    beside = rows.name.str.startswith(KERNELS) & ("gpu" in record)
     rest = whole - rows.loc[(rows.name != WHOLE) & ~beside, "median"].sum()
-    table = pd.DataFrame(
-        {
-            rows.case.iloc[0]: rows.name,
-            "µs [p20–p80]": rows.apply(spread, axis=1, scale=1e6),
-            "of the step": (rows["median"] / whole).map("{:.1%}".format),
-            "of its ceiling": rows.apply(share, axis=1),
-        }
-    )
-    others = ["in none of these", three_digits(1e6 * rest), f"{rest / whole:.1%}", None]
-    last = pd.DataFrame([others], columns=table.columns)
-    return pd.concat([table[:-1], last, table[-1:]], ignore_index=True)
+    others = rows[-1:].assign(name="in none of these", median=rest, p20=np.nan, share=np.nan)
+    rows = pd.concat([rows[:-1], others, rows[-1:]])
+    table = listing(rows, "µs", 1e6)[["part", "µs [p20–p80]", "of its ceiling"]]
+    table["of the step"] = texts(rows["median"] / whole, "{:.1%}".format)
+    return table.rename(columns={"part": rows.case.iloc[0]})
 
 
 def operators_table(record: Record) -> pd.DataFrame:
     """The operators, or a GPU's kernels, that a step consists of, as profiled: the longest, and
     the others together."""
-    lines = []
-    for (case, kind), parts in operators(record).groupby(["case", "implementation"], sort=False):
-        whole = parts["median"].sum()
-        for name, calls, seconds in zip(parts.name, parts.calls, parts["median"], strict=True):
-            line = {"case": case, "implementation": kind, "operator": f"`{name}`"}
-            line |= {"calls": f"{calls:g}", "µs": three_digits(1e6 * seconds)}
-            lines.append(line | {"share": f"{seconds / whole:.0%}"})
-    return pd.DataFrame(lines)
+    rows = operators(record)
+    table = listing(rows, "µs", 1e6).drop(columns="figure")
+    whole = rows.groupby(["case", "implementation"])["median"].transform("sum")
+    return table.assign(share=texts(rows["median"] / whole, "{:.0%}".format))
 
 
 def operators(record: Record) -> pd.DataFrame:
@@ -306,10 +280,12 @@ def operators(record: Record) -> pd.DataFrame:
         .str.replace(r"(CompiledFxGraph) (\w{4})\w+", r"\1 \2…", regex=True)
         .str.replace(r"^(.{47}).{2,}$", r"\1…", regex=True)
     )
-    keys = ["case", "implementation"]
-    at = rows.groupby(keys, sort=False).cumcount()
+    keys = ["case", "implementation", "name"]
+    at = rows.groupby(keys[:2], sort=False).cumcount()
     rows.loc[at >= LISTED, "name"] = "others"
-    return rows.groupby([*keys, "name"], sort=False)[["median", "calls"]].sum().reset_index()
+    rows["calls"] = rows.groupby(keys)["calls"].transform("sum")
+    rows["median"] = rows.groupby(keys)["median"].transform("sum")
+    return rows.drop_duplicates(keys)
 
 
 def source_text(record: Record) -> str:
@@ -338,7 +314,7 @@ def ceilings_text(record: Record) -> str:
     rows = frame(record)
     copies = rows.copies[rows.figure == STEP].dropna()
     turns = ""
-    if record.get("cache_bytes") and len(copies):
+    if record.get("cache_bytes") and copies.max() > 1:
         turns = (
             f" {copies.min():.0f} to {copies.max():.0f} copies of a memory took turns, so that "
             f"none stayed in the last cache, {record['cache_bytes'] / 2**20:.0f} MiB."
@@ -365,7 +341,9 @@ def print_table(table: pd.DataFrame | list[dict[str, str]], title: str | None = 
     table = pd.DataFrame(table).dropna(axis=1, how="all").fillna(MISSING)
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     for at, column in enumerate(table):
-        shown.add_column(str(column), justify="right" if at else "left", no_wrap=at < 2)
+        shown.add_column(
+            str(column), justify="right" if at else "left", no_wrap=at < 2, overflow="fold"
+        )
     for line in table.itertuples(index=False):
         shown.add_row(*map(str, line))
     console = Console(highlight=False, markup=False)
@@ -380,7 +358,6 @@ def tables(record: Record) -> Iterator[tuple[str, str, pd.DataFrame]]:
         yield section, ceilings_text(record), cases_table(record, section)
     for figure, title, table in (
         (STEP, "Every implementation", implementations_table),
-        ("forward", "Parts of a step", parts_table),
         (GROWTH, "Growth", growth_table),
         (GROWTH, "Growth, every size", points_table),
         (HOST, "Where the host's time goes", host_table),
