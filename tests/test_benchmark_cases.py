@@ -15,7 +15,6 @@ from benchmarks.implementations.gpu_libraries import LibraryStep
 from benchmarks.implementations.linear_cross_entropy import LinearCrossEntropy
 from benchmarks.implementations.momentum import FusedMomentum, PublishedMomentum
 from benchmarks.implementations.negatives import Sampler
-from rrd_kernels.functional import relational_loss
 
 CPU = torch.device("cpu")
 SMALL = Case(16, 512, "float32")
@@ -51,114 +50,78 @@ def test_every_implementation_agrees(case, device, monkeypatch):
         assert found[Fused.name]["gradient"] < 1e-5
 
 
-class OffByAThousandth(Fused):
-    def __call__(self, z_s, z_t):
-        loss, grad = super().__call__(z_s, z_t)
-        return 1.001 * loss, grad
+def wrong_loss(step, batch, returned, before):
+    return 1.001 * returned[0], returned[1]
 
 
-class WithoutEnqueue(Fused):
-    def __call__(self, z_s, z_t):
-        before = self.memory.clone()
-        super().__call__(z_s, z_t)
-        self.memory.copy_(before)
-        z_s = z_s.detach().requires_grad_()
-        loss = relational_loss(z_s, z_t, self.memory, tau_s=self.tau_s, tau_t=self.tau_t)
-        return loss.detach(), torch.autograd.grad(loss, z_s)[0]
+def wrong_gradient(step, batch, returned, before):
+    return returned[0], 1.001 * returned[1]
 
 
-class WritesRaw(Fused):
-    def write(self, z_s, z_t):
-        super().write(z_s, z_t)
-        self.memory[: len(z_t)] = z_t
+def writes_nothing(step, batch, returned, before):
+    step.state[0].copy_(before[0])
+    return returned
 
 
-class LeavesThePointer(Fused):
-    def write(self, z_s, z_t):
-        super().write(z_s, z_t)
-        self.pointer.zero_()
+def writes_raw(step, batch, returned, before):
+    step.memory[: len(batch[1])] = batch[1]
 
 
-class WritesElsewhere(Fused):
-    def write(self, z_s, z_t):
-        super().write(z_s, z_t)
-        self.memory[-1] *= 1.001
+def leaves_the_pointer(step, batch, returned, before):
+    step.pointer.zero_()
 
 
-class AnotherGradient(FusedMomentum):
-    def __call__(self, *batch):
-        loss, grad = super().__call__(*batch)
-        return loss, 1.001 * grad
+def writes_elsewhere(step, batch, returned, before):
+    free = [row for row in range(len(before[0])) if torch.equal(step.state[0][row], before[0][row])]
+    step.state[0][free[-1]] += 1e-3
+    return returned
 
 
-class AnotherLoss(PublishedMomentum):
-    def __call__(self, *batch):
-        loss, grad = super().__call__(*batch)
-        return 1.00001 * loss, grad
+def swaps_the_normalizers(step, batch, returned, before):
+    step.state[2][2:4] = before[2][2:4].flip(0)
+    for memory, value in zip(step.state, before[:2], strict=False):
+        memory.copy_(value)
+    return PublishedMomentum.__call__(step, *batch)
 
 
-class SwappedNormalizers(PublishedMomentum):
-    def __call__(self, *batch):
-        self.state[2][2:4] = self.state[2][2:4].flip(0)
-        return super().__call__(*batch)
+def repeats(step, batch, columns, before):
+    columns[0, 1] = columns[0, 2]
+    return columns
 
 
-class WithoutUpdate(FusedMomentum):
-    def __call__(self, *batch):
-        before = self.state[1].clone()
-        result = super().__call__(*batch)
-        self.state[1].copy_(before)
-        return result
+def draws_its_own_class(step, batch, columns, before):
+    columns[0, 1] = batch[0][0]
+    return columns
 
 
-class StrayWrite(FusedMomentum):
-    def __call__(self, z_s, z_t, idx, contrast_idx):
-        result = super().__call__(z_s, z_t, idx, contrast_idx)
-        self.state[0][(idx[0] + 1) % len(self.state[0])] += 1e-3
-        return result
-
-
-class MovesTheWrongRows(FusedMomentum):
-    def write(self, z_s, z_t, idx, contrast_idx):
-        super().write(z_s, z_t, idx.flip(0), contrast_idx)
-
-
-class Repeats(Sampler):
-    def __call__(self, idx):
-        columns = super().__call__(idx)
-        columns[0, 1] = columns[0, 2]
-        return columns
-
-
-class OfItsOwnClass(Sampler):
-    def __call__(self, idx):
-        columns = super().__call__(idx)
-        columns[0, 1] = idx[0]
-        return columns
-
-
-class OfAnother(Sampler):
-    def __call__(self, idx):
-        return super().__call__(idx.flip(0))
-
-
-WRONG = {
-    SMALL: [OffByAThousandth, WithoutEnqueue, WritesRaw, LeavesThePointer, WritesElsewhere],
-    MOMENTUM: [
-        *(AnotherGradient, AnotherLoss, SwappedNormalizers),
-        *(WithoutUpdate, StrayWrite, MovesTheWrongRows),
-    ],
-    DRAWS: [Repeats, OfItsOwnClass, OfAnother],
-}
+WRONG = [
+    *((SMALL, Fused, "__call__", spoil) for spoil in (wrong_loss, wrong_gradient, writes_nothing)),
+    *((SMALL, Fused, "write", spoil) for spoil in (writes_raw, leaves_the_pointer)),
+    *((SMALL, Fused, how, writes_elsewhere) for how in ("__call__", "write")),
+    *((MOMENTUM, FusedMomentum, "__call__", one) for one in (wrong_gradient, writes_elsewhere)),
+    *((MOMENTUM, FusedMomentum, "write", one) for one in (writes_nothing, writes_elsewhere)),
+    *(
+        (MOMENTUM, PublishedMomentum, "__call__", one)
+        for one in (wrong_loss, swaps_the_normalizers)
+    ),
+    *((DRAWS, Sampler, "__call__", spoil) for spoil in (repeats, draws_its_own_class)),
+]
 
 
 @pytest.mark.parametrize(
-    ("case", "wrong"), [(case, wrong) for case, kinds in WRONG.items() for wrong in kinds]
+    ("case", "kind", "method", "spoil"), WRONG, ids=lambda value: getattr(value, "__name__", None)
 )
-def test_a_wrong_implementation_is_refused(case, wrong):
+def test_a_wrong_implementation_is_refused(case, kind, method, spoil):
+    """One that is right but for what ``spoil`` does after each call."""
+
+    def spoilt(self, *batch):
+        before = [tensor.clone() for tensor in self.state]
+        return spoil(self, batch, getattr(kind, method)(self, *batch), before)
+
+    wrong = type("Wrong", (kind,), {method: spoilt})
     published, *_ = implementations(case, CPU)
-    with pytest.raises(ArithmeticError, match=wrong.name):
-        judged(case, [wrong] if issubclass(wrong, published) else [published, wrong])
+    with pytest.raises(ArithmeticError, match=kind.name):
+        judged(case, [wrong] if kind is published else [published, wrong])
 
 
 @pytest.mark.parametrize("kind", [LinearCrossEntropy, Fused])
