@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.cases.agreement import Agreement, agreement, check
+from benchmarks.cases.agreement import agreement
 from benchmarks.cases.inputs import Batch, State, draw
 from benchmarks.cases.sizes import Case, cases_for
 from benchmarks.implementations import implementations
@@ -52,21 +52,21 @@ def every_part() -> Iterator[Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def drawn(case: Case, device: torch.device) -> tuple[State, Sequence[Batch], Agreement | None]:
+def drawn(case: Case, device: torch.device) -> tuple[State, Sequence[Batch], Any]:
     """With the published code checked, which is the measure for the others."""
     state, batches = draw(case, device)
     judge = agreement(case, state, batches[0])
     published, *_ = implementations(case, device)
-    check(published(case, state), judge, batches[0])
+    judge.check(published(case, state))
     return state, batches, judge
 
 
 @functools.lru_cache(maxsize=1)
 def agreeing(case: Case, device: torch.device, kind: type[Step]) -> Sequence[Step]:
-    state, batches, judge = drawn(case, device)
+    state, _, judge = drawn(case, device)
     step = kind(case, state)
     try:
-        check(step, judge, batches[0])
+        judge.check(step)
     except ArithmeticError as error:
         if kind.name == "rrd_kernels":
             raise

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.cases.agreement import agreement, check
+from benchmarks.cases.agreement import agreement
 from benchmarks.cases.inputs import draw
 from benchmarks.cases.sizes import CPU_CASES, CUDA_CASES, Case, DrawCase, MomentumCase
 from benchmarks.implementations import COMPILED, implementations
@@ -33,7 +33,7 @@ def judged(case, kinds, device=CPU):
     """Each of ``kinds`` in turn, against one reference; the errors by name."""
     state, batches = draw(case, device)
     judge = agreement(case, state, batches[0])
-    return {kind.name: check(kind(case, state), judge, batches[0]) for kind in kinds}
+    return {kind.name: judge.check(kind(case, state)) for kind in kinds}
 
 
 @pytest.mark.parametrize("case", [*FORMATS, MOMENTUM, DRAWS], ids=lambda case: case.name)

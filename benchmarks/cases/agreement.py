@@ -7,6 +7,7 @@ others.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,11 +73,14 @@ class Agreement(ABC):
         self._published: Errors | None = None
 
     def check(self, step: TrainingStep) -> Errors:
-        """The errors of ``step``, which has not been called before.
+        """The errors of ``step``, which has not been called before; its write alone is checked too.
 
         Raises:
             ArithmeticError: it errs by more than it may.
         """
+        writer = step.twin()  # of the state that the step is made with
+        writer.write(*self.batch)
+        self.compare(f"the write of {step.name}", writer.state)
         loss, grad = step(*self.batch)
         found = self.compare(
             step.name,
@@ -88,11 +92,6 @@ class Agreement(ABC):
         if step.name == PublishedEager.name:
             self._published = found
         return found
-
-    def check_write(self, step: TrainingStep) -> Errors:
-        """The error of what ``step``, which has not been called before, writes of the batch."""
-        step.write(*self.batch)
-        return self.compare(f"the write of {step.name}", step.state)
 
     def compare(
         self,
@@ -251,37 +250,28 @@ class MomentumAgreement(Agreement):
             yield rows.double() - memory[idx].double()
 
 
-def agreement(case: Case, state: State, batch: Batch) -> Agreement | None:
-    """What compares the training steps of ``case``; draws have none."""
+class DrawAgreement:
+    """Of each sample's columns the first is itself, and the others are distinct, of other
+    classes."""
+
+    def __init__(self, batch: Batch) -> None:
+        (self.idx,) = batch
+
+    def check(self, step: Step) -> Errors:
+        (targets,) = step.state
+        columns = step(self.idx)
+        own, drawn = columns[:, 0], columns[:, 1:]
+        others = targets[drawn] != targets[self.idx, None]
+        distinct = drawn.sort(dim=1).values.diff(dim=1) > 0
+        if not (torch.equal(own, self.idx) and others.all() and distinct.all()):
+            raise ArithmeticError(f"{step.name} does not draw distinct samples of other classes")
+        return {}
+
+
+def agreement(case: Case, state: State, batch: Batch) -> Any:
+    """What compares the implementations of ``case``, by its ``check``."""
     if isinstance(case, DrawCase):
-        return None
+        return DrawAgreement(batch)
     if isinstance(case, MomentumCase):
         return MomentumAgreement(case, state, batch)
     return FifoAgreement(case, state, batch)
-
-
-def check(step: Step, judge: Agreement | None, batch: Batch) -> Errors:
-    """The errors of ``step``, which has not been called before; its write alone is checked too.
-
-    Raises:
-        ArithmeticError: it errs by more than it may, or draws what it may not.
-    """
-    if judge is None:
-        return _check_draws(step, batch[0])
-    assert isinstance(step, TrainingStep)
-    writer = step.twin()  # of the state that the step is made with
-    errors = judge.check(step)
-    judge.check_write(writer)
-    return errors
-
-
-def _check_draws(step: Step, idx: Tensor) -> Errors:
-    """The first column is the sample, and the others are distinct, of other classes."""
-    (targets,) = step.state
-    columns = step(idx)
-    own, drawn = columns[:, 0], columns[:, 1:]
-    others = targets[drawn] != targets[idx, None]
-    distinct = drawn.sort(dim=1).values.diff(dim=1) > 0
-    if not (torch.equal(own, idx) and others.all() and distinct.all()):
-        raise ArithmeticError(f"{step.name} does not draw distinct samples of other classes")
-    return {}

@@ -106,10 +106,11 @@ class FusedMomentum(AutogradStep):
     def forward(self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor) -> Tensor:
         memory_v1, memory_v2, params = self.state
         views = (z_s, z_t, memory_v1, memory_v2, contrast_idx)
-        normalizers = params[2:4]
-        common: Any = {"nce_t": self.nce_t, "backend": "fused"}
-        functional.estimate_normalizers_(normalizers, *views, **common)
-        loss = functional.sampled_relational_loss(*views, normalizers, **self.taus, **common)
+        normalizers, nce_t = params[2:4], self.nce_t
+        functional.estimate_normalizers_(normalizers, *views, nce_t=nce_t, backend="fused")
+        loss = functional.sampled_relational_loss(
+            *views, normalizers, tau_s=self.tau_s, tau_t=self.tau_t, nce_t=nce_t, backend="fused"
+        )
         self.write(z_s.detach(), z_t, idx, contrast_idx)
         return loss
 

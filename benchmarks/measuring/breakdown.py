@@ -7,7 +7,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
-from benchmarks.cases.agreement import agreement, check
+from benchmarks.cases.agreement import agreement
 from benchmarks.cases.inputs import draw
 from benchmarks.cases.sizes import Case
 from benchmarks.implementations import implementations
@@ -39,7 +39,7 @@ def breakdown(
             fixed = case.fields() | {"figure": OPERATOR, "implementation": kind.name}
             try:
                 step = kind(case, state)
-                check(step, judge, batches[0])
+                judge.check(step)
                 twins = with_twins(step, hardware.cache_bytes(device))
                 for part in _parts(calls_of(STEP, twins, batches), device, steps):
                     yield fixed | part

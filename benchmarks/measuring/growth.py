@@ -3,10 +3,11 @@
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 
-from benchmarks.cases.agreement import FifoAgreement, check
+from benchmarks.cases.agreement import FifoAgreement
 from benchmarks.cases.inputs import draw
 from benchmarks.cases.sizes import Axis, Case
 from benchmarks.implementations import implementations
@@ -75,12 +76,12 @@ def measure(axis: Axis, kind: type[Step], device: torch.device) -> Iterator[Row]
 
 def _measure(case: Case, kind: type[Step], device: torch.device) -> Row:
     state, batches = draw(case, device)
-    step = kind(case, state)
+    step: Any = kind(case, state)
     try:
         judge = FifoAgreement(case, state, batches[0], SAMPLES)
     except Exception as error:  # also for want of memory, which is not the step's
         return {"outcome": NOT_MEASURED, "reason": f"the reference: {first_line(error)}"}
-    check(step, judge, batches[0])
+    judge.check(step)
     steps = with_twins(step, hardware.cache_bytes(device))
     del judge, state
     timer = in_blocks(partial(wall_time, calls_of(STEP, steps, batches), device), device)

@@ -53,15 +53,8 @@ class Calls:
 
     def __init__(self, batch: int, rows: int, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.criterion = RRDLoss(
-            s_dim=S_DIM,
-            t_dim=T_DIM,
-            feat_dim=DIM,
-            nce_k=rows,
-            start="unit",
-            backend="fused",
-            device=device,
-        )
+        widths: Any = {"s_dim": S_DIM, "t_dim": T_DIM, "feat_dim": DIM}
+        self.criterion = RRDLoss(**widths, nce_k=rows, start="unit", backend="fused", device=device)
         self.criterion.warmup(batch)
         memory = self.criterion.memory
         assert isinstance(memory, FifoMemory)
@@ -102,8 +95,8 @@ class Calls:
         self.module().backward()
 
     def _functional(self, z_s: torch.Tensor, z_t: torch.Tensor) -> object:
-        taus: Any = {"tau_s": self.case.tau_s, "tau_t": self.case.tau_t}
-        step = functional.relational_step_
+        case, step = self.case, functional.relational_step_
+        taus: Any = {"tau_s": case.tau_s, "tau_t": case.tau_t}
         return step(z_s, z_t, *self.state, **taus, unit_memory=True, backend="fused")
 
 
@@ -131,11 +124,13 @@ def profile(device: torch.device, seconds: float, quick: bool = False) -> Iterat
         pairs = zip(times[size, upper], times[of or size, lower], strict=True)
         return [more - less for more, less in pairs]
 
+    operator = "operator: dispatcher, allocations"
     if device.type == "cpu":
         layers = {KERNELS: beyond(FULL, "kernels", "kernels", of=ONE)}
+        layers[operator] = times[ONE, "operator"]
     else:
         layers = {f"{KERNELS}, beside the host": _replayed(full, device)}
-    layers["operator: dispatcher, allocations, launches"] = times[ONE, "operator"]
+        layers[f"{operator}, launches"] = times[ONE, "operator"]
     layers |= {name: beyond(size, lower, upper) for name, size, lower, upper in LAYERS}
     layers[WHOLE] = times[FULL, "step"]
     for name, taken in layers.items():

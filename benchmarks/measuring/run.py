@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases.agreement import Agreement, Errors, agreement, check
+from benchmarks.cases.agreement import Errors, agreement
 from benchmarks.cases.inputs import Batch, State, draw
 from benchmarks.cases.sizes import Case
 from benchmarks.implementations import implementations
@@ -133,14 +133,10 @@ def run_case(
 
 
 def _prepare(
-    kind: type[Step],
-    case: Case,
-    judge: Agreement | None,
-    state: State,
-    batches: Sequence[Batch],
+    kind: type[Step], case: Case, judge: Any, state: State, batches: Sequence[Batch]
 ) -> Ready:
     step = kind(case, state)
-    errors = check(step, judge, batches[0])
+    errors = judge.check(step)
     steps = with_twins(step, hardware.cache_bytes(batches[0][0].device))
     ready = Ready(steps, errors, turns(steps, batches))
     if step.state[0].is_cuda:
@@ -181,7 +177,8 @@ def _measure(
             make = partial(timer_of, part, found.steps, batches, device)
             timers[part, name] = guard.timer(name, _made_at_first_use(make))
     guard.seconds /= 2
-    yield from guard.rows(timers, min_rounds=PART_ROUNDS, warm_up=1, limit=LIMIT_SECONDS / 2)
+    # Each has run before, as part of a step.
+    yield from guard.rows(timers, min_rounds=PART_ROUNDS, warm_up=0, limit=LIMIT_SECONDS / 2)
 
 
 def _made_at_first_use(make: Callable[[], Callable[[], float]]) -> Callable[[], float]:

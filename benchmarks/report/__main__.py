@@ -27,7 +27,7 @@ STARTED = time.monotonic()
 #: What a report consists of, in its order.
 PARTS = ("cases", "host", "breakdown", "scaling")
 #: For each case, all implementations together.
-SECONDS = {"cpu": 1.5, "cuda": 1.0}
+SECONDS = {"cpu": 1.0, "cuda": 1.0}
 HOST_SECONDS = 4.0
 #: Steps that are profiled.
 PROFILED = {"cpu": 5, "cuda": 20}
