@@ -12,6 +12,7 @@ from benchmarks.cases.inputs import draw
 from benchmarks.cases.sizes import Axis, Case
 from benchmarks.implementations import implementations
 from benchmarks.implementations.fifo import Compiled
+from benchmarks.implementations.linear_cross_entropy import LinearCrossEntropy
 from benchmarks.implementations.sdpa import Math
 from benchmarks.implementations.step import Step
 from benchmarks.measuring import cuda, hardware
@@ -35,7 +36,8 @@ SAMPLES = 16
 def implementations_along(axis: Axis, device: torch.device) -> list[type[Step]]:
     """Those that do not take minutes: compiled for each size, or with B×K matrices as the published
     code has them already."""
-    return [kind for kind in implementations(axis.case, device) if kind not in (Compiled, Math)]
+    slow = (Compiled, LinearCrossEntropy, Math)
+    return [kind for kind in implementations(axis.case, device) if kind not in slow]
 
 
 def rows_along(axis: Axis, kind: type[Step], device: torch.device) -> Iterator[Row]:

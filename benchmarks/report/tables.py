@@ -206,8 +206,9 @@ def exponent(xs: pd.Series, ys: pd.Series) -> str | None:
 def growth_table(record: Record) -> pd.DataFrame:
     """How time and memory grow with K and with B until memory runs out, and the largest size.
 
-    An exponent 1 is proportional growth; ± is by how much a size lies off the fit. torch.compile,
-    which compiles anew for each size, and SDPA's math kernel are left out.
+    An exponent 1 is proportional growth; ± is by how much a size lies off the fit. Left out are
+    torch.compile, which compiles anew for each size, SDPA's math kernel and linear_cross_entropy,
+    whose matrices are those of the published code.
     """
     rows = frame(record)
     name, scale = unit(record)
