@@ -40,8 +40,8 @@ from stages import Result, Stage
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package is not installed here
 
-from benchmarks import hardware  # noqa: E402
-from benchmarks.paths import RESULTS, unused, write_whole  # noqa: E402
+from benchmarks.measuring import hardware  # noqa: E402
+from benchmarks.report.record import RESULTS, unused, write_whole  # noqa: E402
 
 PARTS = ("first", "rest")
 #: Seconds for a part, with a pack and without; ending its last stage may take ten more. And on the

@@ -22,12 +22,11 @@ import torch
 from gpu_cases import Sizes
 from stand_in_gpu import CPU, GPU
 
-from benchmarks.cases import CUDA_CASES, AnyCase, Case, MomentumCase
-from benchmarks.host_time import Calls
+from benchmarks.cases.inputs import Batch, State
+from benchmarks.cases.sizes import CUDA_CASES, Case, MomentumCase
 from benchmarks.implementations import implementations
-from benchmarks.inputs import Batch, State
-from benchmarks.measure import float32_matmul_precision
-from benchmarks.plan import CUDA_PLAN
+from benchmarks.measuring.clocks import float32_matmul_precision
+from benchmarks.measuring.host_time import SIZE, Calls
 from benchmarks.sweep import variants
 from rrd_kernels.pack import hardware_for
 from rrd_kernels.triton import pack
@@ -46,7 +45,7 @@ def correctness() -> None:
             case.fused(case.draw())
 
 
-def fifo(cases: Iterable[AnyCase]) -> None:
+def fifo(cases: Iterable[Case]) -> None:
     for case in cases:
         if not isinstance(case, MomentumCase):
             memory = torch.empty(case.rows, case.dim, dtype=case.dtype, device=GPU)
@@ -55,7 +54,7 @@ def fifo(cases: Iterable[AnyCase]) -> None:
             step(case, (memory, pointer), tuple(embeddings))
 
 
-def momentum(cases: Iterable[AnyCase]) -> None:
+def momentum(cases: Iterable[Case]) -> None:
     for case in cases:
         if isinstance(case, MomentumCase):
             memories = torch.zeros(2, case.n_data, case.dim, dtype=case.dtype, device=GPU)
@@ -75,7 +74,7 @@ def step(case: Case, state: State, batch: Batch) -> None:
 
 
 def host() -> None:
-    batch, rows = CUDA_PLAN.host_size
+    batch, rows = SIZE
     for size in ((batch, rows), (1, 2), (batch, batch)):
         calls = Calls(*size, GPU)
         for name in ("kernels", "operator", "autograd", "functional", "projected", "step"):

@@ -13,7 +13,7 @@ import triton
 from lanes import lopsided
 from triton.backends.compiler import GPUTarget
 
-from benchmarks.cases import Case
+from benchmarks.cases.sizes import Case
 from benchmarks.sweep.variants import Variant, described, text_of
 from rrd_kernels.triton.compiled import compile_kernel
 from rrd_kernels.triton.configs import Hardware

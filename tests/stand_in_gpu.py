@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks import measure
+from benchmarks.measuring import clocks
 from rrd_kernels.bounds import LOG2_E
 from rrd_kernels.triton.launch import Launch
 
@@ -28,8 +28,8 @@ NAME = "Stand-in"
 CACHE_BYTES = 1 << 16
 #: What every step is said to need at its peak.
 PEAK_BYTES = 1 << 20
-#: What a launch is called in a profile, and how many a call is said to make.
-LAUNCH, LAUNCHES = "cuLaunchKernelEx", 3
+#: What a launch is called in a profile.
+LAUNCH = "cuLaunchKernelEx"
 
 #: A range around all kernels of a profile.
 RANGE = "## Call CompiledFxGraph"
@@ -171,15 +171,12 @@ class Profile:
 
 
 def launch_event() -> SimpleNamespace:
-    from benchmarks.host_time import PROFILED
-
-    count = PROFILED * LAUNCHES
     return SimpleNamespace(
         key=LAUNCH,
-        count=count,
+        count=3,
         device_type=DeviceType.CPU,
         self_device_time_total=0,
-        self_cpu_time_total=2.0 * count,
+        self_cpu_time_total=6.0,
     )
 
 
@@ -280,7 +277,7 @@ def in_place(real: torch.device = CPU) -> Iterator[None]:
             (torch.library, "opcheck", _called),
             (threading.Thread, "run", _run_on_gpu),
             # Between looks at a clock: more would only take longer.
-            (measure, "BLOCK_CALLS", 2),
+            (clocks, "BLOCK_CALLS", 2),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
         stack.enter_context(mock.patch("benchmarks.sweep.variants.run", run))

@@ -20,7 +20,7 @@ import torch
 from gpu_check import How
 from stages import Stage
 
-from benchmarks import record
+from benchmarks.report import record
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,7 @@ import stand_in_gpu
 import torch
 from recorded import H200, Recorder
 
-from benchmarks.cases import Case, MomentumCase
+from benchmarks.cases.sizes import Case, MomentumCase
 from rrd_kernels.functional import relational_step_
 from rrd_kernels.triton.launch import Specialization, specialize
 from rrd_kernels.triton.step import Settings, step_launches

@@ -14,7 +14,8 @@ import torch
 from rich.table import Table
 
 import options as flags
-from benchmarks.measure import Spread, busy_cores, interleaved_times
+from benchmarks.measuring.clocks import Spread, interleaved_times
+from benchmarks.measuring.hardware import busy_cores
 from data import ImageSet
 from engine import device_of
 from loaders import DeviceLoader, TrainLoader, WorkerLoader

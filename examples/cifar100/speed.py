@@ -18,8 +18,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import options as flags
-from benchmarks.measure import Spread, busy_cores, interleaved_times
-from benchmarks.peers import published_loss
+from benchmarks.implementations.fifo import published_loss
+from benchmarks.measuring.clocks import Spread, interleaved_times
+from benchmarks.measuring.hardware import busy_cores
 from engine import device_of, prepare
 from models import ImageClassifier, model_dict
 from output import print_table, write_record

@@ -1,0 +1,119 @@
+"""The FIFO memory's step: as published, compiled, and this package's."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._inductor import config as inductor
+
+from benchmarks.cases.inputs import State
+from benchmarks.cases.sizes import Case
+from benchmarks.implementations.step import AutogradStep, FifoStep
+from rrd_kernels import functional
+
+
+def published_enqueue_(memory: Tensor, pointer: Tensor, teacher: Tensor) -> None:
+    """Unit rows [B, D] enter.
+
+    Raises:
+        ValueError: B does not divide the memory's rows.
+    """
+    batch, size = len(teacher), len(memory)
+    if size % batch:
+        raise ValueError(f"the batch, {batch}, must divide the memory's {size} rows")
+    start = int(pointer)  # a host sync on a GPU
+    memory[start : start + batch] = teacher
+    pointer[0] = (start + batch) % size
+
+
+def cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """The published mean loss of [B, K] logits."""
+    losses = -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1))
+    return losses.sum(dim=1).mean()
+
+
+def published_loss(
+    z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor, tau_s: float, tau_t: float
+) -> Tensor:
+    """What the code published with arXiv 2407.12073 does with [B, D] embeddings, in its order and
+    with its copies: the teacher's rows enter, then the mean loss is taken."""
+    student = F.normalize(z_s, dim=1)
+    teacher = F.normalize(z_t, dim=1)
+    published_enqueue_(memory, pointer, teacher)
+    student_logits = student @ memory.clone().T / tau_s
+    teacher_logits = teacher @ memory.clone().T / tau_t
+    return cross_entropy(student_logits, teacher_logits)
+
+
+class PublishedEager(AutogradStep, FifoStep):
+    name = "published eager"
+    waits_for_device = True
+    rounds_similarities = True
+
+    def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+        return published_loss(z_s, z_t, self.memory, self.pointer, self.tau_s, self.tau_t)
+
+    def write(self, z_s: Tensor, z_t: Tensor) -> None:
+        published_enqueue_(self.memory, self.pointer, F.normalize(z_t, dim=1))
+
+
+def compiled(*functions: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Each as a graph of its own, without breaks and for one size."""
+    # Without processes that compile, which would go on beside what is timed.
+    inductor.compile_threads = 1
+    # Compiled anew: with what an earlier case has left, shapes would become dynamic.
+    torch.compiler.reset()
+    return (torch.compile(function, fullgraph=True, dynamic=False) for function in functions)
+
+
+class Compiled(AutogradStep, FifoStep):
+    """torch.compile of the published arithmetic, freed of its copies and its host sync.
+
+    Not of the reference, which would compute half-precision products in float32.
+    """
+
+    name = "torch.compile"
+    rounds_similarities = True
+
+    def __init__(self, case: Case, state: State) -> None:
+        super().__init__(case, state)
+        self._loss, self._write = compiled(self._eager_loss, self._eager_write)
+
+    def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+        return self._loss(z_s, z_t, self.memory, self.pointer)
+
+    def write(self, z_s: Tensor, z_t: Tensor) -> None:
+        self._write(z_t, self.memory, self.pointer)
+
+    def _eager_loss(self, z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor) -> Tensor:
+        student = F.normalize(z_s, dim=1)
+        teacher = self._eager_write(z_t, memory, pointer)
+        student_logits = student @ memory.T / self.tau_s
+        teacher_logits = teacher @ memory.T / self.tau_t
+        return cross_entropy(student_logits, teacher_logits)
+
+    @staticmethod
+    def _eager_write(z_t: Tensor, memory: Tensor, pointer: Tensor) -> Tensor:
+        """The unit rows, as they have been written."""
+        teacher = F.normalize(z_t, dim=1)
+        slots = (pointer + torch.arange(len(teacher), device=pointer.device)) % len(memory)
+        memory[slots] = teacher
+        pointer.copy_((pointer + len(teacher)) % len(memory))
+        return teacher
+
+
+class Fused(AutogradStep, FifoStep):
+    """This package's operators, with no fall-back to the reference."""
+
+    name = "rrd_kernels"
+
+    def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+        step = functional.relational_step_
+        return step(
+            z_s, z_t, self.memory, self.pointer, **self.taus, unit_memory=True, backend="fused"
+        )
+
+    def write(self, z_s: Tensor, z_t: Tensor) -> None:
+        functional.enqueue_(self.memory, self.pointer, z_t, backend="fused")

@@ -1,0 +1,73 @@
+"""Where the time of a step goes: by kernel on a GPU, by PyTorch's operators on a CPU."""
+
+import os
+from collections.abc import Callable, Collection, Iterator
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
+
+from benchmarks.cases.agreement import agreement
+from benchmarks.cases.inputs import draw
+from benchmarks.cases.sizes import Case
+from benchmarks.implementations import implementations
+from benchmarks.implementations.step import Step
+from benchmarks.measuring import hardware
+from benchmarks.measuring.clocks import WARM_UP_ROUNDS, float32_matmul_precision, wait_for
+from benchmarks.measuring.outcomes import failure
+from benchmarks.measuring.parts import STEP, calls_of
+from benchmarks.measuring.run import Row
+from benchmarks.measuring.turns import with_twins
+
+OPERATOR = "operator"
+
+
+def breakdown(
+    case: Case, device: torch.device, steps: int, without: Collection[type[Step]] = ()
+) -> Iterator[Row]:
+    """A row for each operator or kernel, without those that it calls: averages over ``steps``.
+
+    The profiler itself takes a microsecond or so for each operator, so they do not add up to the
+    time that is measured without it.
+    """
+    with float32_matmul_precision(case.matmul_precision):
+        state, batches = draw(case, device)
+        judge = agreement(case, state, batches[0])
+        for kind in implementations(case, device):
+            if kind in without:
+                continue
+            fixed = case.fields() | {"figure": OPERATOR, "implementation": kind.name}
+            try:
+                step = kind(case, state)
+                judge.check(step)
+                twins = with_twins(step, hardware.cache_bytes(device))
+                for part in _parts(calls_of(STEP, twins, batches), device, steps):
+                    yield fixed | part
+            except Exception as error:  # a library's: run_case reports it with the others
+                yield fixed | failure(error)
+
+
+def _parts(step: Callable[[], object], device: torch.device, steps: int) -> list[Row]:
+    """The longest first."""
+    for _ in range(WARM_UP_ROUNDS):
+        step()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # without the profiler's own messages
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiled:
+        for _ in range(steps):
+            step()
+        wait_for(device)
+    parts = []
+    for event in profiled.key_averages():
+        # An operator's line on a GPU repeats the time of its kernels, and so does that of a range
+        # that a library has named, such as a graph that torch.compile made.
+        if on_gpu and (event.device_type != DeviceType.CUDA or event.is_user_annotation):
+            continue
+        taken = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        if taken:
+            median, calls = taken / 1e6 / steps, event.count / steps
+            parts.append({"name": event.key, "calls": calls, "median": median})
+    if not parts:
+        raise RuntimeError(f"the profiler saw nothing that ran on {device.type}")
+    return sorted(parts, key=lambda part: -part["median"])

@@ -1,0 +1,134 @@
+"""Interleaved rounds of what is compared, by the host's clock."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+K = TypeVar("K")
+
+WARM_UP_ROUNDS = 2
+#: A spread needs so many rounds; what would take longer than this for them has fewer.
+ROUNDS, LIMIT_SECONDS = 7, 20.0
+LEAST_ROUNDS = 3
+#: How long a GPU is kept busy between two looks at a clock, and the most calls in that time.
+BLOCK_SECONDS = 0.01
+BLOCK_CALLS = 500
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seconds: the median, and the 20th and 80th percentile; all one where there is one time."""
+
+    median: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def of(cls, times: list[float]) -> "Spread":
+        if len(times) == 1:
+            return cls(*times, *times, *times)
+        p20, *_, p80 = statistics.quantiles(times, n=5, method="inclusive")
+        return cls(statistics.median(times), p20, p80)
+
+
+def interleaved(
+    timers: Mapping[K, Callable[[], float]],
+    seconds: float,
+    min_rounds: int = ROUNDS,
+    warm_up: int = WARM_UP_ROUNDS,
+    limit: float = LIMIT_SECONDS,
+) -> dict[K, list[float]]:
+    """What each timer returns in each round: a b c, b c a, ...: each comes after each.
+
+    A machine that slows down or is shared slows all calls of a round alike, so that the ratio of
+    two times of one round means more than the ratio of two medians.
+
+    Args:
+        timers: each does once what is timed, and returns how many seconds it took.
+        seconds: rounds go on for this long ...
+        min_rounds: ... and until there are this many, after the warm-up ...
+        warm_up: rounds that do not count; fewer of what has run before.
+        limit: ... but no longer than this, once there are three.
+    """
+    times: dict[K, list[float]] = {name: [] for name in timers}
+    for _ in range(warm_up):
+        for timer in timers.values():
+            timer()
+    rounds, names = 0, list(timers)
+    start = time.perf_counter()
+
+    def enough() -> bool:
+        taken = time.perf_counter() - start
+        if taken > limit:
+            return rounds >= min(LEAST_ROUNDS, min_rounds)
+        return rounds >= min_rounds and taken >= seconds
+
+    while names and not enough():
+        first = rounds % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(timers[name]())
+        rounds += 1
+    return times
+
+
+def interleaved_times(
+    calls: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    seconds: float,
+    min_rounds: int = ROUNDS,
+) -> dict[str, list[float]]:
+    """Seconds of each call in each round, see :func:`interleaved`."""
+    timers = {
+        name: in_blocks(partial(wall_time, call, device), device) for name, call in calls.items()
+    }
+    return interleaved(timers, seconds, min_rounds)
+
+
+def wall_time(call: Callable[[], object], device: torch.device, times: int = 1) -> float:
+    """Seconds for each of ``times`` calls in a row; the device is waited for before and after."""
+    wait_for(device)
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    wait_for(device)
+    return (time.perf_counter() - start) / times
+
+
+def wait_for(device: torch.device) -> None:
+    """Until it has done all that it was given; a CPU has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def in_blocks(timer: Callable[..., float], device: torch.device) -> Callable[[], float]:
+    """``timer``, of a GPU over so many calls that the first and the last do not count.
+
+    Args:
+        timer: makes as many calls as it is told, or one, and returns the seconds of one.
+    """
+    if device.type == "cpu":
+        return timer
+    timer(3)
+    return partial(timer, max(1, min(BLOCK_CALLS, round(BLOCK_SECONDS / timer(3)))))
+
+
+def median_ratio(numerators: list[float], denominators: list[float]) -> float:
+    """Over the rounds."""
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+@contextmanager
+def float32_matmul_precision(precision: str) -> Iterator[None]:
+    """The global setting, put back afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,87 @@
+"""CUDA graphs and their device time, and the peak memory of a GPU."""
+
+import gc
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from benchmarks.implementations.step import Step
+from benchmarks.measuring.clocks import WARM_UP_ROUNDS
+
+T = TypeVar("T")
+
+
+def capture(calls: Sequence[Callable[[], T]]) -> tuple[torch.cuda.CUDAGraph, list[T]]:
+    """All ``calls`` in one graph, and what they returned; each has run before it is captured.
+
+    Raises:
+        RuntimeError: a call does what a graph cannot hold.
+    """
+    outside = torch.cuda.current_stream()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(outside)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # On the capturing stream, for which libraries allocate their workspaces.
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_ROUNDS):
+                for call in calls:
+                    call()
+        outside.wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream):
+            returned = [call() for call in calls]
+    finally:
+        # After a failure some versions of PyTorch leave the capturing stream current.
+        torch.cuda.set_stream(outside)
+    return graph, returned
+
+
+def captured(steps: Sequence[Step], calls: Sequence[Callable[[], Any]]) -> torch.cuda.CUDAGraph:
+    """A graph of all ``calls``, replayed once to see that it is they that it holds.
+
+    Raises:
+        RuntimeError: a call cannot be captured, or the replay does not do the steps.
+    """
+    graph, outputs = capture(calls)
+    loss, grad = outputs[-1]
+    loss.fill_(torch.nan)
+    grad.fill_(torch.nan)
+    states = [tensor for step in steps for tensor in step.state]
+    before = [tensor.clone() for tensor in states]
+    graph.replay()
+    replayed = [tensor.clone() for tensor in states]
+    for tensor, value in zip(states, before, strict=True):
+        tensor.copy_(value)
+    for call in calls:
+        call()
+    same = all(map(torch.equal, states, replayed))
+    if not same or not (loss.isfinite() & grad.isfinite().all()):
+        raise RuntimeError("the replay does not do the steps")
+    return graph
+
+
+def device_time(call: Callable[[], object], times: int = 1) -> float:
+    """Seconds on the device's clock for each of ``times`` calls in a row."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(times):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / times
+
+
+def peak_extra_memory(call: Callable[[], object]) -> int:
+    """Bytes by which allocated memory at its highest during ``call()`` exceeds that before it.
+
+    Only PyTorch's allocator counts. What ``call`` allocates for good at its first use counts too:
+    call it once before.
+    """
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before

@@ -1,0 +1,181 @@
+"""What is compared agrees with the reference, and what does not is refused."""
+
+import functools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.cases.agreement import agreement
+from benchmarks.cases.inputs import draw
+from benchmarks.cases.sizes import CPU_CASES, CUDA_CASES, Case, DrawCase, MomentumCase
+from benchmarks.implementations import COMPILED, implementations
+from benchmarks.implementations.fifo import Fused, PublishedEager
+from benchmarks.implementations.gpu_libraries import LibraryStep
+from benchmarks.implementations.linear_cross_entropy import LinearCrossEntropy
+from benchmarks.implementations.momentum import FusedMomentum, PublishedMomentum
+from benchmarks.implementations.negatives import Sampler
+
+CPU = torch.device("cpu")
+SMALL = Case(16, 512, "float32")
+FORMATS = [
+    SMALL,
+    replace(SMALL, matmul_precision="high"),
+    replace(SMALL, dtype_name="bfloat16"),
+    replace(SMALL, dtype_name="float16"),
+]
+WIDER = Case(16, 16384, "float32")
+MOMENTUM = MomentumCase(8, 64, "float32", n_data=500)
+DRAWS = DrawCase(8, 64, "int64", n_data=500)
+
+
+def judged(case, kinds, device=CPU):
+    """Each of ``kinds`` in turn, against one reference; the errors by name."""
+    state, batches = draw(case, device)
+    judge = agreement(case, state, batches[0])
+    return {kind.name: judge.check(kind(case, state)) for kind in kinds}
+
+
+@pytest.mark.parametrize("case", [*FORMATS, MOMENTUM, DRAWS], ids=lambda case: case.name)
+def test_every_implementation_agrees(case, device, monkeypatch):
+    if case is DRAWS and device.type != "cpu":
+        pytest.skip("draws are the host's")
+    # Inductor takes seconds for what is seen here: the writes in a graph, the numbers.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    kinds = implementations(case, device)
+    found = judged(case, kinds, device)
+    assert next(iter(found)) == PublishedEager.name
+    assert list(found)[-1] == Fused.name
+    if case is SMALL:
+        assert found[Fused.name]["gradient"] < 1e-5
+
+
+def wrong_loss(step, batch, returned, before):
+    return 1.001 * returned[0], returned[1]
+
+
+def wrong_gradient(step, batch, returned, before):
+    return returned[0], 1.001 * returned[1]
+
+
+def writes_nothing(step, batch, returned, before):
+    step.state[0].copy_(before[0])
+    return returned
+
+
+def writes_raw(step, batch, returned, before):
+    step.memory[: len(batch[1])] = batch[1]
+
+
+def leaves_the_pointer(step, batch, returned, before):
+    step.pointer.zero_()
+
+
+def writes_elsewhere(step, batch, returned, before):
+    free = [row for row in range(len(before[0])) if torch.equal(step.state[0][row], before[0][row])]
+    step.state[0][free[-1]] += 1e-3
+    return returned
+
+
+def swaps_the_normalizers(step, batch, returned, before):
+    step.state[2][2:4] = before[2][2:4].flip(0)
+    for memory, value in zip(step.state, before[:2], strict=False):
+        memory.copy_(value)
+    return PublishedMomentum.__call__(step, *batch)
+
+
+def repeats(step, batch, columns, before):
+    columns[0, 1] = columns[0, 2]
+    return columns
+
+
+def draws_its_own_class(step, batch, columns, before):
+    columns[0, 1] = batch[0][0]
+    return columns
+
+
+WRONG = [
+    *((SMALL, Fused, "__call__", spoil) for spoil in (wrong_loss, wrong_gradient, writes_nothing)),
+    *((SMALL, Fused, "write", spoil) for spoil in (writes_raw, leaves_the_pointer)),
+    *((SMALL, Fused, how, writes_elsewhere) for how in ("__call__", "write")),
+    *((MOMENTUM, FusedMomentum, "__call__", one) for one in (wrong_gradient, writes_elsewhere)),
+    *((MOMENTUM, FusedMomentum, "write", one) for one in (writes_nothing, writes_elsewhere)),
+    *(
+        (MOMENTUM, PublishedMomentum, "__call__", one)
+        for one in (wrong_loss, swaps_the_normalizers)
+    ),
+    *((DRAWS, Sampler, "__call__", spoil) for spoil in (repeats, draws_its_own_class)),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "method", "spoil"), WRONG, ids=lambda value: getattr(value, "__name__", None)
+)
+def test_a_wrong_implementation_is_refused(case, kind, method, spoil):
+    """One that is right but for what ``spoil`` does after each call."""
+
+    def spoilt(self, *batch):
+        before = [tensor.clone() for tensor in self.state]
+        return spoil(self, batch, getattr(kind, method)(self, *batch), before)
+
+    wrong = type("Wrong", (kind,), {method: spoilt})
+    published, *_ = implementations(case, CPU)
+    with pytest.raises(ArithmeticError, match=kind.name):
+        judged(case, [wrong] if kind is published else [published, wrong])
+
+
+@pytest.mark.parametrize("kind", [LinearCrossEntropy, Fused])
+def test_only_a_library_may_err_by_what_the_published_code_may(kind, monkeypatch):
+    class Off(kind):
+        def __call__(self, z_s, z_t):
+            loss, grad = super().__call__(z_s, z_t)
+            return loss, (1 + 1.1e-5) * grad
+
+    if kind is Fused:
+        with pytest.raises(ArithmeticError):
+            judged(WIDER, [PublishedEager, Off])
+    elif kind.takes(WIDER):
+        judged(WIDER, [PublishedEager, Off])
+
+
+@pytest.mark.skipif(not LinearCrossEntropy.takes(SMALL), reason="PyTorch lacks it")
+def test_linear_cross_entropy_must_take_its_chunked_path(monkeypatch):
+    state, [batch] = draw(SMALL, CPU, sets=1)
+    step = LinearCrossEntropy(SMALL, state)
+    with torch.profiler.profile() as profiled:
+        step(*batch)
+    chunked = [event.key for event in profiled.key_averages() if "batch_chunked" in event.key]
+    assert chunked
+    # Probabilities of another dtype than the input's are what it warns of.
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: torch.softmax(x.double(), dim))
+    with pytest.raises(UserWarning):
+        step(*batch)
+
+
+class Divergence(LibraryStep):
+    """A library's loss as it says what it computes."""
+
+    name = "a library"
+
+    def divergence(self, student, teacher):
+        logits = student @ self.memory.T, teacher @ self.memory.T
+        own, target = (both.log_softmax(dim=1) for both in logits)
+        return torch.nn.functional.kl_div(own, target, reduction="batchmean", log_target=True)
+
+
+def test_a_divergence_has_the_cross_entropy_s_gradient():
+    errors = judged(SMALL, [PublishedEager, Divergence])[Divergence.name]
+    assert errors.keys() == {"gradient", "memory"}
+
+
+@pytest.mark.parametrize("cases", [CPU_CASES, CUDA_CASES])
+def test_cases_are_told_apart_by_their_names(cases):
+    assert len({case.name for case in cases}) == len(cases)
+    assert any(case.name == "float32 256×131072 D=512" for case in cases)
+
+
+def test_what_is_compiled_takes_part_at_every_size():
+    for device, cases in (("cpu", CPU_CASES), ("cuda", CUDA_CASES)):
+        for case in cases:
+            kinds = implementations(case, torch.device(device))
+            assert sum(kind in COMPILED for kind in kinds) == (not isinstance(case, DrawCase))
