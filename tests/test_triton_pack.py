@@ -23,7 +23,15 @@ from rrd_kernels import pack as command
 from rrd_kernels.triton import pack as packs
 from rrd_kernels.triton import run
 from rrd_kernels.triton.compiled import binary_of, compile_kernel, nvidia_target
-from rrd_kernels.triton.launch import Binary, Kernel, Launch, Specialization, specialize
+from rrd_kernels.triton.launch import (
+    Argument,
+    Binary,
+    Kernel,
+    Launch,
+    Specialization,
+    describe,
+    specialize,
+)
 from rrd_kernels.triton.pack import Pack, PackError, key_of, pack_for, write
 from rrd_kernels.triton.step import Settings, step_launches
 
@@ -82,6 +90,30 @@ def test_what_differs_is_not_found(root):
     pack = Pack(root / ARCH)
     assert pack.find(advance(num_warps=4)) is None
     assert pack.find(advance(size=2**40)) is None  # int64
+
+
+@pytest.mark.parametrize(
+    ("value", "argument"),
+    [
+        (32, Argument("i32", aligned=True)),
+        (40, Argument("i32")),  # 8 elements more than whole vectors
+        (1, Argument("constexpr", constant=1)),
+        (2**31, Argument("i64", aligned=True)),
+        (2**31 + 8, Argument("i64")),
+    ],
+)
+def test_what_a_stride_is_compiled_for(value, argument):
+    """Whole vectors are loaded from rows that begin at multiples of sixteen elements alone."""
+    launch = Launch(Kernel("update", "update"), (1,), {"memory_row": value}, {}, 1)
+    assert describe(launch, "memory_row") == argument
+
+
+@pytest.mark.parametrize("offset", [0, 1, 4])
+def test_what_an_address_is_compiled_for(offset):
+    numbers = torch.empty(64)
+    assert numbers.data_ptr() % 16 == 0
+    launch = Launch(Kernel("update", "update"), (1,), {"memory": numbers[offset:]}, {}, 1)
+    assert describe(launch, "memory") == Argument("*fp32", aligned=offset != 1)
 
 
 def test_a_specialization_survives_json(root):
