@@ -1,43 +1,97 @@
-"""Prints the model's tables, or measures: ``python -m benchmarks.distributed --help``."""
+"""The model's table of steps on many ranks, or measured steps beside the model."""
 
 import argparse
-import json
-import shlex
+import itertools
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
+from benchmarks.distributed.measure import measure, of_processes
+from benchmarks.distributed.model import GATHERS, Machine, Step, header, parts
+from benchmarks.paths import ROOT, write_whole
+from benchmarks.record import load, read
 
-from benchmarks.distributed import page
-from benchmarks.distributed.measure import measure
-from benchmarks.measure import busy_cores
-from benchmarks.record import environment
+PAGE = ROOT / "docs" / "scaling.md"
+RANKS = (8, 64, 256, 1024)
+#: K, and B of each rank.
+SIZES = ((16384, 16), (65536, 64), (2**20, 64), (10**7, 64), (10**8, 64), (2**20, 16))
+
+
+def of_card(record: Mapping[str, Any]) -> Machine:
+    """The device of a record of ``make bench``, in place of an H200."""
+    rates = [
+        row.get("gflops", 0.0)
+        for row in record["rows"]
+        if row["implementation"] == "rrd_kernels" and row["case"].get("dtype_name") == "bfloat16"
+    ]
+    if not any(rates) or not record.get("host_time"):
+        raise ValueError("a card's constants take the bfloat16 cases and the host's time")
+    layers = record["host_time"]["layers"]
+    name = record["gpu"]["name"] if "gpu" in record else record["cpu"]
+    return Machine(
+        name=f"{name}, bfloat16 (step, flops, read measured, else assumed)",
+        step=sum(at["seconds"]["median"] for at in layers if "kernels" not in at["name"]),
+        flops=1e9 * max(rates),
+        read=1e9 * max(at["copy_gbytes_per_second"] for at in record["machine"].values() if at),
+    )
+
+
+def beside_model(machine: Machine, steps: Sequence[tuple[Step, float]]) -> str:
+    """Milliseconds of measured steps, and what the model says of them."""
+    rows = []
+    for step, measured in steps:
+        model = sum(parts(machine, step))
+        times = (f"{1e3 * measured:.3g}", f"{1e3 * model:.3g}", f"{model / measured:.2f}")
+        rows.append((step.ranks, step.size, step.gather, *times))
+    return table(("W", "K", "gather", "measured", "model", "model / measured"), rows)
+
+
+def simulated(machine: Machine) -> str:
+    """Microseconds of bfloat16 steps, in brackets those of messages; and of the header."""
+    rows = []
+    for (size, batch), ranks in itertools.product(SIZES, RANKS):
+        cells = []
+        for gather in GATHERS:
+            computing, _, talking = parts(machine, Step(gather, ranks, size, batch, element=2))
+            cells.append(f"{1e6 * (computing + talking):.0f} ({1e6 * talking:.0f})")
+        rows.append((size, batch, ranks, *cells, f"{1e6 * header(machine, ranks):.0f}"))
+    return table(("K", "B", "W", *GATHERS, "header"), rows)
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """In Markdown."""
+    lines = [titles, ["--:"] * len(titles), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.distributed",
-        description="A training step on several ranks: without options, the model's tables.",
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.distributed", description=__doc__)
     add = parser.add_argument
-    add("--card", type=Path, metavar="RECORD", help="tables of a device that make bench measured")
-    add("--measure", type=Path, metavar="RECORD", help="measures in two minutes, and writes a file")
-    add("--page", type=Path, nargs="*", metavar="RECORD", help="puts tables into docs/scaling.md")
+    add("--card", type=Path, metavar="RECORD", help="the table of a device, by make bench's record")
+    add("--measure", type=Path, metavar="RECORD", help="measures in two minutes, if it is new")
+    add("--page", action="store_true", help="puts it into docs/scaling.md in place of printing it")
     options = parser.parse_args()
     try:
         if options.measure:
-            if options.measure.exists() or not options.measure.parent.is_dir():
-                raise ValueError(f"{options.measure} exists, or its folder does not")
-            command = shlex.join(["python", "-m", "benchmarks.distributed", *sys.argv[1:]])
-            found = {"command": command} | environment(torch.device("cpu"))
-            found = found | {"busy_cores": busy_cores()} | measure()  # cores that other work keeps
-            options.measure.write_text(json.dumps(found, indent=2) + "\n")
-            print(page.of_processes(found)["measured"])
-        if options.page is not None:
-            page.write(options.page)
-        elif not options.measure:
-            for name, text in page.of_model(options.card).items():
-                print(f"{name}\n\n{text}")
+            section, source = "measured", options.measure
+            if not source.exists():
+                write_whole(source, measure())
+            machine, steps = of_processes(read(source))
+            shown = beside_model(machine, steps)
+        else:
+            section, source = "simulated", options.card or Path(__file__).with_name("model.py")
+            machine = of_card(load(options.card)) if options.card else Machine()
+            shown = simulated(machine)
+        constants = machine._asdict().items()
+        texts = [f"{name} {value:.3g}" for name, value in constants if isinstance(value, float)]
+        text = f"{machine.name}: {', '.join(texts)}.\n\n{shown}"
+        if not options.page:
+            return print(text)
+        before, _, rest = PAGE.read_text().partition(f"<!-- {section}: ")
+        _, end, after = rest.partition(f"<!-- end of {section} -->")
+        source = source.resolve().relative_to(ROOT)  # by which the page names it
+        PAGE.write_text(f"{before}<!-- {section}: {source} -->\n{text}{end}{after}")
     except (OSError, ValueError) as error:
         sys.exit(f"{parser.prog}: {error}")
 

@@ -1,6 +1,7 @@
 """Plans for a step on an H200 beside the table's, one change at a time, as arithmetic and machine
 code suggest them; none has been measured."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from rrd_kernels.triton.table import Config
 
 H200 = Hardware("sm_90", 132)
 
-#: In the order in which they are wanted, should the time not suffice.
+#: The first are wanted most, should the time not suffice.
 SIZES = (
     Case(64, 16384, "bfloat16"),
     Case(256, 16384, "bfloat16"),
@@ -32,9 +33,8 @@ SIZES = (
 #: So small that their figures mean nothing.
 QUICK_SIZES = (Case(16, 512, "bfloat16"), Case(16, 512, "float32", matmul_precision="high"))
 
-#: Block sizes by format and D, each for every size, since where the table begins to call a size
-#: large is a guess. Programs of one warpgroup share a multiprocessor, so that one's softmax runs
-#: beside another's products, with no barrier for both.
+#: Block sizes by format and D, for every size: where the table calls one large is a guess. Programs
+#: of one warpgroup share a multiprocessor: one's softmax runs beside another's products.
 CONFIGS = {
     ("bfloat16", 128): (
         *(Config(128, 128, 128, 128, 8, stages) for stages in (2, 3, 4)),
@@ -69,21 +69,12 @@ class Variant(NamedTuple):
     plan: Plan
     constants: tuple[tuple[str, Any], ...] = ()
 
-    @property
-    def how(self) -> tuple[Any, ...]:
-        """What is run; how many programs were hoped for is no part of it."""
-        return self.plan._replace(config=self.plan.config._replace(programs=1)), self.constants
 
-
-def variants(case: Case, hardware: Hardware = H200) -> list[Variant]:
+def variants(case: Case) -> list[Variant]:
     """The table's plan first, then the others, each once."""
-
-    def plan(config: Config | None = None, splits: int | None = None) -> Plan:
-        sizes = case.batch, case.rows, case.dim, case.format, case.dtype.itemsize
-        return make_plan(*sizes, True, hardware, config, splits)
-
-    table = plan()
-    plans = [plan(config) for config in CONFIGS[case.format, case.dim]]
+    sizes = (case.batch, case.rows, case.dim, case.format, case.dtype.itemsize)
+    plan = partial(make_plan, *sizes, True, H200)
+    table, plans = plan(), [plan(config) for config in CONFIGS[case.format, case.dim]]
     found = [Variant(TABLE, table), Variant("dependent launches", table._replace(dependent=True))]
     if case.batch <= FEW:
         found += [Variant(f"{splits} splits", plan(splits=splits)) for splits in SPLITS]
@@ -92,43 +83,14 @@ def variants(case: Case, hardware: Hardware = H200) -> list[Variant]:
         for one in (table, plans[0]):
             name = f"{text_of(one.config)}, in order"
             found.append(Variant(name, one, (("REORDER_WARPS", 0),)))
-    unique: dict[Any, Variant] = {}
-    for variant in found:
-        unique.setdefault(variant.how, variant)
-    return list(unique.values())
+    names = {(variant.plan, variant.constants): variant.name for variant in reversed(found)}
+    return [one for one in found if names[one.plan, one.constants] == one.name]
 
 
 def text_of(config: Config) -> str:
-    """Such as "128×64, 4 warps, 3 stages, ×2"."""
-    text = f"{config.block_m}×{config.block_n}, {config.num_warps} warps"
-    programs = f", ×{config.programs}" if config.programs > 1 else ""
-    return f"{text}, {config.num_stages} stages{programs}"
-
-
-def launches(
-    case: Case, variant: Variant, z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor
-) -> tuple[Buffers, tuple[Launch, Launch, Launch]]:
-    """What ``variant`` writes, and what is launched for it."""
-    settings = Settings(case.tau_s, case.tau_t, True, case.format, 1, True, "before")
-    buffers, (first, middle, last) = step_launches(
-        z_s, z_t, memory, pointer, settings, H200, variant.plan
-    )
-    middle = middle._replace(constants=middle.constants | dict(variant.constants))
-    return buffers, (first, middle, last)
-
-
-def described(case: Case, variant: Variant) -> tuple[Launch, Launch, Launch]:
-    """The same on tensors that have sizes and no memory."""
-    z_s, z_t = torch.empty(2, case.batch, case.dim, dtype=case.dtype, device="meta")
-    memory = torch.empty(case.rows, case.dim, dtype=case.dtype, device="meta")
-    pointer = torch.empty(1, dtype=torch.int64, device="meta")
-    return launches(case, variant, z_s, z_t, memory, pointer)[1]
-
-
-def wanted() -> list[Launch]:
-    """All launches of the sweep on an H200, to compile them ahead."""
-    pairs = ((case, variant) for case in SIZES for variant in variants(case))
-    return [launch for pair in pairs for launch in described(*pair)]
+    """Such as "128×64, 4 warps, 3 stages, ×2", the programs of a multiprocessor."""
+    blocks, warps = f"{config.block_m}×{config.block_n}", f"{config.num_warps} warps"
+    return f"{blocks}, {warps}, {config.num_stages} stages, ×{config.programs}"
 
 
 class VariantStep(FifoStep):
@@ -140,11 +102,33 @@ class VariantStep(FifoStep):
         super().__init__(case, state)
         self.case, self.variant = case, variant
 
+    def launches(self, z_s: Tensor, z_t: Tensor) -> tuple[Buffers, tuple[Launch, Launch, Launch]]:
+        """What is written, and what is launched for it."""
+        case, tensors = self.case, (z_s, z_t, self.memory, self.pointer)
+        settings = Settings(case.tau_s, case.tau_t, True, case.format, 1, True, "before")
+        buffers, (first, middle, last) = step_launches(*tensors, settings, H200, self.variant.plan)
+        constants = middle.constants | dict(self.variant.constants)
+        return buffers, (first, middle._replace(constants=constants), last)
+
     def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
-        buffers, listed = launches(self.case, self.variant, z_s, z_t, self.memory, self.pointer)
+        buffers, listed = self.launches(z_s, z_t)
         run(listed)
         return buffers.loss, buffers.grad_z_s
 
     def write(self, z_s: Tensor, z_t: Tensor) -> None:
         """With all else: the kernels do both."""
         self(z_s, z_t)
+
+
+def described(case: Case, variant: Variant) -> tuple[Launch, ...]:
+    """A step's launches, on tensors that have sizes and no memory."""
+    empty = partial(torch.empty, dtype=case.dtype, device="meta")
+    memory, z = empty(case.rows, case.dim), empty(case.batch, case.dim)
+    pointer = empty(1, dtype=torch.int64)
+    return VariantStep(case, (memory, pointer), variant).launches(z, z)[1]
+
+
+def wanted() -> list[Launch]:
+    """All launches of the sweep on an H200, to compile them ahead."""
+    pairs = [(case, variant) for case in SIZES for variant in variants(case)]
+    return [launch for pair in pairs for launch in described(*pair)]
