@@ -9,7 +9,7 @@ import pytest
 import stand_in_gpu
 import torch
 
-from benchmarks.inputs import draw
+from benchmarks.cases.inputs import draw
 from benchmarks.sweep import __main__ as sweep
 from benchmarks.sweep import variants
 from benchmarks.sweep.variants import SIZES, TABLE

@@ -13,7 +13,7 @@ from benchmarks.distributed import __main__ as command
 from benchmarks.distributed import measure, model
 from benchmarks.distributed.measure import of_processes
 from benchmarks.distributed.model import GATHERS, Link, Machine, Step, collective
-from benchmarks.paths import RESULTS, ROOT
+from benchmarks.report.record import RESULTS, ROOT
 from rrd_kernels import RRDLoss
 from rrd_kernels.distributed.collectives import RING
 
@@ -53,14 +53,17 @@ def test_what_the_page_says_of_processes():
 
 
 def test_a_card_has_a_table(run, tmp_path, capsys):
-    """Inside what ``make gpu-check`` wrote, too; the first of the host's layers is the kernels."""
+    """Inside what ``make gpu-check`` wrote, too; of the host's layers the first is the kernels, the
+    last the whole step."""
     path = tmp_path / "card.json"
     record = json.loads(CPU.read_text()) | {"gpu": {"name": "a GPU"}}
     path.write_text(json.dumps({"stages": {"build": {}, "official": {"record": record}}}))
     run("--card", path)
-    step = sum(layer["seconds"]["median"] for layer in record["host_time"]["layers"][1:])
+    layers = [row["median"] for row in record["rows"] if row["figure"] == "host"]
+    step = sum(layers[1:-1])
     assert re.match(f"a GPU, bfloat16 .*: step {step:.3g},", capsys.readouterr().out)
-    path.write_text(json.dumps(record | {"host_time": None}))
+    record["rows"] = [row for row in record["rows"] if row["figure"] != "host"]
+    path.write_text(json.dumps(record))
     with pytest.raises(SystemExit, match="the bfloat16 cases and the host's time"):
         run("--card", path)
 

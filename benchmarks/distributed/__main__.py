@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 from benchmarks.distributed.measure import measure, of_processes
 from benchmarks.distributed.model import GATHERS, Machine, Step, header, parts
-from benchmarks.paths import ROOT, write_whole
-from benchmarks.record import load, read
+from benchmarks.measuring.host_time import HOST, KERNELS, WHOLE
+from benchmarks.measuring.parts import STEP
+from benchmarks.report.record import ROOT, load, write_whole
 
 PAGE = ROOT / "docs" / "scaling.md"
 RANKS = (8, 64, 256, 1024)
@@ -20,19 +22,25 @@ SIZES = ((16384, 16), (65536, 64), (2**20, 64), (10**7, 64), (10**8, 64), (2**20
 
 def of_card(record: Mapping[str, Any]) -> Machine:
     """The device of a record of ``make bench``, in place of an H200."""
+    ours = [row for row in record["rows"] if row["implementation"] == "rrd_kernels"]
     rates = [
-        row.get("gflops", 0.0)
-        for row in record["rows"]
-        if row["implementation"] == "rrd_kernels" and row["case"].get("dtype_name") == "bfloat16"
+        row["operations"] / row["median"]
+        for row in ours
+        if row["figure"] == STEP and row["format"] == "bfloat16" and "median" in row
     ]
-    if not any(rates) or not record.get("host_time"):
+    # A GPU's kernels run beside the host.
+    layers = [
+        row["median"]
+        for row in ours
+        if row["figure"] == HOST and not row["name"].startswith((KERNELS, WHOLE))
+    ]
+    if not rates or not layers:
         raise ValueError("a card's constants take the bfloat16 cases and the host's time")
-    layers = record["host_time"]["layers"]
     name = record["gpu"]["name"] if "gpu" in record else record["cpu"]
     return Machine(
         name=f"{name}, bfloat16 (step, flops, read measured, else assumed)",
-        step=sum(at["seconds"]["median"] for at in layers if "kernels" not in at["name"]),
-        flops=1e9 * max(rates),
+        step=sum(layers),
+        flops=max(rates),
         read=1e9 * max(at["copy_gbytes_per_second"] for at in record["machine"].values() if at),
     )
 
@@ -77,7 +85,7 @@ def main() -> None:
             section, source = "measured", options.measure
             if not source.exists():
                 write_whole(source, measure())
-            machine, steps = of_processes(read(source))
+            machine, steps = of_processes(json.loads(source.read_text()))
             shown = beside_model(machine, steps)
         else:
             section, source = "simulated", options.card or Path(__file__).with_name("model.py")

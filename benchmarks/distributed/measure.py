@@ -13,8 +13,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.distributed.model import GATHERS, Link, Machine, Step
-from benchmarks.measure import Spread, busy_cores, interleaved, wall_time
-from benchmarks.record import environment
+from benchmarks.measuring.clocks import Spread, interleaved, wall_time
+from benchmarks.measuring.hardware import busy_cores
+from benchmarks.report.record import environment
 from rrd_kernels import RRDLoss
 
 BATCH, DIM = 64, 128

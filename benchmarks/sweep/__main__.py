@@ -14,17 +14,21 @@ from typing import Any
 
 import torch
 
-from benchmarks import cuda, hardware
-from benchmarks.agreement import agreed, agreement
-from benchmarks.cases import Case
-from benchmarks.inputs import draw
-from benchmarks.measure import Spread, calls_in_a_block, float32_matmul_precision, interleaved
-from benchmarks.paths import new_record, write_whole
-from benchmarks.peers import PublishedEager
-from benchmarks.record import environment
-from benchmarks.run import captured, median_ratio
+from benchmarks.cases.agreement import agreement
+from benchmarks.cases.inputs import draw
+from benchmarks.cases.sizes import Case
+from benchmarks.implementations.fifo import PublishedEager
+from benchmarks.measuring import cuda, hardware
+from benchmarks.measuring.clocks import (
+    Spread,
+    float32_matmul_precision,
+    in_blocks,
+    interleaved,
+    median_ratio,
+)
+from benchmarks.measuring.turns import turns, with_twins
+from benchmarks.report.record import environment, new_record, write_whole
 from benchmarks.sweep import variants as plans
-from benchmarks.turns import turns
 from rrd_kernels.triton.launch import Launch
 from rrd_kernels.triton.run import load
 
@@ -50,12 +54,12 @@ def measure(
         rows.append(row)
         try:
             step = plans.VariantStep(case, state, variant)
-            steps, errors, _ = agreed(step, judge, hardware.cache_bytes(GPU))
-            row["errors"] = errors and asdict(errors)
+            row["errors"] = judge.check(step)
+            steps = with_twins(step, hardware.cache_bytes(GPU))
             row["resources"] = resources(step.launches(*batches[0])[1][1])
             calls = turns(steps, batches)
-            timer = partial(cuda.device_time, captured(steps, calls).replay)
-            own[variant.name], timers[variant.name] = row, partial(timer, calls_in_a_block(timer))
+            timer = partial(cuda.device_time, cuda.captured(steps, calls).replay)
+            own[variant.name], timers[variant.name] = row, in_blocks(timer, GPU)
         except Exception as error:  # a compiler's, a driver's: the others can be measured still
             row["outcome"] = f"{type(error).__name__}: {error}".splitlines()[0]
             print(f"{case.name}, {variant.name}: {row['outcome']}")

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
-from benchmarks.inputs import State
-from benchmarks.step import FifoStep
+from benchmarks.cases.inputs import State
+from benchmarks.cases.sizes import Case
+from benchmarks.implementations.step import FifoStep
 from rrd_kernels.triton.configs import Hardware
 from rrd_kernels.triton.launch import Launch
 from rrd_kernels.triton.plan import Plan, make_plan
