@@ -74,12 +74,15 @@ def _rank(rank: int, world: int, folder: str, sizes: Sequence[int]) -> None:
         for gather in (GATHERS if world > 1 else GATHERS[:1])
         for size in sizes
     }
+    # As many rounds on every rank, however long they take.
+    taken = interleaved(timers, 0.0, ROUNDS, limit=math.inf)
     rows = [
         {"gather": gather, "ranks": world, "size": size, "seconds": asdict(Spread.of(times))}
-        for (gather, size), times in interleaved(timers, 0.0, ROUNDS).items()
+        for (gather, size), times in taken.items()
     ]
     if rank == 0:
         torch.save(rows, f"{folder}/rows")
+    dist.barrier()  # whose last messages have arrived everywhere
     dist.destroy_process_group()
 
 
