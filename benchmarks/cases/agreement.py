@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,15 +34,17 @@ def relative(value: Tensor, expected: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What steps of ``case`` are compared with, made with ``state`` and called with ``batch``.
+    """Compares steps that are made with ``state`` and called with ``batch``.
 
-    ``expected`` holds the loss, a scalar, the gradient [B, D] or of the first samples, and what all
-    memories' rows that are written change by, in float64; ``limits`` what each may err by.
+    ``expected`` holds the loss, a scalar, the gradient [B, D] or of the first samples, and, as
+    "memory", what the written rows [B] of all memories change by, in float64; ``limits`` what each
+    may err by; ``last`` the pointer or the parameters after a step.
     """
 
-    case: Case
     state: State
     batch: Batch
+    rows: Tensor
+    last: Tensor
     expected: dict[str, Tensor]
     limits: Errors
 
@@ -72,23 +75,15 @@ class Agreement:
 
     def _written(self, state: State) -> float:
         """The error of what was written; infinite if anything else has changed."""
-        rows = written_rows(self.case, self.state, self.batch)
-        for before, after in zip(self.state[:-1], state[:-1], strict=True):
-            if not torch.equal(before.index_fill(0, rows, 0), after.index_fill(0, rows, 0)):
-                return math.inf
-        params = self.state[-1]
-        if not isinstance(self.case, MomentumCase):  # the pointer
-            params = (params + self.case.batch) % self.case.rows
-        if not torch.equal(state[-1], params):
+        elsewhere = (
+            [memory.index_fill(0, self.rows, 0) for memory in pair]
+            for pair in zip(self.state[:-1], state[:-1], strict=True)
+        )
+        if not (
+            torch.equal(state[-1], self.last) and all(torch.equal(*pair) for pair in elsewhere)
+        ):
             return math.inf
-        return relative(changes(self.state, state, rows), self.expected["memory"])
-
-
-def written_rows(case: Case, state: State, batch: Batch) -> Tensor:
-    """Which rows of the memories a step of the batch changes, [B]."""
-    if isinstance(case, MomentumCase):
-        return batch[2]
-    return (state[1] + torch.arange(case.batch, device=state[1].device)) % case.rows
+        return relative(changes(self.state, state, self.rows), self.expected["memory"])
 
 
 def changes(before: State, after: State, rows: Tensor) -> Tensor:
@@ -110,58 +105,58 @@ def agreement(case: Case, state: State, batch: Batch, samples: int | None = None
         samples: compares the gradient of the first so many samples alone, for sizes at which the
             reference of all of them would take minutes.
     """
-    expected, plain = (_plain(case, state, batch, samples, d) for d in (torch.float64, case.dtype))
-    factor = FACTOR if case.dtype == torch.float32 else HALF_FACTOR
+    if isinstance(case, MomentumCase):
+        rows, last = batch[2], state[2]
+    else:
+        rows = (state[1] + torch.arange(case.batch, device=state[1].device)) % case.rows
+        last = (state[1] + case.batch) % case.rows
+    expected, plain = (
+        _plain(case, state, batch, rows, samples, dtype) for dtype in (torch.float64, case.dtype)
+    )
     limits = {}
     for key, value in expected.items():
         # What is written is no product of TF32.
         least = ROUNDOFF[case.dtype_name if key == "memory" else case.format]
+        factor = FACTOR if case.dtype == torch.float32 else HALF_FACTOR
         limits[key] = max(factor * relative(plain[key], value), least)
-    return Agreement(case, state, batch, expected, limits)
+    return Agreement(state, batch, rows, last, expected, limits)
 
 
 def _plain(
-    case: Case, state: State, batch: Batch, samples: int | None, dtype: torch.dtype
+    case: Case, state: State, batch: Batch, rows: Tensor, samples: int | None, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """The loss, gradient and changes of the memories as the reference has them in ``dtype``."""
-    memories, params = [memory.to(dtype, copy=True) for memory in state[:-1]], state[-1].clone()
+    """The loss, the gradient and the changes of the rows, in plain PyTorch and in ``dtype``."""
+    momentum = isinstance(case, MomentumCase)
+    memories, last = [memory.to(dtype, copy=True) for memory in state[:-1]], state[-1].clone()
     z_s, z_t = (z.to(dtype, copy=True) for z in batch[:2])
-    if not isinstance(case, MomentumCase):
+    if not momentum:
         write = reference.enqueue_ if dtype == torch.float64 else enqueue
-        write(memories[0], params, z_t)
+        write(memories[0], last, z_t)
     z_s.requires_grad_()
     loss = torch.zeros((), dtype=torch.float64, device=z_s.device)
     # A few samples at a time: B×K matrices, or B×K gathered rows, would fill gigabytes.
-    few = 8 if isinstance(case, MomentumCase) else 128
-    parts = (tensor[:samples].split(few) for tensor in (z_s, z_t, *batch[3:]))
+    parts = (tensor[:samples].split(8 if momentum else 128) for tensor in (z_s, z_t, *batch[3:]))
     for part in zip(*parts, strict=True):
-        total = _sum_of_losses(case, memories, params, *part)
+        total = _sum_of_losses(case, (*memories, last), *part)
         total.backward()
         loss += total.detach() / case.batch
     assert z_s.grad is not None
     if isinstance(case, MomentumCase):
-        for memory, rows in zip(memories, (z_s.detach(), z_t), strict=True):
-            reference.momentum_update_(memory, batch[2], rows, case.nce_m)
-    written = changes(state, (*memories, params), written_rows(case, state, batch))
+        for memory, unit in zip(memories, (z_s.detach(), z_t), strict=True):
+            reference.momentum_update_(memory, rows, unit, case.nce_m)
+    written = changes(state, (*memories, last), rows)
     gradient = z_s.grad[:samples].double() / case.batch
     return {"gradient": gradient, "memory": written} | ({} if samples else {"loss": loss})
 
 
-def _sum_of_losses(
-    case: Case, memories: list[Tensor], params: Tensor, z_s: Tensor, z_t: Tensor, *idx: Tensor
-) -> Tensor:
+def _sum_of_losses(case: Case, state: State, z_s: Tensor, z_t: Tensor, *idx: Tensor) -> Tensor:
+    *memories, params = state
+    taus: Any = {"tau_s": case.tau_s, "tau_t": case.tau_t, "reduction": "sum"}
     if isinstance(case, MomentumCase):
-        return reference.sampled_relational_loss(
-            *(z_s, z_t, *memories, *idx, params[2:4]),
-            tau_s=case.tau_s,
-            tau_t=case.tau_t,
-            nce_t=case.nce_t,
-            reduction="sum",
-        )
+        views = (z_s, z_t, *memories, *idx, params[2:4])
+        return reference.sampled_relational_loss(*views, nce_t=case.nce_t, **taus)
     if z_s.dtype in (torch.float32, torch.float64):
-        return reference.relational_loss(
-            *(z_s, z_t, *memories), tau_s=case.tau_s, tau_t=case.tau_t, reduction="sum"
-        )
-    # Which computes half precision in float32: here the products are rounded as they are published.
+        return reference.relational_loss(z_s, z_t, *memories, **taus)
+    # The reference would multiply in float32.
     student, teacher = (F.normalize(z, dim=1) @ memories[0].T for z in (z_s, z_t))
     return reference.cross_entropy(student / case.tau_s, teacher / case.tau_t).sum()

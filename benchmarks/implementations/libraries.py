@@ -7,6 +7,7 @@ Logits are linear in the embeddings, so that each side is divided by its tempera
 import importlib
 from abc import abstractmethod
 from importlib.util import find_spec
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,12 @@ from benchmarks.implementations.step import AutogradStep, FifoStep, enqueue
 
 
 class LibraryStep(AutogradStep, FifoStep):
+    module: ClassVar[str]
+
+    @classmethod
+    def takes(cls, case: Case) -> bool:
+        return find_spec(cls.module.partition(".")[0]) is not None
+
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         teacher = enqueue(self.memory, self.pointer, z_t)
         return self.loss(F.normalize(z_s, dim=1) / self.tau_s, teacher / self.tau_t)
@@ -54,31 +61,23 @@ class LigerJSD(LibraryStep):
     """With beta = 0 it is KL(teacher || student), whose gradient is the cross-entropy's."""
 
     name = "Liger JSD"
+    module = "liger_kernel.ops.fused_linear_jsd"
     waits_for_device = True
     compares_loss = False
 
-    @classmethod
-    def takes(cls, case: Case) -> bool:
-        return find_spec("liger_kernel") is not None
-
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        library = importlib.import_module("liger_kernel.ops.fused_linear_jsd")
+        function = importlib.import_module(self.module).LigerFusedLinearJSDFunction
         labels, beta = None, 0.0
-        return library.LigerFusedLinearJSDFunction.apply(
-            student, self.memory, teacher, self.memory, labels, beta
-        )
+        return function.apply(student, self.memory, teacher, self.memory, labels, beta)
 
 
 class FlaKLDiv(LibraryStep):
     """KL(teacher || student) too."""
 
     name = "fla KL"
+    module = "fla.modules.fused_kl_div"
     compares_loss = False
 
-    @classmethod
-    def takes(cls, case: Case) -> bool:
-        return find_spec("fla") is not None
-
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        library = importlib.import_module("fla.modules.fused_kl_div")
-        return library.fused_kl_div_loss(student, teacher, self.memory, self.memory)
+        function = importlib.import_module(self.module).fused_kl_div_loss
+        return function(student, teacher, self.memory, self.memory)
