@@ -16,12 +16,8 @@ from benchmarks.implementations.momentum import FusedMomentum, PublishedMomentum
 
 CPU = torch.device("cpu")
 SMALL = Case(16, 512, "float32")
-FORMATS = [
-    SMALL,
-    replace(SMALL, matmul_precision="high"),
-    replace(SMALL, dtype_name="bfloat16"),
-    replace(SMALL, dtype_name="float16"),
-]
+TF32 = replace(SMALL, matmul_precision="high")
+FORMATS = [SMALL, TF32, *(replace(SMALL, dtype_name=name) for name in ("bfloat16", "float16"))]
 MOMENTUM = MomentumCase(8, 64, "float32", n_data=500)
 
 

@@ -140,8 +140,8 @@ CUDA_CASES: tuple[Case, ...] = (
 )
 #: Sizes so small that their figures mean nothing: they show that all of it runs.
 QUICK_CASES: tuple[Case, ...] = (
-    *_cases("float32", (16, 512)),
-    *_cases("bfloat16", (16, 512)),
+    Case(16, 512, "float32"),
+    Case(16, 512, "bfloat16"),
     MomentumCase(8, 64, "float32", n_data=500),
 )
 
