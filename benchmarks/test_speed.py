@@ -1,86 +1,80 @@
-"""Forward, backward, whole step and enqueue, one by one, with pytest-benchmark.
+"""Whole steps with pytest-benchmark, whose options say how long each is timed, save and compare.
 
     pytest benchmarks -k "float32-64x16384" --benchmark-columns=median,iqr,rounds
 
-Every case of every device here, for each implementation that has just agreed with the reference; of
-a test's name the parts are device, case, implementation and part. pytest-benchmark's own options
-say how long each is timed, save and compare.
+Every case of every device here, for each implementation that has just agreed with the reference;
+and the draws that the momentum memory needs. The parts of a step are measured by
+``python -m benchmarks.report``.
 """
 
 import functools
-import time
-from collections.abc import Callable, Iterator, Sequence
+import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks.cases.agreement import agreement
-from benchmarks.cases.inputs import Batch, State, draw
-from benchmarks.cases.sizes import Case, cases_for
+from benchmarks.cases.agreement import Agreement, agreement
+from benchmarks.cases.inputs import CLASSES, Batch, State, draw
+from benchmarks.cases.sizes import MOMENTUM_CASES, Case, cases_for
 from benchmarks.implementations import implementations
 from benchmarks.implementations.step import Step
-from benchmarks.measuring import hardware
 from benchmarks.measuring.clocks import float32_matmul_precision, wait_for
-from benchmarks.measuring.outcomes import first_line
-from benchmarks.measuring.parts import BACKWARD, STEP, Graph, calls_of, parts_of
+from benchmarks.measuring.hardware import cache_bytes
 from benchmarks.measuring.turns import with_twins
+from rrd_kernels import ContrastSampler
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-ROUNDS = 20
-
-
-def clock(device: torch.device) -> Callable[[], float]:
-    def now() -> float:
-        wait_for(device)
-        return time.perf_counter()
-
-    return now
-
-
-def every_part() -> Iterator[Any]:
-    """One implementation's parts after another, and a case's implementations together."""
-    for device in map(torch.device, DEVICES):
-        for case in cases_for(device):
-            for kind in implementations(case, device):
-                for part in (STEP, *parts_of(kind)):
-                    words = (device.type, case.name.replace("×", "x"), kind.name)
-                    group = " ".join((*words[:2], part))
-                    marks = pytest.mark.benchmark(group=group, timer=clock(device))
-                    name = "-".join((*words, part)).replace(" ", "-").replace("=", "")
-                    yield pytest.param(device, case, kind, part, marks=marks, id=name)
+#: As pytest can select them.
+NAMES = str.maketrans(" ×", "-x")
+STEPS = [
+    pytest.param(device, case, kind, id=f"{device}-{case.name}-{kind.name}".translate(NAMES))
+    for device in map(torch.device, DEVICES)
+    for case in cases_for(device)
+    for kind in implementations(case, device)
+]
 
 
 @functools.lru_cache(maxsize=1)
-def drawn(case: Case, device: torch.device) -> tuple[State, Sequence[Batch], Any]:
-    """With the published code checked, which is the measure for the others."""
-    state, batches = draw(case, device)
-    judge = agreement(case, state, batches[0])
-    published, *_ = implementations(case, device)
-    judge.check(published(case, state))
-    return state, batches, judge
+def drawn(case: Case, device: torch.device) -> tuple[State, Batch, Agreement]:
+    state, [batch] = draw(case, device, sets=1)
+    return state, batch, agreement(case, state, batch)
 
 
-@functools.lru_cache(maxsize=1)
-def agreeing(case: Case, device: torch.device, kind: type[Step]) -> Sequence[Step]:
-    state, _, judge = drawn(case, device)
-    step = kind(case, state)
-    try:
-        judge.check(step)
-    except ArithmeticError as error:
-        if kind.name == "rrd_kernels":
-            raise
-        pytest.skip(first_line(error))
-    return with_twins(step, hardware.cache_bytes(device))
-
-
-@pytest.mark.parametrize(("device", "case", "kind", "part"), list(every_part()))
-def test_speed(
-    device: torch.device, case: Case, kind: type[Step], part: str, benchmark: Any
-) -> None:
+@pytest.mark.parametrize(("device", "case", "kind"), STEPS)
+def test_step(device: torch.device, case: Case, kind: type[Step], benchmark: Any) -> None:
+    benchmark.group = f"{device} {case.name}"
     with float32_matmul_precision(case.matmul_precision):
-        call = calls_of(part, agreeing(case, device, kind), drawn(case, device)[1])
-        if part == BACKWARD:  # of a graph that is made anew, untimed, for each round
-            benchmark.pedantic(Graph.backward, setup=lambda: ((call(),), {}), rounds=ROUNDS)
-        else:
-            benchmark(call)
+        state, batch, judge = drawn(case, device)
+        step = kind(case, state)
+        judge.check(step)
+        turns = itertools.cycle(with_twins(step, cache_bytes(device)))
+
+        def call() -> None:
+            next(turns)(*batch)
+            wait_for(device)
+
+        benchmark(call)
+
+
+@pytest.mark.parametrize("name", ["published", "rrd_kernels"])
+@pytest.mark.benchmark(group="rows of other classes for the momentum memory")
+def test_draws(name: str, benchmark: Any) -> None:
+    """For each sample of a batch itself and K distinct ones of other classes, on the host."""
+    case = MOMENTUM_CASES[0]
+    labels = torch.randint(CLASSES, (case.n_data,))
+    idx = torch.randperm(case.n_data)[: case.batch]
+    targets = labels.tolist()
+    negatives = [(labels != label).nonzero()[:, 0].numpy() for label in range(CLASSES)]
+
+    def published() -> torch.Tensor:
+        """What its data set does for each sample, in one process, and the stacking."""
+        columns = []
+        for sample in idx.tolist():
+            drawn = np.random.choice(negatives[targets[sample]], case.rows, replace=False)
+            columns.append(torch.from_numpy(np.hstack(([sample], drawn))))
+        return torch.stack(columns)
+
+    sampler = ContrastSampler(labels, case.rows)
+    benchmark(published if name == "published" else lambda: sampler(idx))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases.sizes import Case, DrawCase
+from benchmarks.cases.sizes import Case
 from benchmarks.measuring import hardware
 from benchmarks.measuring.clocks import float32_matmul_precision, interleaved_times
 
@@ -42,7 +42,7 @@ def look_at_machine(cases: Sequence[Case], device: torch.device, quick: bool) ->
     elif not on_cpu:
         sizes, copied, seconds = [4096, 8192], 1 << 30, 0.3
     rates = {}
-    multiplying = {case.format: case for case in cases if not isinstance(case, DrawCase)}
+    multiplying = {case.format: case for case in cases}
     for name, case in multiplying.items():
         with float32_matmul_precision(case.matmul_precision):
             rates[name] = matmul_rate(case.dtype, device, sizes, seconds) / 1e9

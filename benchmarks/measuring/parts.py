@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases.inputs import Batch
-from benchmarks.implementations.step import AutogradStep, Step, TrainingStep
+from benchmarks.implementations.step import AutogradStep, Step
 from benchmarks.measuring.clocks import in_blocks, wait_for, wall_time
 from benchmarks.measuring.turns import one_by_one, turns
 
@@ -18,8 +18,6 @@ STEP, FORWARD, BACKWARD = "step", "forward", "backward"
 
 def parts_of(kind: type[Step]) -> list[str]:
     """Those that an implementation has; what autograd does not differentiate has no halves."""
-    if not issubclass(kind, TrainingStep):
-        return []
     halves = [FORWARD, BACKWARD] if issubclass(kind, AutogradStep) else []
     return [*halves, kind.write_name]
 
