@@ -193,7 +193,7 @@ def _smoke(how: How) -> list[Stage]:
 def _first(how: How) -> list[Stage]:
     correctness = how.scratch / "correctness"
     command = [*how.python, "tests/gpu_correctness.py", f"--output={correctness}", *how.small]
-    what = ["--cases", "bfloat16", "--compile", "none", "--no-memory"]
+    what = ["--cases", "bfloat16", "--compile", "none"]
     return [
         Stage(
             "correctness",
@@ -209,7 +209,7 @@ def _first(how: How) -> list[Stage]:
 def _rest(how: How) -> list[Stage]:
     sweep = how.scratch / "sweep.json"
     # Not the scaling, for which there is no time; `make bench` has it.
-    what = ["--parts", "cases", "host", "--compile", "targets"]
+    what = ["--parts", "cases", "host", "--compile", "none"]
     return [
         _benchmark("official sizes", how, what, least=30),
         _tests(how),
