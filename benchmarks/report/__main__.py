@@ -28,6 +28,8 @@ PARTS = ("cases", "host", "breakdown", "scaling")
 HOST_SECONDS = 4.0
 #: Steps that are profiled.
 PROFILED = {"cpu": 5, "cuda": 20}
+#: How growth may end.
+MEMORY_ENDS = (OUT_OF_MEMORY, NOT_MEASURED)
 #: Cores that other work may keep busy without a warning.
 NEGLIGIBLE_WORK = 0.1
 
@@ -131,14 +133,13 @@ def measure(chosen: argparse.Namespace, record: Record, save: Callable[[], None]
 
 
 def failures(record: Record) -> list[str]:
-    """Where this package's kernels did not run or were wrong; memory may end the growth, theirs or
-    the reference's."""
+    """Where this package's kernels did not run or were wrong; memory may end the growth."""
+    failed = [row for row in record["rows"] if "outcome" in row]
     return record["failures"] + [
         f"{row['figure']} of {row['case']}: {row['outcome']}, {row['reason']}"
-        for row in record["rows"]
+        for row in failed
         if row["implementation"] == Fused.name
-        and "outcome" in row
-        and not (row["figure"] == growth.GROWTH and row["outcome"] in (OUT_OF_MEMORY, NOT_MEASURED))
+        and not (row["figure"] == growth.GROWTH and row["outcome"] in MEMORY_ENDS)
     ]
 
 

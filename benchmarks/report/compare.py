@@ -12,7 +12,7 @@ from benchmarks.measuring.breakdown import OPERATOR
 from benchmarks.measuring.clocks import ROUNDS
 from benchmarks.measuring.outcomes import NOT_MEASURED
 from benchmarks.report.record import Record, load
-from benchmarks.report.tables import frame, print_table, source_text, texts, times
+from benchmarks.report.tables import duration, frame, markdown, print_markdown, source_text, texts
 
 RULE = f"""\
 A time has moved when the intervals from its 20th to its 80th percentile in the two
@@ -27,7 +27,6 @@ something does, or fails now, or when AFTER was cut off; 2 on bad input.
 MEMORY_PAGE = 2 << 20
 #: What a figure is of.
 KEYS = ["case", "figure", "axis", "implementation", "name"]
-SLOWER, FASTER, FAILS, WORKS = "slower", "faster", "fails now", "works now"
 
 
 def moves(before: Record, after: Record) -> pd.DataFrame:
@@ -41,24 +40,23 @@ def moves(before: Record, after: Record) -> pd.DataFrame:
     both = both.dropna(subset=["median", "median after"], how="all")
     enough = ~(both[["rounds", "rounds after"]] < ROUNDS).any(axis=1)
     both["verdict"] = None
-    both.loc[enough & (both["p20 after"] > both.p80), "verdict"] = SLOWER
-    both.loc[enough & (both["p80 after"] < both.p20), "verdict"] = FASTER
-    both.loc[both["median after"].isna(), "verdict"] = FAILS
-    both.loc[both["median"].isna(), "verdict"] = WORKS
+    both.loc[enough & (both["p20 after"] > both.p80), "verdict"] = "slower"
+    both.loc[enough & (both["p80 after"] < both.p20), "verdict"] = "faster"
+    both.loc[both["median after"].isna(), "verdict"] = "fails now"
+    both.loc[both["median"].isna(), "verdict"] = "works now"
     moved = both["extra_bytes after"] - both.extra_bytes
     both["extra"] = moved.where(moved.abs() > MEMORY_PAGE)
-    worse = both.verdict.isin((SLOWER, FAILS)) | (both.extra > 0)
+    worse = both.verdict.isin(("slower", "fails now")) | (both.extra > 0)
     both["worse"] = worse & (both.implementation == Fused.name)
     return both
 
 
 def moves_table(found: pd.DataFrame) -> pd.DataFrame:
-    after = found.filter(like=" after").rename(columns=lambda name: name.removesuffix(" after"))
     columns = {
-        **{name: found[name] for name in KEYS},
-        "before": times(found),
-        "after": times(after),
-        "after / before": texts(after["median"] / found["median"], "{:.2f}".format),
+        **{key: found[key] for key in KEYS},
+        "before": texts(found["median"], duration).fillna(found.outcome),
+        "after": texts(found["median after"], duration).fillna(found["outcome after"]),
+        "after / before": texts(found["median after"] / found["median"], "{:.2f}".format),
         "verdict": found.verdict,
         "extra MiB": texts(found.extra / 2**20, "{:+.1f}".format),
     }
@@ -67,9 +65,8 @@ def moves_table(found: pd.DataFrame) -> pd.DataFrame:
 
 def device(record: Record) -> list[object]:
     """What must be alike for times to be compared."""
-    if "gpu" in record:
-        return [record["gpu"].get("name")]
-    return [record.get(name) for name in ("cpu", "threads", "kernels")]
+    gpu = record.get("gpu", {}).get("name")
+    return [gpu, *(record.get(name) for name in ("cpu", "threads", "kernels"))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,17 +88,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = moves(before, after)
     moved = found[found.verdict.notna() | found.extra.notna()]
     print(source_text(before), source_text(after), sep="")
-    print_table(moves_table(moved))
+    if len(moved):
+        print_markdown(markdown(moves_table(moved)))
     print(
         f"{len(found)} figures, {len(found) - len(moved)} within the spread; of {Fused.name} "
         f"{found.worse.sum() or 'none'} slower, larger or failing"
     )
-    reasons = [*after.get("failures", [])]
+    cut_off = [*after.get("failures", [])]
     if after["machine"].get("after", {}) is None:
-        reasons.append("it did not look at the machine again, as a run does at its end")
-    for reason in reasons:
+        cut_off.append("it did not look at the machine again, as a run does at its end")
+    for reason in cut_off:
         print(f"AFTER was cut off: {reason}")
-    return 1 if found.worse.any() or reasons else 0
+    return 1 if found.worse.any() or cut_off else 0
 
 
 if __name__ == "__main__":

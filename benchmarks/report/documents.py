@@ -41,8 +41,8 @@ def section(memory: str, path: Path) -> str:
         for name, title in pictures.TITLES.items():
             parts.append(f"![{title}](docs/pictures/{path.stem}-{name}.png)\n")
         rows = tables.frame(record)
-        host = tables.listing(rows[rows.figure == HOST]).filter(regex="part|median")
-        parts += [f"{tables.HOST_TITLE}:\n", tables.markdown(host)]
+        host = tables.listing(rows[rows.figure == HOST]).filter(regex="part|median|p20")
+        parts += ["Where the host's time goes in a step of `RRDLoss`:\n", tables.markdown(host)]
     return "\n".join(parts)
 
 

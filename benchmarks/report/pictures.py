@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from benchmarks.measuring.growth import GROWTH
 from benchmarks.report.record import Record
-from benchmarks.report.tables import LEAST_BYTES, duration, exponent, frame, operators
+from benchmarks.report.tables import duration, frame, operators
 
+#: What the measure of a CPU's memory cannot see: a fit counts it as this.
+LEAST_BYTES = 1 << 18
 #: What a picture is of, by what its file's name ends with.
 TITLES = {
     "growth": "Time and extra memory of a step against K and against B",
@@ -22,17 +25,27 @@ def draw_all(record: Record, folder: Path, stem: str) -> list[Path]:
     rows = frame(record)
     # The same in every picture of a record.
     colours = {name: f"C{at}" for at, name in enumerate(rows.implementation.unique())}
+    drawn = {"growth": (draw_growth, rows[rows.figure == GROWTH])}
+    drawn["breakdown"] = (draw_breakdown, operators(rows))
     folder.mkdir(parents=True, exist_ok=True)
-    grown, parts = rows[rows.figure == GROWTH], operators(rows)
     paths = []
-    for name, draw, some in (
-        ("growth", draw_growth, grown),
-        ("breakdown", draw_breakdown, parts),
-    ):
+    for name, (draw, some) in drawn.items():
         if len(some):
             paths.append(folder / f"{stem}-{name}.png")
             draw(some, colours).savefig(paths[-1], dpi=120)
     return paths
+
+
+def exponent(xs: pd.Series, ys: pd.Series) -> str:
+    """Such as "1.02 ±4%": a power law by least squares of the logarithms, and by how much a size
+    lies off it; "?" for fewer than three sizes, which any line fits."""
+    known = xs.notna() & ys.notna()
+    if known.sum() < 3:
+        return "?"
+    log_x, log_y = np.log(xs[known]), np.log(ys[known])
+    slope, constant = np.polyfit(log_x, log_y, 1)
+    off = np.exp(np.sqrt(np.mean((log_y - constant - slope * log_x) ** 2))) - 1
+    return f"{slope:.2f} ±{off:.0%}"
 
 
 def draw_growth(rows: pd.DataFrame, colours: dict[str, str]) -> Figure:

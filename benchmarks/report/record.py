@@ -60,26 +60,19 @@ def default_path(device: torch.device, quick: bool = False) -> Path:
     return RESULTS / f"{hardware.slug(device)}-{'quick-' if quick else ''}{today}.json"
 
 
-def unused(path: Path) -> Path:
-    """``path``, or with -2, -3, ... where that exists."""
-    target, number = path, 1
-    while target.exists():
-        number += 1
-        target = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return target
-
-
 def new_record(path: Path) -> Path:
-    """:func:`unused` of the name of a JSON file; its folder is made.
+    """``path``, or with -2, -3, ... where that exists.
 
     Raises:
         ValueError: it is not the name of a JSON file.
-        OSError: the folder cannot be made.
     """
     if path.suffix != ".json":
         raise ValueError(f"{path} is not the name of a .json file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return unused(path)
+    target, number = path, 1
+    while target.exists():
+        number += 1
+        target = path.with_stem(f"{path.stem}-{number}")
+    return target
 
 
 def write_whole(path: Path, record: Mapping[str, Any]) -> None:
@@ -91,12 +84,7 @@ def write_whole(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON.
-    """
+    """What a JSON file holds; a ``ValueError`` where it is none."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:  # of the JSON, or of the text's encoding

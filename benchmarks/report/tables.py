@@ -10,7 +10,6 @@ from rich.markdown import Markdown
 from benchmarks.implementations.fifo import Fused
 from benchmarks.measuring.breakdown import OPERATOR
 from benchmarks.measuring.growth import GROWTH
-from benchmarks.measuring.host_time import HOST
 from benchmarks.measuring.parts import STEP
 from benchmarks.measuring.run import GRAPH
 from benchmarks.report.record import Record
@@ -26,11 +25,9 @@ WORDS = (
     *("outcome", "reason", "not_captured", "no_memory"),
 )
 TYPES = dict.fromkeys(NUMBERS, "float") | dict.fromkeys(WORDS, "str")
-HOST_TITLE = "Where the host's time goes in a step of `RRDLoss`, from features to gradient"
+UNITS = ((1, "s"), (1e3, "ms"), (1e6, "µs"))
 #: Columns of a terminal at least, so that no figure is cut off.
 WIDTH = 200
-#: What the measure of a CPU's memory cannot see: a fit counts it as this.
-LEAST_BYTES = 1 << 18
 #: Operators of an implementation that are listed.
 LISTED = 6
 
@@ -74,23 +71,10 @@ def three_digits(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
-def duration(*seconds: float) -> str:
-    """Such as "5.10 ms", or with percentiles "5.10 [4.95–5.20] ms"."""
-    scale, unit = 1.0, "s"
-    if seconds[0] < 1:
-        scale, unit = (1e3, "ms") if seconds[0] >= 1e-3 else (1e6, "µs")
-    median, *spread = (three_digits(scale * value) for value in seconds)
-    return f"{median} [{'–'.join(spread)}] {unit}" if spread else f"{median} {unit}"
-
-
-def times(rows: pd.DataFrame) -> pd.Series:
-    """Medians with what percentiles there are, or else what came instead."""
-    known = rows[["median", "p20", "p80"]].apply(
-        lambda row: duration(*row.dropna()) if pd.notna(row["median"]) else None,
-        axis=1,
-        result_type="reduce",
-    )
-    return known.astype("str").fillna(rows.outcome)
+def duration(seconds: float) -> str:
+    """Such as "5.10 ms"."""
+    scale, unit = next(found for found in UNITS if seconds * found[0] >= 1 or found == UNITS[-1])
+    return f"{three_digits(seconds * scale)} {unit}"
 
 
 def cases_table(record: Record, section: str) -> pd.DataFrame:
@@ -116,7 +100,8 @@ def listing(rows: pd.DataFrame) -> pd.DataFrame:
         "figure": rows.figure,
         "part": rows.name,
         "calls": texts(rows.calls, "{:g}".format),
-        "median [p20–p80]": times(rows),
+        "median": texts(rows["median"], duration).fillna(rows.outcome),
+        "p20–p80": texts(rows.p20, duration) + " – " + texts(rows.p80, duration),
         "of its ceiling": texts(rows.share, "{:.0%}".format) + " (" + rows.bound + ")",
         "× ours": texts(rows.times_ours, "{:.2f}".format),
         "rounds": texts(rows.rounds, "{:.0f}".format),
@@ -129,23 +114,12 @@ def listing(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).dropna(axis=1, how="all")
 
 
-def exponent(xs: pd.Series, ys: pd.Series) -> str:
-    """Such as "1.02 ±4%": a power law by least squares of the logarithms, and by how much a size
-    lies off it; "?" for fewer than three sizes, which any line fits."""
-    known = xs.notna() & ys.notna()
-    if known.sum() < 3:
-        return "?"
-    log_x, log_y = np.log(xs[known]), np.log(ys[known])
-    slope, constant = np.polyfit(log_x, log_y, 1)
-    off = np.exp(np.sqrt(np.mean((log_y - constant - slope * log_x) ** 2))) - 1
-    return f"{slope:.2f} ±{off:.0%}"
-
-
 def operators(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of the longest operators with short names, and one for the others together."""
     rows = rows[(rows.figure == OPERATOR) & rows["median"].notna()].copy()
-    names = rows.name.str.removeprefix("autograd::engine::evaluate_function: ").str.strip("# ")
-    rows["name"] = names.str.replace(r"^(.{47}).{2,}$", r"\1…", regex=True)
+    # Without what templates are filled with, which Markdown would take for tags.
+    names = rows.name.str.replace(r"^autograd.*evaluate_function: |<.*|#", "", regex=True)
+    rows["name"] = names.str.strip().str.slice(0, 48)
     keys = ["case", "implementation", "name"]
     at = rows.groupby(keys[:2], sort=False).cumcount()
     rows.loc[at >= LISTED, "name"] = "others"
@@ -188,23 +162,13 @@ def document(record: Record) -> str:
     parts = ["# Time and memory of a step\n", source_text(record)]
     for section in rows.section[rows.figure == STEP].unique():
         parts.append(markdown(cases_table(record, section)))
-    whole, profiled = ~rows.figure.isin((GROWTH, HOST, OPERATOR)), operators(rows)
-    for title, some in (
-        ("Every implementation", rows[whole]),
-        ("Growth", rows[rows.figure == GROWTH]),
-        (HOST_TITLE, rows[rows.figure == HOST]),
-        ("Operators and kernels, as profiled", profiled.assign(name="`" + profiled.name + "`")),
-    ):
-        if len(some):
-            parts += [f"## {title}\n", markdown(listing(some))]
+    rows = pd.concat([rows[rows.figure != OPERATOR], operators(rows)])
+    for figure, some in rows.groupby("figure", sort=False):
+        parts += [f"## {figure}\n", markdown(listing(some))]
     return "\n".join(parts)
 
 
 def print_markdown(text: str) -> None:
     console = Console()
-    console.width = max(console.width, WIDTH) if console.is_terminal else WIDTH
+    console.width = max(console.width, WIDTH)
     console.print(Markdown(text))
-
-
-def print_table(table: pd.DataFrame) -> None:
-    print_markdown(markdown(table))
