@@ -101,33 +101,31 @@ class TestQuickReport:
                 assert f"| {row['case']} | {row['implementation']} | {row['figure']} |" in text
 
 
-def gpu_row(figure, **options):
+def refuse(*_, **__):
+    raise RuntimeError("operation not permitted when stream is capturing\nCUDA says more")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "instead", "message"),
+    [
+        (stand_in_gpu, "_capturing", refuse, "operation not permitted when stream is capturing"),
+        (stand_in_gpu.Graph, "replay", lambda self: None, "the replay does not do the steps"),
+    ],
+)
+def test_a_step_without_a_graph(few, monkeypatch, owner, name, instead, message):
+    monkeypatch.setattr(owner, name, instead)
     with stand_in_gpu.in_place():
-        rows = run_case(CASE, 0, GPU, without=COMPILED, **options)
-    found = [row for row in rows if (row["implementation"], row["figure"]) == (Fused.name, figure)]
-    return found[0] if found else None
+        rows = run_case(CASE, 0, GPU, memory=False, without=COMPILED)
+    [row] = rows_of({"rows": rows}, Fused, figure="step")
+    assert row["not_captured"] == f"RuntimeError: {message}"
+    assert not rows_of({"rows": rows}, Fused, figure=GRAPH)
 
 
-@pytest.mark.usefixtures("few")
-class TestWhatAGpuFailsAt:
-    def test_a_step_that_no_graph_can_hold(self, monkeypatch):
-        def refuse(graph, stream):
-            raise RuntimeError("operation not permitted when stream is capturing\nCUDA says more")
-
-        monkeypatch.setattr(stand_in_gpu, "_capturing", refuse)
-        assert gpu_row("step")["not_captured"].startswith("RuntimeError: operation not permitted")
-        assert gpu_row(GRAPH) is None
-
-    def test_a_graph_that_does_not_do_the_steps(self, monkeypatch):
-        monkeypatch.setattr(stand_in_gpu.Graph, "replay", lambda self: None)
-        row = gpu_row("step", memory=False)
-        assert row["not_captured"] == "RuntimeError: the replay does not do the steps"
-
-    def test_a_profiler_that_sees_no_kernel(self, monkeypatch):
-        monkeypatch.setattr(stand_in_gpu.Profile, "key_averages", lambda self: [])
-        with stand_in_gpu.in_place():
-            for row in breakdown.breakdown(CASE, GPU, 1):
-                assert row["reason"] == "RuntimeError: the profiler saw nothing that ran on cuda"
+def test_a_profiler_that_sees_no_kernel(few, monkeypatch):
+    monkeypatch.setattr(stand_in_gpu.Profile, "key_averages", lambda self: [])
+    with stand_in_gpu.in_place():
+        for row in breakdown.breakdown(CASE, GPU, 1):
+            assert row["reason"] == "RuntimeError: the profiler saw nothing that ran on cuda"
 
 
 def test_a_run_that_is_cut_short_leaves_a_record(tmp_path, monkeypatch, capsys):
@@ -137,9 +135,7 @@ def test_a_run_that_is_cut_short_leaves_a_record(tmp_path, monkeypatch, capsys):
     path = tmp_path / "record.json"
     monkeypatch.setattr(report.growth, "rows_along", interrupted)
     monkeypatch.setattr(report.host_time, "profile", lambda *_: 1 / 0)
-    monkeypatch.setattr(
-        report, "run_case", lambda case, *_, **options: run.run_case(case, 0, memory=False)
-    )
+    monkeypatch.setattr(report, "run_case", lambda case, *_, **__: run_case(case, 0, memory=False))
     monkeypatch.setattr(run, "implementations", first_and_last)
     monkeypatch.setattr(report, "cases_for", lambda *_: [Case(8, 64, "float32")])
     arguments = ["--device", "cpu", "--quick", "--parts", "cases", "host", "scaling"]
@@ -257,26 +253,13 @@ def test_no_record_is_written_over():
 
 
 def test_share_of_the_ceiling_that_takes_longer():
-    rates = [("before", 100.0, 8.0), ("after", 200.0, 10.0)]
-    record = {
-        "machine": {
-            when: {"mm_gflops": {"float32": mm}, "copy_gbytes_per_second": copied}
-            for when, mm, copied in rates
-        },
-        "rows": [
-            {
-                "figure": "step",
-                "format": "float32",
-                "operations": 2e9,
-                "bytes": size,
-                "median": time,
-            }
-            for size, time in ((5e7, 0.02), (2e8, 0.04))
-        ],
-    }
-    rows = tables.frame(record)
-    assert rows.bound.tolist() == ["compute", "bandwidth"]
-    assert rows.share.round(6).tolist() == [0.5, 0.5]
+    row = {"figure": "step", "format": "float32", "operations": 2e9}
+    slow = {"mm_gflops": {"float32": 100.0}, "copy_gbytes_per_second": 8.0}
+    fast = {"mm_gflops": {"float32": 200.0}, "copy_gbytes_per_second": 10.0}
+    rows = [row | {"bytes": 5e7, "median": 0.02}, row | {"bytes": 2e8, "median": 0.04}]
+    found = tables.frame({"machine": {"before": slow, "after": fast}, "rows": rows})
+    assert found.bound.tolist() == ["compute", "bandwidth"]
+    assert found.share.round(6).tolist() == [0.5, 0.5]
 
 
 def test_exponents():

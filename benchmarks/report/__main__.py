@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cases.sizes import axes_for, cases_for
+from benchmarks.cases.sizes import Case, axes_for, cases_for
 from benchmarks.implementations import COMPILED
 from benchmarks.implementations.fifo import Fused
 from benchmarks.measuring import growth, host_time
@@ -28,8 +28,8 @@ PARTS = ("cases", "host", "breakdown", "scaling")
 HOST_SECONDS = 4.0
 #: Steps that are profiled.
 PROFILED = {"cpu": 5, "cuda": 20}
-#: How growth may end.
-MEMORY_ENDS = (OUT_OF_MEMORY, NOT_MEASURED)
+#: How growth may end: ours, or the reference's.
+ENDS = ((growth.GROWTH, OUT_OF_MEMORY), (growth.GROWTH, NOT_MEASURED))
 #: Cores that other work may keep busy without a warning.
 NEGLIGIBLE_WORK = 0.1
 
@@ -101,7 +101,9 @@ def parts(chosen: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterab
         yield "the host's time", partial(host_time.profile, device, seconds, quick)
     if "breakdown" in chosen.parts:
         steps = 1 if quick else PROFILED[device.type]
-        first = {case.section: case for case in reversed(chosen.cases)}
+        first: dict[str, Case] = {}
+        for case in chosen.cases:
+            first.setdefault(case.section, case)
         for case in first.values():
             yield f"{case.name} by operator", partial(breakdown, case, device, steps, without)
     if "scaling" in chosen.parts:
@@ -134,12 +136,11 @@ def measure(chosen: argparse.Namespace, record: Record, save: Callable[[], None]
 
 def failures(record: Record) -> list[str]:
     """Where this package's kernels did not run or were wrong; memory may end the growth."""
-    failed = [row for row in record["rows"] if "outcome" in row]
+    ours = [row for row in record["rows"] if row["implementation"] == Fused.name]
     return record["failures"] + [
         f"{row['figure']} of {row['case']}: {row['outcome']}, {row['reason']}"
-        for row in failed
-        if row["implementation"] == Fused.name
-        and not (row["figure"] == growth.GROWTH and row["outcome"] in MEMORY_ENDS)
+        for row in ours
+        if "outcome" in row and (row["figure"], row["outcome"]) not in ENDS
     ]
 
 
