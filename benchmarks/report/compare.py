@@ -1,4 +1,13 @@
-"""What moved between two records: ``python -m benchmarks.report.compare BEFORE AFTER``."""
+"""What moved between two records of one kind of device.
+
+A time has moved when the intervals from its 20th to its 80th percentile in the two records have no
+point in common, and there were seven rounds in both; memory when it differs by more than 2 MiB, the
+size of the pages that a CPU's memory may be counted in. What one of the records has not tried is
+left out, and operators.
+
+Exit code: 0 when nothing of rrd_kernels got slower or takes more memory; 1 when something does, or
+fails now, or when AFTER was cut off; 2 on bad input.
+"""
 
 import argparse
 import sys
@@ -13,16 +22,6 @@ from benchmarks.measuring.clocks import ROUNDS
 from benchmarks.measuring.outcomes import NOT_MEASURED
 from benchmarks.report.record import Record, load
 from benchmarks.report.tables import duration, frame, markdown, print_markdown, source_text, texts
-
-RULE = f"""\
-A time has moved when the intervals from its 20th to its 80th percentile in the two
-records have no point in common, and there were {ROUNDS} rounds in both; memory when it
-differs by more than 2 MiB, the size of the pages that a CPU's memory may be counted in.
-What one of the records has not tried is left out, and operators.
-
-Exit code: 0 when nothing of rrd_kernels got slower or takes more memory; 1 when
-something does, or fails now, or when AFTER was cut off; 2 on bad input.
-"""
 
 MEMORY_PAGE = 2 << 20
 #: What a figure is of.
@@ -72,8 +71,7 @@ def device(record: Record) -> list[object]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.report.compare",
-        description="What moved between two records of one kind of device.",
-        epilog=RULE,
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("before", type=Path, metavar="BEFORE.json")

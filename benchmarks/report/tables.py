@@ -66,15 +66,12 @@ def texts(values: pd.Series, form: Callable[..., str]) -> pd.Series:
     return values.astype(object).map(form, na_action="ignore").astype("str")
 
 
-def three_digits(value: float) -> str:
-    decimals = sum(abs(value) < limit for limit in (1, 10, 100))
-    return f"{value:.{decimals}f}"
-
-
 def duration(seconds: float) -> str:
-    """Such as "5.10 ms"."""
+    """In three digits, such as "5.10 ms"."""
     scale, unit = next(found for found in UNITS if seconds * found[0] >= 1 or found == UNITS[-1])
-    return f"{three_digits(seconds * scale)} {unit}"
+    value = seconds * scale
+    decimals = sum(abs(value) < limit for limit in (1, 10, 100))
+    return f"{value:.{decimals}f} {unit}"
 
 
 def cases_table(record: Record, section: str) -> pd.DataFrame:
