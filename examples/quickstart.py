@@ -28,7 +28,7 @@ from benchmarks.cases.sizes import Case
 from benchmarks.implementations.fifo import Compiled
 from benchmarks.measuring.clocks import interleaved_times
 from benchmarks.measuring.run import run_case
-from benchmarks.report.tables import implementations_table, print_table
+from benchmarks.report.tables import frame, listing, markdown, print_markdown
 from digits import Digits, Method, Network, Scores
 from rrd_kernels.ops import why_not_fused
 
@@ -207,7 +207,7 @@ def benchmark(cases: Sequence[Case], seconds: float, console: Console) -> None:
         print(f"measuring {case.name} ...", file=sys.stderr)
         rows += run_case(case, seconds, memory=False, without=[Compiled])  # slow to compile
     steps = [row for row in rows if row["figure"] == "step"]
-    print_table(implementations_table({"rows": steps, "machine": {}}))
+    print_markdown(markdown(listing(frame({"rows": steps, "machine": {}}))))
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package is not installed here
 
 from benchmarks.measuring import hardware  # noqa: E402
-from benchmarks.report.record import RESULTS, unused, write_whole  # noqa: E402
+from benchmarks.report.record import RESULTS, new_record, write_whole  # noqa: E402
 
 PARTS = ("first", "rest")
 #: Seconds for a part, with a pack and without; ending its last stage may take ten more. And on the
@@ -193,7 +193,7 @@ def _smoke(how: How) -> list[Stage]:
 def _first(how: How) -> list[Stage]:
     correctness = how.scratch / "correctness"
     command = [*how.python, "tests/gpu_correctness.py", f"--output={correctness}", *how.small]
-    what = ["--cases", "bfloat16", "--compile", "none", "--no-memory"]
+    what = ["--cases", "bfloat16", "--compile", "none"]
     return [
         Stage(
             "correctness",
@@ -209,7 +209,7 @@ def _first(how: How) -> list[Stage]:
 def _rest(how: How) -> list[Stage]:
     sweep = how.scratch / "sweep.json"
     # Not the scaling, for which there is no time; `make bench` has it.
-    what = ["--parts", "cases", "host", "--compile", "targets"]
+    what = ["--parts", "cases", "host", "--compile", "none"]
     return [
         _benchmark("official sizes", how, what, least=30),
         _tests(how),
@@ -391,7 +391,7 @@ def main() -> int:
         device = torch.device("cuda")
         today = datetime.date.today().isoformat()
         path = chosen.output or RESULTS / f"{hardware.slug(device)}-check-{today}.json"
-        path = unused(path.resolve())
+        path = new_record(path.resolve())
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         report: dict[str, Any] = {
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),

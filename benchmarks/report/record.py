@@ -6,7 +6,6 @@ and after, see :mod:`benchmarks.measuring.ceilings`; ``failures`` of whole parts
 """
 
 import datetime
-import hashlib
 import json
 import platform
 import subprocess
@@ -28,13 +27,10 @@ Record = dict[str, Any]
 def environment(device: torch.device) -> Record:
     """What the figures depend on."""
     changes = _git("status", "--porcelain", "--untracked-files=no")
+    versions = {"torch": torch.__version__, "rrd_kernels": rrd_kernels.__version__}
     record: Record = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "rrd_kernels": rrd_kernels.__version__,
-        },
+        "versions": {"python": platform.python_version(), **versions},
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": None if changes is None else bool(changes),
         "threads": torch.get_num_threads(),
@@ -50,7 +46,7 @@ def environment(device: torch.device) -> Record:
 
 
 def _git(*arguments: str) -> str | None:
-    """The command's output, or ``None`` where this is not a git checkout."""
+    """The command's output; ``None`` where this is not a git checkout."""
     command = ["git", "-C", str(ROOT), *arguments]
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -59,47 +55,24 @@ def _git(*arguments: str) -> str | None:
 
 
 def default_path(device: torch.device, quick: bool = False) -> Path:
-    """That of sizes which mean nothing is one that git ignores."""
+    """Git ignores the quick ones."""
     today = datetime.date.today().isoformat()
     return RESULTS / f"{hardware.slug(device)}-{'quick-' if quick else ''}{today}.json"
 
 
-def place(path: Path) -> str:
-    """Where a file lies in the repository, by which documents name it.
+def new_record(path: Path) -> Path:
+    """``path``, or with -2, -3, ... where that exists.
 
     Raises:
-        ValueError: it lies elsewhere.
+        ValueError: it is not the name of a JSON file.
     """
-    if not path.is_relative_to(ROOT):
-        raise ValueError(
-            f"{path} is outside the repository: documents name a record by its place there"
-        )
-    return path.relative_to(ROOT).as_posix()
-
-
-def unused(path: Path) -> Path:
-    """``path``, or with -2, -3, ... where that exists."""
+    if path.suffix != ".json":
+        raise ValueError(f"{path} is not the name of a .json file")
     target, number = path, 1
     while target.exists():
         number += 1
-        target = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        target = path.with_stem(f"{path.stem}-{number}")
     return target
-
-
-def new_record(path: Path) -> Path:
-    """:func:`unused` of the name of a JSON file, which is tried out: folders are made.
-
-    Raises:
-        ValueError: it is another name, or a folder's.
-        OSError: no file can be written there.
-    """
-    if path.suffix != ".json" or path.is_dir():
-        raise ValueError(f"{path} is not the name of a .json file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = unused(path)
-    new.touch(exist_ok=False)
-    new.unlink()
-    return new
 
 
 def write_whole(path: Path, record: Mapping[str, Any]) -> None:
@@ -111,12 +84,7 @@ def write_whole(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON.
-    """
+    """What a JSON file holds; a ``ValueError`` where it is none."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:  # of the JSON, or of the text's encoding
@@ -132,13 +100,8 @@ def load(path: Path) -> Record:
     """
     found = read(path)
     stages = found.get("stages", {}).values() if isinstance(found, dict) else ()
-    records = [found, *(stage["record"] for stage in stages if "record" in stage)]
-    rows = records[-1].get("rows") if isinstance(records[-1], dict) else None
-    if not rows or not all("figure" in row for row in rows) or "machine" not in records[-1]:
+    record = [found, *(stage["record"] for stage in stages if "record" in stage)][-1]
+    rows = record.get("rows") if isinstance(record, dict) else None
+    if not rows or not all("figure" in row for row in rows) or "machine" not in record:
         raise ValueError(f"{path} is not a record of benchmarks.report")
-    return records[-1]
-
-
-def digest(record: Mapping[str, Any]) -> str:
-    """The same for equal records, however their files are laid out."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return record

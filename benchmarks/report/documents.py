@@ -1,0 +1,69 @@
+"""Documents of records: ``python -m benchmarks.report.documents [RECORD.json]``.
+
+Of a record that is given, its tables and pictures; or else README.md's, from the records that its
+marks name.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.cases.sizes import Case
+from benchmarks.measuring.host_time import HOST
+from benchmarks.report import pictures, tables
+from benchmarks.report.record import ROOT, load
+
+README = ROOT / "README.md"
+PICTURES = ROOT / "docs" / "pictures"
+#: A mark, with the kind of memory and the record's place, and what follows it up to the next.
+MARKED = re.compile(
+    r"(<!-- benchmark of the ([\w ]+): (\S+) -->\n).*?(?=<!-- end of benchmark -->\n)", re.DOTALL
+)
+
+
+def show(path: Path) -> None:
+    """Prints the tables of a record; they and the pictures go beside it."""
+    record = load(path)
+    text = tables.document(record)
+    tables.print_markdown(text)
+    for picture in pictures.draw_all(record, path.parent, path.stem):
+        text += f"\n![{picture.stem}]({picture.name})\n"
+    path.with_suffix(".md").write_text(text)
+    print(f"tables and pictures in {path.with_suffix('.md')}")
+
+
+def section(memory: str, path: Path) -> str:
+    """What stands between the marks of one kind of memory."""
+    record = load(path)
+    parts = [tables.source_text(record), tables.markdown(tables.cases_table(record, memory))]
+    if memory == Case.section:
+        for name, title in pictures.TITLES.items():
+            parts.append(f"![{title}](docs/pictures/{path.stem}-{name}.png)\n")
+        rows = tables.frame(record)
+        host = tables.listing(rows[rows.figure == HOST]).filter(regex="part|median|p20")
+        parts += ["Where the host's time goes in a step of `RRDLoss`:\n", tables.markdown(host)]
+    return "\n".join(parts)
+
+
+def with_tables(text: str) -> str:
+    """A README's text with tables anew."""
+    return MARKED.sub(lambda mark: mark[1] + section(mark[2], ROOT / mark[3]), text)
+
+
+def main(arguments: Sequence[str]) -> None:
+    if arguments:
+        show(Path(arguments[0]))
+        return
+    text = README.read_text()
+    README.write_text(with_tables(text))
+    for _, memory, place in MARKED.findall(text):
+        if memory == Case.section:
+            pictures.draw_all(load(ROOT / place), PICTURES, Path(place).stem)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
