@@ -1,6 +1,7 @@
 """What is timed takes turns, memory is what was allocated, and what fails is an outcome."""
 
 import itertools
+import os
 import time
 
 import pytest
@@ -36,8 +37,9 @@ def test_each_call_comes_after_each():
 def test_rounds_end_by_count_time_and_limit(monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
-    for seconds, limit, rounds in ((0, 100, 7), (20, 100, 19), (0, 4, 4), (0, 0, 3)):
-        assert len(interleaved({"a": lambda: 1.0}, seconds, limit=limit)["a"]) == rounds
+    for seconds, limit, rounds in ((0, 100, 7), (20, 100, 20), (0, 4, 5), (0, 0, 3)):
+        monkeypatch.setattr(clocks, "LIMIT_SECONDS", limit)
+        assert len(interleaved({"a": lambda: 1.0}, seconds)["a"]) == rounds
 
 
 def test_spread_and_ratio_are_of_the_rounds():
@@ -53,10 +55,8 @@ def test_spread_and_ratio_are_of_the_rounds():
         (7, 32, 6),  # four others would be 28
         (33, 32, 2),  # a part of it may stay
         (64, 32, 1),  # it pushes itself out
-        (0, 32, 1),
         (8, None, 1),
-        (1, 1 << 20, 64),  # more would be over the limit of copies
-        (1 << 28, 1 << 40, 4),  # more would be over the limit of bytes
+        (1, 1 << 20, 64),  # more would be over the limit
     ],
 )
 def test_the_copies_fill_the_cache_between_two_uses(memory, cache, copies):
@@ -100,7 +100,7 @@ def test_what_is_timed_takes_turns_and_says_so(cache, copies, device, monkeypatc
     assert [row["copies"] for row in rows if row["figure"] == "step"] == [copies]
     assert len({memory for memory, _ in calls}) == copies
     calls.clear()
-    [point] = growth.measure(Axis("rows", CASE, (64,)), kind, device)
+    point = growth.measure(CASE, kind, device)
     assert point["copies"] == len({memory for memory, _ in calls}) == copies
 
 
@@ -187,23 +187,19 @@ def test_every_figure_of_a_case(device):
     assert figures["SDPA math"] == {"step", "enqueue"} | graph
 
 
-def yields_and_dies(how):
-    yield {"extra_bytes": 1}
+def dies(how):
     limit_memory(1 << 30)
     if how == "allocates":
         torch.empty(2**33)
-    if how == "exits":
-        raise SystemExit(3)
+    os._exit(3)
 
 
 @needs_counts
 @pytest.mark.parametrize(
     ("how", "outcome"), [("allocates", "out of memory"), ("exits", "not available")]
 )
-def test_a_process_that_fails_has_said_what_it_found(how, outcome):
-    first, last = isolated(yields_and_dies, how)
-    assert first == {"extra_bytes": 1}
-    assert last["outcome"] == outcome
+def test_a_process_that_fails_is_an_outcome(how, outcome):
+    assert isolated(dies, how)["outcome"] == outcome
 
 
 @needs_counts
@@ -213,4 +209,4 @@ def test_growth_ends_where_memory_does(monkeypatch):
     first, last = growth.rows_along(axis, PublishedEager, CPU)
     assert first["median"] > 0
     assert (last["K"], last["outcome"]) == (1 << 18, "out of memory")
-    assert clocks.LEAST_ROUNDS <= first["rounds"] <= clocks.ROUNDS
+    assert first["rounds"] >= 1

@@ -13,7 +13,7 @@ from benchmarks.cases.sizes import Case
 from benchmarks.implementations import implementations
 from benchmarks.implementations.step import Step
 from benchmarks.measuring import hardware
-from benchmarks.measuring.clocks import WARM_UP_ROUNDS, float32_matmul_precision, wait_for
+from benchmarks.measuring.clocks import float32_matmul_precision, wall_time
 from benchmarks.measuring.outcomes import failure
 from benchmarks.measuring.parts import STEP, calls_of
 from benchmarks.measuring.run import Row
@@ -49,15 +49,12 @@ def breakdown(
 
 def _parts(step: Callable[[], object], device: torch.device, steps: int) -> list[Row]:
     """The longest first."""
-    for _ in range(WARM_UP_ROUNDS):
-        step()
+    step()
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # without the profiler's own messages
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with torch.profiler.profile(activities=activities, acc_events=True) as profiled:
-        for _ in range(steps):
-            step()
-        wait_for(device)
+        wall_time(step, device, steps)
     parts = []
     for event in profiled.key_averages():
         # An operator's line on a GPU repeats the time of its kernels, and so does that of a range

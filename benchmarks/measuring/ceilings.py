@@ -6,20 +6,20 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases.sizes import Case, DrawCase
+from benchmarks.cases.sizes import Case
 from benchmarks.measuring import hardware
 from benchmarks.measuring.clocks import float32_matmul_precision, interleaved_times
 
 
-def matmul_rate(
-    dtype: torch.dtype, device: torch.device, sizes: Sequence[int], seconds: float
-) -> float:
-    """Operations per second of torch.mm on square matrices: the best median among ``sizes``."""
+def matmul_rate(case: Case, device: torch.device, sizes: Sequence[int], seconds: float) -> float:
+    """Operations per second of torch.mm on square matrices in the format of ``case``: the best
+    median among ``sizes``."""
     calls = {}
     for size in sizes:
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        a, b = (torch.randn(size, size, device=device).to(case.dtype) for _ in range(2))
         calls[str(size)] = lambda a=a, b=b: torch.mm(a, b)
-    times = interleaved_times(calls, device, seconds, min_rounds=3)
+    with float32_matmul_precision(case.matmul_precision):
+        times = interleaved_times(calls, device, seconds, min_rounds=3)
     return max(2 * int(size) ** 3 / statistics.median(taken) for size, taken in times.items())
 
 
@@ -32,24 +32,21 @@ def copy_rate(device: torch.device, size: int, seconds: float) -> float:
 
 
 def look_at_machine(cases: Sequence[Case], device: torch.device, quick: bool) -> dict[str, Any]:
-    """Its rates in the formats of ``cases``, what other work takes of it, clocks; as a record has
+    """Its rates in the formats of ``cases``, and what other work takes of it, as a record has
     them."""
-    on_cpu = device.type == "cpu"
     busy = hardware.busy_cores()
     sizes, copied, seconds = [2048, 4096], 1 << 28, 1.0
     if quick:
         sizes, copied, seconds = [256], 1 << 20, 0.01
-    elif not on_cpu:
+    elif device.type != "cpu":
         sizes, copied, seconds = [4096, 8192], 1 << 30, 0.3
-    rates = {}
-    multiplying = {case.format: case for case in cases if not isinstance(case, DrawCase)}
-    for name, case in multiplying.items():
-        with float32_matmul_precision(case.matmul_precision):
-            rates[name] = matmul_rate(case.dtype, device, sizes, seconds) / 1e9
+    formats = {case.format: case for case in cases}
     return {
-        "mm_gflops": rates,
+        "mm_gflops": {
+            name: matmul_rate(case, device, sizes, seconds) / 1e9 for name, case in formats.items()
+        },
         "copy_gbytes_per_second": copy_rate(device, copied, seconds) / 1e9,
         "busy_cores": busy,
         # Right after: that of a machine at work.
-        "state": hardware.cpu_state() if on_cpu else hardware.gpu_state(device),
+        "state": hardware.gpu_state(device) if device.type == "cuda" else {},
     }

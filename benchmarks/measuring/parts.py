@@ -1,6 +1,5 @@
 """The parts of a training step that can be called alone: forward, backward and what it writes."""
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,17 +8,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases.inputs import Batch
-from benchmarks.implementations.step import AutogradStep, Step, TrainingStep
-from benchmarks.measuring.clocks import in_blocks, wait_for, wall_time
+from benchmarks.implementations.step import AutogradStep
+from benchmarks.measuring.clocks import in_blocks, wall_time
 from benchmarks.measuring.turns import one_by_one, turns
 
 STEP, FORWARD, BACKWARD = "step", "forward", "backward"
 
 
-def parts_of(kind: type[Step]) -> list[str]:
+def parts_of(kind: Any) -> list[str]:
     """Those that an implementation has; what autograd does not differentiate has no halves."""
-    if not issubclass(kind, TrainingStep):
-        return []
     halves = [FORWARD, BACKWARD] if issubclass(kind, AutogradStep) else []
     return [*halves, kind.write_name]
 
@@ -32,7 +29,7 @@ class Graph(NamedTuple):
     z_s: Tensor
 
     @classmethod
-    def of(cls, step: AutogradStep, z_s: Tensor, *rest: Any) -> "Graph":
+    def of(cls, step: AutogradStep, z_s: Tensor, *rest: Tensor) -> "Graph":
         z_s = z_s.detach().requires_grad_()
         return cls(step, step.forward(z_s, *rest), z_s)
 
@@ -43,31 +40,20 @@ class Graph(NamedTuple):
 def calls_of(part: str, steps: Sequence[Any], batches: Sequence[Batch]) -> Callable[[], Any]:
     """Each call makes that part of the next step; of backward it makes the graph for one."""
     if part == STEP:
-        return one_by_one(turns(steps, batches))
-    if part == BACKWARD:
-        return one_by_one(turns([partial(Graph.of, step) for step in steps], batches))
-    if part == FORWARD:
-        leaves = [(z_s.detach().clone().requires_grad_(), *rest) for z_s, *rest in batches]
-        return one_by_one(turns([step.forward for step in steps], leaves))
-    return one_by_one(turns([step.write for step in steps], batches))
+        calls = steps
+    elif part in (FORWARD, BACKWARD):
+        calls = [partial(Graph.of, step) for step in steps]
+    else:
+        calls = [step.write for step in steps]
+    return one_by_one(turns(calls, batches))
 
 
 def timer_of(
-    part: str, steps: Sequence[Step], batches: Sequence[Batch], device: torch.device
+    part: str, steps: Sequence[Any], batches: Sequence[Batch], device: torch.device
 ) -> Callable[[], float]:
     """Seconds of that part by the host's clock."""
     call = calls_of(part, steps, batches)
     if part == BACKWARD:
-        return partial(_backward_time, call, device)
+        # One at a time: the graphs of many might not fit a GPU.
+        return lambda: wall_time(call().backward, device)
     return in_blocks(partial(wall_time, call, device), device)
-
-
-def _backward_time(make: Callable[[], Graph], device: torch.device) -> float:
-    """One, of a graph that is made before, so that a GPU is waited for after each: many graphs
-    at once might not fit it."""
-    graph = make()
-    wait_for(device)
-    start = time.perf_counter()
-    graph.backward()
-    wait_for(device)
-    return time.perf_counter() - start
