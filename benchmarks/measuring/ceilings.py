@@ -47,6 +47,4 @@ def look_at_machine(cases: Sequence[Case], device: torch.device, quick: bool) ->
         },
         "copy_gbytes_per_second": copy_rate(device, copied, seconds) / 1e9,
         "busy_cores": busy,
-        # Right after: that of a machine at work.
-        "state": hardware.gpu_state(device) if device.type == "cuda" else {},
     }

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -122,8 +122,13 @@ def in_blocks(timer: Callable[[int], float], device: torch.device) -> Callable[[
     """
     if device.type == "cpu":
         return partial(timer, 1)
-    timer(3)
-    return partial(timer, max(1, min(BLOCK_CALLS, round(BLOCK_SECONDS / timer(3)))))
+
+    @cache
+    def calls() -> int:
+        timer(3)
+        return max(1, min(BLOCK_CALLS, round(BLOCK_SECONDS / timer(3))))
+
+    return lambda: timer(calls())
 
 
 def median_ratio(numerators: list[float], denominators: list[float]) -> float:

@@ -38,6 +38,8 @@ def captured(steps: Sequence[Step], calls: Sequence[Callable[[], Any]]) -> torch
     Raises:
         RuntimeError: a call cannot be captured, or the replay does not do the steps.
     """
+    if steps[0].waits_for_device:
+        raise RuntimeError("it waits for the device")
     graph, outputs = capture(calls)
     loss, grad = outputs[-1]
     loss.fill_(torch.nan)

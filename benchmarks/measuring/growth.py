@@ -1,6 +1,7 @@
 """Time and memory as the memory's rows or the batch grow, until memory runs out."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from benchmarks.implementations.linear_cross_entropy import LinearCrossEntropy
 from benchmarks.implementations.sdpa import Math
 from benchmarks.implementations.step import Step
 from benchmarks.measuring import hardware
-from benchmarks.measuring.clocks import interleaved
+from benchmarks.measuring.clocks import ROUNDS, interleaved
 from benchmarks.measuring.memory import (
     gpu_peak_extra_memory,
     isolated,
@@ -29,8 +30,8 @@ GROWTH = "growth"
 #: Of a CPU's free memory, what a step may take: the rest is the system's, and none is to wait for
 #: a swap.
 MEMORY_SHARE = 0.8
-#: For each size; one round where that takes longer.
-SECONDS = 1.0
+#: For seven rounds of a size, or for as many as fit in; one is made anyway.
+LIMIT_SECONDS = 2.0
 #: Samples that are compared with the reference: float64, and many times slower than what is timed.
 SAMPLES = 16
 
@@ -72,7 +73,7 @@ def measure_in_limit(case: Case, kind: type[Step], limit: int) -> Row:
 def measure(case: Case, kind: type[Step], device: torch.device) -> Row:
     """The fields of one size."""
     state, batches = draw(case, device)
-    step = kind(case, state)
+    step: Any = kind(case, state)
     try:
         judge = FifoAgreement(case, state, batches[0], SAMPLES)
     except Exception as error:  # also for want of memory, which is not the step's
@@ -84,6 +85,6 @@ def measure(case: Case, kind: type[Step], device: torch.device) -> Row:
     times: list[float] = []
     peak = gpu_peak_extra_memory if device.type == "cuda" else peak_extra_memory
     extra = peak(lambda: times.append(timer()))
-    if times[0] < SECONDS:
-        times = interleaved({STEP: timer}, SECONDS, min_rounds=1, warm_up=0)[STEP]
-    return timing(times) | {"extra_bytes": extra, "copies": len(steps)}
+    rounds = min(ROUNDS, int(LIMIT_SECONDS / times[0]))
+    more = interleaved({STEP: timer}, 0.0, rounds, warm_up=0)[STEP]
+    return timing(more or times) | {"extra_bytes": extra, "copies": len(steps)}

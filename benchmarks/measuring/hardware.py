@@ -4,16 +4,12 @@ import importlib.util
 import os
 import platform
 import re
-import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-
-#: What nvidia-smi is asked.
-STATE = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu"
 
 CGROUP = "/sys/fs/cgroup"
 CPUS = "/sys/devices/system/cpu"
@@ -89,18 +85,6 @@ def gpu(device: torch.device) -> dict[str, Any]:
 def gpu_versions() -> dict[str, str | None]:
     triton = version("triton") if importlib.util.find_spec("triton") else None
     return {"cuda": torch.version.cuda, "triton": triton}
-
-
-def gpu_state(device: torch.device) -> dict[str, str]:
-    """Driver, clocks, power and temperature, as far as nvidia-smi says them."""
-    # Its numbers are not those of CUDA, which CUDA_VISIBLE_DEVICES changes.
-    identity = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
-    command = ["nvidia-smi", identity, f"--query-gpu={STATE}", "--format=csv,noheader"]
-    try:
-        said = subprocess.check_output(command, text=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return dict(zip(STATE.split(","), said.strip().split(", "), strict=False))
 
 
 def busy_cores(seconds: float = 0.5) -> float | None:

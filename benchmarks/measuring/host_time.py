@@ -6,16 +6,17 @@ check), where the kernels do not drown them. What a CPU's kernels take is their 
 beyond the operator's on two rows; a GPU's run beside the host, and are timed in a CUDA graph.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.cases.sizes import Case
 from benchmarks.implementations.fifo import Fused
 from benchmarks.measuring import cuda, hardware
-from benchmarks.measuring.clocks import in_blocks, interleaved, wall_time
+from benchmarks.measuring.clocks import interleaved, wall_time
 from benchmarks.measuring.run import Row, timing
 from benchmarks.measuring.turns import copies_wanted, one_by_one
 from rrd_kernels import RRDLoss, functional
@@ -41,96 +42,62 @@ LAYERS = {
 }
 
 
-class Calls:
-    """A step of ``RRDLoss`` and the parts that it consists of, each containing the one before."""
-
-    def __init__(self, batch: int, rows: int, device: torch.device) -> None:
-        generator = torch.Generator().manual_seed(0)
-        widths: Any = {"s_dim": S_DIM, "t_dim": T_DIM, "feat_dim": DIM}
-        self.criterion = RRDLoss(**widths, nce_k=rows, start="unit", backend="fused", device=device)
-        self.criterion.warmup(batch)
-        self.memory: Any = self.criterion.memory
-        self.state = (self.memory.queue, self.memory.queue_ptr)
-        self.features = [
-            torch.randn(batch, width, generator=generator).to(device) for width in (S_DIM, T_DIM)
-        ]
-        self.z_s, self.z_t = (z.detach() for z in self.memory.project(*self.features))
-        self.leaf = self.z_s.clone().requires_grad_()
-        self.taus: Any = {"tau_s": self.criterion.tau_s, "tau_t": self.criterion.tau_t}
-        self.case = Case(batch, rows, "float32", DIM, **self.taus)
-        mean = check.REDUCTIONS.index("mean")
-        self.settings = (*self.taus.values(), True, None, mean, True, 0.0)
-
-    def kernels(self) -> object:
-        """All that is computed in forward, the gradient included, and no autograd."""
-        forward = torch.ops.rrd_kernels.relational_step_forward_
-        return forward(*self.state, self.z_s, self.z_t, *self.settings, True)
-
-    def operator(self) -> object:
-        """The step's operator where nothing wants a gradient."""
-        return self._operator(self.z_s)
-
-    def autograd(self) -> object:
-        return self._operator(self.leaf)
-
-    def functional(self) -> object:
-        return self._functional(self.leaf, self.z_t)
-
-    def projected(self) -> object:
-        return self._functional(*self.memory.project(*self.features))
-
-    def module(self) -> torch.Tensor:
-        return self.criterion(*self.features)
-
-    def step(self) -> None:
-        self.module().backward()
-
-    def _operator(self, z_s: torch.Tensor) -> object:
-        step = torch.ops.rrd_kernels.relational_step_
-        return step(*self.state, z_s, self.z_t, *self.settings)
-
-    def _functional(self, z_s: torch.Tensor, z_t: torch.Tensor) -> object:
-        step = functional.relational_step_
-        return step(z_s, z_t, *self.state, **self.taus, unit_memory=True, backend="fused")
+def calls(batch: int, rows: int, device: torch.device) -> dict[str, Callable[[], Any]]:
+    """Of a step of ``RRDLoss``: each contains the one before, after the kernels alone."""
+    widths: Any = {"s_dim": S_DIM, "t_dim": T_DIM, "feat_dim": DIM}
+    criterion = RRDLoss(**widths, nce_k=rows, start="unit", backend="fused", device=device)
+    criterion.warmup(batch)
+    memory: Any = criterion.memory
+    state = (memory.queue, memory.queue_ptr)
+    features = [torch.randn(batch, width, device=device) for width in (S_DIM, T_DIM)]
+    z_s, z_t = (z.detach() for z in memory.project(*features))
+    leaf = z_s.clone().requires_grad_()
+    taus: Any = {"tau_s": criterion.tau_s, "tau_t": criterion.tau_t}
+    settings = (*taus.values(), True, None, check.REDUCTIONS.index("mean"), True, 0.0)
+    operators: Any = torch.ops.rrd_kernels
+    step: Any = partial(functional.relational_step_, unit_memory=True, backend="fused", **taus)
+    return {
+        # All that is computed in forward, the gradient included, and no autograd.
+        "kernels": lambda: operators.relational_step_forward_(*state, z_s, z_t, *settings, True),
+        "operator": lambda: operators.relational_step_(*state, z_s, z_t, *settings),
+        "autograd": lambda: operators.relational_step_(*state, leaf, z_t, *settings),
+        "functional": lambda: step(leaf, z_t, *state),
+        "projected": lambda: step(*memory.project(*features), *state),
+        "module": lambda: criterion(*features),
+        "step": lambda: criterion(*features).backward(),
+    }
 
 
 def profile(device: torch.device, seconds: float, quick: bool = False) -> Iterator[Row]:
     """A row for each layer of a step, the whole of it last; at least seven rounds."""
-    batch, rows = QUICK_SIZE if quick else SIZE
-    copies = copies_wanted(4 * rows * DIM, hardware.cache_bytes(device))
-    full = [Calls(batch, rows, device) for _ in range(copies)]
-    one = Calls(1, 2, device)
-    timers = {name: partial(wall_time, getattr(one, name), device, CALLS) for name in LAYERS}
-    steps, kernels = (
-        one_by_one([getattr(calls, name) for calls in full]) for name in ("step", "kernels")
-    )
-    timers |= {WHOLE: partial(wall_time, steps, device)}
-    if device.type == "cpu":
-        timers |= {KERNELS: partial(wall_time, kernels, device)}
+    size = QUICK_SIZE if quick else SIZE
+    case = Case(*size, "float32", DIM)
+    full = [
+        calls(*size, device) for _ in range(copies_wanted(case.bytes, hardware.cache_bytes(device)))
+    ]
+    one = calls(1, 2, device)
+    timers = {name: partial(wall_time, one[name], device, CALLS) for name in LAYERS}
+    for name, call in ((WHOLE, "step"), (KERNELS, "kernels")):
+        timers[name] = partial(wall_time, one_by_one([each[call] for each in full]), device)
     times = interleaved(timers, seconds)
     layers = {}
-    if device.type == "cpu":
-        layers[KERNELS] = _beyond(times["operator"], times[KERNELS])
-    else:
-        layers[f"{KERNELS}, beside the host"] = _replayed(full, device)
-    below = [0.0] * len(times[WHOLE])
+    below = np.zeros(len(times[WHOLE]))
     for name, layer in LAYERS.items():
-        layers[layer] = _beyond(below, times[name])
-        below = times[name]
-    layers[WHOLE] = times[WHOLE]
-    for name, taken in layers.items():
-        row = {"figure": HOST, "implementation": Fused.name, "name": name} | timing(taken)
-        # Of the others no ceiling is known.
-        bounded = name.startswith(KERNELS) or name == WHOLE
-        yield full[0].case.fields() | ({} if bounded else {"operations": None, "bytes": None}) | row
+        layers[layer] = np.array(times[name]) - below
+        below = np.array(times[name])
+    if device.type == "cpu":
+        kernels = {KERNELS: np.array(times[KERNELS]) - times["operator"]}
+    else:
+        kernels = {f"{KERNELS}, beside the host": _replayed([each["kernels"] for each in full])}
+    for name, taken in (kernels | layers | {WHOLE: times[WHOLE]}).items():
+        # Of the other layers no ceiling is known.
+        bounds = {} if name in (*kernels, WHOLE) else {"operations": None, "bytes": None}
+        fixed = {"figure": HOST, "implementation": Fused.name, "name": name}
+        yield case.fields() | bounds | fixed | timing([*map(float, taken)])
 
 
-def _beyond(below: list[float], times: list[float]) -> list[float]:
-    return [more - less for less, more in zip(below, times, strict=True)]
-
-
-def _replayed(full: list[Calls], device: torch.device) -> list[float]:
-    """The kernels on the device, while the host goes on."""
-    graph, _ = cuda.capture([calls.kernels for calls in full])
-    timer = in_blocks(partial(cuda.device_time, graph.replay), device)
-    return [taken / len(full) for taken in interleaved({"replay": timer}, 0.1)["replay"]]
+def _replayed(kernels: list[Callable[[], Any]]) -> np.ndarray:
+    """Seconds of one, by the device's clock, while the host goes on."""
+    graph, _ = cuda.capture(kernels)
+    timer = partial(cuda.device_time, graph.replay, 10)
+    return np.array(interleaved({"": timer}, 0.1)[""]) / len(kernels)

@@ -1,6 +1,6 @@
 """One case, from agreement to figures."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -45,6 +45,26 @@ def timing(times: list[float], ours: list[float] | None = None) -> Row:
     return {**asdict(Spread.of(times)), "rounds": len(times)} | ratio
 
 
+def agreeing(
+    kinds: Iterable[type[Step]], case: Case, device: torch.device
+) -> tuple[Sequence[Batch], dict[str, list[Any]], dict[str, Row]]:
+    """Batches; of each implementation as many steps as are to take turns; and of each what its
+    row says beside times, or how it failed."""
+    state, batches = draw(case, device)
+    judge = agreement(case, state, batches[0])
+    steps: dict[str, list[Any]] = {}
+    about: dict[str, Row] = {}
+    for kind in kinds:
+        try:
+            step = kind(case, state)
+            errors = {f"{name}_error": error for name, error in judge.check(step).items()}
+            steps[kind.name] = with_twins(step, hardware.cache_bytes(device))
+            about[kind.name] = errors | {"copies": len(steps[kind.name])}
+        except Exception as error:  # a compiler's, a library's: the others can go on
+            about[kind.name] = failure(error)
+    return batches, steps, about
+
+
 def run_case(
     case: Case,
     seconds: float,
@@ -65,58 +85,42 @@ def run_case(
         without: implementations to leave out.
     """
     device = torch.device(device)
+    kinds = [kind for kind in implementations(case, device) if kind not in without]
     timers: dict[Key, Callable[[], float]] = {}
-    found: dict[str, Row] = {}  # of each implementation: of its step beside times, or its failure
-    steps: dict[str, Step] = {}
     with float32_matmul_precision(case.matmul_precision):
-        state, batches = draw(case, device)
-        judge = agreement(case, state, batches[0])
-        for kind in implementations(case, device):
-            if kind in without:
-                continue
-            try:
-                step = kind(case, state)
-                errors = {f"{key}_error": error for key, error in judge.check(step).items()}
-                twins = with_twins(step, hardware.cache_bytes(device))
-                own, about = _timers(twins, batches, device)
-            except Exception as error:  # a compiler's, a library's: the others can go on
-                found[kind.name] = failure(error)
-                continue
-            timers |= {(figure, kind.name): timer for figure, timer in own.items()}
-            found[kind.name] = errors | about | {"copies": len(twins)}
-            steps[kind.name] = step
-        times = _times(timers, seconds, found)
-        for name, step in steps.items():
-            if memory and (STEP, name) in times:
-                found[name] |= _peak_memory(case, step, batches[0])
+        batches, steps, about = agreeing(kinds, case, device)
+        for name, twins in steps.items():
+            for part in (STEP, *parts_of(type(twins[0]))):
+                timers[part, name] = timer_of(part, twins, batches, device)
+            if device.type == "cuda":
+                try:
+                    timers[GRAPH, name] = _replay_timer(twins, turns(twins, batches), device)
+                except Exception as error:  # it can be timed without a graph
+                    about[name]["not_captured"] = first_line(error)
+        times = _times(timers, seconds, about)
+        for name in steps if memory else ():
+            if (STEP, name) in times:
+                about[name] |= _peak_memory(case, steps[name][0], batches[0])
+    rows = {(STEP, name): row for name, row in about.items()}
+    for (figure, name), taken in times.items():
+        row = rows.setdefault((figure, name), {})
+        row |= timing(taken, times.get((figure, Fused.name)))
     return [
-        case.fields() | {"implementation": name} | row
-        for name in found
-        for row in _rows(name, times, found[name])
+        case.fields() | {"figure": figure, "implementation": name} | row
+        for (figure, name), row in rows.items()
     ]
 
 
-def _timers(
-    steps: Sequence[Any], batches: Sequence[Batch], device: torch.device
-) -> tuple[dict[str, Callable[[], float]], Row]:
-    """By figure, of one implementation; and why there is none of a graph."""
-    kind = type(steps[0])
-    timers = {part: timer_of(part, steps, batches, device) for part in (STEP, *parts_of(kind))}
-    if device.type == "cpu":
-        return timers, {}
-    calls = turns(steps, batches)
-    try:
-        if kind.waits_for_device:
-            raise RuntimeError("it waits for the device")
-        replay = cuda.captured(steps, calls).replay
-    except Exception as error:  # it can be timed without a graph
-        return timers, {"not_captured": first_line(error)}
-    timer = in_blocks(partial(cuda.device_time, replay), device)
-    return timers | {GRAPH: lambda: timer() / len(calls)}, {}
+def _replay_timer(
+    steps: Sequence[Any], calls: Sequence[Callable[[], Any]], device: torch.device
+) -> Callable[[], float]:
+    """Seconds of a step by the device's clock."""
+    timer = in_blocks(partial(cuda.device_time, cuda.captured(steps, calls).replay), device)
+    return lambda: timer() / len(calls)
 
 
 def _times(
-    timers: dict[Key, Callable[[], float]], seconds: float, found: dict[str, Row]
+    timers: Mapping[Key, Callable[[], float]], seconds: float, about: dict[str, Row]
 ) -> dict[Key, list[float]]:
     """Without the implementations that fail meanwhile, such as for memory that others hold."""
     while True:
@@ -124,18 +128,8 @@ def _times(
             return interleaved(timers, seconds)
         except TimerError as error:
             failed = error.key[1]
-            found[failed] = failure(error.error)
+            about[failed] = failure(error.error)
             timers = {key: timer for key, timer in timers.items() if key[1] != failed}
-
-
-def _rows(name: str, times: dict[Key, list[float]], about: Row) -> Iterator[Row]:
-    """Of one implementation; ``about`` goes with its step, or is all there is."""
-    timed = {figure: taken for (figure, of), taken in times.items() if of == name}
-    for figure, taken in timed.items():
-        row = {"figure": figure} | timing(taken, times.get((figure, Fused.name)))
-        yield row | about if figure == STEP else row
-    if not timed:
-        yield {"figure": STEP} | about
 
 
 def _peak_memory(case: Case, step: Step, batch: Batch) -> Row:
