@@ -21,10 +21,10 @@ OPERATOR = "operator"
 def breakdown(
     case: Case, device: torch.device, count: int, without: Collection[type[Step]] = ()
 ) -> Iterator[Row]:
-    """A row for each operator or kernel, without those that it calls: averages over ``count`` steps.
+    """A row for each operator or kernel, without those that it calls: averages of ``count`` steps.
 
-    The profiler itself takes a microsecond or so for each operator, so they do not add up to the
-    time that is measured without it.
+    The profiler itself takes a microsecond or so for each operator: they add up to more than the
+    time without it.
     """
     kinds = [kind for kind in implementations(case, device) if kind not in without]
     with float32_matmul_precision(case.matmul_precision):

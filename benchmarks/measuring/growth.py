@@ -15,12 +15,7 @@ from benchmarks.implementations.sdpa import Math
 from benchmarks.implementations.step import Step
 from benchmarks.measuring import hardware
 from benchmarks.measuring.clocks import ROUNDS, interleaved
-from benchmarks.measuring.memory import (
-    gpu_peak_extra_memory,
-    isolated,
-    limit_memory,
-    peak_extra_memory,
-)
+from benchmarks.measuring.memory import isolated, limit_memory, peak_extra_memory
 from benchmarks.measuring.outcomes import NOT_MEASURED, first_line, tried
 from benchmarks.measuring.parts import STEP, timer_of
 from benchmarks.measuring.run import Row, timing
@@ -83,8 +78,7 @@ def measure(case: Case, kind: type[Step], device: torch.device) -> Row:
     del judge, state
     timer = timer_of(STEP, steps, batches, device)
     times: list[float] = []
-    peak = gpu_peak_extra_memory if device.type == "cuda" else peak_extra_memory
-    extra = peak(lambda: times.append(timer()))
+    extra = peak_extra_memory(lambda: times.append(timer()), device.type == "cuda")
     rounds = min(ROUNDS, int(LIMIT_SECONDS / times[0]))
     more = interleaved({STEP: timer}, 0.0, rounds, warm_up=0)[STEP]
     return timing(more or times) | {"extra_bytes": extra, "copies": len(steps)}

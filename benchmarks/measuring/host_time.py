@@ -8,6 +8,7 @@ beyond the operator's on two rows; a GPU's run beside the host, and are timed in
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -72,32 +73,25 @@ def profile(device: torch.device, seconds: float, quick: bool = False) -> Iterat
     """A row for each layer of a step, the whole of it last; at least seven rounds."""
     size = QUICK_SIZE if quick else SIZE
     case = Case(*size, "float32", DIM)
-    full = [
-        calls(*size, device) for _ in range(copies_wanted(case.bytes, hardware.cache_bytes(device)))
-    ]
-    one = calls(1, 2, device)
-    timers = {name: partial(wall_time, one[name], device, CALLS) for name in LAYERS}
-    for name, call in ((WHOLE, "step"), (KERNELS, "kernels")):
-        timers[name] = partial(wall_time, one_by_one([each[call] for each in full]), device)
-    times = interleaved(timers, seconds)
-    layers = {}
-    below = np.zeros(len(times[WHOLE]))
-    for name, layer in LAYERS.items():
-        layers[layer] = np.array(times[name]) - below
-        below = np.array(times[name])
+    copies = copies_wanted(case.bytes, hardware.cache_bytes(device))
+    one, full = calls(1, 2, device), [calls(*size, device) for _ in range(copies)]
+    whole, kernels = ([each[name] for each in full] for name in ("step", "kernels"))
+    timers: dict[str, Callable[[], float]] = {
+        name: partial(wall_time, one[name], device, CALLS) for name in LAYERS
+    }
+    timers[WHOLE] = partial(wall_time, one_by_one(whole), device)
+    names, before = dict(LAYERS), {upper: lower for lower, upper in pairwise(LAYERS)}
     if device.type == "cpu":
-        kernels = {KERNELS: np.array(times[KERNELS]) - times["operator"]}
+        timers[KERNELS] = partial(wall_time, one_by_one(kernels), device)
+        before[KERNELS] = "operator"
     else:
-        kernels = {f"{KERNELS}, beside the host": _replayed([each["kernels"] for each in full])}
-    for name, taken in (kernels | layers | {WHOLE: times[WHOLE]}).items():
+        replay = cuda.capture(kernels)[0].replay
+        timers[KERNELS] = lambda: cuda.device_time(replay, CALLS) / copies
+        names[KERNELS] = f"{KERNELS}, beside the host"
+    times = {name: np.array(taken) for name, taken in interleaved(timers, seconds).items()}
+    for name in (KERNELS, *LAYERS, WHOLE):
+        taken = times[name] - (times[before[name]] if name in before else 0.0)
         # Of the other layers no ceiling is known.
-        bounds = {} if name in (*kernels, WHOLE) else {"operations": None, "bytes": None}
-        fixed = {"figure": HOST, "implementation": Fused.name, "name": name}
-        yield case.fields() | bounds | fixed | timing([*map(float, taken)])
-
-
-def _replayed(kernels: list[Callable[[], Any]]) -> np.ndarray:
-    """Seconds of one, by the device's clock, while the host goes on."""
-    graph, _ = cuda.capture(kernels)
-    timer = partial(cuda.device_time, graph.replay, 10)
-    return np.array(interleaved({"": timer}, 0.1)[""]) / len(kernels)
+        bounds = {} if name in (KERNELS, WHOLE) else {"operations": None, "bytes": None}
+        fixed = {"figure": HOST, "implementation": Fused.name, "name": names.get(name, name)}
+        yield case.fields() | bounds | fixed | timing(taken.tolist())

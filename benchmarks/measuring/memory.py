@@ -16,40 +16,34 @@ from benchmarks.measuring.outcomes import tried
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def peak_extra_memory(call: Callable[[], object]) -> int:
-    """Bytes by which resident memory at its highest during ``call()`` exceeds that before it.
+def peak_extra_memory(call: Callable[[], object], on_gpu: bool = False) -> int:
+    """Bytes by which memory at its highest during ``call()`` exceeds that before it.
 
-    Linux only: the kernel's high-water mark (VmHWM), reset before the call. Memory that the C
-    library keeps after a free is handed back first, since a call that filled it again would seem to
-    need none. What ``call`` allocates for good at its first use counts: call it once before.
-
-    Resolution: pages, of 4 KiB or, where transparent huge pages are always on, 2 MiB; and the
-    kernel sums its counters per core, which can hide a few hundred KiB.
+    What ``call`` allocates for good at its first use counts: call it once before. Of a GPU it is
+    what PyTorch's allocator counts; of a CPU, on Linux only, resident memory (VmHWM), with pages of
+    4 KiB or, where transparent huge pages are always on, 2 MiB. The kernel sums its counters per
+    core, which can hide a few hundred KiB.
     """
     gc.collect()
-    # glibc's; other C libraries keep little.
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        allocated = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - allocated
+    # What glibc keeps after a free goes back: a call that filled it again would seem to need none.
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
     CLEAR_REFS.write_text("5")
-    before = _status_bytes("VmRSS")
+    resident = _status_bytes("VmRSS")
     call()
-    return max(_status_bytes("VmHWM") - before, 0)
+    return max(_status_bytes("VmHWM") - resident, 0)
 
 
 def _status_bytes(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(dict(line.split(":", 1) for line in lines)[field].split()[0]) * 1024  # "1234 kB"
-
-
-def gpu_peak_extra_memory(call: Callable[[], object]) -> int:
-    """The same of a GPU, as PyTorch's allocator counts."""
-    gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 def limit_memory(size: int) -> None:

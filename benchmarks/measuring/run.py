@@ -13,16 +13,8 @@ from benchmarks.cases.sizes import Case
 from benchmarks.implementations import implementations
 from benchmarks.implementations.fifo import Fused
 from benchmarks.implementations.step import Step
-from benchmarks.measuring import cuda, hardware
-from benchmarks.measuring.clocks import (
-    Spread,
-    TimerError,
-    float32_matmul_precision,
-    in_blocks,
-    interleaved,
-    median_ratio,
-)
-from benchmarks.measuring.memory import gpu_peak_extra_memory, isolated, peak_extra_memory
+from benchmarks.measuring import clocks, cuda, hardware
+from benchmarks.measuring.memory import isolated, peak_extra_memory
 from benchmarks.measuring.outcomes import failure, first_line, tried
 from benchmarks.measuring.parts import STEP, parts_of, timer_of
 from benchmarks.measuring.turns import turns, with_twins
@@ -41,8 +33,8 @@ GRAPH = "step in a graph"
 
 def timing(times: list[float], ours: list[float] | None = None) -> Row:
     """A row's fields; with the times of this package in the same rounds also the ratio to it."""
-    ratio = {"times_ours": median_ratio(times, ours)} if ours else {}
-    return {**asdict(Spread.of(times)), "rounds": len(times)} | ratio
+    ratio = {"times_ours": clocks.median_ratio(times, ours)} if ours else {}
+    return {**asdict(clocks.Spread.of(times)), "rounds": len(times)} | ratio
 
 
 def agreeing(
@@ -87,7 +79,7 @@ def run_case(
     device = torch.device(device)
     kinds = [kind for kind in implementations(case, device) if kind not in without]
     timers: dict[Key, Callable[[], float]] = {}
-    with float32_matmul_precision(case.matmul_precision):
+    with clocks.float32_matmul_precision(case.matmul_precision):
         batches, steps, about = agreeing(kinds, case, device)
         for name, twins in steps.items():
             for part in (STEP, *parts_of(type(twins[0]))):
@@ -115,7 +107,7 @@ def _replay_timer(
     steps: Sequence[Any], calls: Sequence[Callable[[], Any]], device: torch.device
 ) -> Callable[[], float]:
     """Seconds of a step by the device's clock."""
-    timer = in_blocks(partial(cuda.device_time, cuda.captured(steps, calls).replay), device)
+    timer = clocks.in_blocks(partial(cuda.device_time, cuda.captured(steps, calls).replay), device)
     return lambda: timer() / len(calls)
 
 
@@ -125,8 +117,8 @@ def _times(
     """Without the implementations that fail meanwhile, such as for memory that others hold."""
     while True:
         try:
-            return interleaved(timers, seconds)
-        except TimerError as error:
+            return clocks.interleaved(timers, seconds)
+        except clocks.TimerError as error:
             failed = error.key[1]
             about[failed] = failure(error.error)
             timers = {key: timer for key, timer in timers.items() if key[1] != failed}
@@ -134,16 +126,17 @@ def _times(
 
 def _peak_memory(case: Case, step: Step, batch: Batch) -> Row:
     """``extra_bytes`` of a step beside its inputs, or ``no_memory``, why there are none."""
-    if batch[0].is_cuda:
-        row = tried(lambda: {"extra_bytes": gpu_peak_extra_memory(partial(step, *batch))})
-    else:
-        row = isolated(step_peak_memory, case, type(step))
+    row = tried(_peak, step, batch) if batch[0].is_cuda else isolated(_first_peak, case, type(step))
     return {"no_memory": row["reason"]} if "reason" in row else row
 
 
-def step_peak_memory(case: Case, kind: type[Step]) -> Row:
+def _first_peak(case: Case, kind: type[Step]) -> Row:
     """Of a step on the CPU, after a first one that makes or compiles what is made only once."""
     state, [batch] = draw(case, torch.device("cpu"), sets=1)
-    call = partial(kind(case, state), *batch)
-    call()
-    return {"extra_bytes": peak_extra_memory(call)}
+    step = kind(case, state)
+    step(*batch)
+    return _peak(step, batch)
+
+
+def _peak(step: Step, batch: Batch) -> Row:
+    return {"extra_bytes": peak_extra_memory(partial(step, *batch), batch[0].is_cuda)}
