@@ -10,19 +10,14 @@ from torch._inductor import config as inductor
 
 from benchmarks.cases.inputs import State
 from benchmarks.cases.sizes import Case
-from benchmarks.implementations.step import AutogradStep, FifoStep
+from benchmarks.implementations.step import AutogradStep, FifoStep, enqueue
 from rrd_kernels import functional
 
 
 def published_enqueue_(memory: Tensor, pointer: Tensor, teacher: Tensor) -> None:
-    """Unit rows [B, D] enter.
-
-    Raises:
-        ValueError: B does not divide the memory's rows.
-    """
+    """Unit rows [B, D] enter; B must divide the memory's rows."""
     batch, size = len(teacher), len(memory)
-    if size % batch:
-        raise ValueError(f"the batch, {batch}, must divide the memory's {size} rows")
+    assert size % batch == 0
     start = int(pointer)  # a host sync on a GPU
     memory[start : start + batch] = teacher
     pointer[0] = (start + batch) % size
@@ -50,7 +45,6 @@ def published_loss(
 class PublishedEager(AutogradStep, FifoStep):
     name = "published eager"
     waits_for_device = True
-    rounds_similarities = True
 
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         return published_loss(z_s, z_t, self.memory, self.pointer, self.tau_s, self.tau_t)
@@ -75,33 +69,21 @@ class Compiled(AutogradStep, FifoStep):
     """
 
     name = "torch.compile"
-    rounds_similarities = True
 
     def __init__(self, case: Case, state: State) -> None:
         super().__init__(case, state)
-        self._loss, self._write = compiled(self._eager_loss, self._eager_write)
+        self._loss, self._write = compiled(self._eager_loss, enqueue)
 
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         return self._loss(z_s, z_t, self.memory, self.pointer)
 
     def write(self, z_s: Tensor, z_t: Tensor) -> None:
-        self._write(z_t, self.memory, self.pointer)
+        self._write(self.memory, self.pointer, z_t)
 
     def _eager_loss(self, z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor) -> Tensor:
         student = F.normalize(z_s, dim=1)
-        teacher = self._eager_write(z_t, memory, pointer)
-        student_logits = student @ memory.T / self.tau_s
-        teacher_logits = teacher @ memory.T / self.tau_t
-        return cross_entropy(student_logits, teacher_logits)
-
-    @staticmethod
-    def _eager_write(z_t: Tensor, memory: Tensor, pointer: Tensor) -> Tensor:
-        """The unit rows, as they have been written."""
-        teacher = F.normalize(z_t, dim=1)
-        slots = (pointer + torch.arange(len(teacher), device=pointer.device)) % len(memory)
-        memory[slots] = teacher
-        pointer.copy_((pointer + len(teacher)) % len(memory))
-        return teacher
+        teacher = enqueue(memory, pointer, z_t)
+        return cross_entropy(student @ memory.T / self.tau_s, teacher @ memory.T / self.tau_t)
 
 
 class Fused(AutogradStep, FifoStep):
@@ -110,9 +92,12 @@ class Fused(AutogradStep, FifoStep):
     name = "rrd_kernels"
 
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
-        step = functional.relational_step_
-        return step(
-            z_s, z_t, self.memory, self.pointer, **self.taus, unit_memory=True, backend="fused"
+        return functional.relational_step_(
+            *(z_s, z_t, self.memory, self.pointer),
+            tau_s=self.tau_s,
+            tau_t=self.tau_t,
+            unit_memory=True,
+            backend="fused",
         )
 
     def write(self, z_s: Tensor, z_t: Tensor) -> None:

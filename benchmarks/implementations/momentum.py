@@ -13,6 +13,21 @@ from benchmarks.implementations.step import AutogradStep
 from rrd_kernels import functional
 
 
+def published_update_(memory: Tensor, idx: Tensor, unit: Tensor, nce_m: Any) -> None:
+    """The rows at idx [B] move towards the unit rows [B, D]."""
+    rows = torch.index_select(memory, 0, idx)
+    rows.mul_(nce_m).add_(unit * (1 - nce_m))
+    norm = rows.pow(2).sum(dim=1, keepdim=True).pow(0.5)
+    memory.index_copy_(0, idx, rows / norm)
+
+
+def update_both_(z_s: Tensor, z_t: Tensor, idx: Tensor, *state: Any) -> None:
+    """The same of embeddings, in both memories."""
+    memory_v1, memory_v2, nce_m = state
+    published_update_(memory_v1, idx, F.normalize(z_s, dim=1), nce_m)
+    published_update_(memory_v2, idx, F.normalize(z_t, dim=1), nce_m)
+
+
 class PublishedMomentum(AutogradStep):
     """What the published code does: gathers rows of both memories, [B, P, D] each, and reads its
     constants on the host at every step."""
@@ -20,57 +35,34 @@ class PublishedMomentum(AutogradStep):
     name = fifo.PublishedEager.name
     write_name = "update"
     waits_for_device = True
-    rounds_similarities = True
 
-    def forward(self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor) -> Tensor:
+    def forward(self, *batch: Tensor) -> Tensor:
         *memories, params = self.state
-        constants = [value.item() for value in params]
-        return self.loss(z_s, z_t, idx, contrast_idx, *memories, *constants)
+        return self.loss(*batch, *memories, *(value.item() for value in params))
 
-    def write(self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor) -> None:
+    def write(self, *batch: Tensor) -> None:
         *memories, params = self.state
-        self.updated(z_s, z_t, idx, *memories, params[4].item())
+        update_both_(*batch[:3], *memories, params[4].item())
 
     def loss(
-        self,
-        z_s: Tensor,
-        z_t: Tensor,
-        idx: Tensor,
-        contrast_idx: Tensor,
-        memory_v1: Tensor,
-        memory_v2: Tensor,
-        *constants: Any,
+        self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor, *state: Any
     ) -> Tensor:
-        """Of similarities exp(s.m / T) / Z, [B, P]; the rows at idx move after they are taken. The
-        constants are on the host or on the device."""
+        """Of similarities exp(s.m / T) / Z, [B, P]; the rows at idx move after they are taken.
+
+        ``state`` is both memories and the constants, on the host or on the device.
+        """
+        memory_v1, memory_v2, _, nce_t, z_v1, z_v2, nce_m = state
         student, teacher = F.normalize(z_s, dim=1), F.normalize(z_t, dim=1)
-        _, nce_t, z_v1, z_v2, nce_m = constants
+        shape = (*contrast_idx.shape, memory_v1.shape[1])
         # Both are there at once, until this function ends.
-        rows_v1 = self._gathered(memory_v1, contrast_idx)
+        rows_v1 = torch.index_select(memory_v1, 0, contrast_idx.view(-1)).view(shape)
         out_t = torch.exp(torch.bmm(rows_v1, teacher[:, :, None]) / nce_t) / z_v2
-        rows_v2 = self._gathered(memory_v2, contrast_idx)
+        rows_v2 = torch.index_select(memory_v2, 0, contrast_idx.view(-1)).view(shape)
         out_s = torch.exp(torch.bmm(rows_v2, student[:, :, None]) / nce_t) / z_v1
         with torch.no_grad():
-            self.update((student, teacher), idx, memory_v1, memory_v2, nce_m)
+            published_update_(memory_v1, idx, student, nce_m)
+            published_update_(memory_v2, idx, teacher, nce_m)
         return fifo.cross_entropy(out_s.squeeze(2) / self.tau_s, out_t.squeeze(2) / self.tau_t)
-
-    def updated(self, z_s: Tensor, z_t: Tensor, idx: Tensor, *state: Any) -> None:
-        """What is written alone."""
-        self.update((F.normalize(z_s, dim=1), F.normalize(z_t, dim=1)), idx, *state)
-
-    @staticmethod
-    def update(units: tuple[Tensor, Tensor], idx: Tensor, *state: Any) -> None:
-        *memories, nce_m = state
-        for memory, unit in zip(memories, units, strict=True):
-            rows = torch.index_select(memory, 0, idx)
-            rows.mul_(nce_m).add_(unit * (1 - nce_m))
-            norm = rows.pow(2).sum(dim=1, keepdim=True).pow(0.5)
-            memory.index_copy_(0, idx, rows / norm)
-
-    @staticmethod
-    def _gathered(memory: Tensor, contrast_idx: Tensor) -> Tensor:
-        rows = torch.index_select(memory, 0, contrast_idx.view(-1))
-        return rows.view(*contrast_idx.shape, memory.shape[1])
 
 
 class CompiledMomentum(PublishedMomentum):
@@ -82,15 +74,15 @@ class CompiledMomentum(PublishedMomentum):
 
     def __init__(self, case: Case, state: State) -> None:
         super().__init__(case, state)
-        self._loss, self._update = fifo.compiled(self.loss, self.updated)
+        self._loss, self._update = fifo.compiled(self.loss, update_both_)
 
-    def forward(self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor) -> Tensor:
+    def forward(self, *batch: Tensor) -> Tensor:
         *memories, params = self.state
-        return self._loss(z_s, z_t, idx, contrast_idx, *memories, *params)
+        return self._loss(*batch, *memories, *params)
 
-    def write(self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor) -> None:
+    def write(self, *batch: Tensor) -> None:
         *memories, params = self.state
-        self._update(z_s, z_t, idx, *memories, params[4])
+        self._update(*batch[:3], *memories, params[4])
 
 
 class FusedMomentum(AutogradStep):
@@ -111,9 +103,9 @@ class FusedMomentum(AutogradStep):
         loss = functional.sampled_relational_loss(
             *views, normalizers, tau_s=self.tau_s, tau_t=self.tau_t, nce_t=nce_t, backend="fused"
         )
-        self.write(z_s.detach(), z_t, idx, contrast_idx)
+        self.write(z_s.detach(), z_t, idx)
         return loss
 
-    def write(self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor) -> None:
+    def write(self, z_s: Tensor, z_t: Tensor, idx: Tensor, *_: Tensor) -> None:
         for memory, rows in zip(self.state[:2], (z_s, z_t), strict=True):
             functional.momentum_update_(memory, idx, rows, self.nce_m, backend="fused")

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cases.sizes import Case
-from benchmarks.implementations.step import FifoStep
+from benchmarks.implementations.step import FifoStep, enqueue
 
 
 class SDPA(FifoStep):
@@ -30,26 +29,22 @@ class SDPA(FifoStep):
 
     @torch.no_grad()
     def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
+        batch = len(z_s)
         norm = torch.linalg.vector_norm(z_s.float(), dim=1, keepdim=True).clamp_min(1e-12)
         student = z_s.float() / norm
-        teacher = F.normalize(z_t.float(), dim=1)
-        self.enqueue(teacher)
-        log_sum_exp, output_s, output_t = self._attend(student, teacher)
+        teacher = enqueue(self.memory, self.pointer, z_t.float())
+        queries = torch.cat([student / self.tau_s, teacher / self.tau_t]).to(self.memory.dtype)
+        output, log_sum_exp = self._attention(queries[None, None], self.memory[None, None])
+        output_s, output_t = output[0, 0].float().split(batch)
+        # [1, 1, 2B], which some kernels pad and some give a fourth dimension.
+        log_sum_exp = log_sum_exp.flatten()[:batch]
         loss = (log_sum_exp - (student * output_t).sum(dim=1) / self.tau_s).mean()
-        grad = (output_s - output_t) * (self.loss_scale / (self.tau_s * len(student)))
+        grad = (output_s - output_t) * (self.loss_scale / (self.tau_s * batch))
         grad = (grad - (grad * student).sum(dim=1, keepdim=True) * student) / norm
         return loss, grad.to(z_s.dtype)
 
     def write(self, z_s: Tensor, z_t: Tensor) -> None:
-        self.enqueue(F.normalize(z_t.float(), dim=1))
-
-    def _attend(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The student's log-sum-exp [B], and both attention outputs [B, D]."""
-        queries = torch.cat([student / self.tau_s, teacher / self.tau_t]).to(self.memory.dtype)
-        output, log_sum_exp = self._attention(queries[None, None], self.memory[None, None])
-        output_s, output_t = output[0, 0].float().chunk(2)
-        # [1, 1, 2B], which some kernels pad and some give a fourth dimension.
-        return log_sum_exp.flatten()[: len(student)], output_s, output_t
+        enqueue(self.memory, self.pointer, z_t.float())
 
     def _attention(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Output and natural log-sum-exp of attention over [1, 1, K, D], unscaled; the latter of

@@ -1,10 +1,11 @@
-"""What every implementation that is compared does: one training step, or one batch of draws."""
+"""One training step, as every implementation that is compared does it."""
 
 import copy
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cases.inputs import State
@@ -12,7 +13,7 @@ from benchmarks.cases.sizes import Case
 
 
 class Step(ABC):
-    """One implementation of what a case measures.
+    """Mean loss, its gradient with respect to z_s, and what is written to the memory.
 
     Args:
         case: the settings.
@@ -22,14 +23,25 @@ class Step(ABC):
     name: ClassVar[str]
     #: Waits for the device in the middle, which a CUDA graph cannot hold.
     waits_for_device: ClassVar[bool] = False
+    #: Its loss is to agree: not a divergence, which lacks the teacher's entropy.
+    compares_loss: bool = True
+    #: What the part of a step that writes to the memory is called.
+    write_name: ClassVar[str] = "enqueue"
 
     def __init__(self, case: Case, state: State) -> None:
         self.state = tuple(tensor.clone() for tensor in state)
+        self.tau_s, self.tau_t = case.tau_s, case.tau_t
+        # As GradScaler does: p / B as such would underflow in float16.
+        self.loss_scale = 1024.0 if case.dtype == torch.float16 else 1.0
 
     # Any: each kind takes the tensors of its batches by their names.
     @abstractmethod
-    def __call__(self, *batch: Any, **_: Any) -> Any:
-        """What is timed, of one batch."""
+    def __call__(self, *batch: Any) -> tuple[Tensor, Tensor]:
+        """The loss, a scalar, and the gradient [B, D] times loss_scale."""
+
+    @abstractmethod
+    def write(self, *batch: Any) -> None:
+        """What a step of the batch writes to the memory, alone."""
 
     def twin(self) -> Self:
         """The same with a copy of its state as it is now; what has been compiled is shared."""
@@ -40,48 +52,15 @@ class Step(ABC):
     @property
     def memory_bytes(self) -> int:
         """Of what is kept between steps."""
-        return 0
+        return sum(tensor.nbytes for tensor in self.state)
 
     @classmethod
     def takes(cls, case: Case) -> bool:
-        """Whether it is there and takes the case's dtype."""
+        """Whether it is installed and takes the case's dtype."""
         return True
 
 
-class TrainingStep(Step):
-    """Mean loss, its gradient with respect to z_s, and what is written to the memory.
-
-    Called with a batch, it returns the loss, a scalar, and the gradient [B, D] times loss_scale.
-    """
-
-    #: Rounds similarities to the embeddings' dtype, as the published code does.
-    rounds_similarities: ClassVar[bool] = False
-    #: A library's that sums in an order and a format of its own: it may err by what the published
-    #: code may, whatever that does err by.
-    sums_otherwise: ClassVar[bool] = False
-    #: Its loss is the cross-entropy, not the divergence, which lacks the teacher's entropy.
-    returns_cross_entropy: ClassVar[bool] = True
-    #: What the part of a step that writes to the memory is called.
-    write_name: ClassVar[str] = "enqueue"
-
-    def __init__(self, case: Case, state: State) -> None:
-        super().__init__(case, state)
-        self.tau_s = case.tau_s
-        self.tau_t = case.tau_t
-        self.taus: dict[str, Any] = {"tau_s": case.tau_s, "tau_t": case.tau_t}
-        # As GradScaler does: p / B as such would underflow in float16.
-        self.loss_scale = 1024.0 if case.dtype == torch.float16 else 1.0
-
-    @property
-    def memory_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.state)
-
-    @abstractmethod
-    def write(self, *batch: Any) -> None:
-        """What a step of the batch writes to the memory, alone."""
-
-
-class AutogradStep(TrainingStep):
+class AutogradStep(Step):
     """One that is differentiated by autograd, so that its halves can be called alone."""
 
     def __call__(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +80,7 @@ class AutogradStep(TrainingStep):
         return z_s.grad
 
 
-class FifoStep(TrainingStep):
+class FifoStep(Step):
     """The teacher's rows are enqueued first."""
 
     @property
@@ -112,9 +91,14 @@ class FifoStep(TrainingStep):
     def pointer(self) -> Tensor:
         return self.state[1]
 
-    def enqueue(self, teacher: Tensor) -> None:
-        """Unit rows [B, D] enter, without a host sync."""
-        batch, rows = len(teacher), len(self.memory)
-        slots = (self.pointer + torch.arange(batch, device=teacher.device)) % rows
-        self.memory[slots] = teacher.to(self.memory.dtype)
-        self.pointer.add_(batch).remainder_(rows)
+    def write(self, z_s: Tensor, z_t: Tensor) -> None:
+        enqueue(self.memory, self.pointer, z_t)
+
+
+def enqueue(memory: Tensor, pointer: Tensor, z_t: Tensor) -> Tensor:
+    """The unit rows of z_t [B, D] enter, without a host sync, and are returned."""
+    unit = F.normalize(z_t, dim=1)
+    slots = (pointer + torch.arange(len(unit), device=pointer.device)) % len(memory)
+    memory[slots] = unit.to(memory.dtype)
+    pointer.add_(len(unit)).remainder_(len(memory))
+    return unit

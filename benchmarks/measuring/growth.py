@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases.agreement import FifoAgreement
+from benchmarks.cases.agreement import agreement
 from benchmarks.cases.inputs import draw
 from benchmarks.cases.sizes import Axis, Case
 from benchmarks.implementations import implementations
 from benchmarks.implementations.fifo import Compiled
-from benchmarks.implementations.linear_cross_entropy import LinearCrossEntropy
+from benchmarks.implementations.libraries import LinearCrossEntropy
 from benchmarks.implementations.sdpa import Math
 from benchmarks.implementations.step import Step
 from benchmarks.measuring import hardware
@@ -70,7 +70,7 @@ def measure(case: Case, kind: type[Step], device: torch.device) -> Row:
     state, batches = draw(case, device)
     step: Any = kind(case, state)
     try:
-        judge = FifoAgreement(case, state, batches[0], SAMPLES)
+        judge = agreement(case, state, batches[0], SAMPLES)
     except Exception as error:  # also for want of memory, which is not the step's
         return {"outcome": NOT_MEASURED, "reason": f"the reference: {first_line(error)}"}
     judge.check(step)

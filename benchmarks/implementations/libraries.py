@@ -1,0 +1,84 @@
+"""Fused losses of PyTorch and, where they are installed, of Liger-Kernel and
+flash-linear-attention, each with the memory as the classes' weights.
+
+Logits are linear in the embeddings, so that each side is divided by its temperature before.
+"""
+
+import importlib
+from abc import abstractmethod
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.cases.inputs import State
+from benchmarks.cases.sizes import Case
+from benchmarks.implementations.step import AutogradStep, FifoStep, enqueue
+
+
+class LibraryStep(AutogradStep, FifoStep):
+    def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+        teacher = enqueue(self.memory, self.pointer, z_t)
+        return self.loss(F.normalize(z_s, dim=1) / self.tau_s, teacher / self.tau_t)
+
+    @abstractmethod
+    def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The mean, of embeddings [B, D] whose products with the memory are the logits."""
+
+
+class LinearCrossEntropy(LibraryStep):
+    """PyTorch's (2.13 and later), with the teacher's softmax, a whole [B, K] matrix, as the
+    classes' probabilities. The student's logits are made for a chunk of the batch at a time.
+
+    In half precision its loss, not its gradient, is off by percents.
+    """
+
+    name = "linear_cross_entropy"
+
+    def __init__(self, case: Case, state: State) -> None:
+        super().__init__(case, state)
+        self.compares_loss = case.dtype == torch.float32
+
+    @classmethod
+    def takes(cls, case: Case) -> bool:
+        return hasattr(F, "linear_cross_entropy")
+
+    def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        target = (teacher @ self.memory.T).softmax(dim=1)
+        options = torch.nn.LinearCrossEntropyOptions()
+        return F.linear_cross_entropy(student, self.memory, target, options=options)
+
+
+class LigerJSD(LibraryStep):
+    """With beta = 0 it is KL(teacher || student), whose gradient is the cross-entropy's."""
+
+    name = "Liger JSD"
+    waits_for_device = True
+    compares_loss = False
+
+    @classmethod
+    def takes(cls, case: Case) -> bool:
+        return find_spec("liger_kernel") is not None
+
+    def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        library = importlib.import_module("liger_kernel.ops.fused_linear_jsd")
+        labels, beta = None, 0.0
+        return library.LigerFusedLinearJSDFunction.apply(
+            student, self.memory, teacher, self.memory, labels, beta
+        )
+
+
+class FlaKLDiv(LibraryStep):
+    """KL(teacher || student) too."""
+
+    name = "fla KL"
+    compares_loss = False
+
+    @classmethod
+    def takes(cls, case: Case) -> bool:
+        return find_spec("fla") is not None
+
+    def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        library = importlib.import_module("fla.modules.fused_kl_div")
+        return library.fused_kl_div_loss(student, teacher, self.memory, self.memory)
