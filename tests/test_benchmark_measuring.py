@@ -29,7 +29,7 @@ needs_counts = pytest.mark.skipif(not CLEAR_REFS.exists(), reason="the system co
 def test_each_call_comes_after_each():
     order = []
     timers = {name: lambda name=name: order.append(name) or float(len(order)) for name in "abc"}
-    times = interleaved(timers, 0.0, min_rounds=4, warm_up=1)
+    times = interleaved(timers, 0.0, min_rounds=4)
     assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc"
     assert times["a"] == [4.0, 9.0, 11.0, 13.0]  # the warm-up does not count
 

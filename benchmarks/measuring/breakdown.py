@@ -12,8 +12,8 @@ from benchmarks.implementations import implementations
 from benchmarks.implementations.step import Step
 from benchmarks.measuring.clocks import float32_matmul_precision, wall_time
 from benchmarks.measuring.outcomes import failure
-from benchmarks.measuring.parts import STEP, calls_of
 from benchmarks.measuring.run import Row, agreeing
+from benchmarks.measuring.turns import one_by_one, turns
 
 OPERATOR = "operator"
 
@@ -32,7 +32,7 @@ def breakdown(
         for name, twins in steps.items():
             fixed = case.fields() | {"figure": OPERATOR, "implementation": name}
             try:
-                for part in _parts(calls_of(STEP, twins, batches), device, count):
+                for part in _parts(one_by_one(turns(twins, batches)), device, count):
                     yield fixed | part
             except Exception as error:
                 yield fixed | failure(error)

@@ -45,10 +45,7 @@ class TimerError(Exception):
 
 
 def interleaved(
-    timers: Mapping[K, Callable[[], float]],
-    seconds: float,
-    min_rounds: int = ROUNDS,
-    warm_up: int = 1,
+    timers: Mapping[K, Callable[[], float]], seconds: float, min_rounds: int = ROUNDS
 ) -> dict[K, list[float]]:
     """What each timer returns in each round: a b c, b c a, ...: each comes after each.
 
@@ -57,9 +54,8 @@ def interleaved(
 
     Args:
         timers: each does once what is timed, and returns how many seconds it took.
-        seconds: rounds go on for this long and until there are ``min_rounds``, but no longer than
-            20 seconds once there are three.
-        warm_up: rounds before these.
+        seconds: after a first round, which does not count, others go on for this long and until
+            there are ``min_rounds``, but no longer than 20 seconds once there are three.
 
     Raises:
         TimerError: one failed.
@@ -74,15 +70,14 @@ def interleaved(
             except Exception as error:
                 raise TimerError(name, error) from error
 
-    for _ in range(warm_up):
-        one_round(0)
+    one_round(0)
     start, rounds, taken = time.perf_counter(), 0, 0.0
     while names and (rounds < min_rounds or taken < seconds):
         if rounds >= LEAST_ROUNDS and taken > LIMIT_SECONDS:
             break
         one_round(rounds % len(names))
         rounds, taken = rounds + 1, time.perf_counter() - start
-    return {name: some[warm_up:] for name, some in times.items()}
+    return {name: some[1:] for name, some in times.items()}
 
 
 def interleaved_times(
@@ -92,9 +87,8 @@ def interleaved_times(
     min_rounds: int = ROUNDS,
 ) -> dict[str, list[float]]:
     """Seconds of each call in each round, see :func:`interleaved`."""
-    timers = {
-        name: in_blocks(partial(wall_time, call, device), device) for name, call in calls.items()
-    }
+    timed = {name: partial(wall_time, call, device) for name, call in calls.items()}
+    timers = {name: in_blocks(timer, device) for name, timer in timed.items()}
     return interleaved(timers, seconds, min_rounds)
 
 

@@ -1,7 +1,6 @@
 """Time and memory as the memory's rows or the batch grow, until memory runs out."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -17,7 +16,7 @@ from benchmarks.measuring import hardware
 from benchmarks.measuring.clocks import ROUNDS, interleaved
 from benchmarks.measuring.memory import isolated, limit_memory, peak_extra_memory
 from benchmarks.measuring.outcomes import NOT_MEASURED, first_line, tried
-from benchmarks.measuring.parts import STEP, timer_of
+from benchmarks.measuring.parts import STEP, timers_of
 from benchmarks.measuring.run import Row, timing
 from benchmarks.measuring.turns import with_twins
 
@@ -68,7 +67,7 @@ def measure_in_limit(case: Case, kind: type[Step], limit: int) -> Row:
 def measure(case: Case, kind: type[Step], device: torch.device) -> Row:
     """The fields of one size."""
     state, batches = draw(case, device)
-    step: Any = kind(case, state)
+    step = kind(case, state)
     try:
         judge = agreement(case, state, batches[0], SAMPLES)
     except Exception as error:  # also for want of memory, which is not the step's
@@ -76,9 +75,9 @@ def measure(case: Case, kind: type[Step], device: torch.device) -> Row:
     judge.check(step)
     steps = with_twins(step, hardware.cache_bytes(device))
     del judge, state
-    timer = timer_of(STEP, steps, batches, device)
+    timer = timers_of(steps, batches, device)[STEP]
     times: list[float] = []
     extra = peak_extra_memory(lambda: times.append(timer()), device.type == "cuda")
     rounds = min(ROUNDS, int(LIMIT_SECONDS / times[0]))
-    more = interleaved({STEP: timer}, 0.0, rounds, warm_up=0)[STEP]
+    more = interleaved({STEP: timer}, 0.0, rounds)[STEP]
     return timing(more or times) | {"extra_bytes": extra, "copies": len(steps)}

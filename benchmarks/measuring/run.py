@@ -16,7 +16,7 @@ from benchmarks.implementations.step import Step
 from benchmarks.measuring import clocks, cuda, hardware
 from benchmarks.measuring.memory import isolated, peak_extra_memory
 from benchmarks.measuring.outcomes import failure, first_line, tried
-from benchmarks.measuring.parts import STEP, parts_of, timer_of
+from benchmarks.measuring.parts import STEP, timers_of
 from benchmarks.measuring.turns import turns, with_twins
 
 #: One figure of one implementation on one case, flat, as a record has it. Beside the case's fields:
@@ -82,8 +82,8 @@ def run_case(
     with clocks.float32_matmul_precision(case.matmul_precision):
         batches, steps, about = agreeing(kinds, case, device)
         for name, twins in steps.items():
-            for part in (STEP, *parts_of(type(twins[0]))):
-                timers[part, name] = timer_of(part, twins, batches, device)
+            parts = timers_of(twins, batches, device)
+            timers |= {(part, name): timer for part, timer in parts.items()}
             if device.type == "cuda":
                 try:
                     timers[GRAPH, name] = _replay_timer(twins, turns(twins, batches), device)
