@@ -78,6 +78,6 @@ def measure(case: Case, kind: type[Step], device: torch.device) -> Row:
     timer = timers_of(steps, batches, device)[STEP]
     times: list[float] = []
     extra = peak_extra_memory(lambda: times.append(timer()), device.type == "cuda")
-    rounds = min(ROUNDS, int(LIMIT_SECONDS / times[0]))
-    more = interleaved({STEP: timer}, 0.0, rounds)[STEP]
-    return timing(more or times) | {"extra_bytes": extra, "copies": len(steps)}
+    if rounds := min(ROUNDS, int(LIMIT_SECONDS / times[0])):
+        times = interleaved({STEP: timer}, 0.0, rounds)[STEP]
+    return timing(times) | {"extra_bytes": extra, "copies": len(steps)}
