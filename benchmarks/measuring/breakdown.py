@@ -23,7 +23,7 @@ def breakdown(
 ) -> Iterator[Row]:
     """A row for each operator or kernel, without those that it calls: averages of ``count`` steps.
 
-    The profiler itself takes a microsecond or so for each operator: they add up to more than the
+    The profiler itself takes a microsecond or so for each operator, so they do not add up to the
     time without it.
     """
     kinds = [kind for kind in implementations(case, device) if kind not in without]

@@ -34,4 +34,4 @@ def look_at_machine(cases: Sequence[Case], device: torch.device, quick: bool) ->
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    return statistics.median(interleaved_times({"": call}, device, 0.0)[""])
+    return statistics.median(interleaved_times({"": call}, device, 0.3, min_rounds=3)[""])
