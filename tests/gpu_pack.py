@@ -26,7 +26,7 @@ from benchmarks.cases.inputs import Batch, State
 from benchmarks.cases.sizes import CUDA_CASES, Case, MomentumCase
 from benchmarks.implementations import implementations
 from benchmarks.measuring.clocks import float32_matmul_precision
-from benchmarks.measuring.host_time import SIZE, Calls
+from benchmarks.measuring.host_time import SIZE, calls
 from benchmarks.sweep import variants
 from rrd_kernels.pack import hardware_for
 from rrd_kernels.triton import pack
@@ -74,11 +74,9 @@ def step(case: Case, state: State, batch: Batch) -> None:
 
 
 def host() -> None:
-    batch, rows = SIZE
-    for size in ((batch, rows), (1, 2), (batch, batch)):
-        calls = Calls(*size, GPU)
-        for name in ("kernels", "operator", "autograd", "functional", "projected", "step"):
-            getattr(calls, name)()
+    for size in (SIZE, (1, 2)):
+        for call in calls(*size, GPU).values():
+            call()
 
 
 def smoke() -> None:

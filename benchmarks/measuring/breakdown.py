@@ -7,57 +7,45 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
-from benchmarks.cases.agreement import agreement
-from benchmarks.cases.inputs import draw
 from benchmarks.cases.sizes import Case
 from benchmarks.implementations import implementations
 from benchmarks.implementations.step import Step
-from benchmarks.measuring import hardware
-from benchmarks.measuring.clocks import WARM_UP_ROUNDS, float32_matmul_precision, wait_for
+from benchmarks.measuring.clocks import float32_matmul_precision, wall_time
 from benchmarks.measuring.outcomes import failure
-from benchmarks.measuring.parts import STEP, calls_of
-from benchmarks.measuring.run import Row
-from benchmarks.measuring.turns import with_twins
+from benchmarks.measuring.run import Row, agreeing
+from benchmarks.measuring.turns import one_by_one, turns
 
 OPERATOR = "operator"
 
 
 def breakdown(
-    case: Case, device: torch.device, steps: int, without: Collection[type[Step]] = ()
+    case: Case, device: torch.device, count: int, without: Collection[type[Step]] = ()
 ) -> Iterator[Row]:
-    """A row for each operator or kernel, without those that it calls: averages over ``steps``.
+    """A row for each operator or kernel, without those that it calls: averages of ``count`` steps.
 
     The profiler itself takes a microsecond or so for each operator, so they do not add up to the
-    time that is measured without it.
+    time without it.
     """
+    kinds = [kind for kind in implementations(case, device) if kind not in without]
     with float32_matmul_precision(case.matmul_precision):
-        state, batches = draw(case, device)
-        judge = agreement(case, state, batches[0])
-        for kind in implementations(case, device):
-            if kind in without:
-                continue
-            fixed = case.fields() | {"figure": OPERATOR, "implementation": kind.name}
+        batches, steps, _ = agreeing(kinds, case, device)  # run_case reports those that fail
+        for name, twins in steps.items():
+            fixed = case.fields() | {"figure": OPERATOR, "implementation": name}
             try:
-                step = kind(case, state)
-                judge.check(step)
-                twins = with_twins(step, hardware.cache_bytes(device))
-                for part in _parts(calls_of(STEP, twins, batches), device, steps):
+                for part in _parts(one_by_one(turns(twins, batches)), device, count):
                     yield fixed | part
-            except Exception as error:  # a library's: run_case reports it with the others
+            except Exception as error:
                 yield fixed | failure(error)
 
 
-def _parts(step: Callable[[], object], device: torch.device, steps: int) -> list[Row]:
+def _parts(step: Callable[[], object], device: torch.device, count: int) -> list[Row]:
     """The longest first."""
-    for _ in range(WARM_UP_ROUNDS):
-        step()
+    step()
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # without the profiler's own messages
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with torch.profiler.profile(activities=activities, acc_events=True) as profiled:
-        for _ in range(steps):
-            step()
-        wait_for(device)
+        wall_time(step, device, count)
     parts = []
     for event in profiled.key_averages():
         # An operator's line on a GPU repeats the time of its kernels, and so does that of a range
@@ -66,7 +54,7 @@ def _parts(step: Callable[[], object], device: torch.device, steps: int) -> list
             continue
         taken = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         if taken:
-            median, calls = taken / 1e6 / steps, event.count / steps
+            median, calls = taken / 1e6 / count, event.count / count
             parts.append({"name": event.key, "calls": calls, "median": median})
     if not parts:
         raise RuntimeError(f"the profiler saw nothing that ran on {device.type}")

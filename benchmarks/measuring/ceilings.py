@@ -1,7 +1,8 @@
 """How fast the machine is: the rates of a large torch.mm and of a large copy."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,45 +12,26 @@ from benchmarks.measuring import hardware
 from benchmarks.measuring.clocks import float32_matmul_precision, interleaved_times
 
 
-def matmul_rate(
-    dtype: torch.dtype, device: torch.device, sizes: Sequence[int], seconds: float
-) -> float:
-    """Operations per second of torch.mm on square matrices: the best median among ``sizes``."""
-    calls = {}
-    for size in sizes:
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        calls[str(size)] = lambda a=a, b=b: torch.mm(a, b)
-    times = interleaved_times(calls, device, seconds, min_rounds=3)
-    return max(2 * int(size) ** 3 / statistics.median(taken) for size, taken in times.items())
-
-
-def copy_rate(device: torch.device, size: int, seconds: float) -> float:
-    """Bytes per second, read plus written, of copying ``size`` bytes from the device to itself."""
-    source = torch.ones(size // 4, device=device)
-    target = torch.empty_like(source)
-    times = interleaved_times({"copy": lambda: target.copy_(source)}, device, seconds)
-    return 2 * size / statistics.median(times["copy"])
-
-
 def look_at_machine(cases: Sequence[Case], device: torch.device, quick: bool) -> dict[str, Any]:
-    """Its rates in the formats of ``cases``, what other work takes of it, clocks; as a record has
-    them."""
-    on_cpu = device.type == "cpu"
+    """Its rates in the formats of ``cases``, a copy's read plus written, and what other work takes
+    of it, as a record has them."""
     busy = hardware.busy_cores()
-    sizes, copied, seconds = [2048, 4096], 1 << 28, 1.0
+    size, copied = (4096, 1 << 28) if device.type == "cpu" else (8192, 1 << 30)
     if quick:
-        sizes, copied, seconds = [256], 1 << 20, 0.01
-    elif not on_cpu:
-        sizes, copied, seconds = [4096, 8192], 1 << 30, 0.3
-    rates = {}
-    multiplying = {case.format: case for case in cases}
-    for name, case in multiplying.items():
+        size, copied = 256, 1 << 20
+    operations = {}
+    for case in {case.format: case for case in cases}.values():
+        a, b = (torch.randn(size, size, device=device).to(case.dtype) for _ in range(2))
         with float32_matmul_precision(case.matmul_precision):
-            rates[name] = matmul_rate(case.dtype, device, sizes, seconds) / 1e9
+            operations[case.format] = 2 * size**3 / _seconds(partial(torch.mm, a, b), device) / 1e9
+    source = torch.ones(copied // 4, device=device)
+    copy = partial(torch.empty_like(source).copy_, source)
     return {
-        "mm_gflops": rates,
-        "copy_gbytes_per_second": copy_rate(device, copied, seconds) / 1e9,
+        "mm_gflops": operations,
+        "copy_gbytes_per_second": 2 * copied / _seconds(copy, device) / 1e9,
         "busy_cores": busy,
-        # Right after: that of a machine at work.
-        "state": hardware.cpu_state() if on_cpu else hardware.gpu_state(device),
     }
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    return statistics.median(interleaved_times({"": call}, device, 0.3, min_rounds=3)[""])

@@ -2,18 +2,17 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
+from functools import cache, partial
+from typing import Any, TypeVar
 
 import torch
 
-K = TypeVar("K")
+K = TypeVar("K", bound=Hashable)
 
-WARM_UP_ROUNDS = 2
-#: A spread needs so many rounds; what would take longer than this for them has fewer.
+#: A spread needs so many rounds; calls that take longer than this for them get fewer.
 ROUNDS, LIMIT_SECONDS = 7, 20.0
 LEAST_ROUNDS = 3
 #: How long a GPU is kept busy between two looks at a clock, and the most calls in that time.
@@ -37,12 +36,16 @@ class Spread:
         return cls(statistics.median(times), p20, p80)
 
 
+@dataclass
+class TimerError(Exception):
+    """The timer ``key`` failed with ``error``."""
+
+    key: Any
+    error: Exception
+
+
 def interleaved(
-    timers: Mapping[K, Callable[[], float]],
-    seconds: float,
-    min_rounds: int = ROUNDS,
-    warm_up: int = WARM_UP_ROUNDS,
-    limit: float = LIMIT_SECONDS,
+    timers: Mapping[K, Callable[[], float]], seconds: float, min_rounds: int = ROUNDS
 ) -> dict[K, list[float]]:
     """What each timer returns in each round: a b c, b c a, ...: each comes after each.
 
@@ -51,30 +54,30 @@ def interleaved(
 
     Args:
         timers: each does once what is timed, and returns how many seconds it took.
-        seconds: rounds go on for this long ...
-        min_rounds: ... and until there are this many, after the warm-up ...
-        warm_up: rounds that do not count; fewer of what has run before.
-        limit: ... but no longer than this, once there are three.
+        seconds: after a first round, which does not count, others go on for this long and until
+            there are ``min_rounds``, but no longer than 20 seconds once there are three.
+
+    Raises:
+        TimerError: one failed.
     """
     times: dict[K, list[float]] = {name: [] for name in timers}
-    for _ in range(warm_up):
-        for timer in timers.values():
-            timer()
-    rounds, names = 0, list(timers)
-    start = time.perf_counter()
+    names = list(timers)
 
-    def enough() -> bool:
-        taken = time.perf_counter() - start
-        if taken > limit:
-            return rounds >= min(LEAST_ROUNDS, min_rounds)
-        return rounds >= min_rounds and taken >= seconds
-
-    while names and not enough():
-        first = rounds % len(names)
+    def one_round(first: int) -> None:
         for name in names[first:] + names[:first]:
-            times[name].append(timers[name]())
-        rounds += 1
-    return times
+            try:
+                times[name].append(timers[name]())
+            except Exception as error:
+                raise TimerError(name, error) from error
+
+    one_round(0)
+    start, rounds, taken = time.perf_counter(), 0, 0.0
+    while names and (rounds < min_rounds or taken < seconds):
+        if rounds >= LEAST_ROUNDS and taken > LIMIT_SECONDS:
+            break
+        one_round(rounds % len(names))
+        rounds, taken = rounds + 1, time.perf_counter() - start
+    return {name: some[1:] for name, some in times.items()}
 
 
 def interleaved_times(
@@ -84,9 +87,8 @@ def interleaved_times(
     min_rounds: int = ROUNDS,
 ) -> dict[str, list[float]]:
     """Seconds of each call in each round, see :func:`interleaved`."""
-    timers = {
-        name: in_blocks(partial(wall_time, call, device), device) for name, call in calls.items()
-    }
+    timed = {name: partial(wall_time, call, device) for name, call in calls.items()}
+    timers = {name: in_blocks(timer, device) for name, timer in timed.items()}
     return interleaved(timers, seconds, min_rounds)
 
 
@@ -106,16 +108,21 @@ def wait_for(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def in_blocks(timer: Callable[..., float], device: torch.device) -> Callable[[], float]:
+def in_blocks(timer: Callable[[int], float], device: torch.device) -> Callable[[], float]:
     """``timer``, of a GPU over so many calls that the first and the last do not count.
 
     Args:
-        timer: makes as many calls as it is told, or one, and returns the seconds of one.
+        timer: makes as many calls as it is told, and returns the seconds of one.
     """
     if device.type == "cpu":
-        return timer
-    timer(3)
-    return partial(timer, max(1, min(BLOCK_CALLS, round(BLOCK_SECONDS / timer(3)))))
+        return partial(timer, 1)
+
+    @cache
+    def calls() -> int:
+        timer(3)
+        return max(1, min(BLOCK_CALLS, round(BLOCK_SECONDS / timer(3))))
+
+    return lambda: timer(calls())
 
 
 def median_ratio(numerators: list[float], denominators: list[float]) -> float:

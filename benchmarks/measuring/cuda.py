@@ -1,18 +1,14 @@
-"""CUDA graphs and their device time, and the peak memory of a GPU."""
+"""CUDA graphs, and times by the device's clock."""
 
-import gc
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from benchmarks.implementations.step import Step
-from benchmarks.measuring.clocks import WARM_UP_ROUNDS
-
-T = TypeVar("T")
 
 
-def capture(calls: Sequence[Callable[[], T]]) -> tuple[torch.cuda.CUDAGraph, list[T]]:
+def capture(calls: Sequence[Callable[[], Any]]) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
     """All ``calls`` in one graph, and what they returned; each has run before it is captured.
 
     Raises:
@@ -25,9 +21,8 @@ def capture(calls: Sequence[Callable[[], T]]) -> tuple[torch.cuda.CUDAGraph, lis
     try:
         # On the capturing stream, for which libraries allocate their workspaces.
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_ROUNDS):
-                for call in calls:
-                    call()
+            for call in [*calls, *calls]:
+                call()
         outside.wait_stream(stream)
         with torch.cuda.graph(graph, stream=stream):
             returned = [call() for call in calls]
@@ -43,6 +38,8 @@ def captured(steps: Sequence[Step], calls: Sequence[Callable[[], Any]]) -> torch
     Raises:
         RuntimeError: a call cannot be captured, or the replay does not do the steps.
     """
+    if steps[0].waits_for_device:
+        raise RuntimeError("it waits for the device")
     graph, outputs = capture(calls)
     loss, grad = outputs[-1]
     loss.fill_(torch.nan)
@@ -70,18 +67,3 @@ def device_time(call: Callable[[], object], times: int = 1) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1e3 / times
-
-
-def peak_extra_memory(call: Callable[[], object]) -> int:
-    """Bytes by which allocated memory at its highest during ``call()`` exceeds that before it.
-
-    Only PyTorch's allocator counts. What ``call`` allocates for good at its first use counts too:
-    call it once before.
-    """
-    gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before

@@ -4,16 +4,12 @@ import importlib.util
 import os
 import platform
 import re
-import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-
-#: What nvidia-smi is asked.
-STATE = "driver_version clocks.sm clocks.mem clocks.max.sm power.draw power.limit temperature.gpu"
 
 CGROUP = "/sys/fs/cgroup"
 CPUS = "/sys/devices/system/cpu"
@@ -37,13 +33,6 @@ def cpu_model() -> str:
     return models[0] if models else platform.machine()
 
 
-def cpu_state() -> dict[str, Any]:
-    """The cores' clocks as they are found, where the system says them."""
-    fields = (line.partition(":") for line in _lines("/proc/cpuinfo"))
-    clocks = [float(value) for name, _, value in fields if name.strip() == "cpu MHz"]
-    return {"clocks_mhz": clocks}
-
-
 def cache_bytes(device: torch.device) -> int | None:
     """Of the device's last cache, which stands before its memory; ``None`` where it is not said.
 
@@ -53,32 +42,24 @@ def cache_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size
     levels: dict[int, dict[str, int]] = {}
-    for cpu in sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []:
+    for cpu in os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ():
         for folder in Path(f"{CPUS}/cpu{cpu}/cache").glob("index*"):
-            level, kind, size, shared = (
-                "".join(_lines(f"{folder}/{name}"))
-                for name in ("level", "type", "size", "shared_cpu_list")
-            )
+            names = ("level", "type", "size", "shared_cpu_list")
+            level, kind, size, shared = ("".join(_lines(f"{folder}/{name}")) for name in names)
             if kind != "Instruction" and size.endswith("K"):
                 levels.setdefault(int(level), {})[shared] = 1024 * int(size.removesuffix("K"))
     return sum(levels[max(levels)].values()) if levels else None
 
 
 def available_memory() -> int:
-    """Bytes that can be allocated before the system has to swap or to end a process.
-
-    Raises:
-        OSError: the system does not say.
-    """
+    """Bytes that can be allocated before Linux has to swap or to end a process."""
     memory = dict(line.split(":") for line in _lines("/proc/meminfo"))
-    if "MemAvailable" not in memory:
-        raise OSError("/proc/meminfo has no MemAvailable")
     available = int(memory["MemAvailable"].split()[0]) * 1024
     # A container's (cgroup v2), in which /proc/meminfo is the whole machine's; files can go.
     limit, used = ("".join(_lines(f"{CGROUP}/memory.{name}")) for name in ("max", "current"))
-    if limit.isdecimal() and used.isdecimal():
+    if limit.isdecimal():
         fields = dict(line.split() for line in _lines(f"{CGROUP}/memory.stat"))
-        files = sum(int(fields.get(name, 0)) for name in ("active_file", "inactive_file"))
+        files = int(fields["active_file"]) + int(fields["inactive_file"])
         available = min(available, int(limit) - int(used) + files)
     return available
 
@@ -104,22 +85,6 @@ def gpu(device: torch.device) -> dict[str, Any]:
 def gpu_versions() -> dict[str, str | None]:
     triton = version("triton") if importlib.util.find_spec("triton") else None
     return {"cuda": torch.version.cuda, "triton": triton}
-
-
-def gpu_state(device: torch.device) -> dict[str, str]:
-    """Driver, clocks, power and temperature as they are found; empty where nvidia-smi does not
-    say."""
-    # Its numbers are not those of CUDA, which CUDA_VISIBLE_DEVICES changes.
-    identity = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
-    query = [f"--query-gpu={STATE.replace(' ', ',')}", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", identity, *query], check=True, capture_output=True, text=True, timeout=20
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    values = [value.strip() for value in done.stdout.strip().split(",")]
-    return dict(zip(STATE.split(), values, strict=False))
 
 
 def busy_cores(seconds: float = 0.5) -> float | None:

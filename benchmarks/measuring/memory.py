@@ -4,43 +4,46 @@ import ctypes
 import gc
 import multiprocessing
 import os
-import signal
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring.outcomes import NOT_AVAILABLE, OUT_OF_MEMORY, failure
+import torch
+
+from benchmarks.measuring.outcomes import tried
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def peak_extra_memory(call: Callable[[], object]) -> int:
-    """Bytes by which resident memory at its highest during ``call()`` exceeds that before it.
+def peak_extra_memory(call: Callable[[], object], on_gpu: bool = False) -> int:
+    """Bytes by which memory at its highest during ``call()`` exceeds that before it.
 
-    Linux only: the kernel's high-water mark (VmHWM), reset before the call. Memory that the C
-    library keeps after a free is handed back first, since a call that filled it again would seem to
-    need none. What ``call`` allocates for good at its first use counts: call it once before.
-
-    Resolution: pages, of 4 KiB or, where transparent huge pages are always on, 2 MiB; and the
-    kernel sums its counters per core, which can hide a few hundred KiB.
+    What ``call`` allocates for good at its first use counts: call it once before. Of a GPU it is
+    what PyTorch's allocator counts; of a CPU, on Linux only, resident memory (VmHWM), with pages of
+    4 KiB or, where transparent huge pages are always on, 2 MiB. The kernel sums its counters per
+    core, which can hide a few hundred KiB.
     """
     gc.collect()
-    # glibc's; other C libraries keep little.
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        allocated = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - allocated
+    # What glibc keeps after a free goes back: a call that filled it again would seem to need none.
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
     CLEAR_REFS.write_text("5")
-    before = _status_bytes("VmRSS")
+    resident = _status_bytes("VmRSS")
     call()
-    return max(_status_bytes("VmHWM") - before, 0)
+    return max(_status_bytes("VmHWM") - resident, 0)
 
 
 def _status_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024  # "1234 kB"
-    raise OSError(f"/proc/self/status has no {field}")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)[field].split()[0]) * 1024  # "1234 kB"
 
 
 def limit_memory(size: int) -> None:
@@ -53,43 +56,10 @@ def limit_memory(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + size, hard))
 
 
-def isolated(
-    function: Callable[..., Iterator[dict[str, Any]]], *arguments: object
-) -> Iterator[dict[str, Any]]:
-    """What ``function(*arguments)`` yields in a new process, then how that failed, if it did.
-
-    Args:
-        function: of a module; yields fields of a record.
-        arguments: that can be pickled.
-    """
-    # Each is forked from one that has imported all of this and done nothing yet.
+def isolated(function: Callable[..., dict[str, Any]], *arguments: object) -> dict[str, Any]:
+    """A row's fields, which ``function(*arguments)`` returns in a new process, or how it failed."""
+    # Forked from one that has imported all of this and done nothing yet.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__, "torch._inductor.compile_fx"])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_all, args=(sender, function, arguments), daemon=True)
-    process.start()
-    sender.close()
-    try:
-        while (found := receiver.recv()) is not None:
-            yield found
-    except EOFError:
-        process.join()
-        killed = process.exitcode == -signal.SIGKILL  # as the system does for want of memory
-        outcome = OUT_OF_MEMORY if killed else NOT_AVAILABLE
-        yield {"outcome": outcome, "reason": f"its process ended with {process.exitcode}"}
-    finally:  # after an interrupt too nothing is left running
-        process.kill()
-        process.join()
-
-
-def _send_all(
-    sender: Connection,
-    function: Callable[..., Iterator[dict[str, Any]]],
-    arguments: tuple[object, ...],
-) -> None:
-    try:
-        for found in function(*arguments):
-            sender.send(found)
-    except Exception as error:  # a library's; what is measured after it can go on
-        sender.send(failure(error))
-    sender.send(None)
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return tried(pool.submit(tried, function, *arguments).result)
