@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.distributed.model import GATHERS, Link, Machine, Step
-from benchmarks.measuring.clocks import Spread, interleaved, wall_time
+from benchmarks.measuring.clocks import Spread, wall_time
 from benchmarks.measuring.hardware import busy_cores
 from benchmarks.report.record import environment
 from rrd_kernels import RRDLoss
@@ -74,11 +74,13 @@ def _rank(rank: int, world: int, folder: str, sizes: Sequence[int]) -> None:
         for gather in (GATHERS if world > 1 else GATHERS[:1])
         for size in sizes
     }
-    # As many rounds on every rank, however long they take.
-    taken = interleaved(timers, 0.0, ROUNDS, limit=math.inf)
+    times: dict[tuple[str, int], list[float]] = {which: [] for which in timers}
+    for _ in range(1 + ROUNDS):  # on every rank as many, however long they take
+        for which, timer in timers.items():
+            times[which].append(timer())
     rows = [
-        {"gather": gather, "ranks": world, "size": size, "seconds": asdict(Spread.of(times))}
-        for (gather, size), times in taken.items()
+        {"gather": gather, "ranks": world, "size": size, "seconds": asdict(Spread.of(taken[1:]))}
+        for (gather, size), taken in times.items()
     ]
     if rank == 0:
         torch.save(rows, f"{folder}/rows")

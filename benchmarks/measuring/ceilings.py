@@ -26,10 +26,12 @@ def look_at_machine(cases: Sequence[Case], device: torch.device, quick: bool) ->
             operations[case.format] = 2 * size**3 / _seconds(partial(torch.mm, a, b), device) / 1e9
     source = torch.ones(copied // 4, device=device)
     copy = partial(torch.empty_like(source).copy_, source)
+    copy_rate = 2 * copied / _seconds(copy, device) / 1e9
     return {
         "mm_gflops": operations,
-        "copy_gbytes_per_second": 2 * copied / _seconds(copy, device) / 1e9,
+        "copy_gbytes_per_second": copy_rate,
         "busy_cores": busy,
+        "state": hardware.state(device),  # right after: that of a machine at work
     }
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import platform
 import re
+import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 
+#: What nvidia-smi is asked.
+STATE = "driver_version clocks.sm clocks.mem clocks.max.sm power.draw power.limit temperature.gpu"
 CGROUP = "/sys/fs/cgroup"
 CPUS = "/sys/devices/system/cpu"
 
@@ -85,6 +88,23 @@ def gpu(device: torch.device) -> dict[str, Any]:
 def gpu_versions() -> dict[str, str | None]:
     triton = version("triton") if importlib.util.find_spec("triton") else None
     return {"cuda": torch.version.cuda, "triton": triton}
+
+
+def state(device: torch.device) -> dict[str, str]:
+    """A GPU's driver, clocks, power and temperature as they are found; empty where nvidia-smi does
+    not say."""
+    if device.type != "cuda":
+        return {}
+    # Its numbers are not those of CUDA, which CUDA_VISIBLE_DEVICES changes.
+    identity = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
+    command = ["nvidia-smi", identity, f"--query-gpu={STATE.replace(' ', ',')}"]
+    command.append("--format=csv,noheader")
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    return dict(zip(STATE.split(), values, strict=False))
 
 
 def busy_cores(seconds: float = 0.5) -> float | None:
