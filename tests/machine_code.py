@@ -3,7 +3,7 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,14 @@ from triton.backends.compiler import GPUTarget
 from benchmarks.cases.sizes import Case
 from benchmarks.sweep.variants import Variant, described, text_of
 from rrd_kernels.triton.compiled import compile_kernel
-from rrd_kernels.triton.configs import Hardware
+from rrd_kernels.triton.configs import MAX_DIM, Hardware
 from rrd_kernels.triton.launch import Launch, specialize
 from rrd_kernels.triton.momentum import normalizer_launches, update_launch
 from rrd_kernels.triton.partials import partials_launches
 from rrd_kernels.triton.plan import Plan
 from rrd_kernels.triton.sampled_step import Inputs, SampledSettings, sampled_launches
 from rrd_kernels.triton.step import Settings, enqueue_launches, step_launches
+from rrd_kernels.triton.table import COLUMN, WIDTHS
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,14 @@ def normalizer_estimate(card: Card, size: int, dim: int) -> tuple[Launch, Launch
     assert inputs.normalizers is not None
     hardware = Hardware(card.family, card.multiprocessors)
     return normalizer_launches(inputs.normalizers, *inputs[:5], 0.07, hardware)
+
+
+def cards_and_widths() -> Iterator[tuple[str, int]]:
+    """The widths at which a card's kernels differ: where the table has one row for all, two, of
+    which one has its loop over D unrolled."""
+    for name, card in CARDS.items():
+        alike = COLUMN.get(card.family) == "others"
+        yield from ((name, dim) for dim in ((128, MAX_DIM) if alike else WIDTHS))
 
 
 #: Notes a kernel's code under a name, for the table.

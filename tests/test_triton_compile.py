@@ -16,6 +16,7 @@ from machine_code import (
     CARDS,
     Job,
     VariantJob,
+    cards_and_widths,
     compile_for,
     compile_job,
     each,
@@ -29,7 +30,7 @@ from machine_code import (
 
 from benchmarks.sweep.variants import SIZES as SWEPT
 from benchmarks.sweep.variants import TABLE, variants
-from rrd_kernels.triton.configs import MAX_DIM, WIDTHS, Hardware, look_up
+from rrd_kernels.triton.configs import MAX_DIM, Hardware, look_up
 from rrd_kernels.triton.launch import specialize
 from rrd_kernels.triton.plan import make_plan
 from rrd_kernels.triton.step import STORAGE, Settings
@@ -54,8 +55,8 @@ def parts_of(card, operand, dim, dtype):
 
 
 def attention_jobs():
-    for card, operand, dim, path in itertools.product(
-        CARDS, STORAGE, WIDTHS, ("bounded", "online")
+    for (card, dim), operand, path in itertools.product(
+        cards_and_widths(), STORAGE, ("bounded", "online")
     ):
         for part in parts_of(card, operand, dim, STORAGE[operand]):
             alone = part == "loss alone"

@@ -11,6 +11,7 @@ from interpreted import INTERPRETED
 from machine_code import (
     CARDS,
     SampledJob,
+    cards_and_widths,
     compile_for,
     compile_job,
     each,
@@ -39,8 +40,8 @@ def settings(operand, method, need_grad=True) -> SampledSettings:
 
 
 def dense_jobs():
-    for card, operand, dim, exponential, kernel in itertools.product(
-        CARDS, STORAGE, WIDTHS, (False, True), DENSE
+    for (card, dim), operand, exponential, kernel in itertools.product(
+        cards_and_widths(), STORAGE, (False, True), DENSE
     ):
         # The cosine's kernels are those that spill first: one card is enough for the others.
         if exponential and card != "H200":
