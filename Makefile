@@ -10,7 +10,7 @@ define HELP
 
 For those who change it:
   make setup        the environment and the extension only
-  make test-all     test, test-long and test-oldest
+  make test-all     test, test-long, and with the oldest versions what depends on them
   make test-long    what is marked long: every GPU kernel compiled for five cards, the numerical
                     tests in Triton's interpreter and for every instruction set
   make test-oldest  make test with the oldest PyTorch and Triton that are supported

@@ -77,4 +77,9 @@ def test_draws(name: str, benchmark: Any) -> None:
         return torch.stack(columns)
 
     sampler = ContrastSampler(labels, case.rows)
-    benchmark(published if name == "published" else lambda: sampler(idx))
+    call = published if name == "published" else functools.partial(sampler, idx)
+    own, drawn = call()[:, 0], call()[:, 1:]
+    assert torch.equal(own, idx)
+    assert (labels[drawn] != labels[idx, None]).all()
+    assert (drawn.sort(dim=1).values.diff(dim=1) > 0).all()
+    benchmark(call)

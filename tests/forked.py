@@ -34,18 +34,20 @@ def run(
     """Calls a function of a module's own.
 
     Args:
-        environment: is added to this process's. What was imported ahead has not seen it.
+        environment: is added to this process's; what was imported ahead has seen neither.
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "stdout"), Path(folder, "stderr")
+        out.touch(), err.touch()
         process = context.Process(
-            target=_run, args=(function, arguments, dict(environment or {}), out, err)
+            target=_run, args=(function, arguments, os.environ | (environment or {}), out, err)
         )
         process.start()
         process.join(TIMEOUT)
         if process.is_alive():
             process.kill()
             process.join()
+            err.write_text(f"{err.read_text()}\nended after {TIMEOUT} seconds")
         assert process.exitcode is not None
         return Ended(process.exitcode, out.read_text(), err.read_text())
 

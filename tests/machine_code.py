@@ -55,7 +55,7 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Code:
-    """A compiled kernel's resources and instruction counts."""
+    """A compiled kernel's resources, and how many products it has."""
 
     registers: int  # of a thread
     spilled: int  # bytes of local memory

@@ -66,7 +66,7 @@ def run_tests() -> int:
         f"assert rrd_kernels.__file__.startswith({str(BUILD)!r}), rrd_kernels.__file__"
     )
     subprocess.run([sys.executable, "-c", check], env=environment, cwd=BUILD, check=True)
-    pytest = [sys.executable, "-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider"]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", "-s"]
     pytest += ["--numprocesses", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
     failed = 0
     for capability, names in (("amx", TESTS), HIDDEN):

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import time
 
 import forked
@@ -170,12 +171,19 @@ def dies(how):
     limit_memory(1 << 30)
     if how == "allocates":
         torch.empty(2**33)
+    if how == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     os._exit(3)
 
 
 @needs_counts
 @pytest.mark.parametrize(
-    ("how", "outcome"), [("allocates", "out of memory"), ("exits", "not available")]
+    ("how", "outcome"),
+    [
+        ("allocates", "out of memory"),
+        ("is killed", "out of memory"),
+        ("exits", "not available"),
+    ],
 )
 def test_a_process_that_fails_is_an_outcome(how, outcome):
     assert isolated(dies, how)["outcome"] == outcome

@@ -268,6 +268,35 @@ def test_exponents():
     assert pictures.exponent(rows.K[:2], rows.y[:2]) == "?"
 
 
+@pytest.mark.parametrize(
+    ("figure", "outcome", "counts"),
+    [
+        ("step", "disagrees", True),
+        ("growth", "out of memory", False),
+        ("growth", "not measured", False),
+        ("growth", "not available", True),
+    ],
+)
+def test_what_fails_a_run(figure, outcome, counts):
+    row = {"figure": figure, "case": "", "outcome": outcome, "reason": ""}
+    rows = [row | {"implementation": name} for name in ("published eager", "rrd_kernels")]
+    assert len(report.failures({"failures": [], "rows": rows})) == counts
+
+
+@pytest.mark.long
+def test_steps_and_draws_with_pytest_benchmark():
+    selected = "test_draws or float32-64x16384-rrd_kernels"
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-k", selected]
+    done = subprocess.run(
+        [*command, "--benchmark-disable", "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "3 passed" in done.stdout
+
+
 class TestReadme:
     def test_tables_are_those_of_the_records(self):
         kinds = {memory for _, memory, _ in documents.MARKED.findall(README)}

@@ -81,14 +81,16 @@ def main() -> None:
     add("--page", action="store_true", help="puts it into docs/scaling.md in place of printing it")
     options = parser.parse_args()
     try:
+        section = "measured" if options.measure else "simulated"
+        source = options.measure or options.card or Path(__file__).with_name("model.py")
+        if options.page:  # which names it
+            source = source.resolve().relative_to(ROOT)
         if options.measure:
-            section, source = "measured", options.measure
-            if not source.exists():
-                write_whole(source, measure())
-            machine, steps = of_processes(json.loads(source.read_text()))
+            if not options.measure.exists():
+                write_whole(options.measure, measure())
+            machine, steps = of_processes(json.loads(options.measure.read_text()))
             shown = beside_model(machine, steps)
         else:
-            section, source = "simulated", options.card or Path(__file__).with_name("model.py")
             machine = of_card(load(options.card)) if options.card else Machine()
             shown = simulated(machine)
         constants = machine._asdict().items()
@@ -98,7 +100,6 @@ def main() -> None:
             return print(text)
         before, _, rest = PAGE.read_text().partition(f"<!-- {section}: ")
         _, end, after = rest.partition(f"<!-- end of {section} -->")
-        source = source.resolve().relative_to(ROOT)  # by which the page names it
         PAGE.write_text(f"{before}<!-- {section}: {source} -->\n{text}{end}{after}")
     except (OSError, ValueError) as error:
         sys.exit(f"{parser.prog}: {error}")

@@ -49,7 +49,7 @@ class LinearCrossEntropy(LibraryStep):
 
     @classmethod
     def takes(cls, case: Case) -> bool:
-        return hasattr(F, "linear_cross_entropy")
+        return hasattr(torch.nn, "LinearCrossEntropyOptions")
 
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         target = (teacher @ self.memory.T).softmax(dim=1)

@@ -36,7 +36,7 @@ class Spread:
         return cls(statistics.median(times), p20, p80)
 
 
-@dataclass
+@dataclass(eq=False)  # an exception is hashable
 class TimerError(Exception):
     """The timer ``key`` failed with ``error``."""
 

@@ -60,9 +60,9 @@ def available_memory() -> int:
     available = int(memory["MemAvailable"].split()[0]) * 1024
     # A container's (cgroup v2), in which /proc/meminfo is the whole machine's; files can go.
     limit, used = ("".join(_lines(f"{CGROUP}/memory.{name}")) for name in ("max", "current"))
-    if limit.isdecimal():
+    if limit.isdecimal() and used.isdecimal():
         fields = dict(line.split() for line in _lines(f"{CGROUP}/memory.stat"))
-        files = int(fields["active_file"]) + int(fields["inactive_file"])
+        files = sum(int(fields.get(name, 0)) for name in ("active_file", "inactive_file"))
         available = min(available, int(limit) - int(used) + files)
     return available
 

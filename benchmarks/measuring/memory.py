@@ -4,14 +4,15 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measuring.outcomes import tried
+from benchmarks.measuring.outcomes import NOT_AVAILABLE, OUT_OF_MEMORY, tried
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -61,5 +62,21 @@ def isolated(function: Callable[..., dict[str, Any]], *arguments: object) -> dic
     # Forked from one that has imported all of this and done nothing yet.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__, "torch._inductor.compile_fx"])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return tried(pool.submit(tried, function, *arguments).result)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, function, arguments), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        killed = process.exitcode == -signal.SIGKILL  # as the system does for want of memory
+        outcome = OUT_OF_MEMORY if killed else NOT_AVAILABLE
+        return {"outcome": outcome, "reason": f"its process ended with {process.exitcode}"}
+    finally:  # after an interrupt too nothing is left running
+        process.kill()
+        process.join()
+
+
+def _send(sender: Connection, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+    sender.send(tried(function, *arguments))

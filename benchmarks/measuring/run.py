@@ -1,6 +1,6 @@
 """One case, from agreement to figures."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -89,7 +89,7 @@ def run_case(
                     timers[GRAPH, name] = _replay_timer(twins, turns(twins, batches), device)
                 except Exception as error:  # it can be timed without a graph
                     about[name]["not_captured"] = first_line(error)
-        times = _times(timers, seconds, about)
+        times = _times(timers, steps, seconds, about)
         for name in steps if memory else ():
             if (STEP, name) in times:
                 about[name] |= _peak_memory(case, steps[name][0], batches[0])
@@ -112,7 +112,10 @@ def _replay_timer(
 
 
 def _times(
-    timers: Mapping[Key, Callable[[], float]], seconds: float, about: dict[str, Row]
+    timers: dict[Key, Callable[[], float]],
+    steps: dict[str, Any],
+    seconds: float,
+    about: dict[str, Row],
 ) -> dict[Key, list[float]]:
     """Without the implementations that fail meanwhile, such as for memory that others hold."""
     while True:
@@ -121,7 +124,9 @@ def _times(
         except clocks.TimerError as error:
             failed = error.key[1]
             about[failed] = failure(error.error)
-            timers = {key: timer for key, timer in timers.items() if key[1] != failed}
+            for key in [key for key in timers if key[1] == failed]:
+                del timers[key]
+            del steps[failed]  # with its memories, which the others may need
 
 
 def _peak_memory(case: Case, step: Step, batch: Batch) -> Row:

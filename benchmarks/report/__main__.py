@@ -48,9 +48,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="default here: %(default)s",
     )
-    add("--parts", nargs="+", choices=PARTS, help="default: all; with --cases only these")
+    add("--parts", nargs="+", choices=PARTS, help="default: all; with --cases: cases")
     add("--cases", default="", metavar="TEXT", help="those whose name contains TEXT: momentum")
-    add("--seconds", type=float, help="how long to time each case, at least (default: 1)")
+    add("--seconds", type=float, help="for a case, all together (default: 1)")
     add(
         "--output",
         type=Path,
@@ -78,7 +78,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"no case's name contains {wanted!r}; there are {names}")
     try:
         chosen.output = new_record(chosen.output or default_path(chosen.device, chosen.quick))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         parser.error(f"--output: {error}")
     return chosen
 
@@ -164,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record["took"] = time.monotonic() - STARTED
         write_whole(chosen.output, record)
 
+    save()  # what cannot be written is known before anything is measured
     try:
         measure(chosen, record, save)
     finally:  # after an interrupt too

@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if device(before) != device(after):
         parser.error(f"different devices: {device(before)} and {device(after)}")
     found = moves(before, after)
+    if found.empty:
+        parser.error("the records have no figure in common")
     moved = found[found.verdict.notna() | found.extra.notna()]
     print(source_text(before), source_text(after), sep="")
     if len(moved):

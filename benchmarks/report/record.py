@@ -61,7 +61,7 @@ def default_path(device: torch.device, quick: bool = False) -> Path:
 
 
 def new_record(path: Path) -> Path:
-    """``path``, or with -2, -3, ... where that exists.
+    """``path``, or with -2, -3, ... where that or its tables exist.
 
     Raises:
         ValueError: it is not the name of a JSON file.
@@ -69,7 +69,7 @@ def new_record(path: Path) -> Path:
     if path.suffix != ".json":
         raise ValueError(f"{path} is not the name of a .json file")
     target, number = path, 1
-    while target.exists():
+    while target.exists() or target.with_suffix(".md").exists():
         number += 1
         target = path.with_stem(f"{path.stem}-{number}")
     return target

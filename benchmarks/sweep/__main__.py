@@ -26,9 +26,11 @@ from benchmarks.measuring.clocks import (
     interleaved,
     median_ratio,
 )
+from benchmarks.measuring.outcomes import first_line
 from benchmarks.measuring.turns import turns, with_twins
 from benchmarks.report.record import environment, new_record, write_whole
 from benchmarks.sweep import variants as plans
+from rrd_kernels.ops import EXTENSION_ERROR
 from rrd_kernels.triton.launch import Launch
 from rrd_kernels.triton.run import load
 
@@ -46,7 +48,8 @@ def measure(
     judge = agreement(case, state, batches[0])
     judge.check(PublishedEager(case, state))  # the measure of what the others may err by
     own, timers = {}, {}
-    for variant in plans.variants(case):
+    multiprocessors = torch.cuda.get_device_properties(GPU).multi_processor_count
+    for variant in plans.variants(case, plans.H200._replace(multiprocessors=multiprocessors)):
         if time.monotonic() > end:
             break
         row: dict[str, Any] = dict.fromkeys(("errors", "resources", "seconds", "gain", "outcome"))
@@ -60,14 +63,15 @@ def measure(
             calls = turns(steps, batches)
             timer = partial(cuda.device_time, cuda.captured(steps, calls).replay)
             own[variant.name], timers[variant.name] = row, in_blocks(timer, GPU)
+            row["calls"] = len(calls)  # in the graph
         except Exception as error:  # a compiler's, a driver's: the others can be measured still
-            row["outcome"] = f"{type(error).__name__}: {error}".splitlines()[0]
+            row["outcome"] = first_line(error)
             print(f"{case.name}, {variant.name}: {row['outcome']}")
         save()
     if plans.TABLE in timers:
         times = interleaved(timers, min(seconds, end - time.monotonic()))
         for name, row in own.items():
-            row["seconds"] = asdict(Spread.of([taken / len(calls) for taken in times[name]]))
+            row["seconds"] = asdict(Spread.of([taken / row["calls"] for taken in times[name]]))
             row["gain"] = gain = median_ratio(times[plans.TABLE], times[name])
             print(f"{case.name}, {name}: {gain:.2f} × table, {row['resources']}", flush=True)
     save()
@@ -81,7 +85,8 @@ def resources(launch: Launch) -> dict[str, int] | None:
     except OSError:
         return None
     kernel = load(launch, torch.cuda.current_device())
-    assert kernel, "csrc/cuda does not launch it"
+    if kernel is None:
+        raise RuntimeError("csrc/cuda does not launch it")
     function, number = ctypes.c_void_p(kernel.function), ctypes.c_int()
     held = (function, kernel.threads, ctypes.c_size_t(kernel.shared_bytes))
     found = {"shared": kernel.shared_bytes}
@@ -106,14 +111,27 @@ def main() -> int:
     end = time.monotonic() + chosen.within
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
         parser.error("the variants are for GPUs of compute capability 9.0, such as an H200")
+    if EXTENSION_ERROR is not None:
+        parser.error(f"{EXTENSION_ERROR}; make setup builds it")
+    try:
+        path = new_record(chosen.output)
+    except ValueError as error:
+        parser.error(f"--output: {error}")
     rows: list[dict[str, Any]] = []
-    save = partial(write_whole, new_record(chosen.output), environment(GPU) | {"rows": rows})
+    failures: list[str] = []
+    save = partial(write_whole, path, environment(GPU) | {"rows": rows, "failures": failures})
     save()
     for case in plans.QUICK_SIZES if chosen.quick else plans.SIZES:
         if time.monotonic() < end:
-            with float32_matmul_precision(case.matmul_precision):
-                measure(case, rows, save, 0.0 if chosen.quick else 4.0, end)
-    return 1 if any(row["outcome"] for row in rows) else 0
+            try:
+                with float32_matmul_precision(case.matmul_precision):
+                    measure(case, rows, save, 0.0 if chosen.quick else 4.0, end)
+            except Exception as error:  # of a whole size, as for want of memory
+                failures.append(f"{case.name}: {first_line(error)}")
+                print(failures[-1])
+                save()
+    print(f"written to {path}")
+    return 1 if failures or any(row["outcome"] for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -70,10 +70,10 @@ class Variant(NamedTuple):
     constants: tuple[tuple[str, Any], ...] = ()
 
 
-def variants(case: Case) -> list[Variant]:
+def variants(case: Case, hardware: Hardware = H200) -> list[Variant]:
     """The table's plan first, then the others, each once."""
     sizes = (case.batch, case.rows, case.dim, case.format, case.dtype.itemsize)
-    plan = partial(make_plan, *sizes, True, H200)
+    plan = partial(make_plan, *sizes, True, hardware)
     table, plans = plan(), [plan(config) for config in CONFIGS[case.format, case.dim]]
     found = [Variant(TABLE, table), Variant("dependent launches", table._replace(dependent=True))]
     if case.batch <= FEW:
