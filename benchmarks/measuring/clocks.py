@@ -54,8 +54,9 @@ def interleaved(
 
     Args:
         timers: each does once what is timed, and returns how many seconds it took.
-        seconds: after a first round, which does not count, others go on for this long and until
-            there are ``min_rounds``, but no longer than 20 seconds once there are three.
+        seconds: after a first round, which counts only if it takes three seconds, others go on for
+            this long and until there are ``min_rounds``, but no longer than 20 seconds once there
+            are three.
 
     Raises:
         TimerError: one failed.
@@ -70,14 +71,19 @@ def interleaved(
             except Exception as error:
                 raise TimerError(name, error) from error
 
+    start = time.perf_counter()
     one_round(0)
-    start, rounds, taken = time.perf_counter(), 0, 0.0
+    # Where a round takes seconds, what the first has to warm up is little beside it.
+    warm_up = 0 if time.perf_counter() - start > LIMIT_SECONDS / ROUNDS else 1
+    if warm_up:
+        start = time.perf_counter()
+    rounds, taken = 1 - warm_up, time.perf_counter() - start
     while names and (rounds < min_rounds or taken < seconds):
         if rounds >= LEAST_ROUNDS and taken > LIMIT_SECONDS:
             break
         one_round(rounds % len(names))
         rounds, taken = rounds + 1, time.perf_counter() - start
-    return {name: some[1:] for name, some in times.items()}
+    return {name: some[warm_up:] for name, some in times.items()}
 
 
 def interleaved_times(
