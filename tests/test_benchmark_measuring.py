@@ -39,6 +39,9 @@ def test_rounds_end_by_count_time_and_limit(monkeypatch):
     for seconds, limit, rounds in ((0, 100, 7), (20, 100, 20), (0, 4, 5), (0, 0, 3)):
         monkeypatch.setattr(clocks, "LIMIT_SECONDS", limit)
         assert len(interleaved({"a": lambda: 1.0}, seconds)["a"]) == rounds
+    monkeypatch.setattr(clocks, "LONG_SECONDS", 0)  # the first counts
+    count = itertools.count()
+    assert interleaved({"a": lambda: float(next(count))}, 0.0)["a"] == [0.0, 1.0, 2.0]
 
 
 def test_spread_and_ratio_are_of_the_rounds():

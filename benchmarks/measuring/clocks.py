@@ -14,6 +14,7 @@ K = TypeVar("K", bound=Hashable)
 
 #: A spread needs so many rounds; calls that take longer than this for them get fewer.
 ROUNDS, LIMIT_SECONDS = 7, 20.0
+LONG_SECONDS = 3.0
 LEAST_ROUNDS = 3
 #: How long a GPU is kept busy between two looks at a clock, and the most calls in that time.
 BLOCK_SECONDS = 0.01
@@ -74,10 +75,10 @@ def interleaved(
     start = time.perf_counter()
     one_round(0)
     # Where a round takes seconds, what the first has to warm up is little beside it.
-    warm_up = 0 if time.perf_counter() - start > LIMIT_SECONDS / ROUNDS else 1
+    warm_up = 0 if time.perf_counter() - start > LONG_SECONDS else 1
     if warm_up:
         start = time.perf_counter()
-    rounds, taken = 1 - warm_up, time.perf_counter() - start
+    rounds, taken = 1 - warm_up, 0.0
     while names and (rounds < min_rounds or taken < seconds):
         if rounds >= LEAST_ROUNDS and taken > LIMIT_SECONDS:
             break
