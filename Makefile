@@ -78,7 +78,7 @@ demo: $(BUILT)
 	@$(BIN)/python examples/quickstart.py $(ARGS)
 
 # A process for each core, which takes the next tests when it has none.
-PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+PYTEST := -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 test: $(BUILT)
 	@$(BIN)/python $(PYTEST) $(ARGS)

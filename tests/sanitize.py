@@ -67,7 +67,7 @@ def run_tests() -> int:
     )
     subprocess.run([sys.executable, "-c", check], env=environment, cwd=BUILD, check=True)
     pytest = [sys.executable, "-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", "-s"]
-    pytest += ["--numprocesses", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
+    pytest += ["--numprocesses", "logical", "--maxprocesses", "8", "--dist", "worksteal"]
     failed = 0
     for capability, names in (("amx", TESTS), HIDDEN):
         tests = [str(ROOT / "tests" / f"{name}.py") for name in names]

@@ -179,15 +179,11 @@ def dies(how):
     os._exit(3)
 
 
+DIES = {"allocates": "out of memory", "is killed": "out of memory", "exits": "not available"}
+
+
 @needs_counts
-@pytest.mark.parametrize(
-    ("how", "outcome"),
-    [
-        ("allocates", "out of memory"),
-        ("is killed", "out of memory"),
-        ("exits", "not available"),
-    ],
-)
+@pytest.mark.parametrize(("how", "outcome"), DIES.items())
 def test_a_process_that_fails_is_an_outcome(how, outcome):
     assert isolated(dies, how)["outcome"] == outcome
 
