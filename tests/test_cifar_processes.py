@@ -79,6 +79,7 @@ def whole_and_cut(rank, teacher, folder):
     assert not Path(folder, "elsewhere").exists()
 
 
+@pytest.mark.long
 def test_a_run_that_stops_goes_on_to_the_same_weights(teacher, tmp_path):
     on_ranks(2, whole_and_cut, str(teacher), str(tmp_path))
     for kind in KINDS:
@@ -126,7 +127,7 @@ def train_linear(rank, folder, accumulate):
     return model.linear.weight.detach()
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_two_processes_train_as_one(accumulate, tmp_path):
     alone = train_linear(0, str(tmp_path / "alone"), accumulate)
     both = on_ranks(2, train_linear, str(tmp_path / "both"), accumulate)

@@ -12,6 +12,7 @@ from rrd_kernels.functional import relational_loss, sampled_relational_loss
 
 MIB = 1 << 20
 THREADS = 2
+LARGER = ((512, 128), (64, 1024))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
@@ -46,7 +47,10 @@ def peak(batch, dim, rows, dtype=torch.float32, layout="plain", backend="fused")
 @pytest.mark.skipif(not CLEAR_REFS.exists(), reason="the system does not count a peak")
 class TestPeak:
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    @pytest.mark.parametrize(("batch", "dim"), [(64, 128), (512, 128), (64, 1024)])
+    @pytest.mark.parametrize(
+        ("batch", "dim"),
+        [(64, 128), *(pytest.param(*size, marks=pytest.mark.long) for size in LARGER)],
+    )
     def test_within_the_bound(self, batch, dim, dtype):
         element = 8 if dtype == torch.float64 else 4
         # O(B * D): unit rows and packed queries of both sides, both outputs, gradient, its copy.
@@ -118,6 +122,7 @@ def spread_over_ranks(rank, rows, dim):
 
 
 @pytest.mark.skipif(not CLEAR_REFS.exists(), reason="the system does not count a peak")
+@pytest.mark.long
 def test_a_memory_that_one_process_need_not_hold():
     """Made and used in parts: beside its bfloat16 rows a process takes the float32 ones that they
     are made of, of what else there is some rows at a time, and 64 MiB for all that is no memory."""

@@ -192,8 +192,15 @@ def compiled_and_checkpointed(rank, gather, use_reentrant):
     return *found, message_of(loss.backward)
 
 
-@pytest.mark.parametrize("use_reentrant", [True, False])
-@pytest.mark.parametrize("gather", ["keys", "shard"])
+@pytest.mark.parametrize(
+    ("gather", "use_reentrant"),
+    [
+        ("keys", True),
+        ("shard", False),
+        pytest.param("keys", False, marks=pytest.mark.long),
+        pytest.param("shard", True, marks=pytest.mark.long),
+    ],
+)
 def test_compiled_and_checkpointed_on_several_ranks(gather, use_reentrant):
     for mine, wanted, message in on_ranks(2, compiled_and_checkpointed, gather, use_reentrant):
         torch.testing.assert_close(mine, wanted, **CLOSE)
