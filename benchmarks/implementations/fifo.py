@@ -44,6 +44,7 @@ def published_loss(
 
 class PublishedEager(AutogradStep, FifoStep):
     name = "published eager"
+    rounds_similarities = True
     waits_for_device = True
 
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
@@ -69,6 +70,7 @@ class Compiled(AutogradStep, FifoStep):
     """
 
     name = "torch.compile"
+    rounds_similarities = True
 
     def __init__(self, case: Case, state: State) -> None:
         super().__init__(case, state)

@@ -19,6 +19,8 @@ from benchmarks.implementations.step import AutogradStep, FifoStep, enqueue
 
 
 class LibraryStep(AutogradStep, FifoStep):
+    rounds_similarities = True
+    sums_otherwise = True
     module: ClassVar[str]
 
     @classmethod

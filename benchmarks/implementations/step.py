@@ -23,6 +23,10 @@ class Step(ABC):
     name: ClassVar[str]
     #: Waits for the device in the middle, which a CUDA graph cannot hold.
     waits_for_device: ClassVar[bool] = False
+    #: Rounds similarities to the embeddings' dtype, as the published code does.
+    rounds_similarities: ClassVar[bool] = False
+    #: A library's that sums in an order and a format of its own.
+    sums_otherwise: ClassVar[bool] = False
     #: Its loss is to agree: not a divergence, which lacks the teacher's entropy.
     compares_loss: bool = True
     #: What the part of a step that writes to the memory is called.
