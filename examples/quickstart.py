@@ -25,7 +25,7 @@ from torch import Tensor
 import digits
 import report
 from benchmarks.cases.sizes import Case
-from benchmarks.implementations.fifo import Compiled
+from benchmarks.implementations import implementations
 from benchmarks.measuring.clocks import interleaved_times
 from benchmarks.measuring.run import run_case
 from benchmarks.report.tables import frame, listing, markdown, print_markdown
@@ -205,7 +205,8 @@ def benchmark(cases: Sequence[Case], seconds: float, console: Console) -> None:
     rows = []
     for case in cases:
         print(f"measuring {case.name} ...", file=sys.stderr)
-        rows += run_case(case, seconds, memory=False, without=[Compiled])  # slow to compile
+        kinds = implementations(case, CPU, compiled=False)  # compiling is slow
+        rows += run_case(case, kinds, seconds, memory=False)
     steps = [row for row in rows if row["figure"] == "step"]
     print_markdown(markdown(listing(frame({"rows": steps, "machine": {}}))))
 

@@ -207,32 +207,39 @@ def _first(how: How) -> list[Stage]:
 
 
 def _rest(how: How) -> list[Stage]:
-    sweep = how.scratch / "sweep.json"
     # Not the scaling, for which there is no time; `make bench` has it.
     what = ["--parts", "cases", "host", "--compile", "none"]
     return [
         _benchmark("official sizes", how, what, least=30),
         _tests(how),
         _memcheck(how),
-        Stage(
+        _benchmark(
             "sweep",
-            [*how.python, "-m", "benchmarks.sweep", f"--output={sweep}", *how.small],
+            how,
+            ["--parts", "sweep"],
             least=25,
-            timed=True,
-            read=lambda _: read_sweep(sweep),
+            key="sweep",  # not the record that tables are made of
             skip="its variants are for sm_90" if _is_another_card() else None,
         ),
     ]
 
 
-def _benchmark(name: str, how: How, what: Sequence[str], least: float) -> Stage:
+def _benchmark(
+    name: str,
+    how: How,
+    what: Sequence[str],
+    least: float,
+    key: str = "record",
+    skip: str | None = None,
+) -> Stage:
     record = how.scratch / f"{name}.json"
     command = [*how.python, "-m", "benchmarks.report", "--device=cuda", f"--output={record}"]
     return Stage(
         name,
         [*command, "--record-only", *what, *(how.small or ["--seconds", "0.3"])],
         least=least,
-        read=lambda _: {"record": json.loads(record.read_text())} if record.exists() else {},
+        read=lambda _: {key: json.loads(record.read_text())} if record.exists() else {},
+        skip=skip,
     )
 
 
@@ -277,15 +284,6 @@ def read_correctness(path: Path) -> Result:
     wrong = {name: found for name, case in cases.items() if (found := what_is_wrong(case))}
     counts = {"right": len(cases) - len(wrong), "wrong": len(wrong)}
     return {"counts": counts, "wrong": wrong, "cases": cases}
-
-
-def read_sweep(path: Path) -> Result:
-    if not path.exists():
-        return {}
-    sweep = json.loads(path.read_text())
-    measured = sum(row["seconds"] is not None for row in sweep["rows"])
-    counts = {"measured": measured, "not": len(sweep["rows"]) - measured}
-    return {"counts": counts, "sweep": sweep}
 
 
 def read_junit(folder: Path) -> dict[str, Any]:

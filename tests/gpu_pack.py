@@ -24,10 +24,9 @@ from stand_in_gpu import CPU, GPU
 
 from benchmarks.cases.inputs import Batch, State
 from benchmarks.cases.sizes import CUDA_CASES, Case, MomentumCase
-from benchmarks.implementations import implementations
+from benchmarks.implementations import implementations, variants
+from benchmarks.measuring import host_time
 from benchmarks.measuring.clocks import float32_matmul_precision
-from benchmarks.measuring.host_time import SIZE, calls
-from benchmarks.sweep import variants
 from rrd_kernels.pack import hardware_for
 from rrd_kernels.triton import pack
 from rrd_kernels.triton.configs import Hardware, arch_of
@@ -66,17 +65,14 @@ def momentum(cases: Iterable[Case]) -> None:
 
 
 def step(case: Case, state: State, batch: Batch) -> None:
-    """And what it writes, alone: of the benchmark."""
+    """Of the benchmark."""
     with float32_matmul_precision(case.matmul_precision):
-        fused = implementations(case, GPU)[-1](case, state)
-        fused(*batch)
-        fused.write(*batch)
+        implementations(case, GPU)[-1](case, state)(*batch)
 
 
 def host() -> None:
-    for size in (SIZE, (1, 2)):
-        for call in calls(*size, GPU).values():
-            call()
+    for call in host_time.layers(GPU).values():
+        call()
 
 
 def smoke() -> None:

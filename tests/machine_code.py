@@ -14,7 +14,7 @@ from lanes import lopsided
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.cases.sizes import Case
-from benchmarks.sweep.variants import Variant, described, text_of
+from benchmarks.implementations.variants import Variant, described, text_of
 from rrd_kernels.triton.compiled import compile_kernel
 from rrd_kernels.triton.configs import MAX_DIM, Hardware
 from rrd_kernels.triton.launch import Launch, specialize

@@ -9,10 +9,10 @@ import forked
 import pytest
 import torch
 
-from benchmarks.cases.sizes import Axis, Case
-from benchmarks.implementations import COMPILED, implementations
+from benchmarks.cases.sizes import Case
+from benchmarks.implementations import implementations
 from benchmarks.implementations.fifo import Fused, PublishedEager
-from benchmarks.measuring import clocks, growth, hardware, run
+from benchmarks.measuring import clocks, growth, hardware
 from benchmarks.measuring.clocks import Spread, interleaved, median_ratio
 from benchmarks.measuring.memory import CLEAR_REFS, isolated, limit_memory, peak_extra_memory
 from benchmarks.measuring.run import run_case
@@ -81,8 +81,7 @@ def test_what_is_timed_takes_turns_and_says_so(cache, copies, device, monkeypatc
             memories.add(self.memory.data_ptr())
             return super().__call__(z_s, z_t)
 
-    monkeypatch.setattr(run, "implementations", lambda case, device: [Counting])
-    rows = run_case(CASE, 0.0, device, memory=False)
+    rows = run_case(CASE, [Counting], 0.0, device, memory=False)
     assert [row["copies"] for row in rows if row["figure"] == "step"] == [copies]
     assert len(memories) == copies
     memories.clear()
@@ -141,10 +140,8 @@ class Fails(Fused):
 
 
 @pytest.mark.parametrize("kind", [TooLarge, Fails])
-def test_what_fails_is_an_outcome_and_the_others_are_timed(kind, monkeypatch):
-    kinds = [PublishedEager, kind, Fused]
-    monkeypatch.setattr(run, "implementations", lambda case, device: kinds)
-    rows = run_case(CASE, 0.0, memory=False)
+def test_what_fails_is_an_outcome_and_the_others_are_timed(kind):
+    rows = run_case(CASE, [PublishedEager, kind, Fused], 0.0, memory=False)
     [failed] = [row for row in rows if row["implementation"] == kind.name]
     assert failed["outcome"] == "out of memory"
     assert "median" not in failed
@@ -154,7 +151,8 @@ def test_what_fails_is_an_outcome_and_the_others_are_timed(kind, monkeypatch):
 
 
 def test_every_figure_of_a_case(device):
-    rows = run_case(CASE, 0.0, device, memory=False, without=COMPILED)
+    kinds = implementations(CASE, device, compiled=False)
+    rows = run_case(CASE, kinds, 0.0, device, memory=False)
     figures = {}
     for row in rows:
         assert row["median"] > 0, row
@@ -162,12 +160,9 @@ def test_every_figure_of_a_case(device):
         figures.setdefault(row["implementation"], set()).add(row["figure"])
         if row["implementation"] == Fused.name:
             assert row["times_ours"] == 1
-    assert list(figures) == [
-        kind.name for kind in implementations(CASE, device) if kind not in COMPILED
-    ]
+    assert list(figures) == [kind.name for kind in kinds]
     graph = {"step in a graph"} if device.type == "cuda" else set()
-    assert figures[Fused.name] == {"step", "forward", "backward", "enqueue"} | graph
-    assert figures["SDPA math"] == {"step", "enqueue"} | graph
+    assert figures[Fused.name] == figures["SDPA math"] == {"step"} | graph
 
 
 def dies(how):
@@ -191,8 +186,8 @@ def test_a_process_that_fails_is_an_outcome(how, outcome):
 @needs_counts
 def test_growth_ends_where_memory_does(monkeypatch):
     monkeypatch.setattr(hardware, "available_memory", lambda: 600 << 20)
-    axis = Axis("rows", Case(1024, 0, "float32", dim=8), (1024, 1 << 18))
-    first, last = growth.rows_along(axis, PublishedEager, CPU)
+    cases = [Case(1024, rows, "float32", dim=8) for rows in (1024, 1 << 18)]
+    first, last = growth.rows_along("K", cases, PublishedEager, CPU)
     assert first["median"] > 0
     assert (last["K"], last["outcome"]) == (1 << 18, "out of memory")
     assert 1 <= first["rounds"] <= clocks.ROUNDS

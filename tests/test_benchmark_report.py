@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import stand_in_gpu
@@ -11,9 +12,9 @@ import torch
 from stand_in_gpu import GPU
 
 from benchmarks.cases.sizes import Case, axes_for, cases_for
-from benchmarks.implementations import COMPILED, implementations
+from benchmarks.implementations import implementations
 from benchmarks.implementations.fifo import Fused, PublishedEager
-from benchmarks.measuring import breakdown, growth, run
+from benchmarks.measuring import breakdown, growth
 from benchmarks.measuring.run import GRAPH, run_case
 from benchmarks.report import __main__ as report
 from benchmarks.report.record import RESULTS, ROOT, load, new_record
@@ -28,17 +29,16 @@ RECORD = RESULTS / "cpu-2-cores-avx512-2026-11-27.json"
 CASE = Case(4, 32, "float32", 8)
 
 
-def first_and_last(case, device):
-    """The published code and this package."""
+def first_and_last(case, device, compiled=True):
+    """The published code and this package: the stand-in is slow."""
     first, *_, last = implementations(case, device)
     return [first, last]
 
 
 @pytest.fixture(scope="module")
 def few():
-    """Only :func:`first_and_last`, since the stand-in is slow."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (run, growth, breakdown):
+        for module in (report, growth):
             patch.setattr(module, "implementations", first_and_last)
         yield
 
@@ -83,14 +83,15 @@ class TestQuickReport:
 
     def test_parts_beside_the_cases(self, written):
         names = [row["name"] for row in rows_of(written, Fused, figure="host")]
-        assert names[0] == "kernels, beside the host"
-        assert names[-1] == "the whole step, measured for itself"
+        assert [name.partition(":")[0] for name in names] == [
+            *("operator", "autograd", "Python", "two nn.Linear", "Python", "backward")
+        ]
         names = {row["name"] for row in rows_of(written, Fused, figure="operator")}
         assert "rrd_kernels::relational_loss_forward" in names
         assert not {stand_in_gpu.LAUNCH, stand_in_gpu.RANGE} & names
-        for axis in axes_for(GPU, quick=True):
-            rows = rows_of(written, Fused, axis=axis.label)
-            assert tuple(row[axis.label[0]] for row in rows) == axis.values
+        for axis, cases in axes_for(GPU, quick=True).items():
+            rows = rows_of(written, Fused, axis=axis)
+            assert [row["case"] for row in rows] == [case.name for case in cases]
 
     def test_all_is_in_the_document(self, written):
         text = tables.document(written)
@@ -112,19 +113,19 @@ def refuse(*_, **__):
         (stand_in_gpu.Graph, "replay", lambda self: None, "the replay does not do the steps"),
     ],
 )
-def test_a_step_without_a_graph(few, monkeypatch, owner, name, instead, message):
+def test_a_step_without_a_graph(monkeypatch, owner, name, instead, message):
     monkeypatch.setattr(owner, name, instead)
     with stand_in_gpu.in_place():
-        rows = run_case(CASE, 0, GPU, memory=False, without=COMPILED)
+        rows = run_case(CASE, [Fused], 0, GPU, memory=False)
     [row] = rows_of({"rows": rows}, Fused, figure="step")
     assert row["not_captured"] == f"RuntimeError: {message}"
     assert not rows_of({"rows": rows}, Fused, figure=GRAPH)
 
 
-def test_a_profiler_that_sees_no_kernel(few, monkeypatch):
+def test_a_profiler_that_sees_no_kernel(monkeypatch):
     monkeypatch.setattr(stand_in_gpu.Profile, "key_averages", lambda self: [])
     with stand_in_gpu.in_place():
-        for row in breakdown.breakdown(CASE, GPU, 1):
+        for row in breakdown.breakdown(CASE, [Fused], GPU, 1):
             assert row["reason"] == "RuntimeError: the profiler saw nothing that ran on cuda"
 
 
@@ -135,8 +136,8 @@ def test_a_run_that_is_cut_short_leaves_a_record(tmp_path, monkeypatch, capsys):
     path = tmp_path / "record.json"
     monkeypatch.setattr(report.growth, "rows_along", interrupted)
     monkeypatch.setattr(report.host_time, "profile", lambda *_: 1 / 0)
-    monkeypatch.setattr(report, "run_case", lambda case, *_, **__: run_case(case, 0, memory=False))
-    monkeypatch.setattr(run, "implementations", first_and_last)
+    monkeypatch.setattr(report, "run_case", partial(run_case, memory=False))
+    monkeypatch.setattr(report, "implementations", first_and_last)
     monkeypatch.setattr(report, "cases_for", lambda *_: [Case(8, 64, "float32")])
     arguments = ["--device", "cpu", "--quick", "--parts", "cases", "host", "scaling"]
     with pytest.raises(KeyboardInterrupt):
@@ -168,13 +169,14 @@ def test_nothing_but_torch_is_needed_to_measure():
     """On a machine with a GPU there may be no pandas, matplotlib or rich."""
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['pandas', 'matplotlib', 'rich']));"
-        "from benchmarks.report.__main__ import show; from pathlib import Path;"
-        "show(Path('record.json'))"
+        "from benchmarks.report.__main__ import parse_arguments as parse;"
+        "parse(['--device', 'cpu', '--record-only']); print('parsed'); parse(['--device', 'cpu'])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert "elsewhere python -m benchmarks.report.documents record.json shows it" in done.stderr
+    assert (done.returncode, done.stdout) == (2, "parsed\n")
+    assert "give --record-only" in done.stderr
 
 
 class TestCompare:

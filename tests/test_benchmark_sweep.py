@@ -1,59 +1,48 @@
 """The sweep over plans, on a stand-in for a GPU: its figures mean nothing."""
 
-import ctypes
-import json
-import sys
-from unittest import mock
-
 import pytest
 import stand_in_gpu
 import torch
+from stand_in_gpu import GPU
 
 from benchmarks.cases.inputs import draw
-from benchmarks.sweep import __main__ as sweep
-from benchmarks.sweep import variants
-from benchmarks.sweep.variants import SIZES, TABLE
-from rrd_kernels.triton.launch import Loaded, specialize
+from benchmarks.cases.sizes import CUDA_CASES, Case
+from benchmarks.implementations import variants
+from benchmarks.implementations.variants import TABLE
+from benchmarks.report import __main__ as report
+from rrd_kernels.triton.launch import specialize
 from rrd_kernels.triton.plan import make_plan
 
-NEEDED = {"registers": 148, "spilled": 16, "shared": 65536, "programs": 3}
 DEPENDENT, SMALLER = "dependent launches", "64×64, 4 warps, 3 stages, ×3"
+SIZES = [case for case in CUDA_CASES if variants.takes(case)]
 
 
-@pytest.fixture
-def swept(tmp_path, monkeypatch):
-    """Sweeps one tiny size; returns the exit code, and the rows by their variants' names."""
-    path = tmp_path / "sweep.json"
-    monkeypatch.setattr(stand_in_gpu, "CACHE_BYTES", 0)  # one copy of each memory
-    monkeypatch.setattr(variants, "QUICK_SIZES", variants.QUICK_SIZES[:1])
-    monkeypatch.setattr(sweep, "resources", lambda launch: NEEDED)
+def swept():
+    """The rows of one tiny size: those of its steps, and those in a graph, by their variants."""
+    rows = list(report.swept(Case(16, 512, "bfloat16"), 0.0, GPU))
+    return (
+        {row["implementation"]: row for row in rows if row["figure"] == f"variant's {figure}"}
+        for figure in ("step", "step in a graph")
+    )
 
-    def run(*options):
-        monkeypatch.setattr(sys, "argv", ["sweep", "--quick", "--output", str(path), *options])
-        try:
-            code = sweep.main()
-        except KeyboardInterrupt:
-            code = None
-        return code, {row["variant"]: row for row in json.loads(path.read_text())["rows"]}
 
+@pytest.fixture(autouse=True)
+def one_copy(monkeypatch):
+    """Of each memory."""
+    monkeypatch.setattr(stand_in_gpu, "CACHE_BYTES", 0)
+
+
+def test_every_variant_is_checked_and_timed():
     with stand_in_gpu.in_place():
-        yield run
+        steps, graphs = swept()
+    assert next(iter(steps)) == TABLE
+    assert {DEPENDENT, SMALLER} < steps.keys() == graphs.keys()
+    assert all(0 < row["gradient_error"] < 0.1 for row in steps.values())
+    assert all(row["median"] > 0 for row in graphs.values())
+    assert graphs[TABLE]["times_ours"] == 1
 
 
-def test_every_variant_is_checked_and_timed(swept, capsys):
-    code, rows = swept()
-    assert code == 0
-    assert next(iter(rows)) == TABLE
-    assert {DEPENDENT, SMALLER} < rows.keys()
-    for row in rows.values():
-        assert row["outcome"] is None
-        assert 0 < row["errors"]["gradient"] < 0.1
-        assert row["seconds"]["median"] > 0
-        assert row["resources"] == NEEDED
-    assert f"{TABLE}: 1.00 × table, {NEEDED}" in capsys.readouterr().out
-
-
-def test_what_fails_is_named_and_ends_nothing(swept, monkeypatch, capsys):
+def test_what_fails_is_named_and_ends_nothing(monkeypatch):
     def run(launches):
         if launches[1].dependent:
             raise RuntimeError("operation not supported\nthe driver says more")
@@ -61,26 +50,24 @@ def test_what_fails_is_named_and_ends_nothing(swept, monkeypatch, capsys):
         if launches[1].constants["STAGES"] == 2:
             launches[2].arguments["grad_z_s"].mul_(1.5)
 
-    monkeypatch.setattr(variants, "run", run)
-    code, rows = swept()
-    assert code == 1
-    wrong = {name for name in rows if "2 stages" in name}
+    with stand_in_gpu.in_place():
+        monkeypatch.setattr(variants, "run", run)
+        steps, graphs = swept()
+    wrong = {name for name in steps if "2 stages" in name}
     assert wrong
-    for name, row in rows.items():
-        assert bool(row["outcome"]) == (row["seconds"] is None) == (name in wrong | {DEPENDENT})
-    assert all("ArithmeticError" in rows[name]["outcome"] for name in wrong)
-    assert f"{DEPENDENT}: RuntimeError: operation not supported\n" in capsys.readouterr().out
+    assert steps.keys() - graphs.keys() == wrong | {DEPENDENT}
+    assert {steps[name]["outcome"] for name in wrong} == {"disagrees"}
+    assert steps[DEPENDENT]["reason"] == "RuntimeError: operation not supported"
+    failures = report.failures({"failures": [], "rows": list(steps.values())})
+    assert len(failures) == len(wrong) + 1
 
 
-def test_no_time_is_no_failure(swept):
-    assert swept("--within", "-1") == (0, {})
-
-
-def test_an_interrupt_loses_nothing(swept, monkeypatch):
-    monkeypatch.setattr(sweep, "interleaved", mock.Mock(side_effect=KeyboardInterrupt))
-    _, rows = swept()
-    assert len(rows) > 5
-    assert all(row["errors"]["gradient"] > 0 for row in rows.values())
+def test_it_is_for_one_kind_of_gpu(monkeypatch, capsys):
+    with stand_in_gpu.in_place():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+        with pytest.raises(SystemExit):
+            report.parse_arguments(["--parts", "sweep"])
+    assert "compute capability 9.0" in capsys.readouterr().err
 
 
 def kernels(launches):
@@ -101,23 +88,5 @@ def test_what_is_wanted_ahead_is_what_is_launched():
     ahead = set(map(specialize, variants.wanted()))
     for case in (case for case in SIZES if case.batch == 64):
         state, batches = draw(case, torch.device("cpu"))
-        for variant in variants.variants(case):
-            step = variants.VariantStep(case, state, variant)
-            assert set(map(specialize, step.launches(*batches[-1])[1])) <= ahead
-
-
-def test_resources_are_what_the_driver_says(monkeypatch):
-    """Through a driver that writes what it is asked for."""
-
-    def attribute(number, which, function):
-        number._obj.value = {4: 148, 3: 16}[which]  # cuda.h: NUM_REGS, LOCAL_SIZE_BYTES
-
-    def occupancy(number, function, threads, shared):
-        number._obj.value = 65536 // (148 * threads) if shared.value == 65536 else 0
-
-    driver = mock.Mock(cuFuncGetAttribute=attribute)
-    driver.cuOccupancyMaxActiveBlocksPerMultiprocessor = occupancy
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(sweep, "load", lambda launch, device: Loaded(1, 128, 65536, ()))
-    assert sweep.resources(None) == NEEDED
+        for kind in variants.implementations(case):
+            assert set(map(specialize, kind(case, state).launches(*batches[-1])[1])) <= ahead

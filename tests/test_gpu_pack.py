@@ -26,8 +26,7 @@ def test_what_is_noted_is_what_the_step_describes():
     pointer = torch.empty(1, dtype=torch.int64, device="meta")
     settings = Settings(CASE.tau_s, CASE.tau_t, True, "bfloat16", 1, True, "before")
     _, launches = step_launches(z_s, z_t, memory, pointer, settings, H200)
-    assert list(noted)[:3] == list(map(specialize, launches))
-    assert [kernel.kernel.name for kernel in list(noted)[3:]] == ["enqueue", "advance"]
+    assert list(noted) == list(map(specialize, launches))
 
 
 def every_case():

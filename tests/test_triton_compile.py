@@ -28,8 +28,8 @@ from machine_code import (
     step,
 )
 
-from benchmarks.sweep.variants import SIZES as SWEPT
-from benchmarks.sweep.variants import TABLE, variants
+from benchmarks.cases.sizes import CUDA_CASES
+from benchmarks.implementations.variants import TABLE, takes, variants
 from rrd_kernels.triton.configs import MAX_DIM, Hardware, look_up
 from rrd_kernels.triton.launch import specialize
 from rrd_kernels.triton.plan import make_plan
@@ -130,7 +130,8 @@ def test_first_and_last_kernel(job, report):
 def variant_jobs():
     """One of each kernel but the table's, whatever its grid."""
     found = {}
-    for job in (VariantJob(case, variant) for case in SWEPT for variant in variants(case)):
+    swept = filter(takes, CUDA_CASES)
+    for job in (VariantJob(case, variant) for case in swept for variant in variants(case)):
         kernel = specialize(job.launch()), job.variant.plan.config.programs
         found.setdefault(kernel, job)
     return [job for job in found.values() if job.variant.name != TABLE]

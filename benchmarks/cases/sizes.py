@@ -1,7 +1,8 @@
 """The sizes that are measured."""
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
@@ -88,25 +89,6 @@ class MomentumCase(Case):
         return vectors * self.dim * self.dtype.itemsize + 8 * self.batch * (self.rows + 1)
 
 
-class Axis(NamedTuple):
-    """K (``"rows"``) or B (``"batch"``) of a case, which grows while the rest stays."""
-
-    name: str
-    case: Case
-    values: tuple[int, ...]
-
-    @property
-    def cases(self) -> list[Case]:
-        changes: list[dict[str, Any]] = [{self.name: value} for value in self.values]
-        return [replace(self.case, **change) for change in changes]
-
-    @property
-    def label(self) -> str:
-        """What grows, and what stays."""
-        rows = self.name == "rows"
-        return f"K, B = {self.case.batch}" if rows else f"B, K = {self.case.rows}"
-
-
 def _cases(dtype_name: str, *sizes: tuple[int, int], **others: Any) -> list[Case]:
     return [Case(*size, dtype_name, **others) for size in sizes]
 
@@ -145,25 +127,27 @@ QUICK_CASES: tuple[Case, ...] = (
     MomentumCase(8, 64, "float32", n_data=500),
 )
 
-#: The other number is such that the published code's B×K matrices outgrow the machine's memory.
-CPU_AXES = (
-    Axis("rows", Case(1024, 0, "float32"), (4096, 16384, 65536, 262144, 1048576)),
-    Axis("batch", Case(0, 16384, "float32"), (32, 128, 512, 2048, 8192)),
-)
-#: A memory holds a batch: the smallest K is as large as B.
-CUDA_AXES = (
-    Axis("rows", Case(8192, 0, "float32"), (16384, 65536, 262144, 1048576)),
-    Axis("batch", Case(0, 65536, "float32"), (32, 128, 512, 2048, 8192)),
-)
-QUICK_AXES = (
-    Axis("rows", Case(16, 0, "float32"), (64, 256, 1024)),
-    Axis("batch", Case(0, 512, "float32"), (4, 16, 64)),
-)
+#: Cases by what of theirs grows, and what stays: such that the published code's B×K matrices
+#: outgrow the machine's memory. A memory holds a batch: the smallest K is as large as B.
+Axes = dict[str, list[Case]]
+
+
+def _axes(batch: int, many_rows: Sequence[int], rows: int, batches: Sequence[int]) -> Axes:
+    return {
+        f"K, B = {batch}": _cases("float32", *((batch, rows) for rows in many_rows)),
+        f"B, K = {rows}": _cases("float32", *((batch, rows) for batch in batches)),
+    }
+
+
+BATCHES = (32, 128, 512, 2048, 8192)
+CPU_AXES = _axes(1024, (4096, 16384, 65536, 262144, 1048576), 16384, BATCHES)
+CUDA_AXES = _axes(8192, (16384, 65536, 262144, 1048576), 65536, BATCHES)
+QUICK_AXES = _axes(16, (64, 256, 1024), 512, (4, 16, 64))
 
 
 def cases_for(device: torch.device, quick: bool = False) -> tuple[Case, ...]:
     return QUICK_CASES if quick else CPU_CASES if device.type == "cpu" else CUDA_CASES
 
 
-def axes_for(device: torch.device, quick: bool = False) -> tuple[Axis, ...]:
+def axes_for(device: torch.device, quick: bool = False) -> Axes:
     return QUICK_AXES if quick else CPU_AXES if device.type == "cpu" else CUDA_AXES

@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmarks.distributed.measure import measure, of_processes
 from benchmarks.distributed.model import GATHERS, Machine, Step, header, parts
-from benchmarks.measuring.host_time import HOST, KERNELS, WHOLE
-from benchmarks.measuring.parts import STEP
+from benchmarks.measuring import host_time
+from benchmarks.measuring.run import STEP
 from benchmarks.report.record import ROOT, load, write_whole
 
 PAGE = ROOT / "docs" / "scaling.md"
@@ -28,11 +28,11 @@ def of_card(record: Mapping[str, Any]) -> Machine:
         for row in ours
         if row["figure"] == STEP and row["format"] == "bfloat16" and "median" in row
     ]
-    # A GPU's kernels run beside the host.
     layers = [
         row["median"]
         for row in ours
-        if row["figure"] == HOST and not row["name"].startswith((KERNELS, WHOLE))
+        # Older records have kernels among them, at another size.
+        if (row["figure"], row["case"]) == (host_time.HOST, host_time.CASE.name)
     ]
     if not rates or not layers:
         raise ValueError("a card's constants take the bfloat16 cases and the host's time")

@@ -1,7 +1,5 @@
 """The implementations that are compared on a case."""
 
-from collections.abc import Sequence
-
 import torch
 
 from benchmarks.cases.sizes import Case, MomentumCase
@@ -11,16 +9,14 @@ from benchmarks.implementations.momentum import CompiledMomentum, FusedMomentum,
 from benchmarks.implementations.sdpa import CpuFlash, Cudnn, Efficient, Flash, Math
 from benchmarks.implementations.step import Step
 
-#: Compiled anew for each size, for which some may not want to wait.
-COMPILED: tuple[type[Step], ...] = (Compiled, CompiledMomentum)
 
-
-def implementations(case: Case, device: torch.device) -> Sequence[type[Step]]:
+def implementations(case: Case, device: torch.device, compiled: bool = True) -> list[type[Step]]:
     """Those that run on ``device`` with the case's dtype and are installed, the published code
-    first and this package last."""
-    if isinstance(case, MomentumCase):
-        return [PublishedMomentum, CompiledMomentum, FusedMomentum]
-    on_gpu: list[type[Step]] = [Flash, Efficient, Cudnn, LigerJSD, FlaKLDiv]
-    of_device = [CpuFlash] if device.type == "cpu" else on_gpu
-    kinds = [PublishedEager, Compiled, LinearCrossEntropy, Math, *of_device, Fused]
-    return [kind for kind in kinds if kind.takes(case)]
+    first and this package last; torch.compile, which compiles anew for each size, if wanted."""
+    kinds: list[type[Step]] = [PublishedMomentum, CompiledMomentum, FusedMomentum]
+    if not isinstance(case, MomentumCase):
+        on_gpu: list[type[Step]] = [Flash, Efficient, Cudnn, LigerJSD, FlaKLDiv]
+        of_device = [CpuFlash] if device.type == "cpu" else on_gpu
+        kinds = [PublishedEager, Compiled, LinearCrossEntropy, Math, *of_device, Fused]
+    takes_part = [kind for kind in kinds if kind.takes(case)]
+    return takes_part if compiled else [kind for kind in takes_part if kind.name != Compiled.name]

@@ -1,7 +1,6 @@
 """The FIFO memory's step: as published, compiled, and this package's."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -50,17 +49,14 @@ class PublishedEager(AutogradStep, FifoStep):
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         return published_loss(z_s, z_t, self.memory, self.pointer, self.tau_s, self.tau_t)
 
-    def write(self, z_s: Tensor, z_t: Tensor) -> None:
-        published_enqueue_(self.memory, self.pointer, F.normalize(z_t, dim=1))
 
-
-def compiled(*functions: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """Each as a graph of its own, without breaks and for one size."""
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """As one graph without breaks, for one size."""
     # Without processes that compile, which would go on beside what is timed.
     inductor.compile_threads = 1
     # Compiled anew: with what an earlier case has left, shapes would become dynamic.
     torch.compiler.reset()
-    return (torch.compile(function, fullgraph=True, dynamic=False) for function in functions)
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 class Compiled(AutogradStep, FifoStep):
@@ -74,13 +70,10 @@ class Compiled(AutogradStep, FifoStep):
 
     def __init__(self, case: Case, state: State) -> None:
         super().__init__(case, state)
-        self._loss, self._write = compiled(self._eager_loss, enqueue)
+        self._loss = compiled(self._eager_loss)
 
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         return self._loss(z_s, z_t, self.memory, self.pointer)
-
-    def write(self, z_s: Tensor, z_t: Tensor) -> None:
-        self._write(self.memory, self.pointer, z_t)
 
     def _eager_loss(self, z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor) -> Tensor:
         student = F.normalize(z_s, dim=1)
@@ -101,6 +94,3 @@ class Fused(AutogradStep, FifoStep):
             unit_memory=True,
             backend="fused",
         )
-
-    def write(self, z_s: Tensor, z_t: Tensor) -> None:
-        functional.enqueue_(self.memory, self.pointer, z_t, backend="fused")

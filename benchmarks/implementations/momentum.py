@@ -21,28 +21,16 @@ def published_update_(memory: Tensor, idx: Tensor, unit: Tensor, nce_m: Any) -> 
     memory.index_copy_(0, idx, rows / norm)
 
 
-def update_both_(z_s: Tensor, z_t: Tensor, idx: Tensor, *state: Any) -> None:
-    """The same of embeddings, in both memories."""
-    memory_v1, memory_v2, nce_m = state
-    published_update_(memory_v1, idx, F.normalize(z_s, dim=1), nce_m)
-    published_update_(memory_v2, idx, F.normalize(z_t, dim=1), nce_m)
-
-
 class PublishedMomentum(AutogradStep):
     """What the published code does: gathers rows of both memories, [B, P, D] each, and reads its
     constants on the host at every step."""
 
     name = fifo.PublishedEager.name
-    write_name = "update"
     waits_for_device = True
 
     def forward(self, *batch: Tensor) -> Tensor:
         *memories, params = self.state
         return self.loss(*batch, *memories, *(value.item() for value in params))
-
-    def write(self, *batch: Tensor) -> None:
-        *memories, params = self.state
-        update_both_(*batch[:3], *memories, params[4].item())
 
     def loss(
         self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor, *state: Any
@@ -74,22 +62,17 @@ class CompiledMomentum(PublishedMomentum):
 
     def __init__(self, case: Case, state: State) -> None:
         super().__init__(case, state)
-        self._loss, self._update = fifo.compiled(self.loss, update_both_)
+        self._loss = fifo.compiled(self.loss)
 
     def forward(self, *batch: Tensor) -> Tensor:
         *memories, params = self.state
         return self._loss(*batch, *memories, *params)
-
-    def write(self, *batch: Tensor) -> None:
-        *memories, params = self.state
-        self._update(*batch[:3], *memories, params[4])
 
 
 class FusedMomentum(AutogradStep):
     """This package's operators, in the order of its module, with no fall-back to the reference."""
 
     name = fifo.Fused.name
-    write_name = "update"
 
     def __init__(self, case: Case, state: State) -> None:
         super().__init__(case, state)
@@ -103,9 +86,6 @@ class FusedMomentum(AutogradStep):
         loss = functional.sampled_relational_loss(
             *views, normalizers, tau_s=self.tau_s, tau_t=self.tau_t, nce_t=nce_t, backend="fused"
         )
-        self.write(z_s.detach(), z_t, idx)
-        return loss
-
-    def write(self, z_s: Tensor, z_t: Tensor, idx: Tensor, *_: Tensor) -> None:
-        for memory, rows in zip(self.state[:2], (z_s, z_t), strict=True):
+        for memory, rows in ((memory_v1, z_s.detach()), (memory_v2, z_t)):
             functional.momentum_update_(memory, idx, rows, self.nce_m, backend="fused")
+        return loss

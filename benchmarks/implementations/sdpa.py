@@ -43,9 +43,6 @@ class SDPA(FifoStep):
         grad = (grad - (grad * student).sum(dim=1, keepdim=True) * student) / norm
         return loss, grad.to(z_s.dtype)
 
-    def write(self, z_s: Tensor, z_t: Tensor) -> None:
-        enqueue(self.memory, self.pointer, z_t.float())
-
     def _attention(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Output and natural log-sum-exp of attention over [1, 1, K, D], unscaled; the latter of
         the first half of the queries at least."""

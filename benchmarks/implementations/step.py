@@ -29,8 +29,6 @@ class Step(ABC):
     sums_otherwise: ClassVar[bool] = False
     #: Its loss is to agree: not a divergence, which lacks the teacher's entropy.
     compares_loss: bool = True
-    #: What the part of a step that writes to the memory is called.
-    write_name: ClassVar[str] = "enqueue"
 
     def __init__(self, case: Case, state: State) -> None:
         self.state = tuple(tensor.clone() for tensor in state)
@@ -43,20 +41,11 @@ class Step(ABC):
     def __call__(self, *batch: Any) -> tuple[Tensor, Tensor]:
         """The loss, a scalar, and the gradient [B, D] times loss_scale."""
 
-    @abstractmethod
-    def write(self, *batch: Any) -> None:
-        """What a step of the batch writes to the memory, alone."""
-
     def twin(self) -> Self:
         """The same with a copy of its state as it is now; what has been compiled is shared."""
         other = copy.copy(self)
         other.state = tuple(tensor.clone() for tensor in self.state)
         return other
-
-    @property
-    def memory_bytes(self) -> int:
-        """Of what is kept between steps."""
-        return sum(tensor.nbytes for tensor in self.state)
 
     @classmethod
     def takes(cls, case: Case) -> bool:
@@ -65,38 +54,26 @@ class Step(ABC):
 
 
 class AutogradStep(Step):
-    """One that is differentiated by autograd, so that its halves can be called alone."""
+    """One that is differentiated by autograd."""
 
     def __call__(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         z_s, *others = batch
         z_s = z_s.detach().requires_grad_()
         loss = self.forward(z_s, *others)
-        return loss.detach(), self.backward(loss, z_s)
+        loss.backward(torch.full_like(loss, self.loss_scale))
+        assert z_s.grad is not None
+        return loss.detach(), z_s.grad
 
     @abstractmethod
     def forward(self, *batch: Any) -> Tensor:
-        """The loss, with what is written; of a batch whose z_s requires a gradient."""
-
-    def backward(self, loss: Tensor, z_s: Tensor) -> Tensor:
-        """The gradient [B, D] times loss_scale."""
-        loss.backward(torch.full_like(loss, self.loss_scale))
-        assert z_s.grad is not None
-        return z_s.grad
+        """The loss; writes to the memory. The batch's z_s requires a gradient."""
 
 
 class FifoStep(Step):
     """The teacher's rows are enqueued first."""
 
-    @property
-    def memory(self) -> Tensor:
-        return self.state[0]
-
-    @property
-    def pointer(self) -> Tensor:
-        return self.state[1]
-
-    def write(self, z_s: Tensor, z_t: Tensor) -> None:
-        enqueue(self.memory, self.pointer, z_t)
+    memory = property(lambda self: self.state[0])
+    pointer = property(lambda self: self.state[1])
 
 
 def enqueue(memory: Tensor, pointer: Tensor, z_t: Tensor) -> Tensor:

@@ -1,14 +1,13 @@
 """Where the time of a step goes: by kernel on a GPU, by PyTorch's operators on a CPU."""
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from benchmarks.cases.sizes import Case
-from benchmarks.implementations import implementations
 from benchmarks.implementations.step import Step
 from benchmarks.measuring.clocks import float32_matmul_precision, wall_time
 from benchmarks.measuring.outcomes import failure
@@ -19,14 +18,13 @@ OPERATOR = "operator"
 
 
 def breakdown(
-    case: Case, device: torch.device, count: int, without: Collection[type[Step]] = ()
+    case: Case, kinds: Iterable[type[Step]], device: torch.device, count: int
 ) -> Iterator[Row]:
     """A row for each operator or kernel, without those that it calls: averages of ``count`` steps.
 
     The profiler itself takes a microsecond or so for each operator, so they do not add up to the
     time without it.
     """
-    kinds = [kind for kind in implementations(case, device) if kind not in without]
     with float32_matmul_precision(case.matmul_precision):
         batches, steps, _ = agreeing(kinds, case, device)  # run_case reports those that fail
         for name, twins in steps.items():

@@ -94,8 +94,7 @@ def interleaved_times(
     min_rounds: int = ROUNDS,
 ) -> dict[str, list[float]]:
     """Seconds of each call in each round, see :func:`interleaved`."""
-    timed = {name: partial(wall_time, call, device) for name, call in calls.items()}
-    timers = {name: in_blocks(timer, device) for name, timer in timed.items()}
+    timers = {name: host_timer(call, device) for name, call in calls.items()}
     return interleaved(timers, seconds, min_rounds)
 
 
@@ -115,12 +114,14 @@ def wait_for(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def in_blocks(timer: Callable[[int], float], device: torch.device) -> Callable[[], float]:
-    """``timer``, of a GPU over so many calls that the first and the last do not count.
+def host_timer(call: Callable[[], object], device: torch.device) -> Callable[[], float]:
+    """Returns the seconds of a call."""
+    return in_blocks(partial(wall_time, call, device), device)
 
-    Args:
-        timer: makes as many calls as it is told, and returns the seconds of one.
-    """
+
+def in_blocks(timer: Callable[[int], float], device: torch.device) -> Callable[[], float]:
+    """``timer``, which makes as many calls as it is told and returns the seconds of one; of a GPU
+    over so many that the first and the last do not count."""
     if device.type == "cpu":
         return partial(timer, 1)
 

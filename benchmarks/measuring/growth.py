@@ -1,24 +1,22 @@
 """Time and memory as the memory's rows or the batch grow, until memory runs out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
 from benchmarks.cases.agreement import agreement
 from benchmarks.cases.inputs import draw
-from benchmarks.cases.sizes import Axis, Case
+from benchmarks.cases.sizes import Case
 from benchmarks.implementations import implementations
-from benchmarks.implementations.fifo import Compiled
 from benchmarks.implementations.libraries import LinearCrossEntropy
 from benchmarks.implementations.sdpa import Math
 from benchmarks.implementations.step import Step
 from benchmarks.measuring import hardware
-from benchmarks.measuring.clocks import ROUNDS, interleaved
+from benchmarks.measuring.clocks import ROUNDS, host_timer, interleaved
 from benchmarks.measuring.memory import isolated, limit_memory, peak_extra_memory
 from benchmarks.measuring.outcomes import NOT_MEASURED, first_line, tried
-from benchmarks.measuring.parts import STEP, timers_of
-from benchmarks.measuring.run import Row, timing
-from benchmarks.measuring.turns import with_twins
+from benchmarks.measuring.run import STEP, Row, timing
+from benchmarks.measuring.turns import one_by_one, turns, with_twins
 
 GROWTH = "growth"
 #: Of a CPU's free memory, what a step may take: the rest is the system's, and none is to wait for
@@ -30,16 +28,18 @@ LIMIT_SECONDS = 2.0
 SAMPLES = 16
 
 
-def implementations_along(axis: Axis, device: torch.device) -> list[type[Step]]:
+def implementations_along(case: Case, device: torch.device) -> list[type[Step]]:
     """Those that do not take minutes: compiled for each size, or with B×K matrices as the published
     code has them already."""
-    slow = (Compiled, LinearCrossEntropy, Math)
-    return [kind for kind in implementations(axis.case, device) if kind not in slow]
+    kinds = implementations(case, device, compiled=False)
+    return [kind for kind in kinds if kind not in (LinearCrossEntropy, Math)]
 
 
-def rows_along(axis: Axis, kind: type[Step], device: torch.device) -> Iterator[Row]:
+def rows_along(
+    axis: str, cases: Iterable[Case], kind: type[Step], device: torch.device
+) -> Iterator[Row]:
     """A row for each size in turn; the first without figures is the last."""
-    for case in axis.cases:
+    for case in cases:
         if device.type == "cpu":
             # In a process, which cannot take the memory that the machine needs.
             limit = int(MEMORY_SHARE * hardware.available_memory())
@@ -47,7 +47,7 @@ def rows_along(axis: Axis, kind: type[Step], device: torch.device) -> Iterator[R
         else:
             point = tried(measure, case, kind, device)
             torch.cuda.empty_cache()
-        fixed = {"figure": GROWTH, "implementation": kind.name, "axis": axis.label}
+        fixed = {"figure": GROWTH, "implementation": kind.name, "axis": axis}
         yield case.fields() | fixed | point
         if "outcome" in point:
             return
@@ -75,7 +75,7 @@ def measure(case: Case, kind: type[Step], device: torch.device) -> Row:
     judge.check(step)
     steps = with_twins(step, hardware.cache_bytes(device))
     del judge, state
-    timer = timers_of(steps, batches, device)[STEP]
+    timer = host_timer(one_by_one(turns(steps, batches)), device)
     times: list[float] = []
     extra = peak_extra_memory(lambda: times.append(timer()), device.type == "cuda")
     if rounds := min(ROUNDS, int(LIMIT_SECONDS / times[0])):

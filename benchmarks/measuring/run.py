@@ -1,6 +1,6 @@
 """One case, from agreement to figures."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -10,14 +10,12 @@ import torch
 from benchmarks.cases.agreement import agreement
 from benchmarks.cases.inputs import Batch, draw
 from benchmarks.cases.sizes import Case
-from benchmarks.implementations import implementations
 from benchmarks.implementations.fifo import Fused
 from benchmarks.implementations.step import Step
 from benchmarks.measuring import clocks, cuda, hardware
 from benchmarks.measuring.memory import isolated, peak_extra_memory
 from benchmarks.measuring.outcomes import failure, first_line, tried
-from benchmarks.measuring.parts import STEP, timers_of
-from benchmarks.measuring.turns import turns, with_twins
+from benchmarks.measuring.turns import one_by_one, turns, with_twins
 
 #: One figure of one implementation on one case, flat, as a record has it. Beside the case's fields:
 #: figure, implementation, median, p20 and p80 (seconds), rounds, times_ours (how many times as long
@@ -27,8 +25,8 @@ Row = dict[str, Any]
 #: A figure of an implementation.
 Key = tuple[str, str]
 
-#: A step in the replay of a CUDA graph, by the device's clock.
-GRAPH = "step in a graph"
+#: By the host's clock; and in the replay of a CUDA graph, by the device's.
+STEP, GRAPH = "step", "step in a graph"
 
 
 def timing(times: list[float], ours: list[float] | None = None) -> Row:
@@ -59,44 +57,43 @@ def agreeing(
 
 def run_case(
     case: Case,
+    kinds: Iterable[type[Step]],
     seconds: float,
     device: torch.device | str = "cpu",
     memory: bool = True,
-    without: Collection[type[Step]] = (),
+    ours: str = Fused.name,
 ) -> list[Row]:
-    """Checks, then times, every implementation that runs on ``device``.
-
-    One that fails or disagrees with the reference is not timed, and its row says why.
+    """Checks, then times, implementations of a step; one that fails or disagrees with the reference
+    is not timed, and its row says why.
 
     Args:
         case: the size.
-        seconds: how long to time, all implementations and parts together; at least seven rounds,
-            or three where these take long.
+        kinds: the implementations.
+        seconds: how long to time, all together; at least seven rounds, or three where these take
+            long.
         device: where the tensors are.
         memory: whether to measure peak memory too, on a CPU in a new process for each.
-        without: implementations to leave out.
+        ours: the name of the one that the others' ratios are to.
     """
     device = torch.device(device)
-    kinds = [kind for kind in implementations(case, device) if kind not in without]
     timers: dict[Key, Callable[[], float]] = {}
     with clocks.float32_matmul_precision(case.matmul_precision):
         batches, steps, about = agreeing(kinds, case, device)
         for name, twins in steps.items():
-            parts = timers_of(twins, batches, device)
-            timers |= {(part, name): timer for part, timer in parts.items()}
+            calls = turns(twins, batches)
+            timers[STEP, name] = clocks.host_timer(one_by_one(calls), device)
             if device.type == "cuda":
                 try:
-                    timers[GRAPH, name] = _replay_timer(twins, turns(twins, batches), device)
+                    timers[GRAPH, name] = _replay_timer(twins, calls, device)
                 except Exception as error:  # it can be timed without a graph
                     about[name]["not_captured"] = first_line(error)
         times = _times(timers, steps, seconds, about)
-        for name in steps if memory else ():
-            if (STEP, name) in times:
-                about[name] |= _peak_memory(case, steps[name][0], batches[0])
+        for name, twins in steps.items() if memory else ():
+            about[name] |= _peak_memory(case, twins[0], batches[0])
     rows = {(STEP, name): row for name, row in about.items()}
     for (figure, name), taken in times.items():
         row = rows.setdefault((figure, name), {})
-        row |= timing(taken, times.get((figure, Fused.name)))
+        row |= timing(taken, times.get((figure, ours)))
     return [
         case.fields() | {"figure": figure, "implementation": name} | row
         for (figure, name), row in rows.items()

@@ -13,21 +13,17 @@ MOST_COPIES = 64
 
 
 def copies_wanted(memory_bytes: int, cache_bytes: int | None) -> int:
-    """So many that each is out of the cache when its turn comes again: the others fill the cache. A
-    memory of twice the cache pushes itself out; of one just larger than it a part might stay.
-
-    Args:
-        memory_bytes: of one copy.
-        cache_bytes: of the device's last cache; ``None`` where the system does not say.
-    """
+    """So many of a memory that each is out of the cache when its turn comes again: the others fill
+    the cache. One of twice the cache pushes itself out; of one just larger than it a part might
+    stay. ``None``, where the system does not say what the last cache has."""
     if not cache_bytes or memory_bytes >= 2 * cache_bytes:
         return 1
     return min(MOST_COPIES, 1 + math.ceil(cache_bytes / memory_bytes))
 
 
 def with_twins(step: Any, cache_bytes: int | None) -> list[Any]:
-    """``step`` and as many others like it as make :func:`copies_wanted` of its memory."""
-    count = copies_wanted(step.memory_bytes, cache_bytes)
+    """``step`` and as many others like it as make :func:`copies_wanted` of its state."""
+    count = copies_wanted(sum(tensor.nbytes for tensor in step.state), cache_bytes)
     return [step, *(step.twin() for _ in range(count - 1))]
 
 

@@ -7,12 +7,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import torch
 
 from benchmarks.cases.sizes import Case, axes_for, cases_for
-from benchmarks.implementations import COMPILED
+from benchmarks.implementations import implementations, variants
 from benchmarks.implementations.fifo import Fused
 from benchmarks.measuring import growth, host_time
 from benchmarks.measuring.breakdown import breakdown
@@ -23,9 +24,11 @@ from benchmarks.report.record import Record, default_path, environment, new_reco
 from rrd_kernels.ops import EXTENSION_ERROR
 
 STARTED = time.monotonic()
-#: What a report consists of, in its order.
-PARTS = ("cases", "host", "breakdown", "scaling")
+#: What is measured, in its order; the sweep only if it is named.
+PARTS = ("cases", "host", "breakdown", "scaling", "sweep")
 HOST_SECONDS = 4.0
+#: What figures of the sweep begin with.
+VARIANT = "variant's "
 #: Steps that are profiled.
 PROFILED = {"cpu": 5, "cuda": 20}
 #: How growth may end: ours, or the reference's.
@@ -42,13 +45,15 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         epilog="Terms and figures: README.md, 'Speed and memory on a CPU'.",
     )
     add = parser.add_argument
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=("cpu", "cuda"), default=default, help="default here: %(default)s")
     add(
-        "--device",
-        choices=("cpu", "cuda"),
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="default here: %(default)s",
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        help="default: all but sweep, which times other plans than the table's for the kernels of "
+        "a GPU of compute capability 9.0; with --cases: cases",
     )
-    add("--parts", nargs="+", choices=PARTS, help="default: all; with --cases: cases")
     add("--cases", default="", metavar="TEXT", help="those whose name contains TEXT: momentum")
     add("--seconds", type=float, help="for a case, all together (default: 1)")
     add(
@@ -66,10 +71,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--device cuda, but PyTorch sees no GPU")
     if EXTENSION_ERROR is not None:
         parser.error(f"{EXTENSION_ERROR}; make setup builds it")
+    chosen.parts = chosen.parts or (["cases"] if chosen.cases else PARTS[:-1])
+    on_gpu = chosen.device == "cuda"
+    if "sweep" in chosen.parts and not (on_gpu and torch.cuda.get_device_capability() == (9, 0)):
+        parser.error("the sweep's plans are for GPUs of compute capability 9.0, such as an H200")
     chosen.device = torch.device(chosen.device)
     if chosen.seconds is None:
         chosen.seconds = 0.0 if chosen.quick else 1.0
-    chosen.parts = chosen.parts or (["cases"] if chosen.cases else PARTS)
     cases = cases_for(chosen.device, chosen.quick)
     wanted = chosen.cases.replace("x", "×")
     chosen.cases = [case for case in cases if wanted in case.name]
@@ -78,8 +86,14 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"no case's name contains {wanted!r}; there are {names}")
     try:
         chosen.output = new_record(chosen.output or default_path(chosen.device, chosen.quick))
+        if not chosen.record_only:
+            from benchmarks.report import documents
+
+            chosen.show = documents.show
     except ValueError as error:
         parser.error(f"--output: {error}")
+    except ModuleNotFoundError as error:  # a machine with PyTorch and little else
+        parser.error(f"{error}: give --record-only; benchmarks.report.documents shows it elsewhere")
     return chosen
 
 
@@ -92,25 +106,32 @@ def report(progress: str) -> None:
 def parts(chosen: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterable[Row]]]]:
     """What is measured one after another: a name, and what returns the rows."""
     device, quick = chosen.device, chosen.quick
-    without = COMPILED if chosen.compile == "none" else ()
+    kinds = {case: implementations(case, device, chosen.compile == "all") for case in chosen.cases}
     if "cases" in chosen.parts:
         for case in chosen.cases:
-            yield case.name, partial(run_case, case, chosen.seconds, device, without=without)
+            yield case.name, partial(run_case, case, kinds[case], chosen.seconds, device)
     if "host" in chosen.parts:
-        seconds = 0.0 if quick else HOST_SECONDS
-        yield "the host's time", partial(host_time.profile, device, seconds, quick)
+        yield "the host's time", partial(host_time.profile, device, 0.0 if quick else HOST_SECONDS)
     if "breakdown" in chosen.parts:
         steps = 1 if quick else PROFILED[device.type]
-        first: dict[str, Case] = {}
-        for case in chosen.cases:
-            first.setdefault(case.section, case)
-        for case in first.values():
-            yield f"{case.name} by operator", partial(breakdown, case, device, steps, without)
+        for _, of_memory in groupby(chosen.cases, lambda case: case.section):
+            case = next(of_memory)
+            yield f"{case.name} by operator", partial(breakdown, case, kinds[case], device, steps)
     if "scaling" in chosen.parts:
-        for axis in axes_for(device, quick):
-            for kind in growth.implementations_along(axis, device):
-                name = f"{kind.name} against {axis.label}"
-                yield name, partial(growth.rows_along, axis, kind, device)
+        for axis, cases in axes_for(device, quick).items():
+            for kind in growth.implementations_along(cases[0], device):
+                name = f"{kind.name} against {axis}"
+                yield name, partial(growth.rows_along, axis, cases, kind, device)
+    if "sweep" in chosen.parts:
+        for case in filter(variants.takes, chosen.cases):
+            yield f"variants of {case.name}", partial(swept, case, chosen.seconds, device)
+
+
+def swept(case: Case, seconds: float, device: torch.device) -> Iterator[Row]:
+    """Rows of plans beside the table's, to which the ratios are."""
+    kinds = variants.implementations(case)
+    for row in run_case(case, kinds, seconds, device, memory=False, ours=variants.TABLE):
+        yield row | {"figure": VARIANT + row["figure"]}
 
 
 def measure(chosen: argparse.Namespace, record: Record, save: Callable[[], None]) -> None:
@@ -136,21 +157,12 @@ def measure(chosen: argparse.Namespace, record: Record, save: Callable[[], None]
 
 def failures(record: Record) -> list[str]:
     """Where this package's kernels did not run or were wrong; memory may end the growth."""
-    ours = [row for row in record["rows"] if row["implementation"] == Fused.name]
     return record["failures"] + [
         f"{row['figure']} of {row['case']}: {row['outcome']}, {row['reason']}"
-        for row in ours
+        for row in record["rows"]
+        if row["implementation"] == Fused.name or row["figure"].startswith(VARIANT)
         if "outcome" in row and (row["figure"], row["outcome"]) not in ENDS
     ]
-
-
-def show(path: Path) -> None:
-    try:
-        from benchmarks.report import documents
-    except ModuleNotFoundError as error:  # a machine with PyTorch and little else
-        report(f"{error}; elsewhere python -m benchmarks.report.documents {path.name} shows it")
-    else:
-        documents.show(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -171,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         save()
         print(f"written to {chosen.output}")
         if record["rows"] and not chosen.record_only:
-            show(chosen.output)
+            chosen.show(chosen.output)
     failed = failures(record)
     for failure in failed:
         report(failure)

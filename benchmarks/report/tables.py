@@ -10,8 +10,7 @@ from rich.markdown import Markdown
 from benchmarks.implementations.fifo import Fused
 from benchmarks.measuring.breakdown import OPERATOR
 from benchmarks.measuring.growth import GROWTH
-from benchmarks.measuring.parts import STEP
-from benchmarks.measuring.run import GRAPH
+from benchmarks.measuring.run import GRAPH, STEP
 from benchmarks.report.record import Record
 
 MISSING = "–"
@@ -43,7 +42,7 @@ def frame(record: Record) -> pd.DataFrame:
     rows = rows[rows.format != "int64"].copy()  # older records have draws of negatives
     mm, copied = rates(record)
     # Of a step's parts it is not known what they need at least.
-    whole = rows.figure.isin((STEP, GRAPH, GROWTH))
+    whole = rows.figure.str.contains(f"{STEP}|{GROWTH}")
     compute = rows.operations.where(whole) / rows.format.map(mm).astype(float)
     bandwidth = rows.bytes.where(whole) / copied
     rows["ceiling"] = np.fmax(compute, bandwidth)

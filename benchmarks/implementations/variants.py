@@ -2,14 +2,13 @@
 code suggest them; none has been measured."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.cases.inputs import State
-from benchmarks.cases.sizes import Case
-from benchmarks.implementations.step import FifoStep
+from benchmarks.cases.sizes import CUDA_CASES, Case
+from benchmarks.implementations.step import FifoStep, Step
 from rrd_kernels.triton.configs import Hardware
 from rrd_kernels.triton.launch import Launch
 from rrd_kernels.triton.plan import Plan, make_plan
@@ -18,20 +17,6 @@ from rrd_kernels.triton.step import Buffers, Settings, step_launches
 from rrd_kernels.triton.table import Config
 
 H200 = Hardware("sm_90", 132)
-
-#: The first are wanted most, should the time not suffice.
-SIZES = (
-    Case(64, 16384, "bfloat16"),
-    Case(256, 16384, "bfloat16"),
-    Case(1024, 65536, "bfloat16"),
-    Case(4096, 262144, "bfloat16"),
-    Case(8192, 65536, "bfloat16"),
-    Case(1024, 65536, "bfloat16", dim=64),
-    Case(64, 16384, "float32", matmul_precision="high"),
-    Case(256, 16384, "float32", matmul_precision="high"),
-)
-#: So small that their figures mean nothing.
-QUICK_SIZES = (Case(16, 512, "bfloat16"), Case(16, 512, "float32", matmul_precision="high"))
 
 #: Block sizes by format and D, for every size: where the table calls one large is a guess. Programs
 #: of one warpgroup share a multiprocessor: one's softmax runs beside another's products.
@@ -55,10 +40,8 @@ CONFIGS = {
         Config(64, 32, 128, 128, 4, 3, programs=2),
     ),
 }
-
 #: Numbers of splits, for a batch of at most so many samples: the others fill the chip with few.
 SPLITS, FEW = (26, 32, 37, 43, 52, 64), 64
-
 TABLE = "table"
 
 
@@ -70,10 +53,15 @@ class Variant(NamedTuple):
     constants: tuple[tuple[str, Any], ...] = ()
 
 
-def variants(case: Case, hardware: Hardware = H200) -> list[Variant]:
+def takes(case: Case) -> bool:
+    """Whether there are variants for its format and width."""
+    return (case.format, case.dim) in CONFIGS
+
+
+def variants(case: Case) -> list[Variant]:
     """The table's plan first, then the others, each once."""
     sizes = (case.batch, case.rows, case.dim, case.format, case.dtype.itemsize)
-    plan = partial(make_plan, *sizes, True, hardware)
+    plan = partial(make_plan, *sizes, True, H200)
     table, plans = plan(), [plan(config) for config in CONFIGS[case.format, case.dim]]
     found = [Variant(TABLE, table), Variant("dependent launches", table._replace(dependent=True))]
     if case.batch <= FEW:
@@ -96,11 +84,11 @@ def text_of(config: Config) -> str:
 class VariantStep(FifoStep):
     """A step as a variant has it: the gradient as the kernels leave it, with no autograd above."""
 
-    name = "variant"
+    variant: ClassVar[Variant]
 
-    def __init__(self, case: Case, state: State, variant: Variant) -> None:
+    def __init__(self, case: Case, state: tuple[Tensor, ...]) -> None:
         super().__init__(case, state)
-        self.case, self.variant = case, variant
+        self.case = case
 
     def launches(self, z_s: Tensor, z_t: Tensor) -> tuple[Buffers, tuple[Launch, Launch, Launch]]:
         """What is written, and what is launched for it."""
@@ -115,9 +103,13 @@ class VariantStep(FifoStep):
         run(listed)
         return buffers.loss, buffers.grad_z_s
 
-    def write(self, z_s: Tensor, z_t: Tensor) -> None:
-        """With all else: the kernels do both."""
-        self(z_s, z_t)
+
+def step_of(variant: Variant) -> type[VariantStep]:
+    return type("OneVariant", (VariantStep,), {"name": variant.name, "variant": variant})
+
+
+def implementations(case: Case) -> list[type[Step]]:
+    return [step_of(variant) for variant in variants(case)]
 
 
 def described(case: Case, variant: Variant) -> tuple[Launch, ...]:
@@ -125,10 +117,10 @@ def described(case: Case, variant: Variant) -> tuple[Launch, ...]:
     empty = partial(torch.empty, dtype=case.dtype, device="meta")
     memory, z = empty(case.rows, case.dim), empty(case.batch, case.dim)
     pointer = empty(1, dtype=torch.int64)
-    return VariantStep(case, (memory, pointer), variant).launches(z, z)[1]
+    return step_of(variant)(case, (memory, pointer)).launches(z, z)[1]
 
 
 def wanted() -> list[Launch]:
     """All launches of the sweep on an H200, to compile them ahead."""
-    pairs = [(case, variant) for case in SIZES for variant in variants(case)]
+    pairs = [(case, variant) for case in CUDA_CASES if takes(case) for variant in variants(case)]
     return [launch for pair in pairs for launch in described(*pair)]

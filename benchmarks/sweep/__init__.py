@@ -1,1 +1,0 @@
-"""Block sizes, splits and dependent launches beside the table's, timed on a GPU."""
