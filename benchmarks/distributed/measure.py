@@ -4,7 +4,6 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.distributed.model import GATHERS, Link, Machine, Step
-from benchmarks.measuring.clocks import Spread, wall_time
+from benchmarks.measuring.clocks import spread, wall_time
 from benchmarks.measuring.hardware import busy_cores
 from benchmarks.report.record import environment
 from rrd_kernels import RRDLoss
@@ -79,7 +78,7 @@ def _rank(rank: int, world: int, folder: str, sizes: Sequence[int]) -> None:
         for which, timer in timers.items():
             times[which].append(timer())
     rows = [
-        {"gather": gather, "ranks": world, "size": size, "seconds": asdict(Spread.of(taken[1:]))}
+        {"gather": gather, "ranks": world, "size": size, "seconds": spread(taken[1:])}
         for (gather, size), taken in times.items()
     ]
     if rank == 0:

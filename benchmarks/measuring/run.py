@@ -1,7 +1,6 @@
 """One case, from agreement to figures."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -32,7 +31,7 @@ STEP, GRAPH = "step", "step in a graph"
 def timing(times: list[float], ours: list[float] | None = None) -> Row:
     """A row's fields; with the times of this package in the same rounds also the ratio to it."""
     ratio = {"times_ours": clocks.median_ratio(times, ours)} if ours else {}
-    return {**asdict(clocks.Spread.of(times)), "rounds": len(times)} | ratio
+    return {**clocks.spread(times), "rounds": len(times)} | ratio
 
 
 def agreeing(

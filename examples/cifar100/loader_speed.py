@@ -7,14 +7,13 @@ Random images of CIFAR's size. The loaders take turns; each gives an epoch, work
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from rich.table import Table
 
 import options as flags
-from benchmarks.measuring.clocks import Spread, interleaved_times
+from benchmarks.measuring.clocks import interleaved_times, spread
 from benchmarks.measuring.hardware import busy_cores
 from data import ImageSet
 from engine import device_of
@@ -71,11 +70,11 @@ def main(arguments: list[str] | None = None) -> None:
         table.add_column(title, justify="left" if title == "loader" else "right")
     rows = []
     for name, found in times.items():
-        spread = Spread.of([seconds / len(loaders[name]) for seconds in found])
-        rate = options.images / (spread.median * len(loaders[name]))
-        milliseconds = [f"{1e3 * x:.2f}" for x in (spread.median, spread.p20, spread.p80)]
+        seconds = spread([taken / len(loaders[name]) for taken in found])
+        rate = options.images / (seconds["median"] * len(loaders[name]))
+        milliseconds = [f"{1e3 * x:.2f}" for x in seconds.values()]
         table.add_row(name, "{} [{}–{}]".format(*milliseconds), f"{rate:.0f}")
-        rows.append({"loader": name, "seconds": asdict(spread), "images_per_second": rate})
+        rows.append({"loader": name, "seconds": seconds, "images_per_second": rate})
     print_table(table)
     settings = {name: value for name, value in vars(options).items() if name != "output"}
     fields = {"settings": settings, "busy_cores": busy, "rows": rows}

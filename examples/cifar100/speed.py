@@ -9,7 +9,6 @@ The loss's share is what its row takes beyond the row without a relational loss.
 import argparse
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 import options as flags
 from benchmarks.implementations.fifo import published_loss
-from benchmarks.measuring.clocks import Spread, interleaved_times
+from benchmarks.measuring.clocks import interleaved_times, spread
 from benchmarks.measuring.hardware import busy_cores
 from engine import device_of, prepare
 from models import ImageClassifier, model_dict
@@ -145,15 +144,15 @@ def main(arguments: list[str] | None = None) -> None:
         table.add_column(title, justify="left" if title == "step" else "right")
     rows = []
     for name, found in times.items():
-        spread = Spread.of(found)
+        seconds = spread(found)
         # Of one round: a machine that slows down slows both alike.
         own = statistics.median(x - y for x, y in zip(found, times[ALONE], strict=True))
         share = statistics.median((x - y) / x for x, y in zip(found, times[ALONE], strict=True))
-        images_per_second = options.batch_size / spread.median
+        images_per_second = options.batch_size / seconds["median"]
         rows.append(
             {
                 "step": name,
-                "seconds": asdict(spread),
+                "seconds": seconds,
                 "images_per_second": images_per_second,
                 "loss_seconds": own,
                 "loss_share": share,
@@ -161,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         table.add_row(
             name,
-            f"{1e3 * spread.median:.1f} [{1e3 * spread.p20:.1f}–{1e3 * spread.p80:.1f}]",
+            "{median:.1f} [{p20:.1f}–{p80:.1f}]".format(**{k: 1e3 * x for k, x in seconds.items()}),
             f"{images_per_second:.0f}",
             "–" if name == ALONE else f"{1e3 * own:.1f}",
             "–" if name == ALONE else f"{share:.1%}",
