@@ -216,7 +216,7 @@ def _rest(how: How) -> list[Stage]:
         _benchmark(
             "sweep",
             how,
-            ["--parts", "sweep"],
+            ["--parts", "sweep", "--seconds", "4"],
             least=25,
             key="sweep",  # not the record that tables are made of
             skip="its variants are for sm_90" if _is_another_card() else None,
@@ -236,7 +236,7 @@ def _benchmark(
     command = [*how.python, "-m", "benchmarks.report", "--device=cuda", f"--output={record}"]
     return Stage(
         name,
-        [*command, "--record-only", *what, *(how.small or ["--seconds", "0.3"])],
+        [*command, "--record-only", *(how.small or ["--seconds", "0.3"]), *what],
         least=least,
         read=lambda _: {key: json.loads(record.read_text())} if record.exists() else {},
         skip=skip,

@@ -167,17 +167,14 @@ class Profile:
         whole = sum(event.self_device_time_total for event in events)
         named = SimpleNamespace(**vars(events[0]) | {"key": RANGE, "is_user_annotation": True})
         named.self_device_time_total = whole
-        return [*events, named, launch_event()]
-
-
-def launch_event() -> SimpleNamespace:
-    return SimpleNamespace(
-        key=LAUNCH,
-        count=3,
-        device_type=DeviceType.CPU,
-        self_device_time_total=0,
-        self_cpu_time_total=6.0,
-    )
+        launch = SimpleNamespace(
+            key=LAUNCH,
+            count=3,
+            device_type=DeviceType.CPU,
+            self_device_time_total=0,
+            self_cpu_time_total=6.0,
+        )
+        return [*events, named, launch]
 
 
 @contextlib.contextmanager

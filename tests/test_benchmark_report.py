@@ -125,8 +125,8 @@ def test_a_step_without_a_graph(monkeypatch, owner, name, instead, message):
 def test_a_profiler_that_sees_no_kernel(monkeypatch):
     monkeypatch.setattr(stand_in_gpu.Profile, "key_averages", lambda self: [])
     with stand_in_gpu.in_place():
-        for row in breakdown.breakdown(CASE, [Fused], GPU, 1):
-            assert row["reason"] == "RuntimeError: the profiler saw nothing that ran on cuda"
+        [row] = breakdown.breakdown(CASE, [Fused], GPU, 1)
+        assert row["reason"] == "RuntimeError: the profiler saw nothing that ran on cuda"
 
 
 def test_a_run_that_is_cut_short_leaves_a_record(tmp_path, monkeypatch, capsys):

@@ -127,15 +127,15 @@ QUICK_CASES: tuple[Case, ...] = (
     MomentumCase(8, 64, "float32", n_data=500),
 )
 
-#: Cases by what of theirs grows, and what stays: such that the published code's B×K matrices
-#: outgrow the machine's memory. A memory holds a batch: the smallest K is as large as B.
+#: Cases by a label, which names what grows and what stays. The largest are such that the published
+#: code's B×K matrices outgrow the machine's memory; the smallest K holds a batch.
 Axes = dict[str, list[Case]]
 
 
-def _axes(batch: int, many_rows: Sequence[int], rows: int, batches: Sequence[int]) -> Axes:
+def _axes(b: int, growing_k: Sequence[int], k: int, growing_b: Sequence[int]) -> Axes:
     return {
-        f"K, B = {batch}": _cases("float32", *((batch, rows) for rows in many_rows)),
-        f"B, K = {rows}": _cases("float32", *((batch, rows) for batch in batches)),
+        f"K, B = {b}": _cases("float32", *((b, rows) for rows in growing_k)),
+        f"B, K = {k}": _cases("float32", *((batch, k) for batch in growing_b)),
     }
 
 

@@ -58,10 +58,10 @@ def takes(case: Case) -> bool:
     return (case.format, case.dim) in CONFIGS
 
 
-def variants(case: Case) -> list[Variant]:
+def variants(case: Case, hardware: Hardware = H200) -> list[Variant]:
     """The table's plan first, then the others, each once."""
     sizes = (case.batch, case.rows, case.dim, case.format, case.dtype.itemsize)
-    plan = partial(make_plan, *sizes, True, H200)
+    plan = partial(make_plan, *sizes, True, hardware)
     table, plans = plan(), [plan(config) for config in CONFIGS[case.format, case.dim]]
     found = [Variant(TABLE, table), Variant("dependent launches", table._replace(dependent=True))]
     if case.batch <= FEW:
@@ -108,8 +108,11 @@ def step_of(variant: Variant) -> type[VariantStep]:
     return type("OneVariant", (VariantStep,), {"name": variant.name, "variant": variant})
 
 
-def implementations(case: Case) -> list[type[Step]]:
-    return [step_of(variant) for variant in variants(case)]
+def implementations(case: Case, device: torch.device) -> list[type[Step]]:
+    """With plans for as many multiprocessors as the card has."""
+    count = torch.cuda.get_device_properties(device).multi_processor_count
+    hardware = H200._replace(multiprocessors=count)
+    return [step_of(variant) for variant in variants(case, hardware)]
 
 
 def described(case: Case, variant: Variant) -> tuple[Launch, ...]:

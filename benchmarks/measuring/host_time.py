@@ -49,9 +49,7 @@ def layers(device: torch.device) -> dict[str, Callable[[], Any]]:
         "Python: checks and defaults": lambda: step(leaf, z_t, *state),
         "two nn.Linear: the embeddings": lambda: step(*memory.project(*features), *state),
         "Python: modules": lambda: criterion(*features),
-        "backward: engine, gradients of loss and nn.Linear": lambda: criterion(
-            *features
-        ).backward(),
+        "backward: engine, all gradients": lambda: criterion(*features).backward(),
     }
 
 

@@ -15,7 +15,7 @@ MOST_COPIES = 64
 def copies_wanted(memory_bytes: int, cache_bytes: int | None) -> int:
     """So many of a memory that each is out of the cache when its turn comes again: the others fill
     the cache. One of twice the cache pushes itself out; of one just larger than it a part might
-    stay. ``None``, where the system does not say what the last cache has."""
+    stay. ``cache_bytes`` is ``None`` where the system does not say."""
     if not cache_bytes or memory_bytes >= 2 * cache_bytes:
         return 1
     return min(MOST_COPIES, 1 + math.ceil(cache_bytes / memory_bytes))

@@ -129,7 +129,7 @@ def parts(chosen: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterab
 
 def swept(case: Case, seconds: float, device: torch.device) -> Iterator[Row]:
     """Rows of plans beside the table's, to which the ratios are."""
-    kinds = variants.implementations(case)
+    kinds = variants.implementations(case, device)
     for row in run_case(case, kinds, seconds, device, memory=False, ours=variants.TABLE):
         yield row | {"figure": VARIANT + row["figure"]}
 
