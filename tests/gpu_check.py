@@ -14,10 +14,8 @@ or ran out of time, 1 when one did, 2 where there is no GPU.
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import re
 import shutil
 import sys
@@ -41,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package is not installed here
 
 from benchmarks.measuring import hardware  # noqa: E402
-from benchmarks.report.record import RESULTS, new_record, write_whole  # noqa: E402
+from benchmarks.report.record import default_path, new_record, write_whole  # noqa: E402
 
 PARTS = ("first", "rest")
 #: Seconds for a part, with a pack and without; ending its last stage may take ten more. And on the
@@ -216,10 +214,11 @@ def _rest(how: How) -> list[Stage]:
         _benchmark(
             "sweep",
             how,
-            ["--parts", "sweep", "--seconds", "4"],
+            ["--seconds", "4"],
             least=25,
+            program=["tests/gpu_sweep.py"],
             key="sweep",  # not the record that tables are made of
-            skip="its variants are for sm_90" if _is_another_card() else None,
+            skip="its plans are for sm_90" if _is_another_card() else None,
         ),
     ]
 
@@ -229,11 +228,12 @@ def _benchmark(
     how: How,
     what: Sequence[str],
     least: float,
+    program: Sequence[str] = ("-m", "benchmarks.report"),
     key: str = "record",
     skip: str | None = None,
 ) -> Stage:
     record = how.scratch / f"{name}.json"
-    command = [*how.python, "-m", "benchmarks.report", "--device=cuda", f"--output={record}"]
+    command = [*how.python, *program, "--device=cuda", f"--output={record}"]
     return Stage(
         name,
         [*command, "--record-only", *(how.small or ["--seconds", "0.3"]), *what],
@@ -387,14 +387,8 @@ def main() -> int:
             print("No GPU: PyTorch sees none here, so nothing is checked.", file=sys.stderr)
             return 2
         device = torch.device("cuda")
-        today = datetime.date.today().isoformat()
-        path = chosen.output or RESULTS / f"{hardware.slug(device)}-check-{today}.json"
-        path = new_record(path.resolve())
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        report: dict[str, Any] = {
-            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "versions": versions | hardware.gpu_versions(),
-            "gpu": hardware.gpu(device),
+        path = new_record((chosen.output or default_path(device, "check-")).resolve())
+        report = hardware.environment(device) | {
             "parts": chosen.parts,
             "pack": str(chosen.pack) if chosen.pack else None,
         }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_cases
+import gpu_sweep
 import recorded
 import run_files
 import sanitizer_case
@@ -24,8 +25,8 @@ from stand_in_gpu import CPU, GPU
 
 from benchmarks.cases.inputs import Batch, State
 from benchmarks.cases.sizes import CUDA_CASES, Case, MomentumCase
-from benchmarks.implementations import implementations, variants
-from benchmarks.measuring import host_time
+from benchmarks.implementations import implementations
+from benchmarks.measuring import breakdown
 from benchmarks.measuring.clocks import float32_matmul_precision
 from rrd_kernels.pack import hardware_for
 from rrd_kernels.triton import pack
@@ -71,7 +72,7 @@ def step(case: Case, state: State, batch: Batch) -> None:
 
 
 def host() -> None:
-    for call in host_time.layers(GPU).values():
+    for call in breakdown.layers(GPU).values():
         call()
 
 
@@ -95,7 +96,7 @@ REAL_CALLS: dict[str, tuple[Callable[[], None], ...]] = {
 def kernels_of(parts: Iterable[str], hardware: Hardware) -> dict[Specialization, None]:
     found: dict[Specialization, None] = {}
     if "rest" in parts:
-        found |= dict.fromkeys(map(specialize, variants.wanted()))  # of the sweep, for an H200
+        found |= dict.fromkeys(map(specialize, gpu_sweep.wanted()))  # of the sweep, for an H200
     for part in parts:
         for call in CALLS.get(part, ()):
             found |= recorded.of_call(call, hardware)

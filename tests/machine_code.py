@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import triton
+from gpu_sweep import Variant, described, text_of
 from lanes import lopsided
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.cases.sizes import Case
-from benchmarks.implementations.variants import Variant, described, text_of
 from rrd_kernels.triton.compiled import compile_kernel
 from rrd_kernels.triton.configs import MAX_DIM, Hardware
 from rrd_kernels.triton.launch import Launch, specialize

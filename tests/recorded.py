@@ -85,7 +85,7 @@ def into(path: Path) -> Iterator[None]:
         stand_in_gpu.run(launches)
 
     try:
-        with mock.patch("benchmarks.implementations.variants.run", run), recorder:
+        with mock.patch("rrd_kernels.triton.run.run", run), recorder:
             yield
     finally:
         path.parent.mkdir(parents=True, exist_ok=True)

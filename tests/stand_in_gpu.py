@@ -277,6 +277,6 @@ def in_place(real: torch.device = CPU) -> Iterator[None]:
             (clocks, "BLOCK_CALLS", 2),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
-        stack.enter_context(mock.patch("benchmarks.implementations.variants.run", run))
+        stack.enter_context(mock.patch("rrd_kernels.triton.run.run", run))
         stack.enter_context(OnGpu(real))
         yield

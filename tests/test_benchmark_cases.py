@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.cases.agreement import agreement
+from benchmarks.cases.agreement import Agreement
 from benchmarks.cases.inputs import draw
 from benchmarks.cases.sizes import CPU_CASES, CUDA_CASES, Case, MomentumCase
 from benchmarks.implementations import implementations
@@ -24,7 +24,7 @@ MOMENTUM = MomentumCase(8, 64, "float32", n_data=500)
 def judged(case, kinds, device=CPU):
     """Each of ``kinds`` in turn, against one reference; the errors by name."""
     state, batches = draw(case, device)
-    judge = agreement(case, state, batches[0])
+    judge = Agreement(case, state, batches[0])
     return {kind.name: judge.check(kind(case, state)) for kind in kinds}
 
 
@@ -128,7 +128,7 @@ def test_a_divergence_has_the_cross_entropy_s_gradient():
 
 def test_the_first_samples_alone_are_looked_at():
     state, batches = draw(SMALL, CPU)
-    judge = agreement(SMALL, state, batches[0], samples=4)
+    judge = Agreement(SMALL, state, batches[0], samples=4)
     assert judge.check(Fused(SMALL, state)).keys() == {"gradient", "memory"}
     assert len(judge.expected["gradient"]) == 4
 

@@ -13,7 +13,7 @@ from benchmarks.distributed import __main__ as command
 from benchmarks.distributed import measure, model
 from benchmarks.distributed.measure import of_processes
 from benchmarks.distributed.model import GATHERS, Link, Machine, Step, collective
-from benchmarks.measuring import host_time
+from benchmarks.measuring.breakdown import CASE
 from benchmarks.report.record import RESULTS, ROOT
 from rrd_kernels import RRDLoss
 from rrd_kernels.distributed.collectives import RING
@@ -57,7 +57,7 @@ def test_a_card_has_a_table(run, tmp_path, capsys):
     """Inside what ``make gpu-check`` wrote, too. An older record has other layers of the host."""
     path = tmp_path / "card.json"
     record = json.loads(CPU.read_text()) | {"gpu": {"name": "a GPU"}}
-    layer = {"implementation": "rrd_kernels", "figure": "host", "case": host_time.CASE.name}
+    layer = {"implementation": "rrd_kernels", "figure": "host", "case": CASE.name}
     older = list(record["rows"])
     record["rows"] += [layer | {"name": name, "median": 2e-5} for name in ("a", "b")]
     path.write_text(json.dumps({"stages": {"build": {}, "official": {"record": record}}}))

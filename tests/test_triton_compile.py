@@ -11,6 +11,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from gpu_sweep import TABLE, takes, variants
 from interpreted import INTERPRETED
 from machine_code import (
     CARDS,
@@ -29,7 +30,6 @@ from machine_code import (
 )
 
 from benchmarks.cases.sizes import CUDA_CASES
-from benchmarks.implementations.variants import TABLE, takes, variants
 from rrd_kernels.triton.configs import MAX_DIM, Hardware, look_up
 from rrd_kernels.triton.launch import specialize
 from rrd_kernels.triton.plan import make_plan

@@ -1,7 +1,6 @@
 """Whether a step agrees with the float64 reference, before it is timed."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,10 +12,6 @@ from benchmarks.cases.sizes import Case, MomentumCase
 from benchmarks.implementations.step import Step, enqueue
 from rrd_kernels import reference
 
-#: Of "loss", "gradient" and "memory", what is written to it: relative to the reference, in the
-#: Frobenius norm. What was not looked at is absent.
-Errors = dict[str, float]
-
 #: A roundoff of each format's products. Tensor cores read ten bits of TF32 behind the leading one.
 ROUNDOFF = {"float32": 2.0**-23, "tf32": 2.0**-10, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 #: Beside float32's. On a GPU ours are three products of TF32, of which tensor cores add eight terms
@@ -26,6 +21,7 @@ CUT_OFF = 32 * 2.0**-24
 
 
 def relative(value: Tensor, expected: Tensor) -> float:
+    """The error in the Frobenius norm."""
     return float((value.double() - expected).norm() / expected.norm())
 
 
@@ -45,38 +41,38 @@ def factor(case: Case, step: Step) -> float:
     return 4.0 if case.format == "tf32" else 2.0
 
 
-@dataclass(frozen=True)
 class Agreement:
-    """Compares steps that are made with ``state`` and called with ``batch``.
+    """Compares steps that are made with ``state`` and called once with ``batch``.
 
-    ``expected`` holds the loss, a scalar, the gradient [B, D] or of the first samples, and, as
-    "memory", what the written rows [B] of all memories change by, in float64; ``plain`` what plain
-    PyTorch errs by in the case's format; ``granted`` what loss and gradient may err by beside that;
-    ``last`` the pointer or the parameters after a step.
+    "loss", "gradient" [B, D] and "memory", what the written rows change by, are ``expected`` as in
+    float64; ``plain`` is what plain PyTorch errs by in the case's format. With ``samples``, for
+    sizes at which the reference takes minutes, the gradient of so many is compared, and no loss.
     """
 
-    state: State
-    batch: Batch
-    rows: Tensor
-    last: Tensor
-    expected: dict[str, Tensor]
-    case: Case
-    plain: Errors
-    granted: float
+    def __init__(self, case: Case, state: State, batch: Batch, samples: int | None = None) -> None:
+        self.case, self.state, self.batch, self.samples = case, state, batch, samples
+        if isinstance(case, MomentumCase):
+            self.rows, self.last = batch[2], state[2]
+        else:
+            self.rows = (state[1] + torch.arange(case.batch, device=state[1].device)) % case.rows
+            self.last = (state[1] + case.batch) % case.rows
+        self.expected, rounded = (self._plain(dtype) for dtype in (torch.float64, case.dtype))
+        self.plain = {key: relative(rounded[key], value) for key, value in self.expected.items()}
+        self.granted = CUT_OFF if case.format == "float32" else 0.0
+        if samples:  # K grows: the roundings of a sum of K float32 terms are a random walk
+            self.granted += math.sqrt(case.rows) * 2.0**-24
 
-    def check(self, step: Step) -> Errors:
+    def check(self, step: Step) -> dict[str, float]:
         """The errors of ``step``, which has not been called before.
 
         Raises:
             ArithmeticError: it errs by more than it may.
         """
         loss, grad = step(*self.batch)
-        gradient = self.expected["gradient"]
-        found = {
-            "memory": self._written(step.state),
-            "gradient": relative(grad[: len(gradient)] / step.loss_scale, gradient),
-        }
-        if step.compares_loss and "loss" in self.expected:
+        gradient = grad[: self.samples] / step.loss_scale
+        found = {"memory": self._written(step.state)}
+        found["gradient"] = relative(gradient, self.expected["gradient"])
+        if step.compares_loss and not self.samples:
             found["loss"] = relative(loss, self.expected["loss"])
         limits = {key: self._limit(key, step) for key in found}
         if not all(error <= limits[key] for key, error in found.items()):  # not if NaN
@@ -85,76 +81,51 @@ class Agreement:
         return found
 
     def _limit(self, key: str, step: Step) -> float:
-        """A factor times what plain PyTorch errs by, or times one roundoff, should that come out
-        exact by luck; and what is granted."""
-        # What is written is no product of TF32.
-        least = ROUNDOFF[self.case.dtype_name if key == "memory" else self.case.format]
-        granted = 0.0 if key == "memory" else self.granted
-        return factor(self.case, step) * max(self.plain[key], least) + granted
+        """At least for one roundoff, should plain PyTorch come out exact by luck."""
+        if key == "memory":  # which no product of TF32 is written to
+            return factor(self.case, step) * max(self.plain[key], ROUNDOFF[self.case.dtype_name])
+        least = ROUNDOFF[self.case.format]
+        return factor(self.case, step) * max(self.plain[key], least) + self.granted
 
     def _written(self, state: State) -> float:
         """The error of what was written; infinite if anything else has changed."""
-        elsewhere = (
-            [memory.index_fill(0, self.rows, 0) for memory in pair]
-            for pair in zip(self.state[:-1], state[:-1], strict=True)
+        for old, new in zip(self.state[:-1], state[:-1], strict=True):
+            if not torch.equal(*(memory.index_fill(0, self.rows, 0) for memory in (old, new))):
+                return math.inf
+        error = relative(self._changes(state), self.expected["memory"])
+        return error if torch.equal(state[-1], self.last) else math.inf
+
+    def _changes(self, after: State) -> Tensor:
+        """Of the written rows of each memory, [memories, B, D]."""
+        pairs = zip(self.state[:-1], after[:-1], strict=True)
+        return torch.stack(
+            [new[self.rows].double() - old[self.rows].double() for old, new in pairs]
         )
-        if not all(torch.equal(*pair) for pair in [(state[-1], self.last), *elsewhere]):
-            return math.inf
-        return relative(changes(self.state, state, self.rows), self.expected["memory"])
 
-
-def changes(before: State, after: State, rows: Tensor) -> Tensor:
-    """What these rows of each memory have changed by, [memories, B, D]."""
-    pairs = zip(before[:-1], after[:-1], strict=True)
-    return torch.stack([new[rows].double() - old[rows].double() for old, new in pairs])
-
-
-def agreement(case: Case, state: State, batch: Batch, samples: int | None = None) -> Agreement:
-    """What compares steps of ``case``, made with ``state`` and called with ``batch``.
-
-    With ``samples`` the gradient of the first so many alone is compared, for sizes at which the
-    reference of all of them would take minutes.
-    """
-    if isinstance(case, MomentumCase):
-        rows, last = batch[2], state[2]
-    else:
-        rows = (state[1] + torch.arange(case.batch, device=state[1].device)) % case.rows
-        last = (state[1] + case.batch) % case.rows
-    expected, rounded = (
-        _plain(case, state, batch, rows, samples, dtype) for dtype in (torch.float64, case.dtype)
-    )
-    plain = {key: relative(rounded[key], value) for key, value in expected.items()}
-    granted = CUT_OFF if case.format == "float32" else 0.0
-    if samples:  # of a growing memory: sums of K float32 terms, whose roundings are a random walk
-        granted += math.sqrt(case.rows) * 2.0**-24
-    return Agreement(state, batch, rows, last, expected, case, plain, granted)
-
-
-def _plain(
-    case: Case, state: State, batch: Batch, rows: Tensor, samples: int | None, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """The loss, the gradient and the changes of the rows, in plain PyTorch and in ``dtype``."""
-    momentum = isinstance(case, MomentumCase)
-    memories, last = [memory.to(dtype, copy=True) for memory in state[:-1]], state[-1].clone()
-    z_s, z_t = (z.to(dtype, copy=True) for z in batch[:2])
-    if not momentum:
-        write = reference.enqueue_ if dtype == torch.float64 else enqueue
-        write(memories[0], last, z_t)
-    z_s.requires_grad_()
-    loss = torch.zeros((), dtype=torch.float64, device=z_s.device)
-    # A few samples at a time: B×K matrices, or B×K gathered rows, would fill gigabytes.
-    parts = (tensor[:samples].split(8 if momentum else 128) for tensor in (z_s, z_t, *batch[3:]))
-    for part in zip(*parts, strict=True):
-        total = _sum_of_losses(case, (*memories, last), *part)
-        total.backward()
-        loss += total.detach() / case.batch
-    assert z_s.grad is not None
-    if isinstance(case, MomentumCase):
-        for memory, unit in zip(memories, (z_s.detach(), z_t), strict=True):
-            reference.momentum_update_(memory, rows, unit, case.nce_m)
-    written = changes(state, (*memories, last), rows)
-    gradient = z_s.grad[:samples].double() / case.batch
-    return {"gradient": gradient, "memory": written} | ({} if samples else {"loss": loss})
+    def _plain(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Loss, gradient and changes of the memory, in plain PyTorch and in ``dtype``."""
+        case, last = self.case, self.state[-1].clone()
+        memories = [memory.to(dtype, copy=True) for memory in self.state[:-1]]
+        z_s, z_t = (z.to(dtype, copy=True) for z in self.batch[:2])
+        momentum = isinstance(case, MomentumCase)
+        if not momentum:
+            write = reference.enqueue_ if dtype == torch.float64 else enqueue
+            write(memories[0], last, z_t)
+        z_s.requires_grad_()
+        loss = torch.zeros((), dtype=torch.float64, device=z_s.device)
+        # A few samples at a time: B×K matrices, or B×K gathered rows, would fill gigabytes.
+        batch = (tensor[: self.samples] for tensor in (z_s, z_t, *self.batch[3:]))
+        parts = (tensor.split(8 if momentum else 128) for tensor in batch)
+        for part in zip(*parts, strict=True):
+            total = _sum_of_losses(case, (*memories, last), *part)
+            total.backward()
+            loss += total.detach() / case.batch
+        assert z_s.grad is not None
+        if isinstance(case, MomentumCase):
+            for memory, unit in zip(memories, (z_s.detach(), z_t), strict=True):
+                reference.momentum_update_(memory, self.rows, unit, case.nce_m)
+        gradient = z_s.grad[: self.samples].double() / case.batch
+        return {"loss": loss, "gradient": gradient, "memory": self._changes((*memories, last))}
 
 
 def _sum_of_losses(case: Case, state: State, z_s: Tensor, z_t: Tensor, *idx: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """The tensors that are drawn for a case: what its steps begin with, and batches."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,8 +10,7 @@ from benchmarks.cases.sizes import Case, MomentumCase
 from rrd_kernels import ContrastSampler
 from rrd_kernels.reference import estimate_normalizers_
 
-#: For the FIFO memory: memory [K, D], pointer [1]. For the momentum memory: memory_v1 and memory_v2
-#: [n_data, D], params [5].
+#: memory [K, D] and pointer [1]; or memory_v1 and memory_v2 [n_data, D], and params [5].
 State = tuple[Tensor, ...]
 #: z_s and z_t [B, D]; for the momentum memory also idx [B] and contrast_idx [B, K + 1].
 Batch = tuple[Tensor, ...]
@@ -22,26 +20,21 @@ CLASSES = 100
 
 def draw(
     case: Case, device: torch.device, sets: int = 4, seed: int = 0
-) -> tuple[State, Sequence[Batch]]:
+) -> tuple[State, list[Batch]]:
     """What steps of ``case`` begin with, and ``sets`` batches.
 
-    Samples have classes: without them each teacher row would be alone with itself, its probability
-    1 on the slot that has just been written, and a wrong attention over the other rows would not
-    show.
+    Samples have classes: else each teacher row would be alone with the slot that it was just
+    written to, and a wrong attention over the other rows would not show.
     """
-    generator = torch.Generator(device).manual_seed(seed)
-    options: Any = {"generator": generator, "device": device}
+    options: Any = {"generator": torch.Generator(device).manual_seed(seed), "device": device}
     centres = torch.randn(CLASSES, case.dim, **options)
-
-    def embeddings(labels: Tensor) -> Batch:
-        """z_s and z_t of samples of these classes."""
-        return tuple(
-            (centres[labels] + noise * torch.randn(len(labels), case.dim, **options)).to(case.dtype)
-            for noise in (1.0, 0.3)
-        )
 
     def labels(count: int) -> Tensor:
         return torch.randint(CLASSES, (count,), **options)
+
+    def embeddings(classes: Tensor) -> Batch:
+        noises = (scale * torch.randn(len(classes), case.dim, **options) for scale in (1.0, 0.3))
+        return tuple((centres[classes] + noise).to(case.dtype) for noise in noises)
 
     if not isinstance(case, MomentumCase):
         memory = F.normalize(embeddings(labels(case.rows))[1].float(), dim=1).to(case.dtype)
@@ -50,15 +43,12 @@ def draw(
 
     # Memories that each sample has passed through once, and an epoch, in which it occurs once.
     classes = labels(case.n_data)
-    memory_v1, memory_v2 = (
-        F.normalize(rows.float(), dim=1).to(case.dtype) for rows in embeddings(classes)
-    )
+    v1, v2 = (F.normalize(rows.float(), dim=1).to(case.dtype) for rows in embeddings(classes))
     sampler = ContrastSampler(classes, case.rows, **options)
     epoch = torch.randperm(case.n_data, **options)[: sets * case.batch].split(case.batch)
     batches = [(*embeddings(classes[idx]), idx, sampler(idx)) for idx in epoch]
     # Z is -1 until it is set.
     params = torch.tensor([case.rows, case.nce_t, -1, -1, case.nce_m], device=device)
     z_s, z_t, _, contrast_idx = batches[0]
-    views = (z_s, z_t, memory_v1, memory_v2, contrast_idx)
-    estimate_normalizers_(params[2:4], *views, nce_t=case.nce_t)
-    return (memory_v1, memory_v2, params), batches
+    estimate_normalizers_(params[2:4], z_s, z_t, v1, v2, contrast_idx, nce_t=case.nce_t)
+    return (v1, v2, params), batches

@@ -9,25 +9,20 @@ import torch
 
 @dataclass(frozen=True)
 class Case:
-    """One size of the FIFO memory's step: a batch of B samples against K rows.
-
-    The defaults are those of protocol "2025". ``matmul_precision`` is what
-    torch.set_float32_matmul_precision is told.
-    """
+    """One size of the FIFO memory's step, B samples against K rows; defaults of protocol "2025"."""
 
     section: ClassVar[str] = "FIFO memory"
-
     batch: int
     rows: int
     dtype_name: str
     dim: int = 128
     tau_s: float = 0.1
     tau_t: float = 0.02
-    matmul_precision: str = "highest"
+    matmul_precision: str = "highest"  # for torch.set_float32_matmul_precision
 
     @property
     def name(self) -> str:
-        """Tells it from all others of a device."""
+        """Unique among a device's cases."""
         width = "" if self.dim == 128 else f" D={self.dim}"
         return f"{self.format} {self.batch}×{self.rows}{width}"
 
@@ -43,14 +38,14 @@ class Case:
 
     @property
     def operations(self) -> int:
-        """By which all implementations are counted: loss and gradient as one-pass attention, two
-        products for each of 2B queries. With B×K matrices three products do, 6·B·D·K."""
+        """Of one-pass attention, two products for each of 2B queries, by which all implementations
+        are counted; with B×K matrices three products suffice, 6·B·D·K."""
         return 8 * self.batch * self.dim * self.rows
 
     @property
     def bytes(self) -> int:
-        """The least that is read and written with nothing in cache: the memory once, both
-        embeddings, the gradient, and the rows that are enqueued."""
+        """The least traffic with nothing in cache: the memory once, both embeddings, the gradient,
+        and the enqueued rows."""
         return (self.rows + 4 * self.batch) * self.dim * self.dtype.itemsize
 
     def fields(self) -> dict[str, Any]:
@@ -62,11 +57,9 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class MomentumCase(Case):
-    """One size of the momentum memory's step, each sample against itself and K drawn rows of
-    ``n_data``."""
+    """One size of the momentum memory's step: each sample against itself and K drawn rows."""
 
     section = "momentum memory"
-
     n_data: int
     nce_t: float = 0.07
     nce_m: float = 0.5
@@ -82,8 +75,8 @@ class MomentumCase(Case):
 
     @property
     def bytes(self) -> int:
-        """Each row that is drawn at all, of both memories, once; the indices; the embeddings and
-        the gradient; and the rows that move, read and written in both memories."""
+        """Each distinct drawn row of both memories once, the indices, the embeddings, the gradient,
+        and the rows that move, read and written."""
         drawn = self.n_data * (1 - (1 - (self.rows + 1) / self.n_data) ** self.batch)
         vectors = 2 * round(drawn) + (3 + 4) * self.batch
         return vectors * self.dim * self.dtype.itemsize + 8 * self.batch * (self.rows + 1)
@@ -94,9 +87,8 @@ def _cases(dtype_name: str, *sizes: tuple[int, int], **others: Any) -> list[Case
 
 
 SMALL, MIDDLE, LARGE, LARGEST = (64, 16384), (256, 16384), (1024, 65536), (4096, 262144)
-#: The size of ReSSL and ISD.
-WIDE = (256, 131072)
-#: Sizes of CIFAR-100 with the published K; and more rows than a batch wants of them.
+WIDE = (256, 131072)  # of ReSSL and ISD, with D = 512
+#: CIFAR-100 with the published K; and more rows than a batch wants of them.
 MOMENTUM_CASES = (
     MomentumCase(*SMALL, "float32", n_data=50000),
     MomentumCase(64, 4096, "float32", n_data=400000),
@@ -108,7 +100,7 @@ CPU_CASES: tuple[Case, ...] = (
     *_cases("float32", SMALL, WIDE, dim=512),
     *MOMENTUM_CASES,
 )
-#: What is wanted most comes first: time on a GPU may end before all have been measured.
+#: The most wanted first: time on a GPU may end before all have been measured.
 CUDA_CASES: tuple[Case, ...] = (
     *_cases("bfloat16", SMALL, MIDDLE, LARGE, LARGEST, (8192, 65536)),
     *_cases("bfloat16", LARGE, LARGEST, dim=64),
@@ -120,19 +112,17 @@ CUDA_CASES: tuple[Case, ...] = (
     *_cases("bfloat16", WIDE, dim=512),
     *MOMENTUM_CASES,
 )
-#: Sizes so small that their figures mean nothing: they show that all of it runs.
+#: Tiny, to show that all of it runs: their figures mean nothing.
 QUICK_CASES: tuple[Case, ...] = (
     Case(16, 512, "float32"),
     Case(16, 512, "bfloat16"),
     MomentumCase(8, 64, "float32", n_data=500),
 )
 
-#: Cases by a label, which names what grows and what stays. The largest are such that the published
-#: code's B×K matrices outgrow the machine's memory; the smallest K holds a batch.
-Axes = dict[str, list[Case]]
 
-
-def _axes(b: int, growing_k: Sequence[int], k: int, growing_b: Sequence[int]) -> Axes:
+def _axes(b: int, growing_k: Sequence[int], k: int, growing_b: Sequence[int]) -> dict[str, Any]:
+    """Cases by what grows and what stays. The smallest K holds a batch; at the largest the
+    published code's B×K matrices outgrow the machine's memory."""
     return {
         f"K, B = {b}": _cases("float32", *((b, rows) for rows in growing_k)),
         f"B, K = {k}": _cases("float32", *((batch, k) for batch in growing_b)),
@@ -149,5 +139,5 @@ def cases_for(device: torch.device, quick: bool = False) -> tuple[Case, ...]:
     return QUICK_CASES if quick else CPU_CASES if device.type == "cpu" else CUDA_CASES
 
 
-def axes_for(device: torch.device, quick: bool = False) -> Axes:
+def axes_for(device: torch.device, quick: bool = False) -> dict[str, list[Case]]:
     return QUICK_AXES if quick else CPU_AXES if device.type == "cpu" else CUDA_AXES

@@ -3,8 +3,7 @@
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +12,7 @@ import torch.multiprocessing as mp
 
 from benchmarks.distributed.model import GATHERS, Link, Machine, Step
 from benchmarks.measuring.clocks import spread, wall_time
-from benchmarks.measuring.hardware import busy_cores
-from benchmarks.report.record import environment
+from benchmarks.measuring.hardware import busy_cores, environment
 from rrd_kernels import RRDLoss
 
 BATCH, DIM = 64, 128
@@ -28,13 +26,13 @@ CPU = torch.device("cpu")
 def measure() -> dict[str, Any]:
     """A record: ``rows`` of {gather, ranks, size, seconds}, in all modes, and what they were
     measured on."""
-    record = environment(CPU) | {"busy_cores": busy_cores()}
-    rows = []
+    cores = {"cores": len(os.sched_getaffinity(0))}
+    record = environment(CPU) | {"busy_cores": busy_cores(), "machine": cores, "rows": []}
     for world in RANKS:
         with tempfile.TemporaryDirectory() as folder:
             mp.spawn(_rank, (world, folder, SIZES), nprocs=world)
-            rows += torch.load(f"{folder}/rows", weights_only=True)
-    return record | {"machine": {"cores": len(os.sched_getaffinity(0))}, "rows": rows}
+            record["rows"] += torch.load(f"{folder}/rows", weights_only=True)
+    return record
 
 
 def of_processes(record: Mapping[str, Any]) -> tuple[Machine, list[tuple[Step, float]]]:
@@ -46,9 +44,8 @@ def of_processes(record: Mapping[str, Any]) -> tuple[Machine, list[tuple[Step, f
     }
     small, large = sorted({step.size for step in steps})[:2]
     alone, longer = (steps[Step("none", 1, size, BATCH, DIM)] for size in (small, large))
-    together = steps[Step("keys", 2, small, BATCH, DIM)]
     per_row = (longer - alone) / (large - small)
-    message = (together - alone) / 2  # the header, and the keys
+    message = (steps[Step("keys", 2, small, BATCH, DIM)] - alone) / 2  # the header, and the keys
     machine = Machine(
         name="this machine, float32, a thread to a process",
         step=max(0.0, alone - per_row * small),
@@ -62,21 +59,18 @@ def of_processes(record: Mapping[str, Any]) -> tuple[Machine, list[tuple[Step, f
     return machine, list(steps.items())
 
 
-def _rank(rank: int, world: int, folder: str, sizes: Sequence[int]) -> None:
+def _rank(rank: int, world: int, folder: str, sizes: tuple[int, ...]) -> None:
     """All that is measured with one W; rank 0 writes it to ``folder``."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rendezvous = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
-    timers = {
-        (gather, size): partial(wall_time, _step(gather, size), CPU)
-        for gather in (GATHERS if world > 1 else GATHERS[:1])
-        for size in sizes
-    }
-    times: dict[tuple[str, int], list[float]] = {which: [] for which in timers}
+    gathers = GATHERS if world > 1 else GATHERS[:1]
+    steps = {(gather, size): _step(gather, size) for gather in gathers for size in sizes}
+    times: dict[tuple[str, int], list[float]] = {which: [] for which in steps}
     for _ in range(1 + ROUNDS):  # on every rank as many, however long they take
-        for which, timer in timers.items():
-            times[which].append(timer())
+        for which, step in steps.items():
+            times[which].append(wall_time(step, CPU))
     rows = [
         {"gather": gather, "ranks": world, "size": size, "seconds": spread(taken[1:])}
         for (gather, size), taken in times.items()

@@ -18,5 +18,4 @@ def implementations(case: Case, device: torch.device, compiled: bool = True) -> 
         on_gpu: list[type[Step]] = [Flash, Efficient, Cudnn, LigerJSD, FlaKLDiv]
         of_device = [CpuFlash] if device.type == "cpu" else on_gpu
         kinds = [PublishedEager, Compiled, LinearCrossEntropy, Math, *of_device, Fused]
-    takes_part = [kind for kind in kinds if kind.takes(case)]
-    return takes_part if compiled else [kind for kind in takes_part if kind.name != Compiled.name]
+    return [kind for kind in kinds if kind.takes(case) and (compiled or kind.name != Compiled.name)]

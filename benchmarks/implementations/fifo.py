@@ -1,6 +1,7 @@
 """The FIFO memory's step: as published, compiled, and this package's."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +14,6 @@ from benchmarks.implementations.step import AutogradStep, FifoStep, enqueue
 from rrd_kernels import functional
 
 
-def published_enqueue_(memory: Tensor, pointer: Tensor, teacher: Tensor) -> None:
-    """Unit rows [B, D] enter; B must divide the memory's rows."""
-    batch, size = len(teacher), len(memory)
-    assert size % batch == 0
-    start = int(pointer)  # a host sync on a GPU
-    memory[start : start + batch] = teacher
-    pointer[0] = (start + batch) % size
-
-
 def cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """The published mean loss of [B, K] logits."""
     losses = -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1))
@@ -32,10 +24,14 @@ def published_loss(
     z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor, tau_s: float, tau_t: float
 ) -> Tensor:
     """What the code published with arXiv 2407.12073 does with [B, D] embeddings, in its order and
-    with its copies: the teacher's rows enter, then the mean loss is taken."""
-    student = F.normalize(z_s, dim=1)
-    teacher = F.normalize(z_t, dim=1)
-    published_enqueue_(memory, pointer, teacher)
+    with its copies: the teacher's rows enter, of which B divides the memory's, then the mean loss
+    is taken."""
+    student, teacher = F.normalize(z_s, dim=1), F.normalize(z_t, dim=1)
+    (batch, _), size = teacher.shape, len(memory)
+    assert size % batch == 0
+    start = int(pointer)  # a host sync on a GPU
+    memory[start : start + batch] = teacher
+    pointer[0] = (start + batch) % size
     student_logits = student @ memory.clone().T / tau_s
     teacher_logits = teacher @ memory.clone().T / tau_t
     return cross_entropy(student_logits, teacher_logits)
@@ -76,8 +72,7 @@ class Compiled(AutogradStep, FifoStep):
         return self._loss(z_s, z_t, self.memory, self.pointer)
 
     def _eager_loss(self, z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor) -> Tensor:
-        student = F.normalize(z_s, dim=1)
-        teacher = enqueue(memory, pointer, z_t)
+        student, teacher = F.normalize(z_s, dim=1), enqueue(memory, pointer, z_t)
         return cross_entropy(student @ memory.T / self.tau_s, teacher @ memory.T / self.tau_t)
 
 
@@ -87,10 +82,5 @@ class Fused(AutogradStep, FifoStep):
     name = "rrd_kernels"
 
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
-        return functional.relational_step_(
-            *(z_s, z_t, self.memory, self.pointer),
-            tau_s=self.tau_s,
-            tau_t=self.tau_t,
-            unit_memory=True,
-            backend="fused",
-        )
+        options: Any = {"tau_s": self.tau_s, "tau_t": self.tau_t, "backend": "fused"}
+        return functional.relational_step_(z_s, z_t, *self.state, unit_memory=True, **options)

@@ -13,14 +13,6 @@ from benchmarks.implementations.step import AutogradStep
 from rrd_kernels import functional
 
 
-def published_update_(memory: Tensor, idx: Tensor, unit: Tensor, nce_m: Any) -> None:
-    """The rows at idx [B] move towards the unit rows [B, D]."""
-    rows = torch.index_select(memory, 0, idx)
-    rows.mul_(nce_m).add_(unit * (1 - nce_m))
-    norm = rows.pow(2).sum(dim=1, keepdim=True).pow(0.5)
-    memory.index_copy_(0, idx, rows / norm)
-
-
 class PublishedMomentum(AutogradStep):
     """What the published code does: gathers rows of both memories, [B, P, D] each, and reads its
     constants on the host at every step."""
@@ -48,8 +40,10 @@ class PublishedMomentum(AutogradStep):
         rows_v2 = torch.index_select(memory_v2, 0, contrast_idx.view(-1)).view(shape)
         out_s = torch.exp(torch.bmm(rows_v2, student[:, :, None]) / nce_t) / z_v1
         with torch.no_grad():
-            published_update_(memory_v1, idx, student, nce_m)
-            published_update_(memory_v2, idx, teacher, nce_m)
+            for memory, unit in ((memory_v1, student), (memory_v2, teacher)):
+                rows = torch.index_select(memory, 0, idx)
+                rows.mul_(nce_m).add_(unit * (1 - nce_m))
+                memory.index_copy_(0, idx, rows / rows.pow(2).sum(dim=1, keepdim=True).pow(0.5))
         return fifo.cross_entropy(out_s.squeeze(2) / self.tau_s, out_t.squeeze(2) / self.tau_t)
 
 
@@ -79,13 +73,13 @@ class FusedMomentum(AutogradStep):
         _, self.nce_t, _, _, self.nce_m = self.state[2].tolist()
 
     def forward(self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor) -> Tensor:
-        memory_v1, memory_v2, params = self.state
-        views = (z_s, z_t, memory_v1, memory_v2, contrast_idx)
-        normalizers, nce_t = params[2:4], self.nce_t
-        functional.estimate_normalizers_(normalizers, *views, nce_t=nce_t, backend="fused")
-        loss = functional.sampled_relational_loss(
-            *views, normalizers, tau_s=self.tau_s, tau_t=self.tau_t, nce_t=nce_t, backend="fused"
-        )
-        for memory, rows in ((memory_v1, z_s.detach()), (memory_v2, z_t)):
+        *memories, params = self.state
+        views: Any = (z_s, z_t, *memories, contrast_idx)
+        normalizers = params[2:4]
+        options: Any = {"nce_t": self.nce_t, "backend": "fused"}
+        functional.estimate_normalizers_(normalizers, *views, **options)
+        options |= {"tau_s": self.tau_s, "tau_t": self.tau_t, "normalizers": normalizers}
+        loss = functional.sampled_relational_loss(*views, **options)
+        for memory, rows in zip(memories, (z_s.detach(), z_t), strict=True):
             functional.momentum_update_(memory, idx, rows, self.nce_m, backend="fused")
         return loss

@@ -1,6 +1,5 @@
 """The step through PyTorch's attention kernels, all that the device has."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -11,15 +10,12 @@ from benchmarks.implementations.step import FifoStep, enqueue
 
 
 class SDPA(FifoStep):
-    """Attention with K = V = memory and one head.
-
-    Both temperatures go into the queries and the gradient into closed form, so that nothing is left
-    to autograd.
-    """
+    """Attention with K = V = memory and one head. Both temperatures go into the queries and the
+    gradient into closed form, so that nothing is left to autograd."""
 
     #: What torch.ops.aten calls it, without what all begin with, and its further options.
     kernel: ClassVar[str]
-    options: ClassVar[Mapping[str, Any]] = {}
+    options: ClassVar[dict[str, Any]] = {}
     #: Of the operands; a kernel called with others may read them as if they were these.
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
 
@@ -47,8 +43,7 @@ class SDPA(FifoStep):
         """Output and natural log-sum-exp of attention over [1, 1, K, D], unscaled; the latter of
         the first half of the queries at least."""
         kernel = getattr(torch.ops.aten, f"_scaled_dot_product_{self.kernel}")
-        output, log_sum_exp, *_ = kernel(queries, memory, memory, scale=1.0, **self.options)
-        return output, log_sum_exp
+        return kernel(queries, memory, memory, scale=1.0, **self.options)[:2]
 
 
 class Math(SDPA):

@@ -15,9 +15,7 @@ from benchmarks.cases.sizes import Case
 class Step(ABC):
     """Mean loss, its gradient with respect to z_s, and what is written to the memory.
 
-    Args:
-        case: the settings.
-        state: as drawn for the case; each step owns a copy, which its calls go on changing.
+    Each step owns a copy of the drawn ``state``, which its calls go on changing.
     """
 
     name: ClassVar[str]
@@ -36,7 +34,6 @@ class Step(ABC):
         # As GradScaler does: p / B as such would underflow in float16.
         self.loss_scale = 1024.0 if case.dtype == torch.float16 else 1.0
 
-    # Any: each kind takes the tensors of its batches by their names.
     @abstractmethod
     def __call__(self, *batch: Any) -> tuple[Tensor, Tensor]:
         """The loss, a scalar, and the gradient [B, D] times loss_scale."""
@@ -54,8 +51,6 @@ class Step(ABC):
 
 
 class AutogradStep(Step):
-    """One that is differentiated by autograd."""
-
     def __call__(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         z_s, *others = batch
         z_s = z_s.detach().requires_grad_()
@@ -66,7 +61,7 @@ class AutogradStep(Step):
 
     @abstractmethod
     def forward(self, *batch: Any) -> Tensor:
-        """The loss; writes to the memory. The batch's z_s requires a gradient."""
+        """The loss; writes to the memory."""
 
 
 class FifoStep(Step):

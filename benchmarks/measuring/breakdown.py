@@ -1,49 +1,63 @@
-"""Where the time of a step goes: by kernel on a GPU, by PyTorch's operators on a CPU."""
+"""Where the time of a step goes: by kernel on a GPU, by PyTorch's operators on a CPU; and on the
+host, by layers of this package."""
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from benchmarks.cases.sizes import Case
+from benchmarks.implementations.fifo import Fused
 from benchmarks.implementations.step import Step
-from benchmarks.measuring.clocks import float32_matmul_precision, wall_time
-from benchmarks.measuring.outcomes import failure
-from benchmarks.measuring.run import Row, agreeing
-from benchmarks.measuring.turns import one_by_one, turns
+from benchmarks.measuring import clocks
+from benchmarks.measuring.memory import failure
+from benchmarks.measuring.run import Row, agreeing, timing
+from rrd_kernels import RRDLoss, functional
+from rrd_kernels import validation as check
 
-OPERATOR = "operator"
+OPERATOR, HOST = "operator", "host"
+#: Of the host's layers: one sample and two rows, where the kernels do not drown them.
+CASE = Case(1, 2, "float32")
+#: Widths of the published student's and teacher's features (resnet8x4, resnet32x4).
+S_DIM, T_DIM = 64, 256
+#: Between two looks at the clock: so few that other work seldom comes between.
+CALLS = 5
 
 
 def breakdown(
     case: Case, kinds: Iterable[type[Step]], device: torch.device, count: int
 ) -> Iterator[Row]:
-    """A row for each operator or kernel, without those that it calls: averages of ``count`` steps.
+    """A row for each operator or kernel, without those that it calls, the longest first: averages
+    of ``count`` steps.
 
     The profiler itself takes a microsecond or so for each operator, so they do not add up to the
     time without it.
     """
-    with float32_matmul_precision(case.matmul_precision):
+    with clocks.float32_matmul_precision(case.matmul_precision):
         batches, steps, _ = agreeing(kinds, case, device)  # run_case reports those that fail
         for name, twins in steps.items():
             fixed = case.fields() | {"figure": OPERATOR, "implementation": name}
             try:
-                for part in _parts(one_by_one(turns(twins, batches)), device, count):
-                    yield fixed | part
+                parts = _parts(clocks.one_by_one(clocks.turns(twins, batches)), device, count)
             except Exception as error:
-                yield fixed | failure(error)
+                parts = [failure(error)]
+            for part in sorted(parts, key=lambda part: -part.get("median", 0.0)):
+                yield fixed | part
 
 
 def _parts(step: Callable[[], object], device: torch.device, count: int) -> list[Row]:
-    """The longest first."""
     step()
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # without the profiler's own messages
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with torch.profiler.profile(activities=activities, acc_events=True) as profiled:
-        wall_time(step, device, count)
+        clocks.wall_time(step, device, count)
     parts = []
     for event in profiled.key_averages():
         # An operator's line on a GPU repeats the time of its kernels, and so does that of a range
@@ -52,8 +66,56 @@ def _parts(step: Callable[[], object], device: torch.device, count: int) -> list
             continue
         taken = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         if taken:
-            median, calls = taken / 1e6 / count, event.count / count
+            calls, median = event.count / count, taken / 1e6 / count
             parts.append({"name": event.key, "calls": calls, "median": median})
     if not parts:
         raise RuntimeError(f"the profiler saw nothing that ran on {device.type}")
-    return sorted(parts, key=lambda part: -part["median"])
+    return parts
+
+
+def layers(device: torch.device) -> dict[str, Callable[[], Any]]:
+    """Calls by what each has beyond the one before; the last is a step of ``RRDLoss``."""
+    widths: Any = {"s_dim": S_DIM, "t_dim": T_DIM, "feat_dim": CASE.dim}
+    criterion = RRDLoss(**widths, nce_k=CASE.rows, start="unit", backend="fused", device=device)
+    criterion.warmup(CASE.batch)
+    memory: Any = criterion.memory
+    state = (memory.queue, memory.queue_ptr)
+    features = [torch.randn(CASE.batch, width, device=device) for width in (S_DIM, T_DIM)]
+    z_s, z_t = (z.detach() for z in memory.project(*features))
+    leaf = z_s.clone().requires_grad_()
+    taus: Any = {"tau_s": criterion.tau_s, "tau_t": criterion.tau_t}
+    settings = (*taus.values(), True, None, check.REDUCTIONS.index("mean"), True, 0.0)
+    operator: Any = torch.ops.rrd_kernels.relational_step_
+    step: Any = partial(functional.relational_step_, unit_memory=True, backend="fused", **taus)
+    return {
+        "operator: dispatcher, launches": lambda: operator(*state, z_s, z_t, *settings),
+        "autograd: a node for the gradient": lambda: operator(*state, leaf, z_t, *settings),
+        "Python: checks and defaults": lambda: step(leaf, z_t, *state),
+        "two nn.Linear: the embeddings": lambda: step(*memory.project(*features), *state),
+        "Python: modules": lambda: criterion(*features),
+        "backward: engine, all gradients": lambda: criterion(*features).backward(),
+    }
+
+
+def host_time(device: torch.device, seconds: float) -> Iterator[Row]:
+    """A row for each of the :func:`layers`, timed in turn: its time is the median over the rounds
+    of the difference to the one before. The larger matrices of nn.Linear are in none of them."""
+    timers: dict[str, Callable[[], float]] = {}
+    for name, call in layers(device).items():
+        timers[name] = partial(_host_time, call, device)
+    below = np.zeros(1)
+    for name, taken in clocks.interleaved(timers, seconds).items():
+        fixed = {"figure": HOST, "implementation": Fused.name, "name": name}
+        yield CASE.fields() | fixed | timing((np.array(taken) - below).tolist())
+        below = np.array(taken)
+
+
+def _host_time(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of a call in a block; a GPU is not waited for until the clock has been read."""
+    clocks.wait_for(device)
+    start = time.perf_counter()
+    for _ in range(CALLS):
+        call()
+    taken = (time.perf_counter() - start) / CALLS
+    clocks.wait_for(device)
+    return taken

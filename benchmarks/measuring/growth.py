@@ -4,19 +4,21 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from benchmarks.cases.agreement import agreement
-from benchmarks.cases.inputs import draw
 from benchmarks.cases.sizes import Case
 from benchmarks.implementations import implementations
 from benchmarks.implementations.libraries import LinearCrossEntropy
 from benchmarks.implementations.sdpa import Math
 from benchmarks.implementations.step import Step
-from benchmarks.measuring import hardware
-from benchmarks.measuring.clocks import ROUNDS, host_timer, interleaved
-from benchmarks.measuring.memory import isolated, limit_memory, peak_extra_memory
-from benchmarks.measuring.outcomes import NOT_MEASURED, first_line, tried
-from benchmarks.measuring.run import STEP, Row, timing
-from benchmarks.measuring.turns import one_by_one, turns, with_twins
+from benchmarks.measuring import clocks, hardware
+from benchmarks.measuring.memory import (
+    NOT_MEASURED,
+    first_line,
+    isolated,
+    limit_memory,
+    peak_extra_memory,
+    tried,
+)
+from benchmarks.measuring.run import Row, agreeing, timing
 
 GROWTH = "growth"
 #: Of a CPU's free memory, what a step may take: the rest is the system's, and none is to wait for
@@ -24,7 +26,7 @@ GROWTH = "growth"
 MEMORY_SHARE = 0.8
 #: For seven rounds of a size, or for as many as fit in; one is made anyway.
 LIMIT_SECONDS = 2.0
-#: Samples that are compared with the reference: float64, and many times slower than what is timed.
+#: Compared with the reference, which is many times slower than what is timed.
 SAMPLES = 16
 
 
@@ -43,7 +45,7 @@ def rows_along(
         if device.type == "cpu":
             # In a process, which cannot take the memory that the machine needs.
             limit = int(MEMORY_SHARE * hardware.available_memory())
-            point = isolated(measure_in_limit, case, kind, limit) | {"memory_limit": limit}
+            point = isolated(measure, case, kind, device, limit) | {"memory_limit": limit}
         else:
             point = tried(measure, case, kind, device)
             torch.cuda.empty_cache()
@@ -53,31 +55,25 @@ def rows_along(
             return
 
 
-def measure_in_limit(case: Case, kind: type[Step], limit: int) -> Row:
-    """:func:`measure` on a CPU, in a process that allocates at most ``limit`` bytes."""
-    limit_memory(limit)
-    # As the C library's allocator is in a process that has trained for a while: a block that was
-    # freed lets it keep others of that size, up to 32 MiB, and not fetch each from the system page
-    # by page again. Code that makes many matrices would look slower than it is.
-    for _ in range(2):
-        torch.empty(31 << 20, dtype=torch.uint8).fill_(0)
-    return measure(case, kind, torch.device("cpu"))
-
-
-def measure(case: Case, kind: type[Step], device: torch.device) -> Row:
-    """The fields of one size."""
-    state, batches = draw(case, device)
-    step = kind(case, state)
+def measure(case: Case, kind: type[Step], device: torch.device, limit: int | None = None) -> Row:
+    """The fields of one size, in a process that from now on allocates at most ``limit`` bytes."""
+    if limit is not None:
+        limit_memory(limit)
+        # As the C library's allocator is in a process that has trained for a while: a block that
+        # was freed lets it keep others of that size, up to 32 MiB, and not fetch each from the
+        # system page by page again. Code that makes many matrices would look slower than it is.
+        for _ in range(2):
+            torch.empty(31 << 20, dtype=torch.uint8).fill_(0)
     try:
-        judge = agreement(case, state, batches[0], SAMPLES)
+        batches, steps, about = agreeing([kind], case, device, SAMPLES)
     except Exception as error:  # also for want of memory, which is not the step's
         return {"outcome": NOT_MEASURED, "reason": f"the reference: {first_line(error)}"}
-    judge.check(step)
-    steps = with_twins(step, hardware.cache_bytes(device))
-    del judge, state
-    timer = host_timer(one_by_one(turns(steps, batches)), device)
+    if not steps:
+        return about[kind.name]
+    calls = clocks.turns(steps[kind.name], batches)
+    timer = clocks.host_timer(clocks.one_by_one(calls), device)
     times: list[float] = []
     extra = peak_extra_memory(lambda: times.append(timer()), device.type == "cuda")
-    if rounds := min(ROUNDS, int(LIMIT_SECONDS / times[0])):
-        times = interleaved({STEP: timer}, 0.0, rounds)[STEP]
-    return timing(times) | {"extra_bytes": extra, "copies": len(steps)}
+    if rounds := min(clocks.ROUNDS, int(LIMIT_SECONDS / times[0])):
+        times = clocks.interleaved({GROWTH: timer}, 0.0, rounds)[GROWTH]
+    return about[kind.name] | timing(times) | {"extra_bytes": extra}

@@ -1,21 +1,60 @@
-"""What a machine is called and made of, and nothing that tells it from another of its kind."""
+"""What a machine is, and nothing that tells it from another of its kind; and how fast it is."""
 
+import datetime
 import importlib.util
 import os
 import platform
 import re
 import subprocess
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+import rrd_kernels
+from benchmarks.cases.sizes import Case
+from benchmarks.measuring.clocks import float32_matmul_precision, interleaved_times
+
+ROOT = Path(__file__).parents[2]
 #: What nvidia-smi is asked.
-STATE = "driver_version clocks.sm clocks.mem clocks.max.sm power.draw power.limit temperature.gpu"
+STATE = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu"
 CGROUP = "/sys/fs/cgroup"
 CPUS = "/sys/devices/system/cpu"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What figures depend on."""
+    git = ("git", "-C", str(ROOT))
+    record = {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "versions": versions(),
+        "commit": _output(*git, "rev-parse", "HEAD"),
+        "uncommitted_changes": _output(*git, "status", "--porcelain", "--untracked-files=no"),
+        "threads": torch.get_num_threads(),
+        "cpu": cpu_model(),
+        "cache_bytes": cache_bytes(device),
+    }
+    if device.type == "cuda":
+        return record | {"gpu": gpu(device)}
+    names = ("float64", "float32", "bfloat16")
+    return record | {"kernels": dict(zip(names, torch.ops.rrd_kernels.cpu_kernels(), strict=True))}
+
+
+def versions() -> dict[str, str | None]:
+    triton = version("triton") if importlib.util.find_spec("triton") else None
+    own = {"python": platform.python_version(), "rrd_kernels": rrd_kernels.__version__}
+    return own | {"torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton}
+
+
+def gpu(device: torch.device) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    names = ("name", "major", "minor", "multi_processor_count", "total_memory")
+    return {name: getattr(properties, name) for name in names}
 
 
 def slug(device: torch.device) -> str:
@@ -67,58 +106,57 @@ def available_memory() -> int:
     return available
 
 
-def _lines(path: str) -> list[str]:
-    """None where there is no such file."""
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
-def gpu(device: torch.device) -> dict[str, Any]:
-    properties = torch.cuda.get_device_properties(device)
-    return {
-        "name": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
-        "memory_bytes": properties.total_memory,
-    }
-
-
-def gpu_versions() -> dict[str, str | None]:
-    triton = version("triton") if importlib.util.find_spec("triton") else None
-    return {"cuda": torch.version.cuda, "triton": triton}
-
-
-def state(device: torch.device) -> dict[str, str]:
-    """A GPU's driver, clocks, power and temperature as they are found; empty where nvidia-smi does
-    not say."""
-    if device.type != "cuda":
-        return {}
-    # Its numbers are not those of CUDA, which CUDA_VISIBLE_DEVICES changes.
-    identity = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
-    command = ["nvidia-smi", identity, f"--query-gpu={STATE.replace(' ', ',')}"]
-    command.append("--format=csv,noheader")
-    try:
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    values = [value.strip() for value in done.stdout.strip().split(",")]
-    return dict(zip(STATE.split(), values, strict=False))
-
-
 def busy_cores(seconds: float = 0.5) -> float | None:
     """How many cores other work keeps busy while this process sleeps; ``None`` but on Linux.
 
     Threads that wait for one another at a barrier wait for whoever holds the other core: with one
     core taken, a step of many small parallel loops takes many times as long.
     """
-    if not _lines("/proc/stat"):
+    ticks = []
+    for pause in (0.0, seconds):
+        time.sleep(pause)
+        of_all = [*_lines("/proc/stat"), ""][0].split()  # cpu user nice system idle
+        ticks.append(sum(map(int, of_all[1:4])))
+    return (ticks[1] - ticks[0]) / os.sysconf("SC_CLK_TCK") / seconds if ticks[0] else None
+
+
+def look_at_machine(cases: Sequence[Case], device: torch.device, quick: bool) -> dict[str, Any]:
+    """The rates of a large torch.mm in the formats of ``cases`` and of a copy's read plus written,
+    and what other work takes of the machine."""
+    found: dict[str, Any] = {"busy_cores": busy_cores(), "mm_gflops": {}}
+    size, copied = (4096, 1 << 28) if device.type == "cpu" else (8192, 1 << 30)
+    if quick:
+        size, copied = 256, 1 << 20
+
+    def seconds(call: Callable[[], object]) -> float:
+        return float(np.median(interleaved_times({"": call}, device, 0.3, min_rounds=3)[""]))
+
+    for case in {case.format: case for case in cases}.values():
+        a, b = (torch.randn(size, size, device=device).to(case.dtype) for _ in range(2))
+        with float32_matmul_precision(case.matmul_precision):
+            found["mm_gflops"][case.format] = 2e-9 * size**3 / seconds(partial(torch.mm, a, b))
+    source = torch.ones(copied // 4, device=device)
+    copy = partial(torch.empty_like(source).copy_, source)
+    found["copy_gbytes_per_second"] = 2e-9 * copied / seconds(copy)
+    if device.type == "cuda":  # right after: the driver, clocks and power of a machine at work
+        # Its numbers are not those of CUDA, which CUDA_VISIBLE_DEVICES changes.
+        identity = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
+        found["state"] = _output("nvidia-smi", identity, f"--query-gpu={STATE}", "--format=csv")
+    return found
+
+
+def _output(*command: str) -> str | None:
+    """What a command prints; ``None`` where there is none, or it fails."""
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
         return None
-    before = _busy_ticks()
-    time.sleep(seconds)
-    return (_busy_ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
+    return done.stdout.strip()
 
 
-def _busy_ticks() -> int:
-    return sum(map(int, _lines("/proc/stat")[0].split()[1:4]))  # cpu user nice system idle
+def _lines(path: str) -> list[str]:
+    """None where there is no such file."""
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

@@ -1,20 +1,20 @@
-"""The peak memory of a call, and processes in which nothing else has allocated."""
+"""The peak memory of a call, processes in which nothing else has allocated, and what becomes of an
+implementation that has no figures."""
 
 import ctypes
 import gc
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measuring.outcomes import NOT_AVAILABLE, OUT_OF_MEMORY, tried
-
 CLEAR_REFS = Path("/proc/self/clear_refs")
+OUT_OF_MEMORY, DISAGREES, NOT_AVAILABLE = "out of memory", "disagrees", "not available"
+#: Not tried, which is no failure.
+NOT_MEASURED = "not measured"
 
 
 def peak_extra_memory(call: Callable[[], object], on_gpu: bool = False) -> int:
@@ -51,14 +51,12 @@ def limit_memory(size: int) -> None:
     """Lets this process allocate ``size`` more bytes: what goes beyond fails, and at once."""
     import resource  # not on Windows
 
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    used = pages * os.sysconf("SC_PAGE_SIZE")
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + size, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (_status_bytes("VmSize") + size, hard))
 
 
 def isolated(function: Callable[..., dict[str, Any]], *arguments: object) -> dict[str, Any]:
-    """A row's fields, which ``function(*arguments)`` returns in a new process, or how it failed."""
+    """:func:`tried` in a new process."""
     # Forked from one that has imported all of this and done nothing yet.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__, "torch._inductor.compile_fx"])
@@ -78,5 +76,28 @@ def isolated(function: Callable[..., dict[str, Any]], *arguments: object) -> dic
         process.join()
 
 
-def _send(sender: Connection, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+def _send(sender: Any, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
     sender.send(tried(function, *arguments))
+
+
+def tried(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """A row's fields, which ``function(*arguments)`` returns, or how it failed."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return failure(error)
+
+
+def failure(error: BaseException) -> dict[str, str]:
+    """A row's fields on it."""
+    outcome = DISAGREES if isinstance(error, ArithmeticError) else NOT_AVAILABLE
+    # On a CPU PyTorch says so in a plain RuntimeError.
+    said = any(text in str(error) for text in ("can't allocate memory", "bad_alloc"))
+    if said or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        outcome = OUT_OF_MEMORY
+    return {"outcome": outcome, "reason": first_line(error)}
+
+
+def first_line(error: BaseException) -> str:
+    """Of the error's text, after its type."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]

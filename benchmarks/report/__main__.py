@@ -12,23 +12,21 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cases.sizes import Case, axes_for, cases_for
-from benchmarks.implementations import implementations, variants
+from benchmarks.cases.sizes import axes_for, cases_for
+from benchmarks.implementations import implementations
 from benchmarks.implementations.fifo import Fused
-from benchmarks.measuring import growth, host_time
-from benchmarks.measuring.breakdown import breakdown
-from benchmarks.measuring.ceilings import look_at_machine
-from benchmarks.measuring.outcomes import NOT_MEASURED, OUT_OF_MEMORY, first_line
+from benchmarks.measuring import growth, hardware
+from benchmarks.measuring.breakdown import breakdown, host_time
+from benchmarks.measuring.memory import NOT_MEASURED, OUT_OF_MEMORY, first_line
 from benchmarks.measuring.run import Row, run_case
-from benchmarks.report.record import Record, default_path, environment, new_record, write_whole
+from benchmarks.report.record import Record, default_path, new_record, write_whole
 from rrd_kernels.ops import EXTENSION_ERROR
 
 STARTED = time.monotonic()
-#: What is measured, in its order; the sweep only if it is named.
-PARTS = ("cases", "host", "breakdown", "scaling", "sweep")
-HOST_SECONDS = 4.0
-#: What figures of the sweep begin with.
-VARIANT = "variant's "
+#: What is measured, in its order.
+PARTS = ("cases", "host", "breakdown", "scaling")
+#: Its name, and what returns the rows.
+Part = tuple[str, Callable[[], Iterable[Row]]]
 #: Steps that are profiled.
 PROFILED = {"cpu": 5, "cuda": 20}
 #: How growth may end: ours, or the reference's.
@@ -37,25 +35,19 @@ ENDS = ((growth.GROWTH, OUT_OF_MEMORY), (growth.GROWTH, NOT_MEASURED))
 NEGLIGIBLE_WORK = 0.1
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report",
+        prog=prog,
         description="Time and memory of a training step: published eager code, torch.compile, "
         "SDPA, other libraries, rrd_kernels. Writes a JSON record, tables and pictures.",
         epilog="Terms and figures: README.md, 'Speed and memory on a CPU'.",
     )
-    add = parser.add_argument
-    default = "cuda" if torch.cuda.is_available() else "cpu"
+    add, on_gpu = parser.add_argument, torch.cuda.is_available()
+    default = "cuda" if on_gpu else "cpu"
     add("--device", choices=("cpu", "cuda"), default=default, help="default here: %(default)s")
-    add(
-        "--parts",
-        nargs="+",
-        choices=PARTS,
-        help="default: all but sweep, which times other plans than the table's for the kernels of "
-        "a GPU of compute capability 9.0; with --cases: cases",
-    )
+    add("--parts", nargs="+", choices=PARTS, help="default: all; with --cases: cases")
     add("--cases", default="", metavar="TEXT", help="those whose name contains TEXT: momentum")
-    add("--seconds", type=float, help="for a case, all together (default: 1)")
+    add("--seconds", type=float, default=1.0, help="for a case, all together; default: 1")
     add(
         "--output",
         type=Path,
@@ -67,25 +59,23 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add("--record-only", action="store_true", help="no tables and no pictures")
     add("--quick", action="store_true", help="tiny sizes: shows that all runs, nothing else")
     chosen = parser.parse_args(arguments)
-    if chosen.device == "cuda" and not torch.cuda.is_available():
+    if chosen.device == "cuda" and not on_gpu:
         parser.error("--device cuda, but PyTorch sees no GPU")
     if EXTENSION_ERROR is not None:
         parser.error(f"{EXTENSION_ERROR}; make setup builds it")
-    chosen.parts = chosen.parts or (["cases"] if chosen.cases else PARTS[:-1])
-    on_gpu = chosen.device == "cuda"
-    if "sweep" in chosen.parts and not (on_gpu and torch.cuda.get_device_capability() == (9, 0)):
-        parser.error("the sweep's plans are for GPUs of compute capability 9.0, such as an H200")
     chosen.device = torch.device(chosen.device)
-    if chosen.seconds is None:
-        chosen.seconds = 0.0 if chosen.quick else 1.0
+    chosen.parts = chosen.parts or (["cases"] if chosen.cases else PARTS)
     cases = cases_for(chosen.device, chosen.quick)
     wanted = chosen.cases.replace("x", "×")
     chosen.cases = [case for case in cases if wanted in case.name]
     if not chosen.cases:
         names = ", ".join(case.name for case in cases)
         parser.error(f"no case's name contains {wanted!r}; there are {names}")
+    if chosen.quick:
+        chosen.seconds = 0.0
     try:
-        chosen.output = new_record(chosen.output or default_path(chosen.device, chosen.quick))
+        path = default_path(chosen.device, "quick-" if chosen.quick else "")
+        chosen.output = new_record(chosen.output or path)
         if not chosen.record_only:
             from benchmarks.report import documents
 
@@ -97,21 +87,21 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return chosen
 
 
-def report(progress: str) -> None:
-    """With the seconds since the start."""
-    # Not a spinner: its thread would take a core from what is being timed.
-    print(f"{time.monotonic() - STARTED:5.0f} s  {progress}", file=sys.stderr, flush=True)
+def progress(text: str) -> None:
+    """With the seconds since the start. Not a spinner, whose thread would take a core from what is
+    being timed."""
+    print(f"{time.monotonic() - STARTED:5.0f} s  {text}", file=sys.stderr, flush=True)
 
 
-def parts(chosen: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterable[Row]]]]:
-    """What is measured one after another: a name, and what returns the rows."""
-    device, quick = chosen.device, chosen.quick
+def parts_of(chosen: argparse.Namespace) -> Iterator[Part]:
+    """What is measured one after another."""
+    device, quick, seconds = chosen.device, chosen.quick, chosen.seconds
     kinds = {case: implementations(case, device, chosen.compile == "all") for case in chosen.cases}
     if "cases" in chosen.parts:
         for case in chosen.cases:
-            yield case.name, partial(run_case, case, kinds[case], chosen.seconds, device)
+            yield case.name, partial(run_case, case, kinds[case], seconds, device)
     if "host" in chosen.parts:
-        yield "the host's time", partial(host_time.profile, device, 0.0 if quick else HOST_SECONDS)
+        yield "the host's time", partial(host_time, device, 4 * seconds)
     if "breakdown" in chosen.parts:
         steps = 1 if quick else PROFILED[device.type]
         for _, of_memory in groupby(chosen.cases, lambda case: case.section):
@@ -122,31 +112,21 @@ def parts(chosen: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterab
             for kind in growth.implementations_along(cases[0], device):
                 name = f"{kind.name} against {axis}"
                 yield name, partial(growth.rows_along, axis, cases, kind, device)
-    if "sweep" in chosen.parts:
-        for case in filter(variants.takes, chosen.cases):
-            yield f"variants of {case.name}", partial(swept, case, chosen.seconds, device)
 
 
-def swept(case: Case, seconds: float, device: torch.device) -> Iterator[Row]:
-    """Rows of plans beside the table's, to which the ratios are."""
-    kinds = variants.implementations(case, device)
-    for row in run_case(case, kinds, seconds, device, memory=False, ours=variants.TABLE):
-        yield row | {"figure": VARIANT + row["figure"]}
-
-
-def measure(chosen: argparse.Namespace, record: Record, save: Callable[[], None]) -> None:
-    """Adds one part after another to the record, and saves it after each.
-
-    A part that fails is named, and the others go on.
-    """
+def measure(
+    chosen: argparse.Namespace, parts: Iterable[Part], record: Record, save: Callable[[], None]
+) -> None:
+    """Adds one part after another to the record, and saves it after each. A part that fails is
+    named, and the others go on."""
     for when in ("before", "after"):
-        report("torch.mm and a copy")
-        machine = look_at_machine(chosen.cases, chosen.device, chosen.quick)
+        progress("torch.mm and a copy")
+        machine = hardware.look_at_machine(chosen.cases, chosen.device, chosen.quick)
         if (machine["busy_cores"] or 0) > NEGLIGIBLE_WORK:
-            report(f"other work keeps {machine['busy_cores']:.1f} cores busy: times will be off")
+            progress(f"other work keeps {machine['busy_cores']:.1f} cores busy: times will be off")
         record["machine"][when] = machine
-        for name, rows in parts(chosen) if when == "before" else ():
-            report(name)
+        for name, rows in parts if when == "before" else ():
+            progress(name)
             try:
                 record["rows"] += rows()
             except Exception as error:
@@ -158,18 +138,24 @@ def measure(chosen: argparse.Namespace, record: Record, save: Callable[[], None]
 def failures(record: Record) -> list[str]:
     """Where this package's kernels did not run or were wrong; memory may end the growth."""
     return record["failures"] + [
-        f"{row['figure']} of {row['case']}: {row['outcome']}, {row['reason']}"
+        f"{row['implementation']}, {row['figure']} of {row['case']}: {row['outcome']}, "
+        f"{row['reason']}"
         for row in record["rows"]
-        if row["implementation"] == Fused.name or row["figure"].startswith(VARIANT)
+        if row["implementation"].startswith(Fused.name)
         if "outcome" in row and (row["figure"], row["outcome"]) not in ENDS
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    prog: str = "python -m benchmarks.report",
+    parts: Callable[[argparse.Namespace], Iterable[Part]] = parts_of,
+) -> int:
+    """The command's exit code: 1 where something of this package failed."""
     given = sys.argv[1:] if arguments is None else arguments
-    chosen = parse_arguments(given)
-    command = shlex.join(["python", "-m", "benchmarks.report", *given])
-    record: Record = {"command": command, **environment(chosen.device)}
+    chosen = parse_arguments(given, prog)
+    record: Record = {"command": f"{prog} {shlex.join(given)}".strip()}
+    record |= hardware.environment(chosen.device)
     record |= {"machine": {"before": None, "after": None}, "failures": [], "rows": []}
 
     def save() -> None:
@@ -178,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     save()  # what cannot be written is known before anything is measured
     try:
-        measure(chosen, record, save)
+        measure(chosen, parts(chosen), record, save)
     finally:  # after an interrupt too
         save()
         print(f"written to {chosen.output}")
@@ -186,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             chosen.show(chosen.output)
     failed = failures(record)
     for failure in failed:
-        report(failure)
+        progress(failure)
     return 1 if failed else 0
 
 

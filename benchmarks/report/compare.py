@@ -19,7 +19,7 @@ import pandas as pd
 from benchmarks.implementations.fifo import Fused
 from benchmarks.measuring.breakdown import OPERATOR
 from benchmarks.measuring.clocks import ROUNDS
-from benchmarks.measuring.outcomes import NOT_MEASURED
+from benchmarks.measuring.memory import NOT_MEASURED
 from benchmarks.report.record import Record, load
 from benchmarks.report.tables import duration, frame, markdown, print_markdown, source_text, texts
 
@@ -51,15 +51,15 @@ def moves(before: Record, after: Record) -> pd.DataFrame:
 
 
 def moves_table(found: pd.DataFrame) -> pd.DataFrame:
+    times, after = found["median"], found["median after"]
     columns = {
-        **{key: found[key] for key in KEYS},
-        "before": texts(found["median"], duration).fillna(found.outcome),
-        "after": texts(found["median after"], duration).fillna(found["outcome after"]),
-        "after / before": texts(found["median after"] / found["median"], "{:.2f}".format),
+        "before": texts(times, duration).fillna(found.outcome),
+        "after": texts(after, duration).fillna(found["outcome after"]),
+        "after / before": texts(after / times, "{:.2f}".format),
         "verdict": found.verdict,
         "extra MiB": texts(found.extra / 2**20, "{:+.1f}".format),
     }
-    return pd.DataFrame(columns)
+    return found[KEYS].assign(**columns)
 
 
 def device(record: Record) -> list[object]:
@@ -69,13 +69,11 @@ def device(record: Record) -> list[object]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("before", type=Path, metavar="BEFORE.json")
-    parser.add_argument("after", type=Path, metavar="AFTER.json")
+    form = argparse.RawDescriptionHelpFormatter
+    prog = "python -m benchmarks.report.compare"
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=form)
+    for name in ("before", "after"):
+        parser.add_argument(name, type=Path, metavar=f"{name.upper()}.json")
     chosen = parser.parse_args(arguments)
     try:
         before, after = load(chosen.before), load(chosen.after)

@@ -6,13 +6,13 @@ marks name.
 
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.cases.sizes import Case
-from benchmarks.measuring.host_time import HOST
+from benchmarks.measuring.breakdown import HOST
+from benchmarks.measuring.hardware import ROOT
 from benchmarks.report import pictures, tables
-from benchmarks.report.record import ROOT, load
+from benchmarks.report.record import load
 
 README = ROOT / "README.md"
 PICTURES = ROOT / "docs" / "pictures"
@@ -36,11 +36,11 @@ def show(path: Path) -> None:
 def section(memory: str, path: Path) -> str:
     """What stands between the marks of one kind of memory."""
     record = load(path)
-    parts = [tables.source_text(record), tables.markdown(tables.cases_table(record, memory))]
+    rows = tables.frame(record)
+    parts = [tables.source_text(record), tables.markdown(tables.cases_table(rows, memory))]
     if memory == Case.section:
         for name, title in pictures.TITLES.items():
             parts.append(f"![{title}](docs/pictures/{path.stem}-{name}.png)\n")
-        rows = tables.frame(record)
         host = tables.listing(rows[rows.figure == HOST]).filter(regex="part|median|p20")
         parts += ["Where the host's time goes in a step of `RRDLoss`:\n", tables.markdown(host)]
     return "\n".join(parts)
@@ -51,9 +51,9 @@ def with_tables(text: str) -> str:
     return MARKED.sub(lambda mark: mark[1] + section(mark[2], ROOT / mark[3]), text)
 
 
-def main(arguments: Sequence[str]) -> None:
-    if arguments:
-        show(Path(arguments[0]))
+def main() -> None:
+    if given := sys.argv[1:]:
+        show(Path(given[0]))
         return
     text = README.read_text()
     README.write_text(with_tables(text))
@@ -64,6 +64,6 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        main()
     except (OSError, ValueError) as error:
         sys.exit(str(error))

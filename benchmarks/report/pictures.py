@@ -25,11 +25,10 @@ def draw_all(record: Record, folder: Path, stem: str) -> list[Path]:
     rows = frame(record)
     # The same in every picture of a record.
     colours = {name: f"C{at}" for at, name in enumerate(rows.implementation.unique())}
-    drawn = {"growth": (draw_growth, rows[rows.figure == GROWTH])}
-    drawn["breakdown"] = (draw_breakdown, operators(rows))
+    parts = ((draw_growth, rows[rows.figure == GROWTH]), (draw_breakdown, operators(rows)))
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, (draw, some) in drawn.items():
+    for name, (draw, some) in zip(TITLES, parts, strict=True):
         if len(some):
             paths.append(folder / f"{stem}-{name}.png")
             draw(some, colours).savefig(paths[-1], dpi=120)

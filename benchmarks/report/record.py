@@ -1,63 +1,29 @@
 """The JSON record of a run: flat rows of figures, and what they were measured with.
 
-Keys: what :func:`environment` says; ``command``; ``took``, seconds; ``machine``, its rates before
-and after, see :mod:`benchmarks.measuring.ceilings`; ``failures`` of whole parts; ``rows``, see
-:mod:`benchmarks.measuring.run`.
+Keys: what :func:`~benchmarks.measuring.hardware.environment` says; ``command``; ``took``, seconds;
+``machine``, its rates before and after, see :func:`~benchmarks.measuring.hardware.look_at_machine`;
+``failures`` of whole parts; ``rows``, see :mod:`benchmarks.measuring.run`.
 """
 
 import datetime
+import itertools
 import json
-import platform
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import rrd_kernels
-from benchmarks.measuring import hardware
+from benchmarks.measuring.hardware import ROOT, slug
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
 Record = dict[str, Any]
 
 
-def environment(device: torch.device) -> Record:
-    """What the figures depend on."""
-    changes = _git("status", "--porcelain", "--untracked-files=no")
-    versions = {"torch": torch.__version__, "rrd_kernels": rrd_kernels.__version__}
-    record: Record = {
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **versions},
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": None if changes is None else bool(changes),
-        "threads": torch.get_num_threads(),
-        "cpu": hardware.cpu_model(),
-        "cache_bytes": hardware.cache_bytes(device),
-    }
-    if device.type == "cuda":
-        record["versions"] |= hardware.gpu_versions()
-        return record | {"gpu": hardware.gpu(device)}
-    kernels = torch.ops.rrd_kernels.cpu_kernels()
-    names = ("float64", "float32", "bfloat16")
-    return record | {"kernels": dict(zip(names, kernels, strict=True))}
-
-
-def _git(*arguments: str) -> str | None:
-    """The command's output; ``None`` where this is not a git checkout."""
-    command = ["git", "-C", str(ROOT), *arguments]
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def default_path(device: torch.device, quick: bool = False) -> Path:
-    """Git ignores the quick ones."""
-    today = datetime.date.today().isoformat()
-    return RESULTS / f"{hardware.slug(device)}-{'quick-' if quick else ''}{today}.json"
+def default_path(device: torch.device, of: str = "") -> Path:
+    """Where a record of today goes; git ignores those of "quick-"."""
+    return RESULTS / f"{slug(device)}-{of}{datetime.date.today().isoformat()}.json"
 
 
 def new_record(path: Path) -> Path:
@@ -68,11 +34,9 @@ def new_record(path: Path) -> Path:
     """
     if path.suffix != ".json":
         raise ValueError(f"{path} is not the name of a .json file")
-    target, number = path, 1
-    while target.exists() or target.with_suffix(".md").exists():
-        number += 1
-        target = path.with_stem(f"{path.stem}-{number}")
-    return target
+    stems = (f"{path.stem}-{number}" for number in itertools.count(2))
+    names = itertools.chain([path], map(path.with_stem, stems))
+    return next(name for name in names if not (name.exists() or name.with_suffix(".md").exists()))
 
 
 def write_whole(path: Path, record: Mapping[str, Any]) -> None:
@@ -83,14 +47,6 @@ def write_whole(path: Path, record: Mapping[str, Any]) -> None:
     new.replace(path)
 
 
-def read(path: Path) -> Any:
-    """What a JSON file holds; a ``ValueError`` where it is none."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:  # of the JSON, or of the text's encoding
-        raise ValueError(f"{path} is no JSON: {error}") from error
-
-
 def load(path: Path) -> Record:
     """A record, or the last one inside what ``make gpu-check`` wrote.
 
@@ -98,7 +54,10 @@ def load(path: Path) -> Record:
         OSError: it cannot be read.
         ValueError: it is something else, a record of several ranks too.
     """
-    found = read(path)
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:  # of the JSON, or of the text's encoding
+        raise ValueError(f"{path} is no JSON: {error}") from error
     stages = found.get("stages", {}).values() if isinstance(found, dict) else ()
     record = [found, *(stage["record"] for stage in stages if "record" in stage)][-1]
     rows = record.get("rows") if isinstance(record, dict) else None

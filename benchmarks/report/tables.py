@@ -69,14 +69,12 @@ def duration(seconds: float) -> str:
     """In three digits, such as "5.10 ms"."""
     scale, unit = next(found for found in UNITS if seconds * found[0] >= 1 or found == UNITS[-1])
     value = seconds * scale
-    decimals = sum(abs(value) < limit for limit in (1, 10, 100))
-    return f"{value:.{decimals}f} {unit}"
+    return f"{value:.{sum(abs(value) < limit for limit in (1, 10, 100))}f} {unit}"
 
 
-def cases_table(record: Record, section: str) -> pd.DataFrame:
+def cases_table(rows: pd.DataFrame, section: str) -> pd.DataFrame:
     """A line for each case, a column for each implementation: the time of a step, its share of the
     ceiling, how many times as long as this package's it is, and extra memory."""
-    rows = frame(record)
     rows = rows[(rows.section == section) & rows.figure.isin((STEP, GRAPH))]
     ratio = texts(rows.times_ours, ", {:.1f}×".format).mask(rows.implementation == Fused.name)
     memory = texts(rows.extra_bytes / 2**20, ", {:.1f} MiB".format)
@@ -117,8 +115,7 @@ def operators(rows: pd.DataFrame) -> pd.DataFrame:
     names = rows.name.str.replace(r"^autograd.*evaluate_function: |<.*|#", "", regex=True)
     rows["name"] = names.str.strip().str.slice(0, 48)
     keys = ["case", "implementation", "name"]
-    at = rows.groupby(keys[:2], sort=False).cumcount()
-    rows.loc[at >= LISTED, "name"] = "others"
+    rows.loc[rows.groupby(keys[:2], sort=False).cumcount() >= LISTED, "name"] = "others"
     summed = dict.fromkeys(rows.columns.drop(keys), "first") | {"calls": "sum", "median": "sum"}
     return rows.groupby(keys, sort=False, as_index=False).agg(summed)
 
@@ -144,12 +141,11 @@ def source_text(record: Record) -> str:
 def markdown(table: pd.DataFrame) -> str:
     """The first column left, the others right; without those that no line has."""
     table = table.dropna(axis=1, how="all").fillna(MISSING)
-    rule = "|".join(["---", *["--:"] * (len(table.columns) - 1)])
     head, *lines = (
         f"| {' | '.join(map(str, line))} |\n"
         for line in (table.columns, *table.itertuples(index=False))
     )
-    return "".join((head, f"|{rule}|\n", *lines))
+    return "".join((head, f"|---{'|--:' * (len(table.columns) - 1)}|\n", *lines))
 
 
 def document(record: Record) -> str:
@@ -157,7 +153,7 @@ def document(record: Record) -> str:
     rows = frame(record)
     parts = ["# Time and memory of a step\n", source_text(record)]
     for section in rows.section[rows.figure == STEP].unique():
-        parts.append(markdown(cases_table(record, section)))
+        parts.append(markdown(cases_table(rows, section)))
     rows = pd.concat([rows[rows.figure != OPERATOR], operators(rows)])
     for figure, some in rows.groupby("figure", sort=False):
         parts += [f"## {figure}\n", markdown(listing(some))]

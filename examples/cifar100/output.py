@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.report.record import environment
+from benchmarks.measuring.hardware import environment
 
 
 def print_table(table: Table, width: int = 100) -> None:

@@ -1,27 +1,32 @@
 """The sweep over plans, on a stand-in for a GPU: its figures mean nothing."""
 
+import argparse
+
+import gpu_sweep
 import pytest
 import stand_in_gpu
 import torch
+from gpu_sweep import TABLE
 from stand_in_gpu import GPU
 
 from benchmarks.cases.inputs import draw
 from benchmarks.cases.sizes import CUDA_CASES, Case
-from benchmarks.implementations import variants
-from benchmarks.implementations.variants import TABLE
 from benchmarks.report import __main__ as report
 from rrd_kernels.triton.launch import specialize
 from rrd_kernels.triton.plan import make_plan
 
-DEPENDENT, SMALLER = "dependent launches", "64×64, 4 warps, 3 stages, ×3"
-SIZES = [case for case in CUDA_CASES if variants.takes(case)]
+DEPENDENT = f"{TABLE}, dependent launches"
+SMALLER = f"{TABLE}, 64×64, 4 warps, 3 stages, ×3"
+SIZES = [case for case in CUDA_CASES if gpu_sweep.takes(case)]
 
 
 def swept():
     """The rows of one tiny size: those of its steps, and those in a graph, by their variants."""
-    rows = list(report.swept(Case(16, 512, "bfloat16"), 0.0, GPU))
+    cases = [Case(16, 512, "bfloat16")]
+    [(_, run)] = gpu_sweep.parts(argparse.Namespace(cases=cases, seconds=0.0, device=GPU))
+    rows = run()
     return (
-        {row["implementation"]: row for row in rows if row["figure"] == f"variant's {figure}"}
+        {row["implementation"]: row for row in rows if row["figure"] == figure}
         for figure in ("step", "step in a graph")
     )
 
@@ -51,7 +56,7 @@ def test_what_fails_is_named_and_ends_nothing(monkeypatch):
             launches[2].arguments["grad_z_s"].mul_(1.5)
 
     with stand_in_gpu.in_place():
-        monkeypatch.setattr(variants, "run", run)
+        monkeypatch.setattr(gpu_sweep.launcher, "run", run)
         steps, graphs = swept()
     wrong = {name for name in steps if "2 stages" in name}
     assert wrong
@@ -62,12 +67,11 @@ def test_what_fails_is_named_and_ends_nothing(monkeypatch):
     assert len(failures) == len(wrong) + 1
 
 
-def test_it_is_for_one_kind_of_gpu(monkeypatch, capsys):
+def test_it_is_for_one_kind_of_gpu(monkeypatch):
     with stand_in_gpu.in_place():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
-        with pytest.raises(SystemExit):
-            report.parse_arguments(["--parts", "sweep"])
-    assert "compute capability 9.0" in capsys.readouterr().err
+        with pytest.raises(SystemExit, match=r"compute capability 9\.0"):
+            gpu_sweep.main()
 
 
 def kernels(launches):
@@ -76,17 +80,17 @@ def kernels(launches):
 
 @pytest.mark.parametrize("case", SIZES, ids=lambda case: case.name)
 def test_variants_differ_and_the_first_is_the_tables(case):
-    listed = variants.variants(case)
-    launched = [kernels(variants.described(case, variant)) for variant in listed]
+    listed = gpu_sweep.variants(case)
+    launched = [kernels(gpu_sweep.described(case, variant)) for variant in listed]
     assert len({variant.name for variant in listed}) == len(set(launched)) == len(listed) > 3
     sizes = (case.batch, case.rows, case.dim, case.format, case.dtype.itemsize)
-    assert listed[0] == (TABLE, make_plan(*sizes, True, variants.H200), ())
+    assert listed[0] == (TABLE, make_plan(*sizes, True, gpu_sweep.H200), ())
 
 
 def test_what_is_wanted_ahead_is_what_is_launched():
     """On tensors that have memory, as the sweep draws them."""
-    ahead = set(map(specialize, variants.wanted()))
+    ahead = set(map(specialize, gpu_sweep.wanted()))
     for case in (case for case in SIZES if case.batch == 64):
         state, batches = draw(case, torch.device("cpu"))
-        for kind in map(variants.step_of, variants.variants(case)):
+        for kind in map(gpu_sweep.step_of, gpu_sweep.variants(case)):
             assert set(map(specialize, kind(case, state).launches(*batches[-1])[1])) <= ahead

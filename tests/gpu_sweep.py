@@ -1,18 +1,30 @@
-"""Plans for a step on an H200 beside the table's, one change at a time, as arithmetic and machine
-code suggest them; none has been measured."""
+"""Times other plans than the table's for a step, one change at a time, as arithmetic and machine
+code suggest them; none has been measured: ``python tests/gpu_sweep.py --help``.
 
+They are for GPUs of compute capability 9.0, such as an H200. Each is checked before it is timed.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package is not installed here
+
 from benchmarks.cases.sizes import CUDA_CASES, Case
+from benchmarks.implementations.fifo import Fused
 from benchmarks.implementations.step import FifoStep, Step
+from benchmarks.measuring.run import run_case
+from benchmarks.report import __main__ as report
+from rrd_kernels.triton import run as launcher
 from rrd_kernels.triton.configs import Hardware
 from rrd_kernels.triton.launch import Launch
 from rrd_kernels.triton.plan import Plan, make_plan
-from rrd_kernels.triton.run import run
 from rrd_kernels.triton.step import Buffers, Settings, step_launches
 from rrd_kernels.triton.table import Config
 
@@ -42,7 +54,8 @@ CONFIGS = {
 }
 #: Numbers of splits, for a batch of at most so many samples: the others fill the chip with few.
 SPLITS, FEW = (26, 32, 37, 43, 52, 64), 64
-TABLE = "table"
+#: What the table's plan is called, to which the others' ratios are.
+TABLE = Fused.name
 
 
 class Variant(NamedTuple):
@@ -100,12 +113,13 @@ class VariantStep(FifoStep):
 
     def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
         buffers, listed = self.launches(z_s, z_t)
-        run(listed)
+        launcher.run(listed)
         return buffers.loss, buffers.grad_z_s
 
 
 def step_of(variant: Variant) -> type[VariantStep]:
-    return type("OneVariant", (VariantStep,), {"name": variant.name, "variant": variant})
+    name = variant.name if variant.name == TABLE else f"{TABLE}, {variant.name}"
+    return type("OneVariant", (VariantStep,), {"name": name, "variant": variant})
 
 
 def implementations(case: Case, device: torch.device) -> list[type[Step]]:
@@ -127,3 +141,20 @@ def wanted() -> list[Launch]:
     """All launches of the sweep on an H200, to compile them ahead."""
     pairs = [(case, variant) for case in CUDA_CASES if takes(case) for variant in variants(case)]
     return [launch for pair in pairs for launch in described(*pair)]
+
+
+def parts(chosen: argparse.Namespace) -> Iterator[report.Part]:
+    for case in filter(takes, chosen.cases):
+        kinds = implementations(case, chosen.device)
+        run = partial(run_case, case, kinds, chosen.seconds, chosen.device, memory=False)
+        yield f"variants of {case.name}", run
+
+
+def main() -> int:
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
+        sys.exit("the plans are for GPUs of compute capability 9.0, such as an H200")
+    return report.main(prog="python tests/gpu_sweep.py", parts=parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
