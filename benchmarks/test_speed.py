@@ -38,7 +38,7 @@ def drawn(case: Case, device: torch.device) -> tuple[State, list[Batch], Agreeme
 @pytest.mark.parametrize(("device", "case", "kind"), STEPS)
 def test_step(device: torch.device, case: Case, kind: type[Step], benchmark: Any) -> None:
     benchmark.group = f"{device} {case.name}"
-    with clocks.float32_matmul_precision(case.matmul_precision):
+    with clocks.products_in(case.format):
         state, batches, judge = drawn(case, device)
         step = kind(case, state)
         judge.check(step)

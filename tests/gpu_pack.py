@@ -27,7 +27,7 @@ from benchmarks.cases.inputs import Batch, State
 from benchmarks.cases.sizes import CUDA_CASES, Case, MomentumCase
 from benchmarks.implementations import implementations
 from benchmarks.measuring import breakdown
-from benchmarks.measuring.clocks import float32_matmul_precision
+from benchmarks.measuring.clocks import products_in
 from rrd_kernels.pack import hardware_for
 from rrd_kernels.triton import pack
 from rrd_kernels.triton.configs import Hardware, arch_of
@@ -67,7 +67,7 @@ def momentum(cases: Iterable[Case]) -> None:
 
 def step(case: Case, state: State, batch: Batch) -> None:
     """Of the benchmark."""
-    with float32_matmul_precision(case.matmul_precision):
+    with products_in(case.format):
         implementations(case, GPU)[-1](case, state)(*batch)
 
 

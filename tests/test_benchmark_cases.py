@@ -16,8 +16,7 @@ from benchmarks.implementations.momentum import FusedMomentum, PublishedMomentum
 
 CPU = torch.device("cpu")
 SMALL = Case(16, 512, "float32")
-TF32 = replace(SMALL, matmul_precision="high")
-FORMATS = [SMALL, TF32, *(replace(SMALL, dtype_name=name) for name in ("bfloat16", "float16"))]
+FORMATS = [replace(SMALL, format=name) for name in ("float32", "tf32", "bfloat16", "float16")]
 MOMENTUM = MomentumCase(8, 64, "float32", n_data=500)
 
 
@@ -36,7 +35,7 @@ def test_every_implementation_agrees(case, device, monkeypatch):
     found = judged(case, kinds, device)
     assert next(iter(found)) == PublishedEager.name
     assert list(found)[-1] == Fused.name
-    if case is SMALL:
+    if case == SMALL:
         assert found[Fused.name]["gradient"] < 1e-5
 
 

@@ -14,7 +14,7 @@ from stand_in_gpu import GPU
 from benchmarks.cases.sizes import Case, axes_for, cases_for
 from benchmarks.implementations import implementations
 from benchmarks.implementations.fifo import Fused, PublishedEager
-from benchmarks.measuring import breakdown, growth
+from benchmarks.measuring import breakdown
 from benchmarks.measuring.run import GRAPH, run_case
 from benchmarks.report import __main__ as report
 from benchmarks.report.record import RESULTS, ROOT, load, new_record
@@ -38,8 +38,7 @@ def first_and_last(case, device, compiled=True):
 @pytest.fixture(scope="module")
 def few():
     with pytest.MonkeyPatch.context() as patch:
-        for module in (report, growth):
-            patch.setattr(module, "implementations", first_and_last)
+        patch.setattr(report, "implementations", first_and_last)
         yield
 
 

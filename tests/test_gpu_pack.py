@@ -51,7 +51,7 @@ def test_a_view_that_no_vector_begins_at_is_noted_as_such():
 
 
 def test_tf32_as_the_global_setting_has_it():
-    tf32 = Case(8, 64, "float32", matmul_precision="high")
+    tf32 = Case(8, 64, "tf32")
     noted = recorded.of_call(partial(gpu_pack.fifo, [tf32]), H200)
     [attend] = [one for one in noted if one.kernel.name == "attend"]
     assert dict(attend.constants)["INPUT_PRECISION"] == "tf32"

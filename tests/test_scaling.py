@@ -14,38 +14,33 @@ from benchmarks.distributed import measure, model
 from benchmarks.distributed.measure import of_processes
 from benchmarks.distributed.model import GATHERS, Link, Machine, Step, collective
 from benchmarks.measuring.breakdown import CASE
+from benchmarks.report import documents
 from benchmarks.report.record import RESULTS, ROOT
 from rrd_kernels import RRDLoss
 from rrd_kernels.distributed.collectives import RING
 
-TEXT = command.PAGE.read_text()
-#: What sections of the page are made of, by the sections' names.
-SOURCES = dict(re.findall(r"<!-- (\w+): (\S+) -->", TEXT))
+TEXT = documents.SCALING.read_text()
+#: What its tables are made of.
+SOURCES = {of.split()[0]: ROOT / place for _, of, place in documents.MARKED.findall(TEXT)}
 CPU = RESULTS / "cpu-2-cores-avx512-bf16-2026-11-21.json"
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Calls the command, beside a page of its own."""
-    monkeypatch.setattr(command, "PAGE", tmp_path / "scaling.md")
-    command.PAGE.write_text(re.sub(r"( -->\n)[^<]*(<!-- end)", r"\1\2", TEXT))
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-        command.main()
-
-    return run
+def run(monkeypatch, *arguments):
+    """Calls the command."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    command.main()
 
 
-def test_the_page_is_what_the_command_writes(run):
-    run("--page")
-    run("--page", "--measure", ROOT / SOURCES["measured"])
-    assert command.PAGE.read_text() == TEXT
+def test_the_page_is_what_the_commands_print(monkeypatch, capsys):
+    assert documents.with_tables(TEXT) == TEXT
+    for arguments in ([], ["--measure", SOURCES["measured"]]):
+        run(monkeypatch, *arguments)
+        assert capsys.readouterr().out.strip() in TEXT
 
 
 def test_what_the_page_says_of_processes():
-    machine, steps = of_processes(json.loads((ROOT / SOURCES["measured"]).read_text()))
-    ratios = {step: sum(model.parts(machine, step)) / taken for step, taken in steps}
+    machine, steps = of_processes(json.loads(SOURCES["measured"].read_text()))
+    ratios = {step: sum(model.parts(machine, step)) / taken for step, taken in steps.items()}
     for which in (("none", 1, 8192), ("none", 1, 32768), ("keys", 2, 8192)):  # the constants'
         assert ratios[Step(*which, 64)] == pytest.approx(1)
     least, most = min(ratios.values()), max(ratios.values())
@@ -53,7 +48,7 @@ def test_what_the_page_says_of_processes():
     assert f"took up to {1 / least:.1f} times what" in TEXT
 
 
-def test_a_card_has_a_table(run, tmp_path, capsys):
+def test_a_card_has_a_table(tmp_path, monkeypatch, capsys):
     """Inside what ``make gpu-check`` wrote, too. An older record has other layers of the host."""
     path = tmp_path / "card.json"
     record = json.loads(CPU.read_text()) | {"gpu": {"name": "a GPU"}}
@@ -61,24 +56,24 @@ def test_a_card_has_a_table(run, tmp_path, capsys):
     older = list(record["rows"])
     record["rows"] += [layer | {"name": name, "median": 2e-5} for name in ("a", "b")]
     path.write_text(json.dumps({"stages": {"build": {}, "official": {"record": record}}}))
-    run("--card", path)
+    run(monkeypatch, "--card", path)
     assert re.match("a GPU, bfloat16 .*: step 4e-05,", capsys.readouterr().out)
     path.write_text(json.dumps(record | {"rows": older}))
     with pytest.raises(SystemExit, match="the bfloat16 cases and the host's time"):
-        run("--card", path)
+        run(monkeypatch, "--card", path)
 
 
-def test_steps_are_measured_once(run, tmp_path, monkeypatch, capsys):
+def test_steps_are_measured_once(tmp_path, monkeypatch, capsys):
     for name, value in {"SIZES": (300, 600), "RANKS": (1, 2)}.items():
         monkeypatch.setattr(measure, name, value)
     path = tmp_path / "ranks.json"
-    run("--measure", path)
+    run(monkeypatch, "--measure", path)
     rows = json.loads(path.read_text())["rows"]
     assert len(rows) == 2 + 2 * 3
     assert all(row["seconds"]["median"] > 0 for row in rows)
     printed = capsys.readouterr().out
     monkeypatch.setattr(measure, "RANKS", ())
-    run("--measure", path)
+    run(monkeypatch, "--measure", path)
     assert capsys.readouterr().out == printed
 
 

@@ -12,8 +12,8 @@ from benchmarks.cases.sizes import Case, MomentumCase
 from benchmarks.implementations.step import Step, enqueue
 from rrd_kernels import reference
 
-#: A roundoff of each format's products. Tensor cores read ten bits of TF32 behind the leading one.
-ROUNDOFF = {"float32": 2.0**-23, "tf32": 2.0**-10, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+#: A roundoff of TF32, of which tensor cores read ten bits behind the leading one.
+TF32 = 2.0**-10
 #: Beside float32's. On a GPU ours are three products of TF32, of which tensor cores add eight terms
 #: at a time to a float32 sum and cut off the rest, up to 2^-23 of it, always towards zero: the 16
 #: cuts of D = 128 do not cancel as roundings do. tests/test_properties.py grants the same.
@@ -26,14 +26,11 @@ def relative(value: Tensor, expected: Tensor) -> float:
 
 
 def factor(case: Case, step: Step) -> float:
-    """How many times the error of plain PyTorch an implementation may err by.
-
-    In half precision most of that is the similarities' rounding, which those that keep them in
-    float32 do not have. In TF32 a kernel may leave to the tensor cores, which cut off bits, what
-    the library rounds: in emulation this triples the gradient's error. Else both errors are one
-    draw of many; where sums are in another order it was up to four times in 50 draws, of the
-    momentum memory's published code.
-    """
+    """How many times the error of plain PyTorch an implementation may err by. In half precision
+    most of that is the similarities' rounding, which those that keep them in float32 do not have.
+    In TF32 a kernel may leave to the tensor cores, which cut off bits, what the library rounds: in
+    emulation this triples the gradient's error. Else both errors are one draw of many; where sums
+    are in another order, as in the momentum memory's published code, up to four times in 50."""
     if case.dtype != torch.float32:
         return 2.0 if step.rounds_similarities else 0.5
     if isinstance(case, MomentumCase) or step.sums_otherwise:
@@ -42,12 +39,10 @@ def factor(case: Case, step: Step) -> float:
 
 
 class Agreement:
-    """Compares steps that are made with ``state`` and called once with ``batch``.
-
-    "loss", "gradient" [B, D] and "memory", what the written rows change by, are ``expected`` as in
+    """Compares steps that are made with ``state`` and called once with ``batch``: the "loss", the
+    "gradient" [B, D] and the "memory", what written rows change by. They are ``expected`` as in
     float64; ``plain`` is what plain PyTorch errs by in the case's format. With ``samples``, for
-    sizes at which the reference takes minutes, the gradient of so many is compared, and no loss.
-    """
+    sizes at which the reference takes minutes, the gradient of so many is compared, and no loss."""
 
     def __init__(self, case: Case, state: State, batch: Batch, samples: int | None = None) -> None:
         self.case, self.state, self.batch, self.samples = case, state, batch, samples
@@ -57,50 +52,46 @@ class Agreement:
             self.rows = (state[1] + torch.arange(case.batch, device=state[1].device)) % case.rows
             self.last = (state[1] + case.batch) % case.rows
         self.expected, rounded = (self._plain(dtype) for dtype in (torch.float64, case.dtype))
-        self.plain = {key: relative(rounded[key], value) for key, value in self.expected.items()}
-        self.granted = CUT_OFF if case.format == "float32" else 0.0
+        roundoff = torch.finfo(case.dtype).eps
+        products = TF32 if case.format == "tf32" else roundoff
+        # At least one, should plain PyTorch come out exact by luck.
+        least = {"loss": products, "gradient": products, "memory": roundoff}
+        errors = {key: relative(rounded[key], value) for key, value in self.expected.items()}
+        self.plain = {key: max(error, least[key]) for key, error in errors.items()}
+        granted = CUT_OFF if case.format == "float32" else 0.0
         if samples:  # K grows: the roundings of a sum of K float32 terms are a random walk
-            self.granted += math.sqrt(case.rows) * 2.0**-24
+            granted += math.sqrt(case.rows) * 2.0**-24
+        self.granted = {"loss": granted, "gradient": granted, "memory": 0.0}
 
     def check(self, step: Step) -> dict[str, float]:
-        """The errors of ``step``, which has not been called before.
-
-        Raises:
-            ArithmeticError: it errs by more than it may.
-        """
+        """The errors of ``step``, before its first call; more than it may is an ArithmeticError."""
         loss, grad = step(*self.batch)
         gradient = grad[: self.samples] / step.loss_scale
         found = {"memory": self._written(step.state)}
         found["gradient"] = relative(gradient, self.expected["gradient"])
         if step.compares_loss and not self.samples:
             found["loss"] = relative(loss, self.expected["loss"])
-        limits = {key: self._limit(key, step) for key in found}
+        times = factor(self.case, step)
+        limits = {key: times * self.plain[key] + self.granted[key] for key in found}
         if not all(error <= limits[key] for key, error in found.items()):  # not if NaN
             errors = (f"{key} {found[key]:.1e}, allowed {limits[key]:.1e}" for key in found)
             raise ArithmeticError(f"{step.name} errs by {'; '.join(errors)}")
         return found
 
-    def _limit(self, key: str, step: Step) -> float:
-        """At least for one roundoff, should plain PyTorch come out exact by luck."""
-        if key == "memory":  # which no product of TF32 is written to
-            return factor(self.case, step) * max(self.plain[key], ROUNDOFF[self.case.dtype_name])
-        least = ROUNDOFF[self.case.format]
-        return factor(self.case, step) * max(self.plain[key], least) + self.granted
-
     def _written(self, state: State) -> float:
         """The error of what was written; infinite if anything else has changed."""
-        for old, new in zip(self.state[:-1], state[:-1], strict=True):
-            if not torch.equal(*(memory.index_fill(0, self.rows, 0) for memory in (old, new))):
-                return math.inf
-        error = relative(self._changes(state), self.expected["memory"])
-        return error if torch.equal(state[-1], self.last) else math.inf
+        elsewhere = (
+            [memory.index_fill(0, self.rows, 0) for memory in pair]
+            for pair in zip(self.state[:-1], state[:-1], strict=True)
+        )
+        same = all(torch.equal(*pair) for pair in [(state[-1], self.last), *elsewhere])
+        return relative(self._changes(state), self.expected["memory"]) if same else math.inf
 
     def _changes(self, after: State) -> Tensor:
         """Of the written rows of each memory, [memories, B, D]."""
         pairs = zip(self.state[:-1], after[:-1], strict=True)
-        return torch.stack(
-            [new[self.rows].double() - old[self.rows].double() for old, new in pairs]
-        )
+        changes = [new[self.rows].double() - old[self.rows].double() for old, new in pairs]
+        return torch.stack(changes)
 
     def _plain(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Loss, gradient and changes of the memory, in plain PyTorch and in ``dtype``."""

@@ -14,11 +14,10 @@ class Case:
     section: ClassVar[str] = "FIFO memory"
     batch: int
     rows: int
-    dtype_name: str
+    format: str  # of the products' operands: a dtype's name or "tf32"
     dim: int = 128
     tau_s: float = 0.1
     tau_t: float = 0.02
-    matmul_precision: str = "highest"  # for torch.set_float32_matmul_precision
 
     @property
     def name(self) -> str:
@@ -28,31 +27,23 @@ class Case:
 
     @property
     def dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype_name)
-
-    @property
-    def format(self) -> str:
-        """What the products' operands are rounded to: a dtype's name or ``"tf32"``."""
-        tf32 = self.dtype_name == "float32" and self.matmul_precision == "high"
-        return "tf32" if tf32 else self.dtype_name
+        return torch.float32 if self.format == "tf32" else getattr(torch, self.format)
 
     @property
     def operations(self) -> int:
-        """Of one-pass attention, two products for each of 2B queries, by which all implementations
-        are counted; with B×K matrices three products suffice, 6·B·D·K."""
+        """Of one-pass attention, two products for each of 2B queries; B×K matrices take three."""
         return 8 * self.batch * self.dim * self.rows
 
     @property
     def bytes(self) -> int:
-        """The least traffic with nothing in cache: the memory once, both embeddings, the gradient,
-        and the enqueued rows."""
+        """The least, with nothing in cache: memory, embeddings, gradient, enqueued rows."""
         return (self.rows + 4 * self.batch) * self.dim * self.dtype.itemsize
 
     def fields(self) -> dict[str, Any]:
         """What a record's rows say of their case."""
-        sizes = {"B": self.batch, "K": self.rows, "D": self.dim, "format": self.format}
-        bounds = {"operations": self.operations, "bytes": self.bytes}
-        return {"section": self.section, "case": self.name, **sizes, **bounds}
+        named = {"section": self.section, "case": self.name, "format": self.format}
+        sizes = {"B": self.batch, "K": self.rows, "D": self.dim}
+        return named | sizes | {"operations": self.operations, "bytes": self.bytes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +66,14 @@ class MomentumCase(Case):
 
     @property
     def bytes(self) -> int:
-        """Each distinct drawn row of both memories once, the indices, the embeddings, the gradient,
-        and the rows that move, read and written."""
+        """Distinct drawn rows of both memories, indices, embeddings, gradient; rows that move."""
         drawn = self.n_data * (1 - (1 - (self.rows + 1) / self.n_data) ** self.batch)
         vectors = 2 * round(drawn) + (3 + 4) * self.batch
         return vectors * self.dim * self.dtype.itemsize + 8 * self.batch * (self.rows + 1)
 
 
-def _cases(dtype_name: str, *sizes: tuple[int, int], **others: Any) -> list[Case]:
-    return [Case(*size, dtype_name, **others) for size in sizes]
+def _cases(format: str, *sizes: tuple[int, int], dim: int = 128) -> list[Case]:
+    return [Case(*size, format, dim) for size in sizes]
 
 
 SMALL, MIDDLE, LARGE, LARGEST = (64, 16384), (256, 16384), (1024, 65536), (4096, 262144)
@@ -106,7 +96,7 @@ CUDA_CASES: tuple[Case, ...] = (
     *_cases("bfloat16", LARGE, LARGEST, dim=64),
     *_cases("bfloat16", LARGE, LARGEST, dim=256),
     *_cases("float32", SMALL, MIDDLE, LARGE),
-    *_cases("float32", SMALL, MIDDLE, matmul_precision="high"),
+    *_cases("tf32", SMALL, MIDDLE),
     *_cases("float16", LARGE),
     *_cases("float32", WIDE, dim=512),
     *_cases("bfloat16", WIDE, dim=512),
@@ -121,8 +111,7 @@ QUICK_CASES: tuple[Case, ...] = (
 
 
 def _axes(b: int, growing_k: Sequence[int], k: int, growing_b: Sequence[int]) -> dict[str, Any]:
-    """Cases by what grows and what stays. The smallest K holds a batch; at the largest the
-    published code's B×K matrices outgrow the machine's memory."""
+    """By what grows, up to where the published code's B×K matrices do not fit, and what stays."""
     return {
         f"K, B = {b}": _cases("float32", *((b, rows) for rows in growing_k)),
         f"B, K = {k}": _cases("float32", *((batch, k) for batch in growing_b)),

@@ -4,21 +4,20 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from benchmarks.distributed import model
 from benchmarks.distributed.measure import measure, of_processes
-from benchmarks.distributed.model import GATHERS, Machine, Step, header, parts
+from benchmarks.distributed.model import GATHERS, Machine, Step
 from benchmarks.implementations.fifo import Fused
 from benchmarks.measuring import breakdown
-from benchmarks.measuring.hardware import ROOT
 from benchmarks.measuring.run import STEP
 from benchmarks.report.record import Record, load, write_whole
 from benchmarks.report.tables import frame, markdown, rates
 
-PAGE = ROOT / "docs" / "scaling.md"
 RANKS = (8, 64, 256, 1024)
 #: K, and B of each rank.
 SIZES = ((16384, 16), (65536, 64), (2**20, 64), (10**7, 64), (10**8, 64), (2**20, 16))
@@ -33,35 +32,48 @@ def of_card(record: Record) -> Machine:
     layers = ours[(ours.figure == breakdown.HOST) & (ours.case == breakdown.CASE.name)]
     if steps.empty or layers.empty:
         raise ValueError("a card's constants take the bfloat16 cases and the host's time")
-    name = record["gpu"]["name"] if "gpu" in record else record["cpu"]
-    return Machine(
-        name=f"{name}, bfloat16 (step, flops, read measured, else assumed)",
-        step=layers["median"].sum(),
-        flops=(steps.operations / steps["median"]).max(),
-        read=rates(record)[1],
-    )
-
-
-def beside_model(machine: Machine, steps: Sequence[tuple[Step, float]]) -> pd.DataFrame:
-    """Milliseconds of measured steps, and what the model says of them."""
-    rows = []
-    for step, measured in steps:
-        model = sum(parts(machine, step))
-        times = (f"{1e3 * measured:.3g}", f"{1e3 * model:.3g}", f"{model / measured:.2f}")
-        rows.append((step.ranks, step.size, step.gather, *times))
-    return pd.DataFrame(rows, columns=["W", "K", "gather", "measured", "model", "model / measured"])
+    card = record["gpu"]["name"] if "gpu" in record else record["cpu"]
+    name = f"{card}, bfloat16 (step, flops, read measured, else assumed)"
+    flops = (steps.operations / steps["median"]).max()
+    return Machine(name, layers["median"].sum(), flops, read=rates(record)[1])
 
 
 def simulated(machine: Machine) -> pd.DataFrame:
     """Microseconds of bfloat16 steps, in brackets those of messages; and of the header."""
     rows = []
     for (size, batch), ranks in itertools.product(SIZES, RANKS):
-        cells = []
+        row: dict[str, Any] = {"K": size, "B": batch, "W": ranks}
         for gather in GATHERS:
-            computing, _, talking = parts(machine, Step(gather, ranks, size, batch, element=2))
-            cells.append(f"{1e6 * (computing + talking):.0f} ({1e6 * talking:.0f})")
-        rows.append((size, batch, ranks, *cells, f"{1e6 * header(machine, ranks):.0f}"))
-    return pd.DataFrame(rows, columns=["K", "B", "W", *GATHERS, "header"])
+            step = Step(gather, ranks, size, batch, element=2)
+            computing, _, talking = (1e6 * part for part in model.parts(machine, step))
+            row[gather] = f"{computing + talking:.0f} ({talking:.0f})"
+        rows.append(row | {"header": f"{1e6 * model.header(machine, ranks):.0f}"})
+    return pd.DataFrame(rows)
+
+
+def beside_model(machine: Machine, steps: dict[Step, float]) -> pd.DataFrame:
+    """Milliseconds of measured steps, and what the model says of them."""
+    rows = []
+    for step, taken in steps.items():
+        modelled = sum(model.parts(machine, step))
+        row = {"W": step.ranks, "K": step.size, "gather": step.gather}
+        row |= {"measured": f"{1e3 * taken:.3g}", "model": f"{1e3 * modelled:.3g}"}
+        rows.append(row | {"model / measured": f"{modelled / taken:.2f}"})
+    return pd.DataFrame(rows)
+
+
+def text_of(section: str, path: Path) -> str:
+    """A section of docs/scaling.md: ``"measured"``, of a record of processes, or ``"simulated"``,
+    of a card's record or of model.py."""
+    if section == "measured":
+        machine, steps = of_processes(json.loads(path.read_text()))
+        table = beside_model(machine, steps)
+    else:
+        machine = of_card(load(path)) if path.suffix == ".json" else Machine()
+        table = simulated(machine)
+    constants = machine._asdict().items()
+    texts = [f"{name} {value:.3g}" for name, value in constants if isinstance(value, float)]
+    return f"{machine.name}: {', '.join(texts)}.\n\n{markdown(table)}"
 
 
 def main() -> None:
@@ -69,29 +81,12 @@ def main() -> None:
     add = parser.add_argument
     add("--card", type=Path, metavar="RECORD", help="the table of a device, by make bench's record")
     add("--measure", type=Path, metavar="RECORD", help="measures in two minutes, if it is new")
-    add("--page", action="store_true", help="puts it into docs/scaling.md in place of printing it")
-    options = parser.parse_args()
-    section = "measured" if options.measure else "simulated"
-    source = options.measure or options.card or Path(__file__).with_name("model.py")
+    chosen = parser.parse_args()
     try:
-        if options.page:  # which names it
-            source = source.resolve().relative_to(ROOT)
-        if options.measure:
-            if not options.measure.exists():
-                write_whole(options.measure, measure())
-            machine, steps = of_processes(json.loads(options.measure.read_text()))
-            table = beside_model(machine, steps)
-        else:
-            machine = of_card(load(options.card)) if options.card else Machine()
-            table = simulated(machine)
-        constants = machine._asdict().items()
-        texts = [f"{name} {value:.3g}" for name, value in constants if isinstance(value, float)]
-        text = f"{machine.name}: {', '.join(texts)}.\n\n{markdown(table)}"
-        if not options.page:
-            return print(text)
-        before, _, rest = PAGE.read_text().partition(f"<!-- {section}: ")
-        _, end, after = rest.partition(f"<!-- end of {section} -->")
-        PAGE.write_text(f"{before}<!-- {section}: {source} -->\n{text}{end}{after}")
+        if chosen.measure and not chosen.measure.exists():
+            write_whole(chosen.measure, measure())
+        section = "measured" if chosen.measure else "simulated"
+        print(text_of(section, chosen.measure or chosen.card or Path(model.__file__)))
     except (OSError, ValueError) as error:
         sys.exit(f"{parser.prog}: {error}")
 

@@ -3,7 +3,7 @@
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,16 +16,13 @@ from benchmarks.measuring.hardware import busy_cores, environment
 from rrd_kernels import RRDLoss
 
 BATCH, DIM = 64, 128
-#: Rows K.
-SIZES = (8192, 32768, 131072)
-RANKS = (1, 2, 4)
-ROUNDS = 100
+SIZES = (8192, 32768, 131072)  # rows K
+RANKS, ROUNDS = (1, 2, 4), 100
 CPU = torch.device("cpu")
 
 
 def measure() -> dict[str, Any]:
-    """A record: ``rows`` of {gather, ranks, size, seconds}, in all modes, and what they were
-    measured on."""
+    """A record: ``rows`` of {gather, ranks, size, seconds}, and what they were measured on."""
     cores = {"cores": len(os.sched_getaffinity(0))}
     record = environment(CPU) | {"busy_cores": busy_cores(), "machine": cores, "rows": []}
     for world in RANKS:
@@ -35,9 +32,9 @@ def measure() -> dict[str, Any]:
     return record
 
 
-def of_processes(record: Mapping[str, Any]) -> tuple[Machine, list[tuple[Step, float]]]:
+def of_processes(record: dict[str, Any]) -> tuple[Machine, dict[Step, float]]:
     """The model's machine, out of a step of one process at the two smallest K and of two with
-    ``"keys"`` at the smallest; and all steps that were measured, with their seconds."""
+    ``"keys"`` at the smallest; and the seconds of all steps that were measured."""
     steps = {
         Step(row["gather"], row["ranks"], row["size"], BATCH, DIM): row["seconds"]["median"]
         for row in record["rows"]
@@ -56,7 +53,7 @@ def of_processes(record: Mapping[str, Any]) -> tuple[Machine, list[tuple[Step, f
         round=message,
         cores=record["machine"]["cores"],
     )
-    return machine, list(steps.items())
+    return machine, steps
 
 
 def _rank(rank: int, world: int, folder: str, sizes: tuple[int, ...]) -> None:
@@ -67,13 +64,11 @@ def _rank(rank: int, world: int, folder: str, sizes: tuple[int, ...]) -> None:
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     gathers = GATHERS if world > 1 else GATHERS[:1]
     steps = {(gather, size): _step(gather, size) for gather in gathers for size in sizes}
-    times: dict[tuple[str, int], list[float]] = {which: [] for which in steps}
-    for _ in range(1 + ROUNDS):  # on every rank as many, however long they take
-        for which, step in steps.items():
-            times[which].append(wall_time(step, CPU))
+    # On every rank as many rounds, however long they take.
+    times = [[wall_time(step, CPU) for step in steps.values()] for _ in range(1 + ROUNDS)]
     rows = [
-        {"gather": gather, "ranks": world, "size": size, "seconds": spread(taken[1:])}
-        for (gather, size), taken in times.items()
+        {"gather": gather, "ranks": world, "size": size, "seconds": spread(list(taken[1:]))}
+        for (gather, size), taken in zip(steps, zip(*times, strict=True), strict=True)
     ]
     if rank == 0:
         torch.save(rows, f"{folder}/rows")

@@ -27,14 +27,12 @@ def published_loss(
     with its copies: the teacher's rows enter, of which B divides the memory's, then the mean loss
     is taken."""
     student, teacher = F.normalize(z_s, dim=1), F.normalize(z_t, dim=1)
-    (batch, _), size = teacher.shape, len(memory)
+    batch, size, start = len(teacher), len(memory), int(pointer)  # a host sync on a GPU
     assert size % batch == 0
-    start = int(pointer)  # a host sync on a GPU
     memory[start : start + batch] = teacher
     pointer[0] = (start + batch) % size
-    student_logits = student @ memory.clone().T / tau_s
-    teacher_logits = teacher @ memory.clone().T / tau_t
-    return cross_entropy(student_logits, teacher_logits)
+    logits = student @ memory.clone().T / tau_s, teacher @ memory.clone().T / tau_t
+    return cross_entropy(*logits)
 
 
 class PublishedEager(AutogradStep, FifoStep):
@@ -56,12 +54,11 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class Compiled(AutogradStep, FifoStep):
-    """torch.compile of the published arithmetic, freed of its copies and its host sync.
-
-    Not of the reference, which would compute half-precision products in float32.
-    """
+    """torch.compile of the published arithmetic, freed of its copies and its host sync; not of the
+    reference, which would compute half-precision products in float32."""
 
     name = "torch.compile"
+    grows = False
     rounds_similarities = True
 
     def __init__(self, case: Case, state: State) -> None:

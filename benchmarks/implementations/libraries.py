@@ -1,11 +1,8 @@
 """Fused losses of PyTorch and, where they are installed, of Liger-Kernel and
-flash-linear-attention, each with the memory as the classes' weights.
+flash-linear-attention, each with the memory as the classes' weights."""
 
-Logits are linear in the embeddings, so that each side is divided by its temperature before.
-"""
-
-import importlib
 from abc import abstractmethod
+from importlib import import_module
 from importlib.util import find_spec
 from typing import ClassVar
 
@@ -30,21 +27,21 @@ class LibraryStep(AutogradStep, FifoStep):
 
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         teacher = enqueue(self.memory, self.pointer, z_t)
+        # Logits are linear in the embeddings: temperatures can go before them.
         return self.loss(F.normalize(z_s, dim=1) / self.tau_s, teacher / self.tau_t)
 
     @abstractmethod
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The mean, of embeddings [B, D] whose products with the memory are the logits."""
+        """The mean, of embeddings [B, D] over their temperatures."""
 
 
 class LinearCrossEntropy(LibraryStep):
     """PyTorch's (2.13 and later), with the teacher's softmax, a whole [B, K] matrix, as the
-    classes' probabilities. The student's logits are made for a chunk of the batch at a time.
-
-    In half precision its loss, not its gradient, is off by percents.
-    """
+    classes' probabilities. The student's logits are made for a chunk of the batch at a time. In
+    half precision its loss, not its gradient, is off by percents."""
 
     name = "linear_cross_entropy"
+    grows = False
 
     def __init__(self, case: Case, state: State) -> None:
         super().__init__(case, state)
@@ -68,7 +65,7 @@ class LigerJSD(LibraryStep):
     waits_for_device = True
 
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        function = importlib.import_module(self.module).LigerFusedLinearJSDFunction
+        function = import_module(self.module).LigerFusedLinearJSDFunction
         labels, beta = None, 0.0
         return function.apply(student, self.memory, teacher, self.memory, labels, beta)
 
@@ -80,5 +77,5 @@ class FlaKLDiv(LibraryStep):
     module = "fla.modules.fused_kl_div"
 
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        function = importlib.import_module(self.module).fused_kl_div_loss
-        return function(student, teacher, self.memory, self.memory)
+        library = import_module(self.module)
+        return library.fused_kl_div_loss(student, teacher, self.memory, self.memory)

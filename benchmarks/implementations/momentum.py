@@ -27,10 +27,8 @@ class PublishedMomentum(AutogradStep):
     def loss(
         self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor, *state: Any
     ) -> Tensor:
-        """Of similarities exp(s.m / T) / Z, [B, P]; the rows at idx move after they are taken.
-
-        ``state`` is both memories and the constants, on the host or on the device.
-        """
+        """Of similarities exp(s.m / T) / Z, [B, P], before the rows at idx move. ``state`` is both
+        memories and the constants, on the host or on the device."""
         memory_v1, memory_v2, _, nce_t, z_v1, z_v2, nce_m = state
         student, teacher = F.normalize(z_s, dim=1), F.normalize(z_t, dim=1)
         shape = (*contrast_idx.shape, memory_v1.shape[1])

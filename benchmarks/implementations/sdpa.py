@@ -13,15 +13,13 @@ class SDPA(FifoStep):
     """Attention with K = V = memory and one head. Both temperatures go into the queries and the
     gradient into closed form, so that nothing is left to autograd."""
 
-    #: What torch.ops.aten calls it, without what all begin with, and its further options.
-    kernel: ClassVar[str]
+    kernel: ClassVar[str]  #: in torch.ops.aten, without what all begin with
     options: ClassVar[dict[str, Any]] = {}
-    #: Of the operands; a kernel called with others may read them as if they were these.
-    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
+    takes_float32 = True  #: if not, it may read them as if they were halves
 
     @classmethod
     def takes(cls, case: Case) -> bool:
-        return case.dtype_name in cls.dtypes
+        return cls.takes_float32 or case.dtype != torch.float32
 
     @torch.no_grad()
     def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,14 +45,13 @@ class SDPA(FifoStep):
 
 
 class Math(SDPA):
-    """The one that every device has: it makes the [2B, K] logits and weights.
-
-    It returns the weights and no log-sum-exp. That is had from the largest weight of each student's
-    row, exp(b - LSE): one more pass over [B, K] weights, and one logit b a row.
-    """
+    """The one that every device has, with [2B, K] logits and weights. It returns no log-sum-exp,
+    which is had from the largest weight of each student's row, exp(b - LSE): one more pass over
+    [B, K] weights, and one logit b a row."""
 
     name = "SDPA math"
     kernel = "attention_math"
+    grows = False
 
     def _attention(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         output, weights = super()._attention(queries, memory)
@@ -72,7 +69,7 @@ class CpuFlash(SDPA):
 class Flash(SDPA):
     name = "SDPA flash"
     kernel = "flash_attention"
-    dtypes = ("bfloat16", "float16")
+    takes_float32 = False
 
 
 class Efficient(SDPA):
@@ -84,4 +81,4 @@ class Efficient(SDPA):
 class Cudnn(Efficient):
     name = "SDPA cuDNN"
     kernel = "cudnn_attention"
-    dtypes = ("bfloat16", "float16")
+    takes_float32 = False

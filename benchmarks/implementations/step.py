@@ -13,20 +13,15 @@ from benchmarks.cases.sizes import Case
 
 
 class Step(ABC):
-    """Mean loss, its gradient with respect to z_s, and what is written to the memory.
-
-    Each step owns a copy of the drawn ``state``, which its calls go on changing.
-    """
+    """Mean loss, its gradient with respect to z_s, and what is written to the memory. Each owns a
+    copy of the drawn ``state``, which its calls go on changing."""
 
     name: ClassVar[str]
-    #: Waits for the device in the middle, which a CUDA graph cannot hold.
-    waits_for_device: ClassVar[bool] = False
-    #: Rounds similarities to the embeddings' dtype, as the published code does.
-    rounds_similarities: ClassVar[bool] = False
-    #: A library's that sums in an order and a format of its own.
-    sums_otherwise: ClassVar[bool] = False
-    #: Its loss is to agree: not a divergence, which lacks the teacher's entropy.
-    compares_loss: bool = True
+    waits_for_device = False  #: in the middle, which a CUDA graph cannot hold
+    rounds_similarities = False  #: to the embeddings' dtype, as the published code does
+    sums_otherwise = False  #: in a library's order and format
+    grows = True  #: measured as sizes grow; not what compiles for each, or has B×K matrices too
+    compares_loss = True  #: not a divergence's, which lacks the teacher's entropy
 
     def __init__(self, case: Case, state: State) -> None:
         self.state = tuple(tensor.clone() for tensor in state)

@@ -2,7 +2,6 @@
 host, by layers of this package."""
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -22,24 +21,17 @@ from rrd_kernels import RRDLoss, functional
 from rrd_kernels import validation as check
 
 OPERATOR, HOST = "operator", "host"
-#: Of the host's layers: one sample and two rows, where the kernels do not drown them.
-CASE = Case(1, 2, "float32")
-#: Widths of the published student's and teacher's features (resnet8x4, resnet32x4).
-S_DIM, T_DIM = 64, 256
-#: Between two looks at the clock: so few that other work seldom comes between.
-CALLS = 5
+CASE = Case(1, 2, "float32")  # of the host's layers, which kernels drown in no larger one
+S_DIM, T_DIM = 64, 256  # the published features' widths (resnet8x4, resnet32x4)
+CALLS = 5  # between two looks at the clock: so few that other work seldom comes between
 
 
 def breakdown(
     case: Case, kinds: Iterable[type[Step]], device: torch.device, count: int
 ) -> Iterator[Row]:
     """A row for each operator or kernel, without those that it calls, the longest first: averages
-    of ``count`` steps.
-
-    The profiler itself takes a microsecond or so for each operator, so they do not add up to the
-    time without it.
-    """
-    with clocks.float32_matmul_precision(case.matmul_precision):
+    of ``count`` steps, with the microsecond or so that the profiler takes for each."""
+    with clocks.products_in(case.format):
         batches, steps, _ = agreeing(kinds, case, device)  # run_case reports those that fail
         for name, twins in steps.items():
             fixed = case.fields() | {"figure": OPERATOR, "implementation": name}
@@ -102,20 +94,9 @@ def host_time(device: torch.device, seconds: float) -> Iterator[Row]:
     of the difference to the one before. The larger matrices of nn.Linear are in none of them."""
     timers: dict[str, Callable[[], float]] = {}
     for name, call in layers(device).items():
-        timers[name] = partial(_host_time, call, device)
+        timers[name] = partial(clocks.wall_time, call, device, CALLS, whole=False)
     below = np.zeros(1)
     for name, taken in clocks.interleaved(timers, seconds).items():
         fixed = {"figure": HOST, "implementation": Fused.name, "name": name}
         yield CASE.fields() | fixed | timing((np.array(taken) - below).tolist())
         below = np.array(taken)
-
-
-def _host_time(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of a call in a block; a GPU is not waited for until the clock has been read."""
-    clocks.wait_for(device)
-    start = time.perf_counter()
-    for _ in range(CALLS):
-        call()
-    taken = (time.perf_counter() - start) / CALLS
-    clocks.wait_for(device)
-    return taken

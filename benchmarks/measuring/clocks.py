@@ -3,7 +3,7 @@
 import itertools
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -14,13 +14,10 @@ import torch
 K = TypeVar("K", bound=Hashable)
 
 #: A spread needs so many rounds; calls that take longer than this for them get fewer.
-ROUNDS, LIMIT_SECONDS = 7, 20.0
-LONG_SECONDS = 3.0
-LEAST_ROUNDS = 3
+ROUNDS, LIMIT_SECONDS, LEAST_ROUNDS = 7, 20.0, 3
+LONG_SECONDS = 3.0  # of a first round
 #: How long a GPU is kept busy between two looks at a clock, and the most calls in that time.
 BLOCK_SECONDS, BLOCK_CALLS = 0.01, 500
-#: Of memories so small that they are made for tests.
-MOST_COPIES = 64
 
 
 def spread(times: list[float]) -> dict[str, float]:
@@ -35,10 +32,8 @@ def interleaved(
     min_rounds: int = ROUNDS,
     failed: Callable[[K, Exception], object] | None = None,
 ) -> dict[K, list[float]]:
-    """The seconds that each timer returns in each round: a b c, b c a, ...: each comes after each.
-
-    A machine that slows down or is shared slows all calls of a round alike, so that the ratio of
-    two times of one round means more than the ratio of two medians.
+    """The seconds that each timer returns in each round, a b c, b c a, ...: each comes after each.
+    A shared machine slows all of a round alike: their ratio means more than that of medians.
 
     After a first round, which counts only if it takes three seconds, others go on for ``seconds``
     and until there are ``min_rounds``, but no longer than 20 seconds once there are three.
@@ -46,9 +41,12 @@ def interleaved(
     ``timers``; without it the error goes on.
     """
     times: dict[K, list[float]] = {name: [] for name in timers}
-
-    def one_round(first: int) -> None:
+    rounds, taken, start, warm = 0, 0.0, time.perf_counter(), False
+    while timers and (rounds < min_rounds or taken < seconds):
+        if rounds >= LEAST_ROUNDS and taken > LIMIT_SECONDS:
+            break
         names = list(timers)
+        first = rounds % len(names)
         for name in names[first:] + names[:first]:
             try:
                 if name in timers:
@@ -57,71 +55,54 @@ def interleaved(
                 if failed is None:
                     raise
                 failed(name, error)
-
-    start = time.perf_counter()
-    one_round(0)
-    # Where a round takes seconds, what the first has to warm up is little beside it.
-    warm_up = 0 if time.perf_counter() - start > LONG_SECONDS else 1
-    if warm_up:
-        start = time.perf_counter()
-    rounds, taken = 1 - warm_up, 0.0
-    while timers and (rounds < min_rounds or taken < seconds):
-        if rounds >= LEAST_ROUNDS and taken > LIMIT_SECONDS:
-            break
-        one_round(rounds % len(timers))
         rounds, taken = rounds + 1, time.perf_counter() - start
-    return {name: times[name][warm_up:] for name in timers}
+        # Where a round takes seconds, what the first has to warm up is little beside it.
+        if not warm and taken <= LONG_SECONDS:
+            times = {name: [] for name in timers}
+            rounds, taken, start = 0, 0.0, time.perf_counter()
+        warm = True
+    return {name: times[name] for name in timers}
 
 
-def interleaved_times(
-    calls: Mapping[str, Callable[[], object]],
-    device: torch.device,
-    seconds: float,
-    min_rounds: int = ROUNDS,
-) -> dict[str, list[float]]:
-    """Seconds of each call in each round, see :func:`interleaved`."""
-    timers = {name: host_timer(call, device) for name, call in calls.items()}
-    return interleaved(timers, seconds, min_rounds)
-
-
-def wall_time(call: Callable[[], object], device: torch.device, times: int = 1) -> float:
-    """Seconds for each of ``times`` calls in a row; the device is waited for before and after."""
-    wait_for(device)
+def wall_time(
+    call: Callable[[], object], device: torch.device, times: int = 1, whole: bool = True
+) -> float:
+    """Seconds for each of ``times`` calls in a row. The device is waited for before, and after it
+    unless the host's time alone is wanted; a CPU has done all that it was given."""
+    wait: Any = torch.accelerator.synchronize if device.type != "cpu" else lambda device: None
+    wait(device)
     start = time.perf_counter()
     for _ in range(times):
         call()
-    wait_for(device)
+    if whole:
+        wait(device)
     return (time.perf_counter() - start) / times
 
 
-def wait_for(device: torch.device) -> None:
-    """Until it has done all that it was given; a CPU has."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
 def host_timer(call: Callable[[], object], device: torch.device) -> Callable[[], float]:
-    """Returns the seconds of a call."""
+    """Returns the seconds of a call, by the host's clock."""
     return in_blocks(partial(wall_time, call, device), device)
 
 
-def in_blocks(timer: Callable[[int], float], device: torch.device) -> Callable[[], float]:
-    """``timer``, which makes as many calls as it is told and returns the seconds of one; of a GPU
-    over so many that the first and the last do not count."""
+def in_blocks(
+    clock: Callable[[int], float], device: torch.device, parts: int = 1
+) -> Callable[[], float]:
+    """A timer of one of the ``parts`` of a call, out of a clock that makes as many calls as it is
+    told and returns the seconds of one; of a GPU over so many that the ends do not count."""
 
     @cache
     def calls() -> int:
-        timer(3)
-        return max(1, min(BLOCK_CALLS, round(BLOCK_SECONDS / timer(3))))
+        clock(3)
+        return max(1, min(BLOCK_CALLS, round(BLOCK_SECONDS / clock(3))))
 
-    return partial(timer, 1) if device.type == "cpu" else lambda: timer(calls())
+    return lambda: clock(1 if device.type == "cpu" else calls()) / parts
 
 
 @contextmanager
-def float32_matmul_precision(precision: str) -> Iterator[None]:
-    """The global setting, put back afterwards."""
+def products_in(format: str) -> Iterator[None]:
+    """PyTorch's own float32 products too, in float32 or in ``"tf32"``."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
+    torch.set_float32_matmul_precision("high" if format == "tf32" else "highest")
     try:
         yield
     finally:
@@ -129,11 +110,11 @@ def float32_matmul_precision(precision: str) -> Iterator[None]:
 
 
 def copies_wanted(memory_bytes: int, cache_bytes: int | None) -> int:
-    """So many of a memory that each is out of the cache when its turn comes again: the others fill
-    it. One of twice the cache pushes itself out. ``None`` where the cache is not known."""
+    """So many of a memory that the others fill the cache, if it is known, between two turns of
+    one; one of twice the cache pushes itself out."""
     if not cache_bytes or memory_bytes >= 2 * cache_bytes:
         return 1
-    return min(MOST_COPIES, 1 + math.ceil(cache_bytes / memory_bytes))
+    return min(64, 1 + math.ceil(cache_bytes / memory_bytes))  # a test's memories are tiny
 
 
 def with_twins(step: Any, cache_bytes: int | None) -> list[Any]:

@@ -9,16 +9,26 @@ from benchmarks.implementations.step import Step
 
 
 def captured(steps: Sequence[Step], calls: Sequence[Callable[[], Any]]) -> torch.cuda.CUDAGraph:
-    """A graph of all ``calls``, replayed once to see that it is they that it holds.
-
-    Raises:
-        RuntimeError: a call cannot be captured, or the replay does not do the steps.
-    """
+    """A graph of all ``calls``, replayed once to see that it is they that it holds; else, or where
+    one cannot be captured, a RuntimeError."""
     if steps[0].waits_for_device:
         raise RuntimeError("it waits for the device")
-    graph, (loss, grad) = _capture(calls)
-    loss.fill_(torch.nan)
-    grad.fill_(torch.nan)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    outside = torch.cuda.current_stream()
+    stream.wait_stream(outside)
+    try:
+        # On the capturing stream, for which libraries allocate their workspaces.
+        with torch.cuda.stream(stream):
+            for call in [*calls, *calls]:
+                call()
+        outside.wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream):
+            *_, (loss, grad) = [call() for call in calls]
+    finally:
+        # After a failure some versions of PyTorch leave the capturing stream current.
+        torch.cuda.set_stream(outside)
+    for output in (loss, grad):
+        output.fill_(torch.nan)
     states = [tensor for step in steps for tensor in step.state]
     before = [tensor.clone() for tensor in states]
     graph.replay()
@@ -31,25 +41,6 @@ def captured(steps: Sequence[Step], calls: Sequence[Callable[[], Any]]) -> torch
     if not same or not (loss.isfinite() & grad.isfinite().all()):
         raise RuntimeError("the replay does not do the steps")
     return graph
-
-
-def _capture(calls: Sequence[Callable[[], Any]]) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """All ``calls`` in one graph, and what the last returned; each has run before."""
-    outside, stream = torch.cuda.current_stream(), torch.cuda.Stream()
-    graph = torch.cuda.CUDAGraph()
-    stream.wait_stream(outside)
-    try:
-        # On the capturing stream, for which libraries allocate their workspaces.
-        with torch.cuda.stream(stream):
-            for call in [*calls, *calls]:
-                call()
-        outside.wait_stream(stream)
-        with torch.cuda.graph(graph, stream=stream):
-            returned = [call() for call in calls]
-    finally:
-        # After a failure some versions of PyTorch leave the capturing stream current.
-        torch.cuda.set_stream(outside)
-    return graph, returned[-1]
 
 
 def device_time(call: Callable[[], object], times: int = 1) -> float:

@@ -5,36 +5,14 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from benchmarks.cases.sizes import Case
-from benchmarks.implementations import implementations
-from benchmarks.implementations.libraries import LinearCrossEntropy
-from benchmarks.implementations.sdpa import Math
 from benchmarks.implementations.step import Step
-from benchmarks.measuring import clocks, hardware
-from benchmarks.measuring.memory import (
-    NOT_MEASURED,
-    first_line,
-    isolated,
-    limit_memory,
-    peak_extra_memory,
-    tried,
-)
+from benchmarks.measuring import clocks, hardware, memory
 from benchmarks.measuring.run import Row, agreeing, timing
 
 GROWTH = "growth"
-#: Of a CPU's free memory, what a step may take: the rest is the system's, and none is to wait for
-#: a swap.
-MEMORY_SHARE = 0.8
-#: For seven rounds of a size, or for as many as fit in; one is made anyway.
-LIMIT_SECONDS = 2.0
-#: Compared with the reference, which is many times slower than what is timed.
-SAMPLES = 16
-
-
-def implementations_along(case: Case, device: torch.device) -> list[type[Step]]:
-    """Those that do not take minutes: compiled for each size, or with B×K matrices as the published
-    code has them already."""
-    kinds = implementations(case, device, compiled=False)
-    return [kind for kind in kinds if kind not in (LinearCrossEntropy, Math)]
+MEMORY_SHARE = 0.8  # of a CPU's free memory: the rest is the system's
+LIMIT_SECONDS = 2.0  # for seven rounds of a size, or for as many as fit in; one is made anyway
+SAMPLES = 16  # compared with the reference, which is many times slower than what is timed
 
 
 def rows_along(
@@ -45,9 +23,9 @@ def rows_along(
         if device.type == "cpu":
             # In a process, which cannot take the memory that the machine needs.
             limit = int(MEMORY_SHARE * hardware.available_memory())
-            point = isolated(measure, case, kind, device, limit) | {"memory_limit": limit}
+            point = memory.isolated(measure, case, kind, device, limit) | {"memory_limit": limit}
         else:
-            point = tried(measure, case, kind, device)
+            point = memory.tried(measure, case, kind, device)
             torch.cuda.empty_cache()
         fixed = {"figure": GROWTH, "implementation": kind.name, "axis": axis}
         yield case.fields() | fixed | point
@@ -58,22 +36,21 @@ def rows_along(
 def measure(case: Case, kind: type[Step], device: torch.device, limit: int | None = None) -> Row:
     """The fields of one size, in a process that from now on allocates at most ``limit`` bytes."""
     if limit is not None:
-        limit_memory(limit)
-        # As the C library's allocator is in a process that has trained for a while: a block that
-        # was freed lets it keep others of that size, up to 32 MiB, and not fetch each from the
-        # system page by page again. Code that makes many matrices would look slower than it is.
+        memory.limit_memory(limit)
+        # As glibc is in a process that has trained for a while: once a block was freed it keeps
+        # others of that size, up to 32 MiB, and does not fetch each anew, page by page.
         for _ in range(2):
             torch.empty(31 << 20, dtype=torch.uint8).fill_(0)
     try:
         batches, steps, about = agreeing([kind], case, device, SAMPLES)
     except Exception as error:  # also for want of memory, which is not the step's
-        return {"outcome": NOT_MEASURED, "reason": f"the reference: {first_line(error)}"}
+        return memory.failure(error) | {"outcome": memory.NOT_MEASURED}
     if not steps:
         return about[kind.name]
     calls = clocks.turns(steps[kind.name], batches)
     timer = clocks.host_timer(clocks.one_by_one(calls), device)
     times: list[float] = []
-    extra = peak_extra_memory(lambda: times.append(timer()), device.type == "cuda")
+    extra = memory.peak_extra_memory(lambda: times.append(timer()), device.type == "cuda")
     if rounds := min(clocks.ROUNDS, int(LIMIT_SECONDS / times[0])):
         times = clocks.interleaved({GROWTH: timer}, 0.0, rounds)[GROWTH]
     return about[kind.name] | timing(times) | {"extra_bytes": extra}

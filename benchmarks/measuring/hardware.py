@@ -18,7 +18,7 @@ import torch
 
 import rrd_kernels
 from benchmarks.cases.sizes import Case
-from benchmarks.measuring.clocks import float32_matmul_precision, interleaved_times
+from benchmarks.measuring.clocks import host_timer, interleaved, products_in
 
 ROOT = Path(__file__).parents[2]
 #: What nvidia-smi is asked.
@@ -30,31 +30,28 @@ CPUS = "/sys/devices/system/cpu"
 def environment(device: torch.device) -> dict[str, Any]:
     """What figures depend on."""
     git = ("git", "-C", str(ROOT))
+    named = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     record = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "versions": versions(),
+        "versions": {
+            "python": platform.python_version(),
+            "rrd_kernels": rrd_kernels.__version__,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "triton": version("triton") if importlib.util.find_spec("triton") else None,
+        },
         "commit": _output(*git, "rev-parse", "HEAD"),
         "uncommitted_changes": _output(*git, "status", "--porcelain", "--untracked-files=no"),
         "threads": torch.get_num_threads(),
-        "cpu": cpu_model(),
+        "cpu": named[0].partition(":")[2].strip() if named else platform.machine(),
         "cache_bytes": cache_bytes(device),
     }
     if device.type == "cuda":
-        return record | {"gpu": gpu(device)}
+        properties = torch.cuda.get_device_properties(device)
+        asked = ("name", "major", "minor", "multi_processor_count", "total_memory")
+        return record | {"gpu": {name: getattr(properties, name) for name in asked}}
     names = ("float64", "float32", "bfloat16")
     return record | {"kernels": dict(zip(names, torch.ops.rrd_kernels.cpu_kernels(), strict=True))}
-
-
-def versions() -> dict[str, str | None]:
-    triton = version("triton") if importlib.util.find_spec("triton") else None
-    own = {"python": platform.python_version(), "rrd_kernels": rrd_kernels.__version__}
-    return own | {"torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton}
-
-
-def gpu(device: torch.device) -> dict[str, Any]:
-    properties = torch.cuda.get_device_properties(device)
-    names = ("name", "major", "minor", "multi_processor_count", "total_memory")
-    return {name: getattr(properties, name) for name in names}
 
 
 def slug(device: torch.device) -> str:
@@ -69,18 +66,9 @@ def slug(device: torch.device) -> str:
     return "-".join(parts).lower()
 
 
-def cpu_model() -> str:
-    lines = _lines("/proc/cpuinfo")
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
-
-
 def cache_bytes(device: torch.device) -> int | None:
-    """Of the device's last cache, which stands before its memory; ``None`` where it is not said.
-
-    Of a CPU all last caches of the cores that this process may use: each core reads through its own
-    cluster's, and the cores share out a memory.
-    """
+    """Of the device's last cache; ``None`` where it is not said. Of a CPU all last caches of the
+    cores of this process: each reads through its own cluster's, and they share out a memory."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size
     levels: dict[int, dict[str, int]] = {}
@@ -107,11 +95,8 @@ def available_memory() -> int:
 
 
 def busy_cores(seconds: float = 0.5) -> float | None:
-    """How many cores other work keeps busy while this process sleeps; ``None`` but on Linux.
-
-    Threads that wait for one another at a barrier wait for whoever holds the other core: with one
-    core taken, a step of many small parallel loops takes many times as long.
-    """
+    """How many cores other work keeps busy while this process sleeps; ``None`` but on Linux. With
+    one taken, a step of many parallel loops, each with a barrier, takes many times as long."""
     ticks = []
     for pause in (0.0, seconds):
         time.sleep(pause)
@@ -129,11 +114,11 @@ def look_at_machine(cases: Sequence[Case], device: torch.device, quick: bool) ->
         size, copied = 256, 1 << 20
 
     def seconds(call: Callable[[], object]) -> float:
-        return float(np.median(interleaved_times({"": call}, device, 0.3, min_rounds=3)[""]))
+        return float(np.median(interleaved({"": host_timer(call, device)}, 0.3, 3)[""]))
 
     for case in {case.format: case for case in cases}.values():
         a, b = (torch.randn(size, size, device=device).to(case.dtype) for _ in range(2))
-        with float32_matmul_precision(case.matmul_precision):
+        with products_in(case.format):
             found["mm_gflops"][case.format] = 2e-9 * size**3 / seconds(partial(torch.mm, a, b))
     source = torch.ones(copied // 4, device=device)
     copy = partial(torch.empty_like(source).copy_, source)

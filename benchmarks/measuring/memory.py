@@ -13,18 +13,14 @@ import torch
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 OUT_OF_MEMORY, DISAGREES, NOT_AVAILABLE = "out of memory", "disagrees", "not available"
-#: Not tried, which is no failure.
-NOT_MEASURED = "not measured"
+NOT_MEASURED = "not measured"  # not tried, which is no failure
 
 
 def peak_extra_memory(call: Callable[[], object], on_gpu: bool = False) -> int:
-    """Bytes by which memory at its highest during ``call()`` exceeds that before it.
-
-    What ``call`` allocates for good at its first use counts: call it once before. Of a GPU it is
-    what PyTorch's allocator counts; of a CPU, on Linux only, resident memory (VmHWM), with pages of
-    4 KiB or, where transparent huge pages are always on, 2 MiB. The kernel sums its counters per
-    core, which can hide a few hundred KiB.
-    """
+    """Bytes by which memory at its highest during ``call()``, called once before, exceeds that
+    before it. Of a GPU it is what PyTorch's allocator counts; of a CPU, on Linux only, resident
+    memory (VmHWM), in pages of 4 KiB or, where transparent huge pages are always on, 2 MiB. The
+    kernel sums its counters per core, which can hide a few hundred KiB."""
     gc.collect()
     if on_gpu:
         torch.cuda.synchronize()

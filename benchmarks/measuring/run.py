@@ -16,9 +16,8 @@ from benchmarks.measuring import clocks, cuda, hardware
 from benchmarks.measuring.memory import failure, first_line, isolated, peak_extra_memory, tried
 
 #: One figure of one implementation on one case, flat, as a record has it. Beside the case's fields:
-#: figure, implementation, median, p20 and p80 (seconds), rounds, times_ours (how many times as long
-#: as this package it takes, median over the rounds); of a step extra_bytes, the errors and copies
-#: of the memory; without figures outcome and reason.
+#: figure, implementation, what :func:`timing` says; of a step extra_bytes, the errors and copies of
+#: the memory; without figures outcome and reason.
 Row = dict[str, Any]
 
 #: By the host's clock; and in the replay of a CUDA graph, by the device's.
@@ -26,7 +25,8 @@ STEP, GRAPH = "step", "step in a graph"
 
 
 def timing(times: list[float], ours: list[float] | None = None) -> Row:
-    """A row's fields; with the times of this package in the same rounds also the ratio to it."""
+    """Median, p20 and p80 (seconds), rounds; and times_ours, how many times as long as this
+    package in the same round, the median."""
     ratio = {"times_ours": float(np.median(np.divide(times, ours)))} if ours else {}
     return {**clocks.spread(times), "rounds": len(times)} | ratio
 
@@ -58,14 +58,12 @@ def run_case(
     device: torch.device | str = "cpu",
     memory: bool = True,
 ) -> list[Row]:
-    """Checks, then times, implementations of a step for ``seconds`` all together; one that fails or
-    disagrees with the reference is not timed, and its row says why.
-
-    Peak ``memory`` is measured too, on a CPU in a new process for each.
-    """
+    """Checks, then times, implementations of a step for ``seconds`` all together, with their peak
+    ``memory``, on a CPU in a new process for each. One that fails or disagrees with the reference
+    is not timed, and its row says why."""
     device = torch.device(device)
     timers: dict[tuple[str, str], Callable[[], float]] = {}
-    with clocks.float32_matmul_precision(case.matmul_precision):
+    with clocks.products_in(case.format):
         batches, steps, about = agreeing(kinds, case, device)
         for name, twins in steps.items():
             calls = clocks.turns(twins, batches)
@@ -73,7 +71,7 @@ def run_case(
             try:
                 if device.type == "cuda":
                     replay = partial(cuda.device_time, cuda.captured(twins, calls).replay)
-                    timers[GRAPH, name] = _share(clocks.in_blocks(replay, device), len(calls))
+                    timers[GRAPH, name] = clocks.in_blocks(replay, device, len(calls))
             except Exception as error:  # it can be timed without a graph
                 about[name]["not_captured"] = first_line(error)
 
@@ -99,10 +97,6 @@ def run_case(
         case.fields() | {"figure": figure, "implementation": name} | row
         for (figure, name), row in rows.items()
     ]
-
-
-def _share(timer: Callable[[], float], calls: int) -> Callable[[], float]:
-    return lambda: timer() / calls
 
 
 def _first_peak(case: Case, kind: type[Step]) -> Row:

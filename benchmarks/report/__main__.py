@@ -23,38 +23,22 @@ from benchmarks.report.record import Record, default_path, new_record, write_who
 from rrd_kernels.ops import EXTENSION_ERROR
 
 STARTED = time.monotonic()
-#: What is measured, in its order.
 PARTS = ("cases", "host", "breakdown", "scaling")
-#: Its name, and what returns the rows.
-Part = tuple[str, Callable[[], Iterable[Row]]]
-#: Steps that are profiled.
-PROFILED = {"cpu": 5, "cuda": 20}
-#: How growth may end: ours, or the reference's.
-ENDS = ((growth.GROWTH, OUT_OF_MEMORY), (growth.GROWTH, NOT_MEASURED))
-#: Cores that other work may keep busy without a warning.
-NEGLIGIBLE_WORK = 0.1
+Part = tuple[str, Callable[[], Iterable[Row]]]  # its name, and what returns the rows
+ENDS = (OUT_OF_MEMORY, NOT_MEASURED)  # of the growth, ours or the reference's
 
 
 def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Time and memory of a training step: published eager code, torch.compile, "
-        "SDPA, other libraries, rrd_kernels. Writes a JSON record, tables and pictures.",
-        epilog="Terms and figures: README.md, 'Speed and memory on a CPU'.",
-    )
+    text = "Time and memory of a training step. Writes a JSON record, tables and pictures."
+    epilog = "Terms and figures: README.md, 'Speed and memory on a CPU'."
+    parser = argparse.ArgumentParser(prog, description=text, epilog=epilog)
     add, on_gpu = parser.add_argument, torch.cuda.is_available()
-    default = "cuda" if on_gpu else "cpu"
-    add("--device", choices=("cpu", "cuda"), default=default, help="default here: %(default)s")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if on_gpu else "cpu")
     add("--parts", nargs="+", choices=PARTS, help="default: all; with --cases: cases")
     add("--cases", default="", metavar="TEXT", help="those whose name contains TEXT: momentum")
     add("--seconds", type=float, default=1.0, help="for a case, all together; default: 1")
-    add(
-        "--output",
-        type=Path,
-        metavar="NAME.json",
-        help="the record; NAME.md and NAME-*.png go beside it; where it exists, a number is added "
-        "(default: benchmarks/results/<device>-<date>.json)",
-    )
+    text = "the record, beside which tables and pictures go; a number is added where it exists"
+    add("--output", type=Path, metavar="NAME.json", help=f"{text}; default: in benchmarks/results")
     add("--compile", choices=("all", "none"), default="all", help="whether it takes part")
     add("--record-only", action="store_true", help="no tables and no pictures")
     add("--quick", action="store_true", help="tiny sizes: shows that all runs, nothing else")
@@ -88,8 +72,7 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
 
 
 def progress(text: str) -> None:
-    """With the seconds since the start. Not a spinner, whose thread would take a core from what is
-    being timed."""
+    # Not a spinner, whose thread would take a core from what is being timed.
     print(f"{time.monotonic() - STARTED:5.0f} s  {text}", file=sys.stderr, flush=True)
 
 
@@ -103,46 +86,24 @@ def parts_of(chosen: argparse.Namespace) -> Iterator[Part]:
     if "host" in chosen.parts:
         yield "the host's time", partial(host_time, device, 4 * seconds)
     if "breakdown" in chosen.parts:
-        steps = 1 if quick else PROFILED[device.type]
+        steps = 1 if quick else {"cpu": 5, "cuda": 20}[device.type]
         for _, of_memory in groupby(chosen.cases, lambda case: case.section):
             case = next(of_memory)
             yield f"{case.name} by operator", partial(breakdown, case, kinds[case], device, steps)
     if "scaling" in chosen.parts:
         for axis, cases in axes_for(device, quick).items():
-            for kind in growth.implementations_along(cases[0], device):
+            for kind in filter(lambda kind: kind.grows, implementations(cases[0], device)):
                 name = f"{kind.name} against {axis}"
                 yield name, partial(growth.rows_along, axis, cases, kind, device)
-
-
-def measure(
-    chosen: argparse.Namespace, parts: Iterable[Part], record: Record, save: Callable[[], None]
-) -> None:
-    """Adds one part after another to the record, and saves it after each. A part that fails is
-    named, and the others go on."""
-    for when in ("before", "after"):
-        progress("torch.mm and a copy")
-        machine = hardware.look_at_machine(chosen.cases, chosen.device, chosen.quick)
-        if (machine["busy_cores"] or 0) > NEGLIGIBLE_WORK:
-            progress(f"other work keeps {machine['busy_cores']:.1f} cores busy: times will be off")
-        record["machine"][when] = machine
-        for name, rows in parts if when == "before" else ():
-            progress(name)
-            try:
-                record["rows"] += rows()
-            except Exception as error:
-                record["failures"].append(f"{name}: {first_line(error)}")
-                traceback.print_exception(error)
-            save()
 
 
 def failures(record: Record) -> list[str]:
     """Where this package's kernels did not run or were wrong; memory may end the growth."""
     return record["failures"] + [
-        f"{row['implementation']}, {row['figure']} of {row['case']}: {row['outcome']}, "
-        f"{row['reason']}"
+        "{implementation}, {figure} of {case}: {outcome}, {reason}".format_map(row)
         for row in record["rows"]
-        if row["implementation"].startswith(Fused.name)
-        if "outcome" in row and (row["figure"], row["outcome"]) not in ENDS
+        if row["implementation"].startswith(Fused.name) and "outcome" in row
+        if row["figure"] != growth.GROWTH or row["outcome"] not in ENDS
     ]
 
 
@@ -151,7 +112,8 @@ def main(
     prog: str = "python -m benchmarks.report",
     parts: Callable[[argparse.Namespace], Iterable[Part]] = parts_of,
 ) -> int:
-    """The command's exit code: 1 where something of this package failed."""
+    """Adds one part after another to a record, and saves it after each; one that fails is named,
+    and the others go on. The exit code is 1 where something of this package failed."""
     given = sys.argv[1:] if arguments is None else arguments
     chosen = parse_arguments(given, prog)
     record: Record = {"command": f"{prog} {shlex.join(given)}".strip()}
@@ -162,9 +124,25 @@ def main(
         record["took"] = time.monotonic() - STARTED
         write_whole(chosen.output, record)
 
+    def look(when: str) -> None:
+        progress("torch.mm and a copy")
+        found = hardware.look_at_machine(chosen.cases, chosen.device, chosen.quick)
+        if (found["busy_cores"] or 0) > 0.1:
+            progress(f"other work keeps {found['busy_cores']:.1f} cores busy: times will be off")
+        record["machine"][when] = found
+
     save()  # what cannot be written is known before anything is measured
     try:
-        measure(chosen, parts(chosen), record, save)
+        look("before")
+        for name, rows in parts(chosen):
+            progress(name)
+            try:
+                record["rows"] += rows()
+            except Exception as error:
+                record["failures"].append(f"{name}: {first_line(error)}")
+                traceback.print_exception(error)
+            save()
+        look("after")
     finally:  # after an interrupt too
         save()
         print(f"written to {chosen.output}")

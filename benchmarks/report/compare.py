@@ -2,11 +2,8 @@
 
 A time has moved when the intervals from its 20th to its 80th percentile in the two records have no
 point in common, and there were seven rounds in both; memory when it differs by more than 2 MiB, the
-size of the pages that a CPU's memory may be counted in. What one of the records has not tried is
-left out, and operators.
-
-Exit code: 0 when nothing of rrd_kernels got slower or takes more memory; 1 when something does, or
-fails now, or when AFTER was cut off; 2 on bad input.
+size of a page. What one record has not tried is left out, and operators. Exit code: 1 when
+something of rrd_kernels got slower, takes more memory or fails now, or when AFTER was cut off.
 """
 
 import argparse
@@ -26,6 +23,8 @@ from benchmarks.report.tables import duration, frame, markdown, print_markdown, 
 MEMORY_PAGE = 2 << 20
 #: What a figure is of.
 KEYS = ["case", "figure", "axis", "implementation", "name"]
+#: What must be alike for times to be compared.
+DEVICE = ("gpu", "cpu", "threads", "kernels")
 
 
 def moves(before: Record, after: Record) -> pd.DataFrame:
@@ -50,28 +49,8 @@ def moves(before: Record, after: Record) -> pd.DataFrame:
     return both
 
 
-def moves_table(found: pd.DataFrame) -> pd.DataFrame:
-    times, after = found["median"], found["median after"]
-    columns = {
-        "before": texts(times, duration).fillna(found.outcome),
-        "after": texts(after, duration).fillna(found["outcome after"]),
-        "after / before": texts(after / times, "{:.2f}".format),
-        "verdict": found.verdict,
-        "extra MiB": texts(found.extra / 2**20, "{:+.1f}".format),
-    }
-    return found[KEYS].assign(**columns)
-
-
-def device(record: Record) -> list[object]:
-    """What must be alike for times to be compared."""
-    gpu = record.get("gpu", {}).get("name")
-    return [gpu, *(record.get(name) for name in ("cpu", "threads", "kernels"))]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    form = argparse.RawDescriptionHelpFormatter
-    prog = "python -m benchmarks.report.compare"
-    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=form)
+    parser = argparse.ArgumentParser("python -m benchmarks.report.compare", description=__doc__)
     for name in ("before", "after"):
         parser.add_argument(name, type=Path, metavar=f"{name.upper()}.json")
     chosen = parser.parse_args(arguments)
@@ -79,18 +58,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         before, after = load(chosen.before), load(chosen.after)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    if device(before) != device(after):
-        parser.error(f"different devices: {device(before)} and {device(after)}")
+    old, new = ([record.get(key) for key in DEVICE] for record in (before, after))
+    if old != new:
+        parser.error(f"different devices: {old} and {new}")
     found = moves(before, after)
     if found.empty:
         parser.error("the records have no figure in common")
     moved = found[found.verdict.notna() | found.extra.notna()]
     print(source_text(before), source_text(after), sep="")
     if len(moved):
-        print_markdown(markdown(moves_table(moved)))
+        columns = {
+            "before": texts(moved["median"], duration).fillna(moved.outcome),
+            "after": texts(moved["median after"], duration).fillna(moved["outcome after"]),
+            "after / before": texts(moved["median after"] / moved["median"], "{:.2f}".format),
+            "verdict": moved.verdict,
+            "extra MiB": texts(moved.extra / 2**20, "{:+.1f}".format),
+        }
+        print_markdown(markdown(moved[KEYS].assign(**columns)))
+    still, worse = len(found) - len(moved), found.worse.sum() or "none"
     print(
-        f"{len(found)} figures, {len(found) - len(moved)} within the spread; of {Fused.name} "
-        f"{found.worse.sum() or 'none'} slower, larger or failing"
+        f"{len(found)} figures, {still} within the spread; of {Fused.name} {worse} slower or larger"
     )
     cut_off = [*after.get("failures", [])]
     if after["machine"].get("after", {}) is None:

@@ -1,7 +1,7 @@
 """Documents of records: ``python -m benchmarks.report.documents [RECORD.json]``.
 
-Of a record that is given, its tables and pictures; or else README.md's, from the records that its
-marks name.
+Of a record that is given, its tables and pictures; or else those of README.md and docs/scaling.md,
+from the records that their marks name.
 """
 
 import re
@@ -9,14 +9,15 @@ import sys
 from pathlib import Path
 
 from benchmarks.cases.sizes import Case
+from benchmarks.distributed.__main__ import text_of
 from benchmarks.measuring.breakdown import HOST
 from benchmarks.measuring.hardware import ROOT
 from benchmarks.report import pictures, tables
 from benchmarks.report.record import load
 
-README = ROOT / "README.md"
+README, SCALING = ROOT / "README.md", ROOT / "docs" / "scaling.md"
 PICTURES = ROOT / "docs" / "pictures"
-#: A mark, with the kind of memory and the record's place, and what follows it up to the next.
+#: A mark, with what its table is of and the record's place, and what follows it up to the next.
 MARKED = re.compile(
     r"(<!-- benchmark of the ([\w ]+): (\S+) -->\n).*?(?=<!-- end of benchmark -->\n)", re.DOTALL
 )
@@ -33,12 +34,14 @@ def show(path: Path) -> None:
     print(f"tables and pictures in {path.with_suffix('.md')}")
 
 
-def section(memory: str, path: Path) -> str:
-    """What stands between the marks of one kind of memory."""
+def section(of: str, path: Path) -> str:
+    """What stands between the marks of one kind of memory, or of several ranks."""
+    if of in ("measured ranks", "simulated ranks"):
+        return text_of(of.split()[0], path)
     record = load(path)
     rows = tables.frame(record)
-    parts = [tables.source_text(record), tables.markdown(tables.cases_table(rows, memory))]
-    if memory == Case.section:
+    parts = [tables.source_text(record), tables.markdown(tables.cases_table(rows, of))]
+    if of == Case.section:
         for name, title in pictures.TITLES.items():
             parts.append(f"![{title}](docs/pictures/{path.stem}-{name}.png)\n")
         host = tables.listing(rows[rows.figure == HOST]).filter(regex="part|median|p20")
@@ -47,7 +50,7 @@ def section(memory: str, path: Path) -> str:
 
 
 def with_tables(text: str) -> str:
-    """A README's text with tables anew."""
+    """A document's text with tables anew."""
     return MARKED.sub(lambda mark: mark[1] + section(mark[2], ROOT / mark[3]), text)
 
 
@@ -55,11 +58,12 @@ def main() -> None:
     if given := sys.argv[1:]:
         show(Path(given[0]))
         return
-    text = README.read_text()
-    README.write_text(with_tables(text))
-    for _, memory, place in MARKED.findall(text):
-        if memory == Case.section:
-            pictures.draw_all(load(ROOT / place), PICTURES, Path(place).stem)
+    for page in (README, SCALING):
+        text = page.read_text()
+        page.write_text(with_tables(text))
+        for _, of, place in MARKED.findall(text):
+            if of == Case.section:
+                pictures.draw_all(load(ROOT / place), PICTURES, Path(place).stem)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ from benchmarks.measuring.growth import GROWTH
 from benchmarks.report.record import Record
 from benchmarks.report.tables import duration, frame, operators
 
-#: What the measure of a CPU's memory cannot see: a fit counts it as this.
-LEAST_BYTES = 1 << 18
+LEAST_BYTES = 1 << 18  # what the measure of a CPU's memory cannot see counts as this in a fit
 #: What a picture is of, by what its file's name ends with.
 TITLES = {
     "growth": "Time and extra memory of a step against K and against B",
@@ -36,8 +35,8 @@ def draw_all(record: Record, folder: Path, stem: str) -> list[Path]:
 
 
 def exponent(xs: pd.Series, ys: pd.Series) -> str:
-    """Such as "1.02 ±4%": a power law by least squares of the logarithms, and by how much a size
-    lies off it; "?" for fewer than three sizes, which any line fits."""
+    """Such as "1.02 ±4%", a power law by least squares of the logarithms, and by how much a size
+    lies off it; "?" of fewer than three sizes."""
     known = xs.notna() & ys.notna()
     if known.sum() < 3:
         return "?"
@@ -54,7 +53,7 @@ def draw_growth(rows: pd.DataFrame, colours: dict[str, str]) -> Figure:
     figure = Figure(figsize=(10.4, 10), layout="constrained")
     grid = figure.subplots(2, len(along), squeeze=False)
     for (axis, of_axis), (above, below) in zip(along, grid.T, strict=True):
-        letter, width, kind = axis[0], of_axis.D.iloc[0], of_axis.format.iloc[0]
+        letter, first = axis[0], of_axis.iloc[0]
         for axes, what in ((above, "median"), (below, "memory")):
             for name, one in of_axis.groupby("implementation", sort=False):
                 grows = f"{name}: {letter}^{exponent(one[letter], one[what])}"
@@ -63,7 +62,7 @@ def draw_growth(rows: pd.DataFrame, colours: dict[str, str]) -> Figure:
             axes.set(xlabel=letter, yscale="log")
             axes.set_xscale("log", base=2)
             axes.grid(True, color="#dddddd")
-        above.set(title=f"Time of a step against {axis}, D = {width:.0f}, {kind}")
+        above.set(title=f"Time of a step against {axis}, D = {first.D:.0f}, {first.format}")
         above.yaxis.set_major_formatter(EngFormatter("s"))
         below.set(title=f"Extra memory against {axis}", ylabel="MiB")
         for limit in of_axis.memory_limit.dropna()[:1] / 2**20:
@@ -85,9 +84,8 @@ def draw_breakdown(rows: pd.DataFrame, colours: dict[str, str]) -> Figure:
             bars = axes.barh(one.index, one["median"], color=colours[name], label=label)
             axes.bar_label(bars, one["median"].map(duration), padding=2, fontsize=7)
         axes.set_yticks(of_case.index, of_case.name, fontsize=7)
-        axes.set_title(f"{case}, a step as profiled")
+        axes.set(title=f"{case}, a step as profiled", xmargin=0.1)
         axes.set_ylim(of_case.index[-1] + 1, of_case.index[0] - 1)
         axes.xaxis.set_major_formatter(EngFormatter("s"))
-        axes.margins(x=0.1)
         axes.legend(loc="lower right")
     return figure

@@ -27,15 +27,12 @@ def default_path(device: torch.device, of: str = "") -> Path:
 
 
 def new_record(path: Path) -> Path:
-    """``path``, or with -2, -3, ... where that or its tables exist.
-
-    Raises:
-        ValueError: it is not the name of a JSON file.
-    """
+    """``path``, or with -2, -3, ... where that or its tables exist; a ValueError if it is not the
+    name of a JSON file."""
     if path.suffix != ".json":
         raise ValueError(f"{path} is not the name of a .json file")
-    stems = (f"{path.stem}-{number}" for number in itertools.count(2))
-    names = itertools.chain([path], map(path.with_stem, stems))
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    names = itertools.chain([path], numbered)
     return next(name for name in names if not (name.exists() or name.with_suffix(".md").exists()))
 
 
@@ -48,12 +45,8 @@ def write_whole(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> Record:
-    """A record, or the last one inside what ``make gpu-check`` wrote.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is something else, a record of several ranks too.
-    """
+    """A record, or the last one inside what ``make gpu-check`` wrote; a ValueError if it is
+    something else, a record of several ranks too, and an OSError if it cannot be read."""
     try:
         found = json.loads(path.read_text())
     except ValueError as error:  # of the JSON, or of the text's encoding

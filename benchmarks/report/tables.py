@@ -13,31 +13,19 @@ from benchmarks.measuring.growth import GROWTH
 from benchmarks.measuring.run import GRAPH, STEP
 from benchmarks.report.record import Record
 
-MISSING = "–"
 #: Every field that a table asks for; rows of one kind or of older records lack some.
-NUMBERS = (
-    *("B", "K", "D", "operations", "bytes", "median", "p20", "p80", "rounds", "times_ours"),
-    *("extra_bytes", "loss_error", "gradient_error", "copies", "memory_limit", "calls"),
-)
-WORDS = (
-    *("figure", "section", "case", "format", "implementation", "axis", "name"),
-    *("outcome", "reason", "not_captured", "no_memory"),
-)
-TYPES = dict.fromkeys(NUMBERS, "float") | dict.fromkeys(WORDS, "str")
+WORDS = "figure section case format implementation axis name outcome reason not_captured no_memory"
+NUMBERS = """B K D operations bytes median p20 p80 rounds times_ours extra_bytes loss_error
+    gradient_error copies memory_limit calls"""
+TYPES = dict.fromkeys(NUMBERS.split(), "float") | dict.fromkeys(WORDS.split(), "str")
 UNITS = ((1, "s"), (1e3, "ms"), (1e6, "µs"))
-#: Columns of a terminal at least, so that no figure is cut off.
-WIDTH = 200
-#: Operators of an implementation that are listed.
-LISTED = 6
+LISTED = 6  # operators of an implementation
 
 
 def frame(record: Record) -> pd.DataFrame:
-    """The record's rows, with ``ceiling`` (the seconds that the machine needs), ``bound``, which
-    of its rates that is, and ``share`` of the ceiling.
-
-    A share over 1 is possible: a memory that stays in cache is read faster than a copy, and
-    torch.mm is not the fastest product that a machine can do.
-    """
+    """The record's rows, with ``ceiling`` (the seconds that the machine needs), ``bound``, by which
+    of its rates, and ``share``, of the ceiling. That can be over 1: a memory in cache is read
+    faster than a copy, and torch.mm is not the fastest product that a machine can do."""
     rows = pd.DataFrame(record["rows"], columns=list(TYPES)).astype(TYPES)
     rows = rows[rows.format != "int64"].copy()  # older records have draws of negatives
     mm, copied = rates(record)
@@ -52,16 +40,16 @@ def frame(record: Record) -> pd.DataFrame:
 
 
 def rates(record: Record) -> tuple[dict[str, float], float]:
-    """Operations per second of torch.mm by format and bytes per second of a copy, NaN where it was
-    not measured: the best of before and after the cases."""
+    """Operations per second of torch.mm by format and bytes per second of a copy, if it was
+    measured: the best of before and after the cases."""
     looks = [look for look in record["machine"].values() if look]
     mm = pd.DataFrame([look["mm_gflops"] for look in looks]).max() * 1e9
-    copied = pd.Series([look["copy_gbytes_per_second"] for look in looks], dtype=float)
-    return mm.to_dict(), 1e9 * copied.max()
+    copies = [look["copy_gbytes_per_second"] for look in looks]
+    return mm.to_dict(), 1e9 * max(copies, default=np.nan)
 
 
 def texts(values: pd.Series, form: Callable[..., str]) -> pd.Series:
-    """Missing where the values are, which tables show as a dash."""
+    """Missing where the values are."""
     return values.astype(object).map(form, na_action="ignore").astype("str")
 
 
@@ -140,7 +128,7 @@ def source_text(record: Record) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """The first column left, the others right; without those that no line has."""
-    table = table.dropna(axis=1, how="all").fillna(MISSING)
+    table = table.dropna(axis=1, how="all").fillna("–")
     head, *lines = (
         f"| {' | '.join(map(str, line))} |\n"
         for line in (table.columns, *table.itertuples(index=False))
@@ -162,5 +150,5 @@ def document(record: Record) -> str:
 
 def print_markdown(text: str) -> None:
     console = Console()
-    console.width = max(console.width, WIDTH)
+    console.width = max(console.width, 200)  # so that no figure is cut off
     console.print(Markdown(text))
