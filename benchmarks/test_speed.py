@@ -1,9 +1,5 @@
-"""Whole steps with pytest-benchmark, whose options say how long each is timed, save and compare.
-
-    pytest benchmarks -k "float32-64x16384" --benchmark-columns=median,iqr,rounds
-
-Every case of every device here, for each implementation that has just agreed with the reference.
-"""
+"""Whole steps of every case here with pytest-benchmark, of what has just agreed with the reference:
+pytest benchmarks -k "float32-64x16384" --benchmark-columns=median,iqr,rounds."""
 
 import functools
 from typing import Any
@@ -13,18 +9,16 @@ import torch
 
 from benchmarks.cases.agreement import Agreement
 from benchmarks.cases.inputs import Batch, State, draw
-from benchmarks.cases.sizes import Case, cases_for
+from benchmarks.cases.sizes import CASES, Case
 from benchmarks.implementations import implementations
 from benchmarks.implementations.step import Step
 from benchmarks.measuring import clocks, hardware
 
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-#: As pytest can select them.
-NAMES = str.maketrans(" ×", "-x")
+NAMES = str.maketrans(" ×", "-x")  # as pytest can select them
 STEPS = [
     pytest.param(device, case, kind, id=f"{device}-{case.name}-{kind.name}".translate(NAMES))
-    for device in map(torch.device, DEVICES)
-    for case in cases_for(device)
+    for device in map(torch.device, ["cpu", "cuda"][: 1 + torch.cuda.is_available()])
+    for case in CASES[device.type]
     for kind in implementations(case, device)
 ]
 

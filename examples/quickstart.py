@@ -26,7 +26,7 @@ import digits
 import report
 from benchmarks.cases.sizes import Case
 from benchmarks.implementations import implementations
-from benchmarks.measuring.clocks import host_timer, interleaved
+from benchmarks.measuring.clocks import interleaved, timer_of
 from benchmarks.measuring.run import run_case
 from benchmarks.report.tables import frame, listing, markdown, print_markdown
 from digits import Digits, Method, Network, Scores
@@ -167,7 +167,7 @@ def loss_milliseconds(method: Method, teacher: Network, train: Digits) -> dict[s
     calls = {"eager": step("reference")}
     if method.rrd_weight and why_not_fused(CPU) is None:
         calls["fused"] = step("fused")
-    timers = {name: host_timer(call, CPU) for name, call in calls.items()}
+    timers = {name: timer_of(call, CPU) for name, call in calls.items()}
     times = interleaved(timers, seconds=0.5)
     return {name: 1e3 * statistics.median(taken) for name, taken in times.items()}
 

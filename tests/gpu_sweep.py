@@ -17,9 +17,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package is not installed here
 
 from benchmarks.cases.sizes import CUDA_CASES, Case
-from benchmarks.implementations.fifo import Fused
 from benchmarks.implementations.step import FifoStep, Step
-from benchmarks.measuring.run import run_case
+from benchmarks.measuring.run import OURS, run_case
 from benchmarks.report import __main__ as report
 from rrd_kernels.triton import run as launcher
 from rrd_kernels.triton.configs import Hardware
@@ -55,7 +54,7 @@ CONFIGS = {
 #: Numbers of splits, for a batch of at most so many samples: the others fill the chip with few.
 SPLITS, FEW = (26, 32, 37, 43, 52, 64), 64
 #: What the table's plan is called, to which the others' ratios are.
-TABLE = Fused.name
+TABLE = OURS
 
 
 class Variant(NamedTuple):

@@ -11,7 +11,7 @@ import stand_in_gpu
 import torch
 from stand_in_gpu import GPU
 
-from benchmarks.cases.sizes import Case, axes_for, cases_for
+from benchmarks.cases.sizes import AXES, CASES, Case
 from benchmarks.implementations import implementations
 from benchmarks.implementations.fifo import Fused, PublishedEager
 from benchmarks.measuring import breakdown
@@ -72,7 +72,7 @@ class TestQuickReport:
         assert all(look["mm_gflops"]["bfloat16"] > 0 for look in written["machine"].values())
 
     def test_every_case_has_a_graph_unless_it_waits(self, written):
-        cases = {case.name for case in cases_for(GPU, quick=True)}
+        cases = {case.name for case in CASES["quick"]}
         assert {row["case"] for row in rows_of(written, Fused, figure=GRAPH)} == cases
         assert not rows_of(written, PublishedEager, figure=GRAPH)
         for row in rows_of(written, PublishedEager, figure="step"):
@@ -88,7 +88,7 @@ class TestQuickReport:
         names = {row["name"] for row in rows_of(written, Fused, figure="operator")}
         assert "rrd_kernels::relational_loss_forward" in names
         assert not {stand_in_gpu.LAUNCH, stand_in_gpu.RANGE} & names
-        for axis, cases in axes_for(GPU, quick=True).items():
+        for axis, cases in AXES["quick"].items():
             rows = rows_of(written, Fused, axis=axis)
             assert [row["case"] for row in rows] == [case.name for case in cases]
 
@@ -137,7 +137,7 @@ def test_a_run_that_is_cut_short_leaves_a_record(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "host_time", lambda *_: 1 / 0)
     monkeypatch.setattr(report, "run_case", partial(run_case, memory=False))
     monkeypatch.setattr(report, "implementations", first_and_last)
-    monkeypatch.setattr(report, "cases_for", lambda *_: [Case(8, 64, "float32")])
+    monkeypatch.setitem(CASES, "quick", [Case(8, 64, "float32")])
     arguments = ["--device", "cpu", "--quick", "--parts", "cases", "host", "scaling"]
     with pytest.raises(KeyboardInterrupt):
         report.main([*arguments, "--output", str(path)])

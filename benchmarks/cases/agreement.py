@@ -12,8 +12,7 @@ from benchmarks.cases.sizes import Case, MomentumCase
 from benchmarks.implementations.step import Step, enqueue
 from rrd_kernels import reference
 
-#: A roundoff of TF32, of which tensor cores read ten bits behind the leading one.
-TF32 = 2.0**-10
+TF32 = 2.0**-10  # a roundoff: tensor cores read ten bits behind the leading one
 #: Beside float32's. On a GPU ours are three products of TF32, of which tensor cores add eight terms
 #: at a time to a float32 sum and cut off the rest, up to 2^-23 of it, always towards zero: the 16
 #: cuts of D = 128 do not cancel as roundings do. tests/test_properties.py grants the same.
@@ -108,7 +107,7 @@ class Agreement:
         batch = (tensor[: self.samples] for tensor in (z_s, z_t, *self.batch[3:]))
         parts = (tensor.split(8 if momentum else 128) for tensor in batch)
         for part in zip(*parts, strict=True):
-            total = _sum_of_losses(case, (*memories, last), *part)
+            total = _sum_of_losses(case, memories, last, *part)
             total.backward()
             loss += total.detach() / case.batch
         assert z_s.grad is not None
@@ -119,11 +118,11 @@ class Agreement:
         return {"loss": loss, "gradient": gradient, "memory": self._changes((*memories, last))}
 
 
-def _sum_of_losses(case: Case, state: State, z_s: Tensor, z_t: Tensor, *idx: Tensor) -> Tensor:
-    *memories, params = state
+def _sum_of_losses(case: Case, memories: list[Tensor], last: Tensor, *batch: Tensor) -> Tensor:
+    z_s, z_t, *idx = batch
     taus: Any = {"tau_s": case.tau_s, "tau_t": case.tau_t, "reduction": "sum"}
     if isinstance(case, MomentumCase):
-        views = (z_s, z_t, *memories, *idx, params[2:4])
+        views = (z_s, z_t, *memories, *idx, last[2:4])
         return reference.sampled_relational_loss(*views, nce_t=case.nce_t, **taus)
     if z_s.dtype in (torch.float32, torch.float64):
         return reference.relational_loss(z_s, z_t, *memories, **taus)

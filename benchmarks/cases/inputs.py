@@ -21,11 +21,8 @@ CLASSES = 100
 def draw(
     case: Case, device: torch.device, sets: int = 4, seed: int = 0
 ) -> tuple[State, list[Batch]]:
-    """What steps of ``case`` begin with, and ``sets`` batches.
-
-    Samples have classes: else each teacher row would be alone with the slot that it was just
-    written to, and a wrong attention over the other rows would not show.
-    """
+    """What steps of ``case`` begin with, and ``sets`` batches. Samples have classes: else a teacher
+    row would be alone with its slot, and a wrong attention to others would not show."""
     options: Any = {"generator": torch.Generator(device).manual_seed(seed), "device": device}
     centres = torch.randn(CLASSES, case.dim, **options)
 

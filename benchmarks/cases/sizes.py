@@ -104,8 +104,7 @@ CUDA_CASES: tuple[Case, ...] = (
 )
 #: Tiny, to show that all of it runs: their figures mean nothing.
 QUICK_CASES: tuple[Case, ...] = (
-    Case(16, 512, "float32"),
-    Case(16, 512, "bfloat16"),
+    *(Case(16, 512, format) for format in ("float32", "bfloat16")),
     MomentumCase(8, 64, "float32", n_data=500),
 )
 
@@ -119,14 +118,9 @@ def _axes(b: int, growing_k: Sequence[int], k: int, growing_b: Sequence[int]) ->
 
 
 BATCHES = (32, 128, 512, 2048, 8192)
-CPU_AXES = _axes(1024, (4096, 16384, 65536, 262144, 1048576), 16384, BATCHES)
-CUDA_AXES = _axes(8192, (16384, 65536, 262144, 1048576), 65536, BATCHES)
-QUICK_AXES = _axes(16, (64, 256, 1024), 512, (4, 16, 64))
-
-
-def cases_for(device: torch.device, quick: bool = False) -> tuple[Case, ...]:
-    return QUICK_CASES if quick else CPU_CASES if device.type == "cpu" else CUDA_CASES
-
-
-def axes_for(device: torch.device, quick: bool = False) -> dict[str, list[Case]]:
-    return QUICK_AXES if quick else CPU_AXES if device.type == "cpu" else CUDA_AXES
+AXES = {
+    "cpu": _axes(1024, (4096, 16384, 65536, 262144, 1048576), 16384, BATCHES),
+    "cuda": _axes(8192, (16384, 65536, 262144, 1048576), 65536, BATCHES),
+    "quick": _axes(16, (64, 256, 1024), 512, (4, 16, 64)),
+}
+CASES = {"cpu": CPU_CASES, "cuda": CUDA_CASES, "quick": QUICK_CASES}

@@ -12,24 +12,22 @@ import pandas as pd
 from benchmarks.distributed import model
 from benchmarks.distributed.measure import measure, of_processes
 from benchmarks.distributed.model import GATHERS, Machine, Step
-from benchmarks.implementations.fifo import Fused
-from benchmarks.measuring import breakdown
-from benchmarks.measuring.run import STEP
+from benchmarks.measuring.breakdown import CASE
+from benchmarks.measuring.run import HOST, OURS, STEP
 from benchmarks.report.record import Record, load, write_whole
 from benchmarks.report.tables import frame, markdown, rates
 
 RANKS = (8, 64, 256, 1024)
-#: K, and B of each rank.
-SIZES = ((16384, 16), (65536, 64), (2**20, 64), (10**7, 64), (10**8, 64), (2**20, 16))
+SIZES = ((16384, 16), (65536, 64), (2**20, 64), (10**7, 64), (10**8, 64), (2**20, 16))  # K, B
 
 
 def of_card(record: Record) -> Machine:
     """The device of a record of ``make bench``, in place of an H200."""
     rows = frame(record)
-    ours = rows[rows.implementation == Fused.name].dropna(subset="median")
+    ours = rows[rows.implementation == OURS].dropna(subset="median")
     steps = ours[(ours.figure == STEP) & (ours.format == "bfloat16")]
     # Older records have kernels among the layers, at another size.
-    layers = ours[(ours.figure == breakdown.HOST) & (ours.case == breakdown.CASE.name)]
+    layers = ours[(ours.figure == HOST) & (ours.case == CASE.name)]
     if steps.empty or layers.empty:
         raise ValueError("a card's constants take the bfloat16 cases and the host's time")
     card = record["gpu"]["name"] if "gpu" in record else record["cpu"]
@@ -63,8 +61,7 @@ def beside_model(machine: Machine, steps: dict[Step, float]) -> pd.DataFrame:
 
 
 def text_of(section: str, path: Path) -> str:
-    """A section of docs/scaling.md: ``"measured"``, of a record of processes, or ``"simulated"``,
-    of a card's record or of model.py."""
+    """ "measured", of a record of processes, or "simulated", of a card's record or of model.py."""
     if section == "measured":
         machine, steps = of_processes(json.loads(path.read_text()))
         table = beside_model(machine, steps)

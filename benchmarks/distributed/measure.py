@@ -3,7 +3,6 @@
 import math
 import os
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,8 +32,8 @@ def measure() -> dict[str, Any]:
 
 
 def of_processes(record: dict[str, Any]) -> tuple[Machine, dict[Step, float]]:
-    """The model's machine, out of a step of one process at the two smallest K and of two with
-    ``"keys"`` at the smallest; and the seconds of all steps that were measured."""
+    """The model's machine, of one process at the two smallest K and two with "keys" at the
+    smallest; and the seconds of all steps that were measured."""
     steps = {
         Step(row["gather"], row["ranks"], row["size"], BATCH, DIM): row["seconds"]["median"]
         for row in record["rows"]
@@ -62,10 +61,19 @@ def _rank(rank: int, world: int, folder: str, sizes: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     rendezvous = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
-    gathers = GATHERS if world > 1 else GATHERS[:1]
-    steps = {(gather, size): _step(gather, size) for gather in gathers for size in sizes}
+    widths: Any = dict.fromkeys(("s_dim", "t_dim", "feat_dim"), DIM)
+    f_s, f_t = torch.randn(BATCH, DIM, requires_grad=True), torch.randn(BATCH, DIM)
+    steps = {
+        (gather, size): RRDLoss(**widths, nce_k=size, gather=gather, start="unit")
+        for gather in (GATHERS if world > 1 else GATHERS[:1])
+        for size in sizes
+    }
+
+    def seconds(criterion: RRDLoss) -> float:
+        return wall_time(lambda: criterion(f_s, f_t).backward(), CPU)
+
     # On every rank as many rounds, however long they take.
-    times = [[wall_time(step, CPU) for step in steps.values()] for _ in range(1 + ROUNDS)]
+    times = [list(map(seconds, steps.values())) for _ in range(1 + ROUNDS)]
     rows = [
         {"gather": gather, "ranks": world, "size": size, "seconds": spread(list(taken[1:]))}
         for (gather, size), taken in zip(steps, zip(*times, strict=True), strict=True)
@@ -74,10 +82,3 @@ def _rank(rank: int, world: int, folder: str, sizes: tuple[int, ...]) -> None:
         torch.save(rows, f"{folder}/rows")
     dist.barrier()  # whose last messages have arrived everywhere
     dist.destroy_process_group()
-
-
-def _step(gather: str, size: int) -> Callable[[], None]:
-    """A training step of this rank, from embeddings on."""
-    criterion = RRDLoss(s_dim=DIM, t_dim=DIM, feat_dim=DIM, nce_k=size, gather=gather, start="unit")
-    f_s, f_t = torch.randn(BATCH, DIM, requires_grad=True), torch.randn(BATCH, DIM)
-    return lambda: criterion(f_s, f_t).backward()

@@ -30,8 +30,8 @@ NCCL = (
 
 
 class Machine(NamedTuple):
-    """What ranks run on and what connects them; all rates are those of one rank. By default an H200
-    in a node of eight with bfloat16 products, of which this project has measured nothing."""
+    """What ranks run on and what connects them, at rates of one rank. By default an H200 in a node
+    of eight with bfloat16 products, of which this project has measured nothing."""
 
     name: str = "eight H200 to a node, bfloat16 (assumed)"
     step: float = 40e-6  # seconds that a step takes beside everything below
@@ -91,9 +91,8 @@ def parts(machine: Machine, step: Step) -> tuple[float, float, float]:
     numbers = step.dim * -(-step.size // shares)  # that a rank holds
     products, read = 8 * step.batch * shares * numbers, numbers * step.element
     computing = machine.step + max(products / machine.flops, read / machine.read)
-    agreeing = talking = 0.0
-    if step.ranks > 1 and step.messages:
-        agreeing = header(machine, step.ranks)
-        talking = sum(collective(machine, step.ranks, each) for each in step.messages)
+    messages = step.messages if step.ranks > 1 else ()
+    agreeing = header(machine, step.ranks) if messages else 0.0
+    talking = sum(collective(machine, step.ranks, each) for each in messages)
     slower = max(1.0, step.ranks / machine.cores)
     return slower * computing, slower * agreeing, slower * talking

@@ -6,7 +6,7 @@ from benchmarks.cases.sizes import Case, MomentumCase
 from benchmarks.implementations.fifo import Compiled, Fused, PublishedEager
 from benchmarks.implementations.libraries import FlaKLDiv, LigerJSD, LinearCrossEntropy
 from benchmarks.implementations.momentum import CompiledMomentum, FusedMomentum, PublishedMomentum
-from benchmarks.implementations.sdpa import CpuFlash, Cudnn, Efficient, Flash, Math
+from benchmarks.implementations.sdpa import ON_GPU, CpuFlash, Math
 from benchmarks.implementations.step import Step
 
 
@@ -15,7 +15,6 @@ def implementations(case: Case, device: torch.device, compiled: bool = True) -> 
     first and this package last; torch.compile, which compiles anew for each size, if wanted."""
     kinds: list[type[Step]] = [PublishedMomentum, CompiledMomentum, FusedMomentum]
     if not isinstance(case, MomentumCase):
-        on_gpu: list[type[Step]] = [Flash, Efficient, Cudnn, LigerJSD, FlaKLDiv]
-        of_device = [CpuFlash] if device.type == "cpu" else on_gpu
+        of_device = [CpuFlash] if device.type == "cpu" else [*ON_GPU, LigerJSD, FlaKLDiv]
         kinds = [PublishedEager, Compiled, LinearCrossEntropy, Math, *of_device, Fused]
     return [kind for kind in kinds if kind.takes(case) and (compiled or kind.name != Compiled.name)]

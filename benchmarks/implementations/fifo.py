@@ -1,6 +1,5 @@
 """The FIFO memory's step: as published, compiled, and this package's."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,8 +23,7 @@ def published_loss(
     z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor, tau_s: float, tau_t: float
 ) -> Tensor:
     """What the code published with arXiv 2407.12073 does with [B, D] embeddings, in its order and
-    with its copies: the teacher's rows enter, of which B divides the memory's, then the mean loss
-    is taken."""
+    with its copies: the teacher's rows enter, then the mean loss is taken. B divides K."""
     student, teacher = F.normalize(z_s, dim=1), F.normalize(z_t, dim=1)
     batch, size, start = len(teacher), len(memory), int(pointer)  # a host sync on a GPU
     assert size % batch == 0
@@ -44,31 +42,32 @@ class PublishedEager(AutogradStep, FifoStep):
         return published_loss(z_s, z_t, self.memory, self.pointer, self.tau_s, self.tau_t)
 
 
-def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """As one graph without breaks, for one size."""
-    # Without processes that compile, which would go on beside what is timed.
-    inductor.compile_threads = 1
-    # Compiled anew: with what an earlier case has left, shapes would become dynamic.
-    torch.compiler.reset()
-    return torch.compile(function, fullgraph=True, dynamic=False)
-
-
-class Compiled(AutogradStep, FifoStep):
-    """torch.compile of the published arithmetic, freed of its copies and its host sync; not of the
-    reference, which would compute half-precision products in float32."""
+class CompiledStep(AutogradStep):
+    """Its ``loss``, of batch and state, as one graph without breaks, for one size."""
 
     name = "torch.compile"
     grows = False
-    rounds_similarities = True
+    loss: Any
 
     def __init__(self, case: Case, state: State) -> None:
         super().__init__(case, state)
-        self._loss = compiled(self._eager_loss)
+        # Without processes that compile, which would go on beside what is timed.
+        inductor.compile_threads = 1
+        # Compiled anew: with what an earlier case has left, shapes would become dynamic.
+        torch.compiler.reset()
+        self._compiled = torch.compile(self.loss, fullgraph=True, dynamic=False)
 
-    def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
-        return self._loss(z_s, z_t, self.memory, self.pointer)
+    def forward(self, *batch: Tensor) -> Tensor:
+        return self._compiled(*batch, *self.state)
 
-    def _eager_loss(self, z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor) -> Tensor:
+
+class Compiled(CompiledStep, FifoStep):
+    """torch.compile of the published arithmetic, freed of its copies and its host sync; not of the
+    reference, which would compute half-precision products in float32."""
+
+    rounds_similarities = True
+
+    def loss(self, z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor) -> Tensor:
         student, teacher = F.normalize(z_s, dim=1), enqueue(memory, pointer, z_t)
         return cross_entropy(student @ memory.T / self.tau_s, teacher @ memory.T / self.tau_t)
 

@@ -36,9 +36,8 @@ class LibraryStep(AutogradStep, FifoStep):
 
 
 class LinearCrossEntropy(LibraryStep):
-    """PyTorch's (2.13 and later), with the teacher's softmax, a whole [B, K] matrix, as the
-    classes' probabilities. The student's logits are made for a chunk of the batch at a time. In
-    half precision its loss, not its gradient, is off by percents."""
+    """PyTorch's (2.13 and later), with the teacher's softmax [B, K] as probabilities, and logits
+    for a chunk of the batch at a time. In half precision its loss alone is off by percents."""
 
     name = "linear_cross_entropy"
     grows = False
@@ -58,7 +57,7 @@ class LinearCrossEntropy(LibraryStep):
 
 
 class LigerJSD(LibraryStep):
-    """With beta = 0 it is KL(teacher || student), whose gradient is the cross-entropy's."""
+    """With beta, the last argument, of 0 it is KL(teacher || student), whose gradient is ours."""
 
     name = "Liger JSD"
     module = "liger_kernel.ops.fused_linear_jsd"
@@ -66,8 +65,7 @@ class LigerJSD(LibraryStep):
 
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         function = import_module(self.module).LigerFusedLinearJSDFunction
-        labels, beta = None, 0.0
-        return function.apply(student, self.memory, teacher, self.memory, labels, beta)
+        return function.apply(student, self.memory, teacher, self.memory, None, 0.0)
 
 
 class FlaKLDiv(LibraryStep):

@@ -22,14 +22,14 @@ class PublishedMomentum(AutogradStep):
 
     def forward(self, *batch: Tensor) -> Tensor:
         *memories, params = self.state
-        return self.loss(*batch, *memories, *(value.item() for value in params))
+        return self.loss(*batch, *memories, [value.item() for value in params])
 
     def loss(
         self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor, *state: Any
     ) -> Tensor:
         """Of similarities exp(s.m / T) / Z, [B, P], before the rows at idx move. ``state`` is both
         memories and the constants, on the host or on the device."""
-        memory_v1, memory_v2, _, nce_t, z_v1, z_v2, nce_m = state
+        memory_v1, memory_v2, (_, nce_t, z_v1, z_v2, nce_m) = state
         student, teacher = F.normalize(z_s, dim=1), F.normalize(z_t, dim=1)
         shape = (*contrast_idx.shape, memory_v1.shape[1])
         # Both are there at once, until this function ends.
@@ -45,20 +45,11 @@ class PublishedMomentum(AutogradStep):
         return fifo.cross_entropy(out_s.squeeze(2) / self.tau_s, out_t.squeeze(2) / self.tau_t)
 
 
-class CompiledMomentum(PublishedMomentum):
+class CompiledMomentum(fifo.CompiledStep, PublishedMomentum):
     """torch.compile of the published arithmetic, with its constants on the device: freed of its
     host syncs, and of the gathered rows where the compiler multiplies as it reads them."""
 
-    name = fifo.Compiled.name
     waits_for_device = False
-
-    def __init__(self, case: Case, state: State) -> None:
-        super().__init__(case, state)
-        self._loss = fifo.compiled(self.loss)
-
-    def forward(self, *batch: Tensor) -> Tensor:
-        *memories, params = self.state
-        return self._loss(*batch, *memories, *params)
 
 
 class FusedMomentum(AutogradStep):
@@ -73,10 +64,9 @@ class FusedMomentum(AutogradStep):
     def forward(self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor) -> Tensor:
         *memories, params = self.state
         views: Any = (z_s, z_t, *memories, contrast_idx)
-        normalizers = params[2:4]
         options: Any = {"nce_t": self.nce_t, "backend": "fused"}
-        functional.estimate_normalizers_(normalizers, *views, **options)
-        options |= {"tau_s": self.tau_s, "tau_t": self.tau_t, "normalizers": normalizers}
+        functional.estimate_normalizers_(params[2:4], *views, **options)
+        options |= {"tau_s": self.tau_s, "tau_t": self.tau_t, "normalizers": params[2:4]}
         loss = functional.sampled_relational_loss(*views, **options)
         for memory, rows in zip(memories, (z_s.detach(), z_t), strict=True):
             functional.momentum_update_(memory, idx, rows, self.nce_m, backend="fused")

@@ -15,7 +15,7 @@ class SDPA(FifoStep):
 
     kernel: ClassVar[str]  #: in torch.ops.aten, without what all begin with
     options: ClassVar[dict[str, Any]] = {}
-    takes_float32 = True  #: if not, it may read them as if they were halves
+    takes_float32 = True  #: if not, it may read it as if it were halves
 
     @classmethod
     def takes(cls, case: Case) -> bool:
@@ -38,8 +38,7 @@ class SDPA(FifoStep):
         return loss, grad.to(z_s.dtype)
 
     def _attention(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Output and natural log-sum-exp of attention over [1, 1, K, D], unscaled; the latter of
-        the first half of the queries at least."""
+        """Output and natural log-sum-exp over [1, 1, K, D], the latter of the student's queries."""
         kernel = getattr(torch.ops.aten, f"_scaled_dot_product_{self.kernel}")
         return kernel(queries, memory, memory, scale=1.0, **self.options)[:2]
 
@@ -61,24 +60,19 @@ class Math(SDPA):
         return output, logit - largest.float().log()
 
 
-class CpuFlash(SDPA):
+def _kernel(title: str, kernel: str, float32: bool = True, **options: Any) -> type[SDPA]:
+    fields = {"name": f"SDPA {title}", "kernel": kernel, "takes_float32": float32}
+    return type(kernel, (SDPA,), fields | {"options": options})
+
+
+class CpuFlash(SDPA):  # goes to other processes, by this name
     name = "SDPA flash"
     kernel = "flash_attention_for_cpu"
 
 
-class Flash(SDPA):
-    name = "SDPA flash"
-    kernel = "flash_attention"
-    takes_float32 = False
-
-
-class Efficient(SDPA):
-    name = "SDPA efficient"
-    kernel = "efficient_attention"
-    options: ClassVar = {"attn_bias": None, "compute_log_sumexp": True}
-
-
-class Cudnn(Efficient):
-    name = "SDPA cuDNN"
-    kernel = "cudnn_attention"
-    takes_float32 = False
+LOG_SUM_EXP: Any = {"attn_bias": None, "compute_log_sumexp": True}
+ON_GPU = [
+    _kernel("flash", "flash_attention", float32=False),
+    _kernel("efficient", "efficient_attention", **LOG_SUM_EXP),
+    _kernel("cuDNN", "cudnn_attention", float32=False, **LOG_SUM_EXP),
+]

@@ -1,5 +1,4 @@
-"""Where the time of a step goes: by kernel on a GPU, by PyTorch's operators on a CPU; and on the
-host, by layers of this package."""
+"""Where a step's time goes: by kernel or PyTorch's operator, and on the host by our layers."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -12,15 +11,13 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from benchmarks.cases.sizes import Case
-from benchmarks.implementations.fifo import Fused
 from benchmarks.implementations.step import Step
 from benchmarks.measuring import clocks
-from benchmarks.measuring.memory import failure
-from benchmarks.measuring.run import Row, agreeing, timing
+from benchmarks.measuring.memory import tried
+from benchmarks.measuring.run import HOST, OPERATOR, OURS, Row, agreeing, timing
 from rrd_kernels import RRDLoss, functional
 from rrd_kernels import validation as check
 
-OPERATOR, HOST = "operator", "host"
 CASE = Case(1, 2, "float32")  # of the host's layers, which kernels drown in no larger one
 S_DIM, T_DIM = 64, 256  # the published features' widths (resnet8x4, resnet32x4)
 CALLS = 5  # between two looks at the clock: so few that other work seldom comes between
@@ -29,21 +26,19 @@ CALLS = 5  # between two looks at the clock: so few that other work seldom comes
 def breakdown(
     case: Case, kinds: Iterable[type[Step]], device: torch.device, count: int
 ) -> Iterator[Row]:
-    """A row for each operator or kernel, without those that it calls, the longest first: averages
-    of ``count`` steps, with the microsecond or so that the profiler takes for each."""
+    """A row for each operator or kernel without those that it calls, longest first: averages of
+    ``count`` steps, with the microsecond or so that the profiler takes for each."""
     with clocks.products_in(case.format):
         batches, steps, _ = agreeing(kinds, case, device)  # run_case reports those that fail
         for name, twins in steps.items():
+            step = clocks.one_by_one(clocks.turns(twins, batches))
+            parts = tried(_parts, step, device, count)
             fixed = case.fields() | {"figure": OPERATOR, "implementation": name}
-            try:
-                parts = _parts(clocks.one_by_one(clocks.turns(twins, batches)), device, count)
-            except Exception as error:
-                parts = [failure(error)]
-            for part in sorted(parts, key=lambda part: -part.get("median", 0.0)):
+            for part in parts.pop("parts", [parts]):
                 yield fixed | part
 
 
-def _parts(step: Callable[[], object], device: torch.device, count: int) -> list[Row]:
+def _parts(step: Callable[[], object], device: torch.device, count: int) -> Row:
     step()
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # without the profiler's own messages
     on_gpu = device.type == "cuda"
@@ -62,7 +57,7 @@ def _parts(step: Callable[[], object], device: torch.device, count: int) -> list
             parts.append({"name": event.key, "calls": calls, "median": median})
     if not parts:
         raise RuntimeError(f"the profiler saw nothing that ran on {device.type}")
-    return parts
+    return {"parts": sorted(parts, key=lambda part: -part["median"])}
 
 
 def layers(device: torch.device) -> dict[str, Callable[[], Any]]:
@@ -97,6 +92,6 @@ def host_time(device: torch.device, seconds: float) -> Iterator[Row]:
         timers[name] = partial(clocks.wall_time, call, device, CALLS, whole=False)
     below = np.zeros(1)
     for name, taken in clocks.interleaved(timers, seconds).items():
-        fixed = {"figure": HOST, "implementation": Fused.name, "name": name}
+        fixed = {"figure": HOST, "implementation": OURS, "name": name}
         yield CASE.fields() | fixed | timing((np.array(taken) - below).tolist())
         below = np.array(taken)

@@ -1,23 +1,20 @@
-"""Interleaved rounds of what is compared, over copies of a memory that take turns."""
+"""Interleaved rounds of what is compared, by the host's clock or a GPU's, with copies in turn."""
 
 import itertools
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
-K = TypeVar("K", bound=Hashable)
-
 #: A spread needs so many rounds; calls that take longer than this for them get fewer.
 ROUNDS, LIMIT_SECONDS, LEAST_ROUNDS = 7, 20.0, 3
 LONG_SECONDS = 3.0  # of a first round
-#: How long a GPU is kept busy between two looks at a clock, and the most calls in that time.
-BLOCK_SECONDS, BLOCK_CALLS = 0.01, 500
+BLOCK_SECONDS, BLOCK_CALLS = 0.01, 500  # for which a GPU is kept busy; the most calls of them
 
 
 def spread(times: list[float]) -> dict[str, float]:
@@ -27,11 +24,11 @@ def spread(times: list[float]) -> dict[str, float]:
 
 
 def interleaved(
-    timers: dict[K, Callable[[], float]],
+    timers: dict[Any, Callable[[], float]],
     seconds: float,
     min_rounds: int = ROUNDS,
-    failed: Callable[[K, Exception], object] | None = None,
-) -> dict[K, list[float]]:
+    failed: Callable[[Any, Exception], object] | None = None,
+) -> dict[Any, list[float]]:
     """The seconds that each timer returns in each round, a b c, b c a, ...: each comes after each.
     A shared machine slows all of a round alike: their ratio means more than that of medians.
 
@@ -40,7 +37,7 @@ def interleaved(
     ``failed`` is told which timer raised an error, and takes it, and others with it, out of
     ``timers``; without it the error goes on.
     """
-    times: dict[K, list[float]] = {name: [] for name in timers}
+    times: dict[Any, list[float]] = {name: [] for name in timers}
     rounds, taken, start, warm = 0, 0.0, time.perf_counter(), False
     while timers and (rounds < min_rounds or taken < seconds):
         if rounds >= LEAST_ROUNDS and taken > LIMIT_SECONDS:
@@ -79,23 +76,67 @@ def wall_time(
     return (time.perf_counter() - start) / times
 
 
-def host_timer(call: Callable[[], object], device: torch.device) -> Callable[[], float]:
-    """Returns the seconds of a call, by the host's clock."""
-    return in_blocks(partial(wall_time, call, device), device)
+def device_time(call: Callable[[], object], device: torch.device, times: int) -> float:
+    """Seconds on the device's clock for each of ``times`` calls in a row."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(times):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / times
 
 
-def in_blocks(
-    clock: Callable[[int], float], device: torch.device, parts: int = 1
+def timer_of(
+    call: Callable[[], object],
+    device: torch.device,
+    clock: Callable[..., float] = wall_time,
+    parts: int = 1,
 ) -> Callable[[], float]:
-    """A timer of one of the ``parts`` of a call, out of a clock that makes as many calls as it is
-    told and returns the seconds of one; of a GPU over so many that the ends do not count."""
+    """Returns the seconds of a call, or of one of its ``parts``; on a GPU of one of so many calls
+    in a row that the ends do not count."""
 
     @cache
     def calls() -> int:
-        clock(3)
-        return max(1, min(BLOCK_CALLS, round(BLOCK_SECONDS / clock(3))))
+        clock(call, device, 3)
+        return max(1, min(BLOCK_CALLS, round(BLOCK_SECONDS / clock(call, device, 3))))
 
-    return lambda: clock(1 if device.type == "cpu" else calls()) / parts
+    return lambda: clock(call, device, 1 if device.type == "cpu" else calls()) / parts
+
+
+def captured(steps: Sequence[Any], calls: Sequence[Callable[[], Any]]) -> torch.cuda.CUDAGraph:
+    """A graph of all ``calls``, replayed once to see that it is they that it holds; else, or where
+    one cannot be captured, a RuntimeError."""
+    if steps[0].waits_for_device:
+        raise RuntimeError("it waits for the device")
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    outside = torch.cuda.current_stream()
+    stream.wait_stream(outside)
+    try:
+        # On the capturing stream, for which libraries allocate their workspaces.
+        with torch.cuda.stream(stream):
+            for call in [*calls, *calls]:
+                call()
+        outside.wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream):
+            *_, (loss, grad) = [call() for call in calls]
+    finally:
+        # After a failure some versions of PyTorch leave the capturing stream current.
+        torch.cuda.set_stream(outside)
+    for output in (loss, grad):
+        output.fill_(torch.nan)
+    states = [tensor for step in steps for tensor in step.state]
+    before = [tensor.clone() for tensor in states]
+    graph.replay()
+    replayed = [tensor.clone() for tensor in states]
+    for tensor, value in zip(states, before, strict=True):
+        tensor.copy_(value)
+    for call in calls:
+        call()
+    same = all(map(torch.equal, states, replayed))
+    if not same or not (loss.isfinite() & grad.isfinite().all()):
+        raise RuntimeError("the replay does not do the steps")
+    return graph
 
 
 @contextmanager
@@ -109,18 +150,13 @@ def products_in(format: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def copies_wanted(memory_bytes: int, cache_bytes: int | None) -> int:
-    """So many of a memory that the others fill the cache, if it is known, between two turns of
-    one; one of twice the cache pushes itself out."""
-    if not cache_bytes or memory_bytes >= 2 * cache_bytes:
-        return 1
-    return min(64, 1 + math.ceil(cache_bytes / memory_bytes))  # a test's memories are tiny
-
-
 def with_twins(step: Any, cache_bytes: int | None) -> list[Any]:
-    """``step`` and as many others like it as make :func:`copies_wanted` of its state."""
-    count = copies_wanted(sum(tensor.nbytes for tensor in step.state), cache_bytes)
-    return [step, *(step.twin() for _ in range(count - 1))]
+    """``step`` and so many others like it that these fill the cache, if it is known, between two
+    turns of one; a memory of twice the cache pushes itself out."""
+    size = sum(tensor.nbytes for tensor in step.state)
+    alone = not cache_bytes or size >= 2 * cache_bytes
+    others = 0 if alone else min(63, math.ceil(cache_bytes / size))  # a test's memories are tiny
+    return [step, *(step.twin() for _ in range(others))]
 
 
 def turns(calls: Sequence[Callable[..., Any]], batches: Sequence[Any]) -> list[Callable[[], Any]]:

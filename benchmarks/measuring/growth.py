@@ -7,9 +7,8 @@ import torch
 from benchmarks.cases.sizes import Case
 from benchmarks.implementations.step import Step
 from benchmarks.measuring import clocks, hardware, memory
-from benchmarks.measuring.run import Row, agreeing, timing
+from benchmarks.measuring.run import GROWTH, Row, agreeing, timing
 
-GROWTH = "growth"
 MEMORY_SHARE = 0.8  # of a CPU's free memory: the rest is the system's
 LIMIT_SECONDS = 2.0  # for seven rounds of a size, or for as many as fit in; one is made anyway
 SAMPLES = 16  # compared with the reference, which is many times slower than what is timed
@@ -37,8 +36,7 @@ def measure(case: Case, kind: type[Step], device: torch.device, limit: int | Non
     """The fields of one size, in a process that from now on allocates at most ``limit`` bytes."""
     if limit is not None:
         memory.limit_memory(limit)
-        # As glibc is in a process that has trained for a while: once a block was freed it keeps
-        # others of that size, up to 32 MiB, and does not fetch each anew, page by page.
+        # As in a process that has trained for a while: glibc keeps blocks of a size freed before.
         for _ in range(2):
             torch.empty(31 << 20, dtype=torch.uint8).fill_(0)
     try:
@@ -48,7 +46,7 @@ def measure(case: Case, kind: type[Step], device: torch.device, limit: int | Non
     if not steps:
         return about[kind.name]
     calls = clocks.turns(steps[kind.name], batches)
-    timer = clocks.host_timer(clocks.one_by_one(calls), device)
+    timer = clocks.timer_of(clocks.one_by_one(calls), device)
     times: list[float] = []
     extra = memory.peak_extra_memory(lambda: times.append(timer()), device.type == "cuda")
     if rounds := min(clocks.ROUNDS, int(LIMIT_SECONDS / times[0])):

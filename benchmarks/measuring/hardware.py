@@ -4,7 +4,6 @@ import datetime
 import importlib.util
 import os
 import platform
-import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +17,10 @@ import torch
 
 import rrd_kernels
 from benchmarks.cases.sizes import Case
-from benchmarks.measuring.clocks import host_timer, interleaved, products_in
+from benchmarks.measuring.clocks import interleaved, products_in, timer_of
 
 ROOT = Path(__file__).parents[2]
-#: What nvidia-smi is asked.
 STATE = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu"
-CGROUP = "/sys/fs/cgroup"
 CPUS = "/sys/devices/system/cpu"
 
 
@@ -54,18 +51,6 @@ def environment(device: torch.device) -> dict[str, Any]:
     return record | {"kernels": dict(zip(names, torch.ops.rrd_kernels.cpu_kernels(), strict=True))}
 
 
-def slug(device: torch.device) -> str:
-    """Part of a file's name, such as ``cpu-2-cores-avx512-amx`` or ``nvidia-h200``."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device).lower()
-        return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
-    parts = [f"cpu-{torch.get_num_threads()}-cores", torch.backends.cpu.get_cpu_capability()]
-    half = torch.ops.rrd_kernels.cpu_kernels()[-1]  # what computes bfloat16 products
-    if half.endswith("_bf16"):
-        parts.append("amx" if half.startswith("amx") else "bf16")
-    return "-".join(parts).lower()
-
-
 def cache_bytes(device: torch.device) -> int | None:
     """Of the device's last cache; ``None`` where it is not said. Of a CPU all last caches of the
     cores of this process: each reads through its own cluster's, and they share out a memory."""
@@ -86,9 +71,9 @@ def available_memory() -> int:
     memory = dict(line.split(":") for line in _lines("/proc/meminfo"))
     available = int(memory["MemAvailable"].split()[0]) * 1024
     # A container's (cgroup v2), in which /proc/meminfo is the whole machine's; files can go.
-    limit, used = ("".join(_lines(f"{CGROUP}/memory.{name}")) for name in ("max", "current"))
+    limit, used = ("".join(_lines(f"/sys/fs/cgroup/memory.{name}")) for name in ("max", "current"))
     if limit.isdecimal() and used.isdecimal():
-        fields = dict(line.split() for line in _lines(f"{CGROUP}/memory.stat"))
+        fields = dict(line.split() for line in _lines("/sys/fs/cgroup/memory.stat"))
         files = sum(int(fields.get(name, 0)) for name in ("active_file", "inactive_file"))
         available = min(available, int(limit) - int(used) + files)
     return available
@@ -114,7 +99,7 @@ def look_at_machine(cases: Sequence[Case], device: torch.device, quick: bool) ->
         size, copied = 256, 1 << 20
 
     def seconds(call: Callable[[], object]) -> float:
-        return float(np.median(interleaved({"": host_timer(call, device)}, 0.3, 3)[""]))
+        return float(np.median(interleaved({"": timer_of(call, device)}, 0.3, 3)[""]))
 
     for case in {case.format: case for case in cases}.values():
         a, b = (torch.randn(size, size, device=device).to(case.dtype) for _ in range(2))

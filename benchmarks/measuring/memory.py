@@ -1,5 +1,4 @@
-"""The peak memory of a call, processes in which nothing else has allocated, and what becomes of an
-implementation that has no figures."""
+"""Peak memory, processes in which nothing else has allocated, and what becomes of what fails."""
 
 import ctypes
 import gc

@@ -12,7 +12,7 @@ from benchmarks.cases.inputs import Batch, draw
 from benchmarks.cases.sizes import Case
 from benchmarks.implementations.fifo import Fused
 from benchmarks.implementations.step import Step
-from benchmarks.measuring import clocks, cuda, hardware
+from benchmarks.measuring import clocks, hardware
 from benchmarks.measuring.memory import failure, first_line, isolated, peak_extra_memory, tried
 
 #: One figure of one implementation on one case, flat, as a record has it. Beside the case's fields:
@@ -20,8 +20,9 @@ from benchmarks.measuring.memory import failure, first_line, isolated, peak_extr
 #: the memory; without figures outcome and reason.
 Row = dict[str, Any]
 
-#: By the host's clock; and in the replay of a CUDA graph, by the device's.
-STEP, GRAPH = "step", "step in a graph"
+OURS = Fused.name
+#: Figures: of the host's clock, of the device's, of growing sizes, of parts, of the host's layers.
+STEP, GRAPH, GROWTH, OPERATOR, HOST = "step", "step in a graph", "growth", "operator", "host"
 
 
 def timing(times: list[float], ours: list[float] | None = None) -> Row:
@@ -67,11 +68,11 @@ def run_case(
         batches, steps, about = agreeing(kinds, case, device)
         for name, twins in steps.items():
             calls = clocks.turns(twins, batches)
-            timers[STEP, name] = clocks.host_timer(clocks.one_by_one(calls), device)
+            timers[STEP, name] = clocks.timer_of(clocks.one_by_one(calls), device)
             try:
                 if device.type == "cuda":
-                    replay = partial(cuda.device_time, cuda.captured(twins, calls).replay)
-                    timers[GRAPH, name] = clocks.in_blocks(replay, device, len(calls))
+                    replay, clock = clocks.captured(twins, calls).replay, clocks.device_time
+                    timers[GRAPH, name] = clocks.timer_of(replay, device, clock, len(calls))
             except Exception as error:  # it can be timed without a graph
                 about[name]["not_captured"] = first_line(error)
 
@@ -92,7 +93,7 @@ def run_case(
     rows = {(STEP, name): row for name, row in about.items()}
     for (figure, name), taken in times.items():
         row = rows.setdefault((figure, name), {})
-        row |= timing(taken, times.get((figure, Fused.name)))
+        row |= timing(taken, times.get((figure, OURS)))
     return [
         case.fields() | {"figure": figure, "implementation": name} | row
         for (figure, name), row in rows.items()

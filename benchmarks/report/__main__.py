@@ -12,13 +12,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cases.sizes import axes_for, cases_for
+from benchmarks.cases.sizes import AXES, CASES
 from benchmarks.implementations import implementations
-from benchmarks.implementations.fifo import Fused
 from benchmarks.measuring import growth, hardware
 from benchmarks.measuring.breakdown import breakdown, host_time
 from benchmarks.measuring.memory import NOT_MEASURED, OUT_OF_MEMORY, first_line
-from benchmarks.measuring.run import Row, run_case
+from benchmarks.measuring.run import GROWTH, OURS, Row, run_case
 from benchmarks.report.record import Record, default_path, new_record, write_whole
 from rrd_kernels.ops import EXTENSION_ERROR
 
@@ -29,9 +28,10 @@ ENDS = (OUT_OF_MEMORY, NOT_MEASURED)  # of the growth, ours or the reference's
 
 
 def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
-    text = "Time and memory of a training step. Writes a JSON record, tables and pictures."
-    epilog = "Terms and figures: README.md, 'Speed and memory on a CPU'."
-    parser = argparse.ArgumentParser(prog, description=text, epilog=epilog)
+    text = (
+        "Time and memory of a training step, as README.md, 'Speed and memory on a CPU', has them."
+    )
+    parser = argparse.ArgumentParser(prog, description=text)
     add, on_gpu = parser.add_argument, torch.cuda.is_available()
     add("--device", choices=("cpu", "cuda"), default="cuda" if on_gpu else "cpu")
     add("--parts", nargs="+", choices=PARTS, help="default: all; with --cases: cases")
@@ -49,14 +49,12 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
         parser.error(f"{EXTENSION_ERROR}; make setup builds it")
     chosen.device = torch.device(chosen.device)
     chosen.parts = chosen.parts or (["cases"] if chosen.cases else PARTS)
-    cases = cases_for(chosen.device, chosen.quick)
+    chosen.seconds *= not chosen.quick
+    cases = {case.name: case for case in CASES["quick" if chosen.quick else chosen.device.type]}
     wanted = chosen.cases.replace("x", "×")
-    chosen.cases = [case for case in cases if wanted in case.name]
+    chosen.cases = [case for name, case in cases.items() if wanted in name]
     if not chosen.cases:
-        names = ", ".join(case.name for case in cases)
-        parser.error(f"no case's name contains {wanted!r}; there are {names}")
-    if chosen.quick:
-        chosen.seconds = 0.0
+        parser.error(f"no case's name contains {wanted!r}; there are {', '.join(cases)}")
     try:
         path = default_path(chosen.device, "quick-" if chosen.quick else "")
         chosen.output = new_record(chosen.output or path)
@@ -91,10 +89,10 @@ def parts_of(chosen: argparse.Namespace) -> Iterator[Part]:
             case = next(of_memory)
             yield f"{case.name} by operator", partial(breakdown, case, kinds[case], device, steps)
     if "scaling" in chosen.parts:
-        for axis, cases in axes_for(device, quick).items():
+        for axis, cases in AXES["quick" if quick else device.type].items():
             for kind in filter(lambda kind: kind.grows, implementations(cases[0], device)):
-                name = f"{kind.name} against {axis}"
-                yield name, partial(growth.rows_along, axis, cases, kind, device)
+                rows = partial(growth.rows_along, axis, cases, kind, device)
+                yield f"{kind.name} against {axis}", rows
 
 
 def failures(record: Record) -> list[str]:
@@ -102,8 +100,8 @@ def failures(record: Record) -> list[str]:
     return record["failures"] + [
         "{implementation}, {figure} of {case}: {outcome}, {reason}".format_map(row)
         for row in record["rows"]
-        if row["implementation"].startswith(Fused.name) and "outcome" in row
-        if row["figure"] != growth.GROWTH or row["outcome"] not in ENDS
+        if row["implementation"].startswith(OURS) and "outcome" in row
+        if row["figure"] != GROWTH or row["outcome"] not in ENDS
     ]
 
 
@@ -148,10 +146,9 @@ def main(
         print(f"written to {chosen.output}")
         if record["rows"] and not chosen.record_only:
             chosen.show(chosen.output)
-    failed = failures(record)
-    for failure in failed:
+    for failure in failures(record):
         progress(failure)
-    return 1 if failed else 0
+    return 1 if failures(record) else 0
 
 
 if __name__ == "__main__":

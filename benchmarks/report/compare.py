@@ -13,18 +13,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.implementations.fifo import Fused
-from benchmarks.measuring.breakdown import OPERATOR
 from benchmarks.measuring.clocks import ROUNDS
 from benchmarks.measuring.memory import NOT_MEASURED
+from benchmarks.measuring.run import OPERATOR, OURS
 from benchmarks.report.record import Record, load
 from benchmarks.report.tables import duration, frame, markdown, print_markdown, source_text, texts
 
 MEMORY_PAGE = 2 << 20
-#: What a figure is of.
-KEYS = ["case", "figure", "axis", "implementation", "name"]
-#: What must be alike for times to be compared.
-DEVICE = ("gpu", "cpu", "threads", "kernels")
+KEYS = ["case", "figure", "axis", "implementation", "name"]  # what a figure is of
+DEVICE = ("gpu", "cpu", "threads", "kernels")  # alike where times can be compared
 
 
 def moves(before: Record, after: Record) -> pd.DataFrame:
@@ -45,7 +42,7 @@ def moves(before: Record, after: Record) -> pd.DataFrame:
     moved = both["extra_bytes after"] - both.extra_bytes
     both["extra"] = moved.where(moved.abs() > MEMORY_PAGE)
     worse = both.verdict.isin(("slower", "fails now")) | (both.extra > 0)
-    both["worse"] = worse & (both.implementation == Fused.name)
+    both["worse"] = worse & (both.implementation == OURS)
     return both
 
 
@@ -76,9 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         print_markdown(markdown(moved[KEYS].assign(**columns)))
     still, worse = len(found) - len(moved), found.worse.sum() or "none"
-    print(
-        f"{len(found)} figures, {still} within the spread; of {Fused.name} {worse} slower or larger"
-    )
+    print(f"{len(found)} figures, {still} within the spread; of {OURS} {worse} slower or larger")
     cut_off = [*after.get("failures", [])]
     if after["machine"].get("after", {}) is None:
         cut_off.append("it did not look at the machine again, as a run does at its end")

@@ -1,8 +1,5 @@
-"""Documents of records: ``python -m benchmarks.report.documents [RECORD.json]``.
-
-Of a record that is given, its tables and pictures; or else those of README.md and docs/scaling.md,
-from the records that their marks name.
-"""
+"""Tables and pictures: ``python -m benchmarks.report.documents [RECORD.json]``. Without a record
+those of README.md and docs/scaling.md, from the records that their marks name."""
 
 import re
 import sys
@@ -10,17 +7,15 @@ from pathlib import Path
 
 from benchmarks.cases.sizes import Case
 from benchmarks.distributed.__main__ import text_of
-from benchmarks.measuring.breakdown import HOST
 from benchmarks.measuring.hardware import ROOT
+from benchmarks.measuring.run import HOST
 from benchmarks.report import pictures, tables
 from benchmarks.report.record import load
 
 README, SCALING = ROOT / "README.md", ROOT / "docs" / "scaling.md"
 PICTURES = ROOT / "docs" / "pictures"
 #: A mark, with what its table is of and the record's place, and what follows it up to the next.
-MARKED = re.compile(
-    r"(<!-- benchmark of the ([\w ]+): (\S+) -->\n).*?(?=<!-- end of benchmark -->\n)", re.DOTALL
-)
+MARKED = re.compile(r"(?s)(<!-- benchmark of the ([\w ]+): (\S+) -->\n).*?(?=<!-- end of bench)")
 
 
 def show(path: Path) -> None:
@@ -54,10 +49,7 @@ def with_tables(text: str) -> str:
     return MARKED.sub(lambda mark: mark[1] + section(mark[2], ROOT / mark[3]), text)
 
 
-def main() -> None:
-    if given := sys.argv[1:]:
-        show(Path(given[0]))
-        return
+def make_anew() -> None:
     for page in (README, SCALING):
         text = page.read_text()
         page.write_text(with_tables(text))
@@ -68,6 +60,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        show(Path(sys.argv[1])) if sys.argv[1:] else make_anew()
     except (OSError, ValueError) as error:
         sys.exit(str(error))

@@ -7,13 +7,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from benchmarks.measuring.growth import GROWTH
+from benchmarks.measuring.run import GROWTH
 from benchmarks.report.record import Record
 from benchmarks.report.tables import duration, frame, operators
 
 LEAST_BYTES = 1 << 18  # what the measure of a CPU's memory cannot see counts as this in a fit
-#: What a picture is of, by what its file's name ends with.
-TITLES = {
+TITLES = {  # by what a file's name ends with
     "growth": "Time and extra memory of a step against K and against B",
     "breakdown": "Operators or kernels that a step consists of",
 }
@@ -22,7 +21,6 @@ TITLES = {
 def draw_all(record: Record, folder: Path, stem: str) -> list[Path]:
     """Draws all that the record has into ``folder``, each STEM-NAME.png; files are replaced."""
     rows = frame(record)
-    # The same in every picture of a record.
     colours = {name: f"C{at}" for at, name in enumerate(rows.implementation.unique())}
     parts = ((draw_growth, rows[rows.figure == GROWTH]), (draw_breakdown, operators(rows)))
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,20 +1,18 @@
-"""The JSON record of a run: flat rows of figures, and what they were measured with.
-
-Keys: what :func:`~benchmarks.measuring.hardware.environment` says; ``command``; ``took``, seconds;
-``machine``, its rates before and after, see :func:`~benchmarks.measuring.hardware.look_at_machine`;
-``failures`` of whole parts; ``rows``, see :mod:`benchmarks.measuring.run`.
-"""
+"""The JSON record of a run: ``rows`` of figures, see :mod:`benchmarks.measuring.run`, and what they
+were measured with, see :mod:`benchmarks.measuring.hardware`: its environment; ``machine``, its
+rates before and after; ``command``; ``took``, seconds; ``failures`` of whole parts."""
 
 import datetime
 import itertools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measuring.hardware import ROOT, slug
+from benchmarks.measuring.hardware import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -22,8 +20,13 @@ Record = dict[str, Any]
 
 
 def default_path(device: torch.device, of: str = "") -> Path:
-    """Where a record of today goes; git ignores those of "quick-"."""
-    return RESULTS / f"{slug(device)}-{of}{datetime.date.today().isoformat()}.json"
+    """Such as nvidia-h200-2026-11-29.json, in the results; git ignores those ``of`` "quick-"."""
+    half = torch.ops.rrd_kernels.cpu_kernels()[-1]  # what computes bfloat16 products
+    name = f"cpu-{torch.get_num_threads()}-cores-{half}"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device).lower()
+    name = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+    return RESULTS / f"{name}-{of}{datetime.date.today().isoformat()}.json"
 
 
 def new_record(path: Path) -> Path:

@@ -7,10 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.implementations.fifo import Fused
-from benchmarks.measuring.breakdown import OPERATOR
-from benchmarks.measuring.growth import GROWTH
-from benchmarks.measuring.run import GRAPH, STEP
+from benchmarks.measuring.run import GRAPH, GROWTH, OPERATOR, OURS, STEP
 from benchmarks.report.record import Record
 
 #: Every field that a table asks for; rows of one kind or of older records lack some.
@@ -29,8 +26,7 @@ def frame(record: Record) -> pd.DataFrame:
     rows = pd.DataFrame(record["rows"], columns=list(TYPES)).astype(TYPES)
     rows = rows[rows.format != "int64"].copy()  # older records have draws of negatives
     mm, copied = rates(record)
-    # Of a step's parts it is not known what they need at least.
-    whole = rows.figure.str.contains(f"{STEP}|{GROWTH}")
+    whole = rows.figure.str.contains(f"{STEP}|{GROWTH}")  # not parts, of unknown ceilings
     compute = rows.operations.where(whole) / rows.format.map(mm).astype(float)
     bandwidth = rows.bytes.where(whole) / copied
     rows["ceiling"] = np.fmax(compute, bandwidth)
@@ -61,10 +57,10 @@ def duration(seconds: float) -> str:
 
 
 def cases_table(rows: pd.DataFrame, section: str) -> pd.DataFrame:
-    """A line for each case, a column for each implementation: the time of a step, its share of the
-    ceiling, how many times as long as this package's it is, and extra memory."""
+    """A line for each case, a column for each implementation: a step's time, share of the ceiling,
+    times ours, and extra memory."""
     rows = rows[(rows.section == section) & rows.figure.isin((STEP, GRAPH))]
-    ratio = texts(rows.times_ours, ", {:.1f}×".format).mask(rows.implementation == Fused.name)
+    ratio = texts(rows.times_ours, ", {:.1f}×".format).mask(rows.implementation == OURS)
     memory = texts(rows.extra_bytes / 2**20, ", {:.1f} MiB".format)
     share = texts(rows.share, " ({:.0%})".format)
     cells = texts(rows["median"], duration) + share + ratio.fillna("") + memory.fillna("")
@@ -109,20 +105,18 @@ def operators(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def source_text(record: Record) -> str:
-    """What the figures are of, and the rates that their ceilings come from."""
-    if "gpu" in record:
-        machine = record["gpu"].get("name", "a GPU")
-    else:
-        kernels = " and ".join(sorted(set(record["kernels"].values())))
-        machine = f"{record['cpu']}, {record['threads']} threads, {kernels} kernels"
-    changed = ", with changes" if record["uncommitted_changes"] else ""
+    """What the figures are of."""
+    kernels = " and ".join(sorted(set(record.get("kernels", {}).values())))
+    machine = f"{record['cpu']}, {record['threads']} threads, {kernels} kernels"
+    machine = record["gpu"]["name"] if "gpu" in record else machine
+    commit = (record["commit"] or "unknown")[:12]
+    commit += ", with changes" if record["uncommitted_changes"] else ""
     mm, copied = rates(record)
     reached = [f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in sorted(mm.items())]
     return (
         f"`{record['command']}` on {machine}, {record['date'][:10]}, PyTorch "
-        f"{record['versions']['torch']}, commit {(record['commit'] or 'unknown')[:12]}{changed}; "
-        f"it took {record['took'] / 60:.1f} minutes. torch.mm reached {', '.join(reached)}, a copy "
-        f"{copied / 1e9:.1f} GB/s.\n"
+        f"{record['versions']['torch']}, commit {commit}; it took {record['took'] / 60:.1f} "
+        f"minutes. torch.mm reached {', '.join(reached)}, a copy {copied / 1e9:.1f} GB/s.\n"
     )
 
 

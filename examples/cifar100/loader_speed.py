@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 
 import options as flags
-from benchmarks.measuring.clocks import host_timer, interleaved, spread
+from benchmarks.measuring.clocks import interleaved, spread, timer_of
 from benchmarks.measuring.hardware import busy_cores
 from data import ImageSet
 from engine import device_of
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         loaders[f"PIL, {workers} workers" if workers else "PIL in this process"] = loader
     epochs = {name: an_epoch(loader) for name, loader in loaders.items()}
     epochs["device"]()  # the set goes to the device once
-    timers = {name: host_timer(epoch, device) for name, epoch in epochs.items()}
+    timers = {name: timer_of(epoch, device) for name, epoch in epochs.items()}
     times = interleaved(timers, options.seconds, min_rounds=3)
 
     table = Table(title=f"{options.images} images in batches of {options.batch_size}, on {device}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import options as flags
 from benchmarks.implementations.fifo import published_loss
-from benchmarks.measuring.clocks import host_timer, interleaved, spread
+from benchmarks.measuring.clocks import interleaved, spread, timer_of
 from benchmarks.measuring.hardware import busy_cores
 from engine import device_of, prepare
 from models import ImageClassifier, model_dict
@@ -132,7 +132,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
         EAGER: make_step(options, networks, published, batch),
         FUSED: make_step(options, networks, criterion, batch),
     }
-    timers = {name: host_timer(step, device) for name, step in steps.items()}
+    timers = {name: timer_of(step, device) for name, step in steps.items()}
     return interleaved(timers, options.seconds)
 
 
