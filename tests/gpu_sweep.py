@@ -1,7 +1,9 @@
 """Times other plans than the table's for a step, one change at a time, as arithmetic and machine
-code suggest them; none has been measured: ``python tests/gpu_sweep.py --help``.
+code suggest them; none has been measured.
 
 They are for GPUs of compute capability 9.0, such as an H200. Each is checked before it is timed.
+Options are those of ``python -m benchmarks.report``: --cases, --seconds, --output, --record-only,
+--quick.
 """
 
 import argparse
@@ -152,7 +154,7 @@ def parts(chosen: argparse.Namespace) -> Iterator[report.Part]:
 def main() -> int:
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
         sys.exit("the plans are for GPUs of compute capability 9.0, such as an H200")
-    return report.main(prog="python tests/gpu_sweep.py", parts=parts)
+    return report.main([*sys.argv[1:], "--device=cuda"], "python tests/gpu_sweep.py", parts)
 
 
 if __name__ == "__main__":

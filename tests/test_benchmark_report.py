@@ -17,7 +17,7 @@ from benchmarks.implementations.fifo import Fused, PublishedEager
 from benchmarks.measuring import breakdown
 from benchmarks.measuring.run import GRAPH, run_case
 from benchmarks.report import __main__ as report
-from benchmarks.report.record import RESULTS, ROOT, load, new_record
+from benchmarks.report.record import RESULTS, ROOT, default_path, load, new_record
 
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
@@ -208,6 +208,12 @@ class TestCompare:
         assert found.verdict.dropna().tolist() == ([verdict] if verdict else [])
         assert found.worse.any() == worse
 
+    def test_a_gpu_is_known_by_its_name(self, records, tmp_path):
+        paths = [tmp_path / "before.json", tmp_path / "after.json"]
+        for size, (path, record) in enumerate(zip(paths, records, strict=False)):
+            path.write_text(json.dumps(record | {"gpu": {"name": "a", "total_memory": size}}))
+        assert compare.main([str(path) for path in paths]) == 0
+
     def test_peers_are_no_regression(self, records):
         before, after, _ = records
         for row in rows_of(after, PublishedEager, figure="step"):
@@ -247,6 +253,12 @@ def test_a_record_inside_what_gpu_check_wrote(tmp_path):
     path = tmp_path / "check.json"
     path.write_text(json.dumps({"stages": stages}))
     assert load(path) == load(RECORD)
+
+
+def test_a_gpu_names_its_record_before_anything_is_built(monkeypatch):
+    monkeypatch.setattr(torch.ops.rrd_kernels, "cpu_kernels", refuse)
+    with stand_in_gpu.in_place():
+        assert default_path(GPU, "check-").name.startswith("stand-in-check-20")
 
 
 def test_no_record_is_written_over():

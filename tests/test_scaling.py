@@ -33,8 +33,8 @@ def run(monkeypatch, *arguments):
 
 def test_the_page_is_what_the_commands_print(monkeypatch, capsys):
     assert documents.with_tables(TEXT) == TEXT
-    for arguments in ([], ["--measure", SOURCES["measured"]]):
-        run(monkeypatch, *arguments)
+    for option, section in (("--card", "simulated"), ("--measure", "measured")):
+        run(monkeypatch, option, SOURCES[section])
         assert capsys.readouterr().out.strip() in TEXT
 
 
@@ -59,8 +59,9 @@ def test_a_card_has_a_table(tmp_path, monkeypatch, capsys):
     run(monkeypatch, "--card", path)
     assert re.match("a GPU, bfloat16 .*: step 4e-05,", capsys.readouterr().out)
     path.write_text(json.dumps(record | {"rows": older}))
-    with pytest.raises(SystemExit, match="the bfloat16 cases and the host's time"):
-        run(monkeypatch, "--card", path)
+    for card, message in ((path, "the bfloat16 cases and the host's time"), ("absent", "absent")):
+        with pytest.raises(SystemExit, match=message):
+            run(monkeypatch, "--card", card)
 
 
 def test_steps_are_measured_once(tmp_path, monkeypatch, capsys):

@@ -31,7 +31,7 @@ class Case:
 
     @property
     def operations(self) -> int:
-        """Of one-pass attention, two products for each of 2B queries; B×K matrices take three."""
+        """Of one-pass attention, two products for each of 2B queries, whatever is computed."""
         return 8 * self.batch * self.dim * self.rows
 
     @property

@@ -61,12 +61,12 @@ def beside_model(machine: Machine, steps: dict[Step, float]) -> pd.DataFrame:
 
 
 def text_of(section: str, path: Path) -> str:
-    """ "measured", of a record of processes, or "simulated", of a card's record or of model.py."""
+    """Of "measured" ranks, by a record of processes, or "simulated", by a card's or model.py."""
     if section == "measured":
         machine, steps = of_processes(json.loads(path.read_text()))
         table = beside_model(machine, steps)
     else:
-        machine = of_card(load(path)) if path.suffix == ".json" else Machine()
+        machine = Machine() if path.suffix == ".py" else of_card(load(path))
         table = simulated(machine)
     constants = machine._asdict().items()
     texts = [f"{name} {value:.3g}" for name, value in constants if isinstance(value, float)]

@@ -20,7 +20,7 @@ class Step(ABC):
     waits_for_device = False  #: in the middle, which a CUDA graph cannot hold
     rounds_similarities = False  #: to the embeddings' dtype, as the published code does
     sums_otherwise = False  #: in a library's order and format
-    grows = True  #: measured as sizes grow; not what compiles for each, or has B×K matrices too
+    grows = True  #: measured as sizes grow: not what compiles, nor others with B×K matrices
     compares_loss = True  #: not a divergence's, which lacks the teacher's entropy
 
     def __init__(self, case: Case, state: State) -> None:

@@ -18,7 +18,7 @@ from benchmarks.measuring.run import HOST, OPERATOR, OURS, Row, agreeing, timing
 from rrd_kernels import RRDLoss, functional
 from rrd_kernels import validation as check
 
-CASE = Case(1, 2, "float32")  # of the host's layers, which kernels drown in no larger one
+CASE = Case(1, 2, "float32")  # so small that kernels do not drown the host's layers
 S_DIM, T_DIM = 64, 256  # the published features' widths (resnet8x4, resnet32x4)
 CALLS = 5  # between two looks at the clock: so few that other work seldom comes between
 

@@ -14,7 +14,8 @@ import torch
 #: A spread needs so many rounds; calls that take longer than this for them get fewer.
 ROUNDS, LIMIT_SECONDS, LEAST_ROUNDS = 7, 20.0, 3
 LONG_SECONDS = 3.0  # of a first round
-BLOCK_SECONDS, BLOCK_CALLS = 0.01, 500  # for which a GPU is kept busy; the most calls of them
+#: How long a GPU is kept busy between two looks at the clock, and by how many calls at most.
+BLOCK_SECONDS, BLOCK_CALLS = 0.01, 500
 
 
 def spread(times: list[float]) -> dict[str, float]:
@@ -30,7 +31,8 @@ def interleaved(
     failed: Callable[[Any, Exception], object] | None = None,
 ) -> dict[Any, list[float]]:
     """The seconds that each timer returns in each round, a b c, b c a, ...: each comes after each.
-    A shared machine slows all of a round alike: their ratio means more than that of medians.
+    The ratio of two times of one round, which a shared machine slows alike, means more than that of
+    two medians.
 
     After a first round, which counts only if it takes three seconds, others go on for ``seconds``
     and until there are ``min_rounds``, but no longer than 20 seconds once there are three.
@@ -93,8 +95,8 @@ def timer_of(
     clock: Callable[..., float] = wall_time,
     parts: int = 1,
 ) -> Callable[[], float]:
-    """Returns the seconds of a call, or of one of its ``parts``; on a GPU of one of so many calls
-    in a row that the ends do not count."""
+    """A timer of ``call``: its seconds over ``parts``; on a GPU the mean of many calls in a row, so
+    that the first and the last do not count."""
 
     @cache
     def calls() -> int:
@@ -105,8 +107,8 @@ def timer_of(
 
 
 def captured(steps: Sequence[Any], calls: Sequence[Callable[[], Any]]) -> torch.cuda.CUDAGraph:
-    """A graph of all ``calls``, replayed once to see that it is they that it holds; else, or where
-    one cannot be captured, a RuntimeError."""
+    """A graph of all ``calls``, whose replay has been seen to do the steps; a RuntimeError where it
+    does not, or where a call cannot be captured."""
     if steps[0].waits_for_device:
         raise RuntimeError("it waits for the device")
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()

@@ -33,7 +33,7 @@ def rows_along(
 
 
 def measure(case: Case, kind: type[Step], device: torch.device, limit: int | None = None) -> Row:
-    """The fields of one size, in a process that from now on allocates at most ``limit`` bytes."""
+    """The fields of one size. With ``limit`` this process allocates at most so many more bytes."""
     if limit is not None:
         memory.limit_memory(limit)
         # As in a process that has trained for a while: glibc keeps blocks of a size freed before.
@@ -42,7 +42,8 @@ def measure(case: Case, kind: type[Step], device: torch.device, limit: int | Non
     try:
         batches, steps, about = agreeing([kind], case, device, SAMPLES)
     except Exception as error:  # also for want of memory, which is not the step's
-        return memory.failure(error) | {"outcome": memory.NOT_MEASURED}
+        reason = f"inputs or reference: {memory.first_line(error)}"
+        return {"outcome": memory.NOT_MEASURED, "reason": reason}
     if not steps:
         return about[kind.name]
     calls = clocks.turns(steps[kind.name], batches)

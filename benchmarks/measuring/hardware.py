@@ -1,14 +1,13 @@
 """What a machine is, and nothing that tells it from another of its kind; and how fast it is."""
 
 import datetime
-import importlib.util
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def environment(device: torch.device) -> dict[str, Any]:
             "rrd_kernels": rrd_kernels.__version__,
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
-            "triton": version("triton") if importlib.util.find_spec("triton") else None,
+            "triton": next((found.version for found in distributions(name="triton")), None),
         },
         "commit": _output(*git, "rev-parse", "HEAD"),
         "uncommitted_changes": _output(*git, "status", "--porcelain", "--untracked-files=no"),
@@ -91,8 +90,8 @@ def busy_cores(seconds: float = 0.5) -> float | None:
 
 
 def look_at_machine(cases: Sequence[Case], device: torch.device, quick: bool) -> dict[str, Any]:
-    """The rates of a large torch.mm in the formats of ``cases`` and of a copy's read plus written,
-    and what other work takes of the machine."""
+    """The rates of a large torch.mm in the formats of ``cases`` and of a copy, bytes read plus
+    written; and what other work takes of the machine."""
     found: dict[str, Any] = {"busy_cores": busy_cores(), "mm_gflops": {}}
     size, copied = (4096, 1 << 28) if device.type == "cpu" else (8192, 1 << 30)
     if quick:

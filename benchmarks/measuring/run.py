@@ -77,7 +77,7 @@ def run_case(
                 about[name]["not_captured"] = first_line(error)
 
         def failed(key: tuple[str, str], error: Exception) -> None:
-            """Such as for memory that others hold, who may need what this one's steps hold."""
+            """Leaves one out and frees its memories, which the others may need."""
             about[key[1]] |= failure(error)
             del steps[key[1]]
             for figure in (STEP, GRAPH):

@@ -28,9 +28,7 @@ ENDS = (OUT_OF_MEMORY, NOT_MEASURED)  # of the growth, ours or the reference's
 
 
 def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
-    text = (
-        "Time and memory of a training step, as README.md, 'Speed and memory on a CPU', has them."
-    )
+    text = "Time and memory of a step; README.md, 'Speed and memory on a CPU', explains the terms."
     parser = argparse.ArgumentParser(prog, description=text)
     add, on_gpu = parser.add_argument, torch.cuda.is_available()
     add("--device", choices=("cpu", "cuda"), default="cuda" if on_gpu else "cpu")
@@ -41,7 +39,7 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     add("--output", type=Path, metavar="NAME.json", help=f"{text}; default: in benchmarks/results")
     add("--compile", choices=("all", "none"), default="all", help="whether it takes part")
     add("--record-only", action="store_true", help="no tables and no pictures")
-    add("--quick", action="store_true", help="tiny sizes: shows that all runs, nothing else")
+    add("--quick", action="store_true", help="tiny sizes, seven rounds: shows that all runs")
     chosen = parser.parse_args(arguments)
     if chosen.device == "cuda" and not on_gpu:
         parser.error("--device cuda, but PyTorch sees no GPU")
@@ -82,7 +80,7 @@ def parts_of(chosen: argparse.Namespace) -> Iterator[Part]:
         for case in chosen.cases:
             yield case.name, partial(run_case, case, kinds[case], seconds, device)
     if "host" in chosen.parts:
-        yield "the host's time", partial(host_time, device, 4 * seconds)
+        yield "the host's time", partial(host_time, device, 0.0 if quick else 4.0)
     if "breakdown" in chosen.parts:
         steps = 1 if quick else {"cpu": 5, "cuda": 20}[device.type]
         for _, of_memory in groupby(chosen.cases, lambda case: case.section):

@@ -21,7 +21,7 @@ from benchmarks.report.tables import duration, frame, markdown, print_markdown, 
 
 MEMORY_PAGE = 2 << 20
 KEYS = ["case", "figure", "axis", "implementation", "name"]  # what a figure is of
-DEVICE = ("gpu", "cpu", "threads", "kernels")  # alike where times can be compared
+DEVICE = ("cpu", "threads", "kernels")  # alike where times can be compared, and a GPU's name
 
 
 def moves(before: Record, after: Record) -> pd.DataFrame:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         before, after = load(chosen.before), load(chosen.after)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    old, new = ([record.get(key) for key in DEVICE] for record in (before, after))
+    old, new = ([r.get("gpu", {}).get("name"), *map(r.get, DEVICE)] for r in (before, after))
     if old != new:
         parser.error(f"different devices: {old} and {new}")
     found = moves(before, after)
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         print_markdown(markdown(moved[KEYS].assign(**columns)))
     still, worse = len(found) - len(moved), found.worse.sum() or "none"
-    print(f"{len(found)} figures, {still} within the spread; of {OURS} {worse} slower or larger")
+    print(f"{len(found)} figures, {still} within the spread; of {OURS} {worse} slower or worse")
     cut_off = [*after.get("failures", [])]
     if after["machine"].get("after", {}) is None:
         cut_off.append("it did not look at the machine again, as a run does at its end")

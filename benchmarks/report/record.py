@@ -21,10 +21,10 @@ Record = dict[str, Any]
 
 def default_path(device: torch.device, of: str = "") -> Path:
     """Such as nvidia-h200-2026-11-29.json, in the results; git ignores those ``of`` "quick-"."""
-    half = torch.ops.rrd_kernels.cpu_kernels()[-1]  # what computes bfloat16 products
-    name = f"cpu-{torch.get_num_threads()}-cores-{half}"
-    if device.type == "cuda":
+    if device.type == "cuda":  # where nothing may be built yet
         name = torch.cuda.get_device_name(device).lower()
+    else:
+        name = f"cpu-{torch.get_num_threads()}-cores-{torch.ops.rrd_kernels.cpu_kernels()[-1]}"
     name = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
     return RESULTS / f"{name}-{of}{datetime.date.today().isoformat()}.json"
 

@@ -144,5 +144,5 @@ def document(record: Record) -> str:
 
 def print_markdown(text: str) -> None:
     console = Console()
-    console.width = max(console.width, 200)  # so that no figure is cut off
+    console.width = max(console.width, 240)  # so that no figure is cut off
     console.print(Markdown(text))
