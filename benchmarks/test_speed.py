@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.cases.agreement import Agreement
 from benchmarks.cases.inputs import Batch, State, draw
 from benchmarks.cases.sizes import CASES, Case
 from benchmarks.implementations import implementations
 from benchmarks.implementations.step import Step
 from benchmarks.measuring import clocks, hardware
+from benchmarks.measuring.agreement import Agreement
 
 NAMES = str.maketrans(" ×", "-x")  # as pytest can select them
 STEPS = [

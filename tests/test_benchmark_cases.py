@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.cases.agreement import Agreement
 from benchmarks.cases.inputs import draw
 from benchmarks.cases.sizes import CPU_CASES, CUDA_CASES, Case, MomentumCase
 from benchmarks.implementations import implementations
 from benchmarks.implementations.fifo import Compiled, Fused, PublishedEager
 from benchmarks.implementations.libraries import LibraryStep, LinearCrossEntropy
 from benchmarks.implementations.momentum import FusedMomentum, PublishedMomentum
+from benchmarks.measuring.agreement import Agreement
 
 CPU = torch.device("cpu")
 SMALL = Case(16, 512, "float32")

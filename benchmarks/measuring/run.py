@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cases.agreement import Agreement
 from benchmarks.cases.inputs import Batch, draw
 from benchmarks.cases.sizes import Case
 from benchmarks.implementations.fifo import Fused
 from benchmarks.implementations.step import Step
 from benchmarks.measuring import clocks, hardware
+from benchmarks.measuring.agreement import Agreement
 from benchmarks.measuring.memory import failure, first_line, isolated, peak_extra_memory, tried
 
 #: One figure of one implementation on one case, flat, as a record has it. Beside the case's fields:
