@@ -1,5 +1,5 @@
 # A target does the set-up it needs, into .venv; where nothing has changed, that takes no time.
-# gpu-check alone takes the Python that is there.
+# gpu-check, and bench without .venv, take the Python that is there.
 
 define HELP
   make demo    distillation on real data, then the fused loss against the eager one
@@ -11,8 +11,7 @@ define HELP
 For those who change it:
   make setup        the environment and the extension only
   make test-all     test, test-long, and with the oldest versions what depends on them
-  make test-long    what is marked long: every GPU kernel compiled for five cards, the numerical
-                    tests in Triton's interpreter and for every instruction set
+  make test-long    what is marked long: other cards, widths, instruction sets, moments of a cut-off
   make test-oldest  make test with the oldest PyTorch and Triton that are supported
   make lint         ruff, mypy, clang-format; make format mends what can be mended
   make sanitize     the tests that reach C++, under AddressSanitizer and UBSan

@@ -205,7 +205,7 @@ def _first(how: How) -> list[Stage]:
 
 
 def _rest(how: How) -> list[Stage]:
-    # Not the scaling, for which there is no time; `make bench` has it.
+    # Not the growth, for which there is no time; `make bench` has it.
     what = ["--parts", "cases", "host", "--compile", "none"]
     return [
         _benchmark("official sizes", how, what, least=30),

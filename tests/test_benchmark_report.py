@@ -138,7 +138,7 @@ def test_a_run_that_is_cut_short_leaves_a_record(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "run_case", partial(run_case, memory=False))
     monkeypatch.setattr(report, "implementations", first_and_last)
     monkeypatch.setitem(CASES, "quick", [Case(8, 64, "float32")])
-    arguments = ["--device", "cpu", "--quick", "--parts", "cases", "host", "scaling"]
+    arguments = ["--device", "cpu", "--quick", "--parts", "cases", "host", "growth"]
     with pytest.raises(KeyboardInterrupt):
         report.main([*arguments, "--output", str(path)])
     record = load(path)
@@ -311,6 +311,13 @@ def test_steps_with_pytest_benchmark():
 
 
 class TestReadme:
+    def test_a_record_of_steps_alone_has_no_pictures(self, tmp_path):
+        record, path = load(RECORD), tmp_path / "record.json"
+        record["rows"] = [row for row in record["rows"] if row["figure"] in ("step", "host")]
+        path.write_text(json.dumps(record))
+        assert "![" not in documents.section("FIFO memory", path)
+        assert "![" in documents.section("FIFO memory", RECORD)
+
     def test_tables_are_those_of_the_records(self):
         kinds = {memory for _, memory, _ in documents.MARKED.findall(README)}
         assert kinds == {"FIFO memory", "momentum memory"}

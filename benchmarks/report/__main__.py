@@ -22,7 +22,7 @@ from benchmarks.report.record import Record, default_path, new_record, write_who
 from rrd_kernels.ops import EXTENSION_ERROR
 
 STARTED = time.monotonic()
-PARTS = ("cases", "host", "breakdown", "scaling")
+PARTS = ("cases", "host", "breakdown", "growth")
 Part = tuple[str, Callable[[], Iterable[Row]]]  # its name, and what returns the rows
 ENDS = (OUT_OF_MEMORY, NOT_MEASURED)  # of the growth, ours or the reference's
 
@@ -86,7 +86,7 @@ def parts_of(chosen: argparse.Namespace) -> Iterator[Part]:
         for _, of_memory in groupby(chosen.cases, lambda case: case.section):
             case = next(of_memory)
             yield f"{case.name} by operator", partial(breakdown, case, kinds[case], device, steps)
-    if "scaling" in chosen.parts:
+    if "growth" in chosen.parts:
         for axis, cases in AXES["quick" if quick else device.type].items():
             for kind in filter(lambda kind: kind.grows, implementations(cases[0], device)):
                 rows = partial(growth.rows_along, axis, cases, kind, device)

@@ -37,8 +37,9 @@ def section(of: str, path: Path) -> str:
     rows = tables.frame(record)
     parts = [tables.source_text(record), tables.markdown(tables.cases_table(rows, of))]
     if of == Case.section:
-        for name, title in pictures.TITLES.items():
-            parts.append(f"![{title}](docs/pictures/{path.stem}-{name}.png)\n")
+        for figure, title in pictures.TITLES.items():
+            if figure in rows.figure.unique():
+                parts.append(f"![{title}](docs/pictures/{path.stem}-{figure}.png)\n")
         host = tables.listing(rows[rows.figure == HOST]).filter(regex="part|median|p20")
         parts += ["Where the host's time goes in a step of `RRDLoss`:\n", tables.markdown(host)]
     return "\n".join(parts)

@@ -7,22 +7,22 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from benchmarks.measuring.run import GROWTH
+from benchmarks.measuring.run import GROWTH, OPERATOR
 from benchmarks.report.record import Record
 from benchmarks.report.tables import duration, frame, operators
 
 LEAST_BYTES = 1 << 18  # what the measure of a CPU's memory cannot see counts as this in a fit
-TITLES = {  # by what a file's name ends with
-    "growth": "Time and extra memory of a step against K and against B",
-    "breakdown": "Operators or kernels that a step consists of",
+TITLES = {
+    GROWTH: "Time and extra memory of a step against K and against B",
+    OPERATOR: "Operators or kernels that a step consists of",
 }
 
 
 def draw_all(record: Record, folder: Path, stem: str) -> list[Path]:
-    """Draws all that the record has into ``folder``, each STEM-NAME.png; files are replaced."""
+    """Draws all that the record has into ``folder``, each STEM-FIGURE.png; files are replaced."""
     rows = frame(record)
     colours = {name: f"C{at}" for at, name in enumerate(rows.implementation.unique())}
-    parts = ((draw_growth, rows[rows.figure == GROWTH]), (draw_breakdown, operators(rows)))
+    parts = ((draw_growth, rows[rows.figure == GROWTH]), (draw_operators, operators(rows)))
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, (draw, some) in zip(TITLES, parts, strict=True):
@@ -71,7 +71,7 @@ def draw_growth(rows: pd.DataFrame, colours: dict[str, str]) -> Figure:
     return figure
 
 
-def draw_breakdown(rows: pd.DataFrame, colours: dict[str, str]) -> Figure:
+def draw_operators(rows: pd.DataFrame, colours: dict[str, str]) -> Figure:
     """The longest parts of a step, implementation by implementation, one panel a case."""
     cases = rows.groupby("case", sort=False)
     figure = Figure(figsize=(9.6, 0.2 * len(rows) + 1), layout="constrained")
