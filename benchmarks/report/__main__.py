@@ -37,7 +37,7 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     add("--seconds", type=float, default=1.0, help="for a case, all together; default: 1")
     text = "the record, beside which tables and pictures go; a number is added where it exists"
     add("--output", type=Path, metavar="NAME.json", help=f"{text}; default: in benchmarks/results")
-    add("--compile", choices=("all", "none"), default="all", help="whether it takes part")
+    add("--compile", choices=("all", "none"), default="all", help="none: without torch.compile")
     add("--record-only", action="store_true", help="no tables and no pictures")
     add("--quick", action="store_true", help="tiny sizes, seven rounds: shows that all runs")
     chosen = parser.parse_args(arguments)
