@@ -9,6 +9,9 @@ import torch
 from ranks import on_ranks
 from test_traffic import HEADER, Traffic
 
+pytest.importorskip("pandas")
+pytest.importorskip("matplotlib")
+
 from benchmarks.distributed import __main__ as command
 from benchmarks.distributed import measure, model
 from benchmarks.distributed.measure import of_processes
