@@ -1,4 +1,4 @@
-"""The model's table of steps on many ranks, or measured steps beside the model."""
+"""The model's table of steps on many ranks, or measured steps beside it: see docs/scaling.md."""
 
 import argparse
 import itertools

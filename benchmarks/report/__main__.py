@@ -141,7 +141,7 @@ def main(
         look("after")
     finally:  # after an interrupt too
         save()
-        print(f"written to {chosen.output}")
+        print(f"written to {chosen.output}, which python -m benchmarks.report.documents shows")
         if record["rows"] and not chosen.record_only:
             chosen.show(chosen.output)
     for failure in failures(record):

@@ -52,9 +52,9 @@ def with_tables(text: str) -> str:
 
 def make_anew() -> None:
     for page in (README, SCALING):
-        text = page.read_text()
-        page.write_text(with_tables(text))
-        for _, of, place in MARKED.findall(text):
+        page.write_text(with_tables(page.read_text()))
+        print(f"made anew: tables of {page}")
+        for _, of, place in MARKED.findall(page.read_text()):
             if of == Case.section:
                 pictures.draw_all(load(ROOT / place), PICTURES, Path(place).stem)
 
