@@ -128,6 +128,16 @@ def test_a_profiler_that_sees_no_kernel(monkeypatch):
         assert row["reason"] == "RuntimeError: the profiler saw nothing that ran on cuda"
 
 
+@pytest.mark.parametrize(
+    ("name", "outcome"), [("draw", "not available"), ("Agreement", "not measured")]
+)
+def test_only_a_reference_that_fails_excuses_a_growth(name, outcome, monkeypatch):
+    monkeypatch.setattr(report.growth, name, refuse)
+    with stand_in_gpu.in_place():
+        [row] = report.growth.rows_along("K", [CASE], Fused, GPU)
+    assert row["outcome"] == outcome
+
+
 def test_a_run_that_is_cut_short_leaves_a_record(tmp_path, monkeypatch, capsys):
     def interrupted(*arguments):
         raise KeyboardInterrupt

@@ -39,6 +39,8 @@ def test_the_page_is_what_the_commands_print(monkeypatch, capsys):
     for option, section in (("--card", "simulated"), ("--measure", "measured")):
         run(monkeypatch, option, SOURCES[section])
         assert capsys.readouterr().out.strip() in TEXT
+    run(monkeypatch)
+    assert capsys.readouterr().out.startswith("eight H200")
 
 
 def test_what_the_page_says_of_processes():

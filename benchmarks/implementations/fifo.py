@@ -29,8 +29,7 @@ def published_loss(
     assert size % batch == 0
     memory[start : start + batch] = teacher
     pointer[0] = (start + batch) % size
-    logits = student @ memory.clone().T / tau_s, teacher @ memory.clone().T / tau_t
-    return cross_entropy(*logits)
+    return cross_entropy(student @ memory.clone().T / tau_s, teacher @ memory.clone().T / tau_t)
 
 
 class PublishedEager(AutogradStep, FifoStep):

@@ -16,8 +16,7 @@ from benchmarks.implementations.step import AutogradStep, FifoStep, enqueue
 
 
 class LibraryStep(AutogradStep, FifoStep):
-    rounds_similarities = True
-    sums_otherwise = True
+    rounds_similarities = sums_otherwise = True
     compares_loss = False
     module: ClassVar[str]
 

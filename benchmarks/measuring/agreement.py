@@ -29,7 +29,7 @@ def factor(case: Case, step: Step) -> float:
     most of that is the similarities' rounding, which those that keep them in float32 do not have.
     In TF32 a kernel may leave to the tensor cores, which cut off bits, what the library rounds: in
     emulation this triples the gradient's error. Else both errors are one draw of many; where sums
-    are in another order, as in the momentum memory's published code, up to four times in 50."""
+    are in another order, up to four times in 50 draws (the momentum memory's published code)."""
     if case.dtype != torch.float32:
         return 2.0 if step.rounds_similarities else 0.5
     if isinstance(case, MomentumCase) or step.sums_otherwise:

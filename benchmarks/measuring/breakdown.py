@@ -10,9 +10,11 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
+from benchmarks.cases.inputs import draw
 from benchmarks.cases.sizes import Case
 from benchmarks.implementations.step import Step
 from benchmarks.measuring import clocks
+from benchmarks.measuring.agreement import Agreement
 from benchmarks.measuring.memory import tried
 from benchmarks.measuring.run import HOST, OPERATOR, OURS, Row, agreeing, timing
 from rrd_kernels import RRDLoss, functional
@@ -27,9 +29,10 @@ def breakdown(
     case: Case, kinds: Iterable[type[Step]], device: torch.device, count: int
 ) -> Iterator[Row]:
     """A row for each operator or kernel without those that it calls, longest first: averages of
-    ``count`` steps, with the microsecond or so that the profiler takes for each."""
+    ``count`` steps, with the profiler's microsecond or so for each. What disagrees has none."""
     with clocks.products_in(case.format):
-        batches, steps, _ = agreeing(kinds, case, device)  # run_case reports those that fail
+        state, batches = draw(case, device)
+        steps, _ = agreeing(kinds, Agreement(case, state, batches[0]), device)
         for name, twins in steps.items():
             step = clocks.one_by_one(clocks.turns(twins, batches))
             parts = tried(_parts, step, device, count)
@@ -87,9 +90,8 @@ def layers(device: torch.device) -> dict[str, Callable[[], Any]]:
 def host_time(device: torch.device, seconds: float) -> Iterator[Row]:
     """A row for each of the :func:`layers`, timed in turn: its time is the median over the rounds
     of the difference to the one before. The larger matrices of nn.Linear are in none of them."""
-    timers: dict[str, Callable[[], float]] = {}
-    for name, call in layers(device).items():
-        timers[name] = partial(clocks.wall_time, call, device, CALLS, whole=False)
+    clock = partial(clocks.wall_time, device=device, times=CALLS, whole=False)
+    timers: Any = {name: partial(clock, call) for name, call in layers(device).items()}
     below = np.zeros(1)
     for name, taken in clocks.interleaved(timers, seconds).items():
         fixed = {"figure": HOST, "implementation": OURS, "name": name}

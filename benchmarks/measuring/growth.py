@@ -4,9 +4,11 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from benchmarks.cases.inputs import draw
 from benchmarks.cases.sizes import Case
 from benchmarks.implementations.step import Step
 from benchmarks.measuring import clocks, hardware, memory
+from benchmarks.measuring.agreement import Agreement
 from benchmarks.measuring.run import GROWTH, Row, agreeing, timing
 
 MEMORY_SHARE = 0.8  # of a CPU's free memory: the rest is the system's
@@ -39,13 +41,16 @@ def measure(case: Case, kind: type[Step], device: torch.device, limit: int | Non
         # As in a process that has trained for a while: glibc keeps blocks of a size freed before.
         for _ in range(2):
             torch.empty(31 << 20, dtype=torch.uint8).fill_(0)
+    state, batches = draw(case, device)
     try:
-        batches, steps, about = agreeing([kind], case, device, SAMPLES)
+        judge = Agreement(case, state, batches[0], SAMPLES)
     except Exception as error:  # also for want of memory, which is not the step's
-        reason = f"inputs or reference: {memory.first_line(error)}"
+        reason = f"the reference: {memory.first_line(error)}"
         return {"outcome": memory.NOT_MEASURED, "reason": reason}
+    steps, about = agreeing([kind], judge, device)
     if not steps:
         return about[kind.name]
+    del judge, state
     calls = clocks.turns(steps[kind.name], batches)
     timer = clocks.timer_of(clocks.one_by_one(calls), device)
     times: list[float] = []

@@ -93,9 +93,8 @@ def look_at_machine(cases: Sequence[Case], device: torch.device, quick: bool) ->
     """The rates of a large torch.mm in the formats of ``cases`` and of a copy, bytes read plus
     written; and what other work takes of the machine."""
     found: dict[str, Any] = {"busy_cores": busy_cores(), "mm_gflops": {}}
-    size, copied = (4096, 1 << 28) if device.type == "cpu" else (8192, 1 << 30)
-    if quick:
-        size, copied = 256, 1 << 20
+    large = {"cpu": (4096, 1 << 28), "cuda": (8192, 1 << 30)}[device.type]
+    size, copied = (256, 1 << 20) if quick else large
 
     def seconds(call: Callable[[], object]) -> float:
         return float(np.median(interleaved({"": timer_of(call, device)}, 0.3, 3)[""]))

@@ -33,23 +33,21 @@ def timing(times: list[float], ours: list[float] | None = None) -> Row:
 
 
 def agreeing(
-    kinds: Iterable[type[Step]], case: Case, device: torch.device, samples: int | None = None
-) -> tuple[list[Batch], dict[str, list[Any]], dict[str, Row]]:
-    """Batches; of each implementation as many steps as are to take turns; and of each what its
-    row says beside times, or how it failed. For ``samples`` see :class:`Agreement`."""
-    state, batches = draw(case, device)
-    judge = Agreement(case, state, batches[0], samples)
+    kinds: Iterable[type[Step]], judge: Agreement, device: torch.device
+) -> tuple[dict[str, list[Any]], dict[str, Row]]:
+    """Of each implementation as many steps as are to take turns; and what its row says beside
+    times, or how it failed."""
     steps: dict[str, list[Any]] = {}
     about: dict[str, Row] = {}
     for kind in kinds:
         try:
-            step = kind(case, state)
+            step = kind(judge.case, judge.state)
             errors = {f"{name}_error": error for name, error in judge.check(step).items()}
             steps[kind.name] = clocks.with_twins(step, hardware.cache_bytes(device))
             about[kind.name] = errors | {"copies": len(steps[kind.name])}
         except Exception as error:  # a compiler's, a library's: the others can go on
             about[kind.name] = failure(error)
-    return batches, steps, about
+    return steps, about
 
 
 def run_case(
@@ -65,7 +63,8 @@ def run_case(
     device = torch.device(device)
     timers: dict[tuple[str, str], Callable[[], float]] = {}
     with clocks.products_in(case.format):
-        batches, steps, about = agreeing(kinds, case, device)
+        state, batches = draw(case, device)
+        steps, about = agreeing(kinds, Agreement(case, state, batches[0]), device)
         for name, twins in steps.items():
             calls = clocks.turns(twins, batches)
             timers[STEP, name] = clocks.timer_of(clocks.one_by_one(calls), device)
@@ -92,8 +91,7 @@ def run_case(
             about[name] |= {"no_memory": peak["reason"]} if "reason" in peak else peak
     rows = {(STEP, name): row for name, row in about.items()}
     for (figure, name), taken in times.items():
-        row = rows.setdefault((figure, name), {})
-        row |= timing(taken, times.get((figure, OURS)))
+        rows.setdefault((figure, name), {}).update(timing(taken, times.get((figure, OURS))))
     return [
         case.fields() | {"figure": figure, "implementation": name} | row
         for (figure, name), row in rows.items()

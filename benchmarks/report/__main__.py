@@ -38,7 +38,7 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     text = "the record, beside which tables and pictures go; a number is added where it exists"
     add("--output", type=Path, metavar="NAME.json", help=f"{text}; default: in benchmarks/results")
     add("--compile", choices=("all", "none"), default="all", help="none: without torch.compile")
-    add("--record-only", action="store_true", help="no tables and no pictures")
+    add("--record-only", action="store_true", help="benchmarks.report.documents shows it later")
     add("--quick", action="store_true", help="tiny sizes, seven rounds: shows that all runs")
     chosen = parser.parse_args(arguments)
     if chosen.device == "cuda" and not on_gpu:
@@ -141,12 +141,13 @@ def main(
         look("after")
     finally:  # after an interrupt too
         save()
-        print(f"written to {chosen.output}, which python -m benchmarks.report.documents shows")
+        print(f"written to {chosen.output}")
         if record["rows"] and not chosen.record_only:
             chosen.show(chosen.output)
-    for failure in failures(record):
+    failed = failures(record)
+    for failure in failed:
         progress(failure)
-    return 1 if failures(record) else 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from benchmarks.measuring.run import OPERATOR, OURS
 from benchmarks.report.record import Record, load
 from benchmarks.report.tables import duration, frame, markdown, print_markdown, source_text, texts
 
-MEMORY_PAGE = 2 << 20
 KEYS = ["case", "figure", "axis", "implementation", "name"]  # what a figure is of
 DEVICE = ("cpu", "threads", "kernels")  # alike where times can be compared, and a GPU's name
 
@@ -40,7 +39,7 @@ def moves(before: Record, after: Record) -> pd.DataFrame:
     both.loc[both["median after"].isna(), "verdict"] = "fails now"
     both.loc[both["median"].isna(), "verdict"] = "works now"
     moved = both["extra_bytes after"] - both.extra_bytes
-    both["extra"] = moved.where(moved.abs() > MEMORY_PAGE)
+    both["extra"] = moved.where(moved.abs() > (2 << 20))  # a page
     worse = both.verdict.isin(("slower", "fails now")) | (both.extra > 0)
     both["worse"] = worse & (both.implementation == OURS)
     return both

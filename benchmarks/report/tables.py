@@ -123,10 +123,8 @@ def source_text(record: Record) -> str:
 def markdown(table: pd.DataFrame) -> str:
     """The first column left, the others right; without those that no line has."""
     table = table.dropna(axis=1, how="all").fillna("–")
-    head, *lines = (
-        f"| {' | '.join(map(str, line))} |\n"
-        for line in (table.columns, *table.itertuples(index=False))
-    )
+    rows = (table.columns, *table.itertuples(index=False))
+    head, *lines = (f"| {' | '.join(map(str, row))} |\n" for row in rows)
     return "".join((head, f"|---{'|--:' * (len(table.columns) - 1)}|\n", *lines))
 
 
