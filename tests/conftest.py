@@ -14,15 +14,15 @@ os.environ.setdefault("TRITON_CACHE_DIR", str(Path(__file__).parents[1] / "build
 
 import pytest
 import torch
-from interpreted import INTERPRETED, replace_cpu_kernels
+from emulated import EMULATED, replace_cpu_kernels
 
 with contextlib.suppress(ModuleNotFoundError):  # the tests that need it skip themselves
     from hypothesis import Phase, settings
 
     # For processes that repeat the numerical tests: --hypothesis-profile=quick.
     settings.register_profile("quick", max_examples=40, deadline=None)
-    # A few examples, of kernels that take seconds there.
-    settings.register_profile("interpreter", max_examples=8, deadline=None)
+    # A few examples, of kernels that take a second to be compiled.
+    settings.register_profile("emulated", max_examples=8, deadline=None)
     # Those that a test names, whose kernels are compiled ahead: what hypothesis draws depends on
     # its version.
     settings.register_profile("gpu", phases=[Phase.explicit], deadline=None)
@@ -30,7 +30,7 @@ with contextlib.suppress(ModuleNotFoundError):  # the tests that need it skip th
 # cuBLAS's condition for the deterministic algorithms that nan_filled_empty asks for.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-if INTERPRETED:
+if EMULATED:
     replace_cpu_kernels()
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import triton
+from event_order import unknown_order
 from gpu_sweep import Variant, described, text_of
+from hgmma import touched_too_early
 from lanes import lopsided
 from triton.backends.compiler import GPUTarget
 
@@ -72,19 +74,24 @@ def compile_for(launch: Launch, card: Card) -> Code:
     ptx = kernel.asm["ptx"]
     wrong = lopsided(ptx)
     assert not wrong, f"lanes with unequal sums: {wrong}"
-    usage = _cuobjdump("-res-usage", kernel.asm["cubin"])
+    usage = cuobjdump("-res-usage", kernel.asm["cubin"])
+    products = len(re.findall(card.products, ptx))
+    if card.family == "sm_90" and products:
+        sass = cuobjdump("--dump-sass", kernel.asm["cubin"])
+        assert touched_too_early(sass) == []
+        assert unknown_order(sass, ptx) == []
     return Code(
         registers=_number(r"REG:(\d+)", usage),
         spilled=_number(r"STACK:(\d+)", usage) + _number(r"LOCAL:(\d+)", usage),
         shared=shared,
-        products=len(re.findall(card.products, ptx)),
+        products=products,
     )
 
 
 def opcodes(launch: Launch, card: Card) -> list[str]:
     """Of an NVIDIA GPU's machine code, in order, such as "LDG.E.128"."""
     kernel = compile_kernel(specialize(launch), card.target)
-    sass = _cuobjdump("--dump-sass", kernel.asm["cubin"])
+    sass = cuobjdump("--dump-sass", kernel.asm["cubin"])
     return re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\S*)", sass, re.MULTILINE)
 
 
@@ -98,7 +105,7 @@ def _amd_code(assembly: str, shared: int, card: Card) -> Code:
     )
 
 
-def _cuobjdump(what: str, cubin: bytes) -> str:
+def cuobjdump(what: str, cubin: bytes) -> str:
     program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from interpreted import INTERPRETED
+from emulated import EMULATED
 from torch import Tensor
 
 from rrd_kernels import reference
@@ -24,6 +24,12 @@ def step_on_a_copy(z_s: Tensor, z_t: Tensor, memory: Tensor, **options) -> Tenso
 LOSSES = {"relational_loss": relational_loss, "relational_step_": step_on_a_copy}
 
 
+def nearest_tf32(value: Tensor) -> Tensor:
+    """Of ten mantissa bits; ties to even."""
+    bits = value.float().view(torch.int32)
+    return ((bits + 0xFFF + (bits >> 13 & 1)) & -8192).view(torch.float32)
+
+
 @dataclass
 class Problem:
     z_s: Tensor
@@ -32,15 +38,20 @@ class Problem:
     tau_s: float = 0.1
     tau_t: float = 0.02
 
-    def rounded_float64(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The same for queries rounded to ``dtype`` once they are scaled by log2(e) / tau, float64
-        from there on: the loss as attention, with the derivative through the exact row."""
+    def rounded_float64(self, operand: str) -> tuple[Tensor, Tensor]:
+        """The same for products of ``operand``: queries rounded to it once they are scaled by
+        log2(e) / tau, the memory cut off as the hardware does for TF32, float64 from there on. The
+        loss as attention, with the derivative through the exact row."""
+        rounded = {"tf32": nearest_tf32}.get(operand, lambda q: q.to(getattr(torch, operand)))
+        rows, z_s = self.memory, self.z_s.double()
+        if operand == "tf32":
+            rows = (rows.float().view(torch.int32) & -8192).view(torch.float32)
+        rows = rows.to(torch.float32 if operand == "tf32" else getattr(torch, operand)).double()
 
         def query(z: Tensor, tau: float) -> Tensor:
             scale = math.log2(math.e) / tau
-            return (F.normalize(z.double(), dim=1) * scale).to(dtype).double() / scale
+            return rounded(F.normalize(z.double(), dim=1) * scale).double() / scale
 
-        rows, z_s = self.memory.double(), self.z_s.double()
         b = query(z_s, self.tau_s) @ rows.T / self.tau_s
         p = (query(self.z_t, self.tau_t) @ rows.T / self.tau_t).softmax(1)
         loss = b.logsumexp(1) - (p * b).sum(1)
@@ -124,7 +135,7 @@ TRITON_ROUNDING = {
 
 
 def runs_triton(device: torch.device) -> bool:
-    return INTERPRETED or device.type == "cuda"
+    return EMULATED or device.type == "cuda"
 
 
 def rounding_of(precision: str, device: torch.device) -> Rounding:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import interpreted
+import emulated
 import stand_in_gpu
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self, hardware: Hardware = H200) -> None:
         super().__init__()
         self.hardware = hardware
-        self.kernels = interpreted.gpu_kernels()
+        self.kernels = emulated.gpu_kernels()
         #: In the order of their first launch.
         self.specializations: dict[Specialization, None] = {}
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from interpreted import INTERPRETED
+from emulated import EMULATED
 from sampled_problems import SIMILARITIES
 
 from rrd_kernels import MomentumMemory, RRDLoss
@@ -236,7 +236,7 @@ def test_autocast(device):
     torch.testing.assert_close(loss, wanted, rtol=2.0**-5, atol=0)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="what compiles is the same there")
+@pytest.mark.skipif(EMULATED, reason="what compiles is the same there")
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_training_steps(backend, similarity, device):
@@ -324,7 +324,7 @@ class TestBadInput:
         self.refused(criterion, ValueError, "[10, P]", "(10,)", contrast_idx=idx)
         self.refused(criterion, ValueError, "P is 0", contrast_idx=contrast_idx[:, :0])
 
-    @pytest.mark.skipif(INTERPRETED, reason="as on a GPU, there is no error")
+    @pytest.mark.skipif(EMULATED, reason="as on a GPU, there is no error")
     @pytest.mark.parametrize("wrong", [-1, 50])
     @pytest.mark.parametrize("name", ["idx", "contrast_idx"])
     def test_indices_out_of_range(self, criterion, name, wrong):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from interpreted import INTERPRETED
+from emulated import EMULATED
 from problems import runs_triton
 from sampled_problems import draw, views
 
@@ -80,7 +80,7 @@ def test_an_index_out_of_range_writes_nothing(wrong, device):
     memory = torch.randn(9, 6, device=device)
     before = memory.clone()
     index = torch.tensor([3, wrong], device=device)
-    if device.type == "cpu" and not INTERPRETED:
+    if device.type == "cpu" and not EMULATED:
         with pytest.raises(IndexError, match=f"index has {wrong}.*9 rows"):
             momentum_update_(memory, index, torch.randn(2, 6))
         assert torch.equal(memory, before)
@@ -128,7 +128,7 @@ def test_a_mean_that_is_not_finite_is_not_set(backend, device):
     assert found[1] == -1
 
 
-@pytest.mark.skipif(INTERPRETED, reason="as on a GPU, there is no error")
+@pytest.mark.skipif(EMULATED, reason="as on a GPU, there is no error")
 def test_a_column_that_is_not_a_row_sets_nothing():
     problem = draw(5, 40, 60, 24)
     problem.contrast_idx[1, 1] = 60

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from interpreted import INTERPRETED
+from emulated import EMULATED
 from problems import ROUNDING, draw, error_bound
 from test_properties import DTYPES, far_off, products
 
@@ -10,7 +10,7 @@ from rrd_kernels import reference
 from rrd_kernels.functional import loss_of_partials, relational_loss, relational_partials
 
 SIZES = [(5, 16, [7, 1, 40]), (70, 33, [600, 1100, 3]), (1, 1, [1, 1]), (40, 130, [70, 64])]
-if INTERPRETED:
+if EMULATED:
     SIZES = [size for size in SIZES if size[0] < 70]
 
 

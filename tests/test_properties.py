@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from interpreted import INTERPRETED
+from emulated import EMULATED
 from problems import Problem, draw, rounding_of, runs_triton, tolerance
 
 from rrd_kernels.functional import enqueue_, relational_loss, relational_partials
@@ -29,8 +29,8 @@ def products(problem: Problem) -> str:
 def far_off(problem: Problem, loss: torch.Tensor, grad: torch.Tensor) -> bool:
     """Whether a loss or a gradient's row is further from float64 than its bound."""
     precision = products(problem)
-    half = {name: dtype for dtype, name in HALF.items()}.get(precision)
-    exact = problem.float64() if half is None else problem.rounded_float64(half)
+    half = precision in HALF.values()
+    exact = problem.rounded_float64(precision) if half else problem.float64()
     loss_bound, grad_bound = tolerance(problem, precision)
     within_loss = (loss.double() - exact[0]).abs() <= loss_bound
     within_grad = (grad.double() - exact[1]).norm(dim=1) <= grad_bound
@@ -93,8 +93,8 @@ SIZES = [
     (6, 2080, 100),  # so wide that a tile of the memory is one step of the matrix unit
     (5, 4096, 65),
 ]
-if INTERPRETED:
-    # Its tiles are of 16 rows: a few hundred make as many as matter.
+if EMULATED:
+    # A few hundred rows are several tiles.
     SIZES = [size for size in SIZES if size[2] <= 600 and size[0] * size[2] <= 8000]
 
 
@@ -217,7 +217,7 @@ def test_tf32(unit_memory, dim, rows, device):
 def test_the_bounded_path_at_the_edge_of_its_range(precision, device):
     """All rows alike, every logit at the bound: the loss is ln K, whatever the sums on the way."""
     row = F.normalize(torch.randn(1, 32, device=device), dim=1)
-    rows = 1 << 11 if INTERPRETED else 1 << 18
+    rows = 1 << 11 if EMULATED else 1 << 18
     memory = row.expand(rows, 32)
     for tau in (0.0123, 0.0136, 0.0155, 0.02):
         for need_grad in (True, False):
@@ -241,7 +241,7 @@ def test_the_bounded_path_at_the_edge_of_its_range(precision, device):
 def test_sums_over_many_rows_keep_their_digits(unit_memory, device):
     """All rows alike, for so many samples that a CPU divides them and not the rows: the loss is
     ln K and its gradient zero, but for the roundings of sums, which here are much alike."""
-    batch, rows, tau = (16, 1 << 9, 0.1) if INTERPRETED else (512, 1 << 18, 0.1)
+    batch, rows, tau = (16, 1 << 9, 0.1) if EMULATED else (512, 1 << 18, 0.1)
     memory = F.normalize(torch.randn(1, 16, device=device), dim=1).expand(rows, 16)
     z_s, z_t = torch.randn(2, batch, 16, device=device)
     rounding = rounding_of("float32", device)
@@ -264,7 +264,7 @@ def test_sums_over_many_rows_keep_their_digits(unit_memory, device):
             assert (grad.norm(dim=1) * z_s.norm(dim=1) <= 2 * summing / tau).all()
 
 
-@pytest.mark.skipif(INTERPRETED, reason="for the CPU's kernels")
+@pytest.mark.skipif(EMULATED, reason="for the CPU's kernels")
 @pytest.mark.parametrize("element", torch.linspace(0.011, 0.0155, 10).tolist())
 def test_sums_over_many_columns_keep_their_digits(element):
     """4096 products that are all alike, with a query whose norm is exact: the roundings of one sum
@@ -299,11 +299,12 @@ def test_nothing_is_lost_where_all_weights_are_tiny(tau, precision, device):
         precision=precision,
     )
     (grad,) = torch.autograd.grad(loss.sum(), z_s)
-    exact = problem.rounded_float64(dtype)[1] if precision == "bfloat16" else problem.float64()[1]
+    half = precision == "bfloat16"
+    exact = (problem.rounded_float64(precision) if half else problem.float64())[1]
     assert ((grad.double() - exact).norm(dim=1) <= tolerance(problem, precision)[1]).all()
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter copies whole storages")
+@pytest.mark.skipif(EMULATED, reason="the emulator keeps notes of whole storages")
 def test_offsets_beyond_two_to_the_31(tmp_path, device):
     """Rows seven million elements apart; on a CPU in a file with nothing else in it."""
     size = (1 << 31) + (1 << 21)

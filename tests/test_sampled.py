@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from interpreted import INTERPRETED
+from emulated import EMULATED
 from problems import rounding_of, runs_triton
 from sampled_problems import METHODS, SIMILARITIES, draw, views, within
 
@@ -28,7 +28,7 @@ SIZES = [
     (33, 257, 70, 64),
     (8, 1025, 5000, 128),
 ]
-if INTERPRETED:
+if EMULATED:
     SIZES = [size for size in SIZES if size[0] * size[2] <= 3000]
 
 method = pytest.mark.parametrize("method", METHODS)
@@ -246,7 +246,7 @@ def test_no_second_derivative_and_no_forward_mode(device):
 def test_column_that_is_not_a_row(method, wrong, device):
     problem = draw(4, 12, 20, 8, device=device)
     problem.contrast_idx[2, 5] = wrong
-    if device.type == "cpu" and not INTERPRETED:
+    if device.type == "cpu" and not EMULATED:
         with pytest.raises(IndexError, match=f"contrast_idx has {wrong}.*20 rows"):
             problem.results(method=method)
         return
@@ -256,7 +256,7 @@ def test_column_that_is_not_a_row(method, wrong, device):
     assert grad[[0, 1, 3]].isfinite().all()
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the reference, and the CPU's bare operator")
+@pytest.mark.skipif(EMULATED, reason="the reference, and the CPU's bare operator")
 def test_what_the_reference_and_the_bare_operator_refuse():
     problem = draw(4, 12, 20, 8)
     problem.contrast_idx[2, 5] = -1

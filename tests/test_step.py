@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from interpreted import INTERPRETED
+from emulated import EMULATED
 from problems import LOSSES, draw
 
 from rrd_kernels.functional import enqueue_, relational_loss, relational_step_
@@ -50,7 +50,7 @@ def test_equals_the_two_calls(enqueue, reduction, momentum, dtype, backend, devi
 @pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_reductions_are_of_the_losses_that_none_returns(loss, precision, device):
-    batch = 40 if INTERPRETED else 300
+    batch = 40 if EMULATED else 300
     problem = draw(batch, 16, 400, device=device)
 
     def compute(reduction):

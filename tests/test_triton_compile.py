@@ -11,8 +11,8 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from emulated import EMULATED
 from gpu_sweep import TABLE, takes, variants
-from interpreted import INTERPRETED
 from machine_code import (
     CARDS,
     Job,
@@ -36,7 +36,7 @@ from rrd_kernels.triton.plan import make_plan
 from rrd_kernels.triton.step import STORAGE, Settings
 from rrd_kernels.triton.table import ATTENTION
 
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+pytestmark = pytest.mark.skipif(EMULATED, reason="not of what is emulated")
 
 #: B and K of a problem that the table calls small, and of one that it calls large.
 SMALL, LARGE = (64, 16384), (1024, 65536)

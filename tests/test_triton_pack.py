@@ -17,7 +17,7 @@ import torch
 
 pytest.importorskip("triton")
 import pack_case
-from interpreted import INTERPRETED
+from emulated import EMULATED
 
 from rrd_kernels import pack as command
 from rrd_kernels.triton import pack as packs
@@ -35,7 +35,7 @@ from rrd_kernels.triton.launch import (
 from rrd_kernels.triton.pack import Pack, PackError, key_of, pack_for, write
 from rrd_kernels.triton.step import Settings, step_launches
 
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+pytestmark = pytest.mark.skipif(EMULATED, reason="not of what is emulated")
 
 ARCH = "sm_90"
 

@@ -1,4 +1,4 @@
-"""How problems are cut up, and what is registered: all that needs no GPU and no interpreter."""
+"""How problems are cut up, and what is registered: all that needs no GPU."""
 
 import math
 import warnings
@@ -90,7 +90,7 @@ def test_as_many_splits_as_are_asked_for(splits):
 
 
 def test_the_table_is_complete():
-    families = {card.family for card in CARDS.values()} | {"interpreter"}
+    families = {card.family for card in CARDS.values()}
     assert families >= COLUMN.keys()
     columns = {COLUMN.get(family, family) for family in families}
     assert columns == ATTENTION.keys() == LOSS.keys() == DENSE.keys()

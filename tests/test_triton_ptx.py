@@ -8,7 +8,7 @@ import functools
 import pytest
 
 triton = pytest.importorskip("triton")
-from interpreted import INTERPRETED
+from emulated import EMULATED
 from lanes import lopsided
 from machine_code import CARDS, Job, SampledJob
 from packaging.version import Version
@@ -23,7 +23,7 @@ SMALL, LARGE = (64, 16384), (1024, 65536)
 PREPARE, ATTEND, COMBINE = range(3)
 TARGET = CARDS["H200"].target
 
-needs_compiler = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+needs_compiler = pytest.mark.skipif(EMULATED, reason="not of what is emulated")
 
 
 def settings(operand, bounded=True, need_grad=True) -> Settings:

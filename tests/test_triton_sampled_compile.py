@@ -7,7 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from interpreted import INTERPRETED
+from emulated import EMULATED
 from machine_code import (
     CARDS,
     SampledJob,
@@ -27,7 +27,7 @@ from rrd_kernels.triton.launch import specialize
 from rrd_kernels.triton.sampled_step import SampledSettings
 from rrd_kernels.triton.step import STORAGE
 
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+pytestmark = pytest.mark.skipif(EMULATED, reason="not of what is emulated")
 
 #: Rows of a memory that fill every tile, and that do not.
 EVEN, ODD = 49984, 50000 + 5

@@ -25,7 +25,7 @@ _best: dict[tuple[Any, ...], Plan] = {}
 def candidates(operand: str, dim: int, memory_bytes: int, need_grad: bool) -> list[Config]:
     """The table's block sizes for operands and width, those of other families too."""
     found: dict[Config, None] = {}
-    for family in ATTENTION.keys() - {"interpreter"}:
+    for family in ATTENTION:
         if need_grad:
             found |= dict.fromkeys(look_up(ATTENTION, family, operand, dim, memory_bytes))
         else:

@@ -22,7 +22,7 @@ DTYPE = {
 
 
 def function_of(kernel: Kernel) -> Any:
-    """Triton's function, or its interpreter's."""
+    """Triton's function."""
     module = importlib.import_module(f"rrd_kernels.triton.kernels.{kernel.module}")
     return getattr(module, kernel.name)
 

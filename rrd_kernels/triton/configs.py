@@ -62,13 +62,11 @@ def arch_of(index: int) -> str:
 
 @functools.lru_cache
 def hardware_of(device: torch.device) -> Hardware:
-    """What a device is planned for; on a CPU, Triton's interpreter.
+    """What a GPU is planned for.
 
     Raises:
         RuntimeError: there is nothing in the table for it.
     """
-    if device.type == "cpu":
-        return Hardware("interpreter", 4)
     family = family_of(device.index)
     if family is None:
         raise RuntimeError(f"rrd_kernels has no kernels for {torch.cuda.get_device_name(device)}")
@@ -115,5 +113,5 @@ def input_precision(family: str, operand: str) -> str:
     """Triton's name for how float32 operands are multiplied; half precision ignores it."""
     if operand == "float32":
         # AMD's matrix units have float32; NVIDIA's take three products of TensorFloat-32.
-        return "ieee" if family in ("gfx942", "interpreter") else "tf32x3"
-    return "tf32" if operand == "tf32" and family != "interpreter" else "ieee"
+        return "ieee" if family == "gfx942" else "tf32x3"
+    return "tf32" if operand == "tf32" else "ieee"

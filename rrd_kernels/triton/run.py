@@ -1,6 +1,5 @@
 """Launches: kernels out of a pack, or compiled by Triton, loaded once and launched by csrc/cuda."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +11,6 @@ from rrd_kernels.triton.configs import arch_of
 from rrd_kernels.triton.launch import Binary, Launch, Loaded, Specialization, specialize
 from rrd_kernels.triton.pack import VARIABLE, pack_for
 from rrd_kernels.triton.recipe import encode
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 #: Bytes of a parameter; pointers have eight.
 SIZE = {"i32": 4, "i64": 8, "fp32": 4, "fp64": 8}
@@ -107,10 +104,6 @@ def load_all(launches: Sequence[Launch], device: int) -> list[Loaded] | None:
 
 def run(launches: Sequence[Launch]) -> None:
     """Launches in order, on the current stream of the device that their tensors are on."""
-    if INTERPRETED:
-        for launch in launches:
-            _interpret(launch)
-        return
     tensors = (value for value in launches[0].arguments.values() if isinstance(value, Tensor))
     device = next(tensors).get_device()
     loaded = load_all(launches, device)
@@ -119,12 +112,6 @@ def run(launches: Sequence[Launch]) -> None:
         return
     for launch in launches:
         _launch_by_triton(launch, device)
-
-
-def _interpret(launch: Launch) -> None:
-    from rrd_kernels.triton.compiled import constants_of, function_of
-
-    function_of(launch.kernel)[launch.grid](**launch.arguments, **constants_of(launch.constants))
 
 
 def _launch_by_triton(launch: Launch, device: int) -> None:

@@ -191,7 +191,6 @@ def _dense(
         "tiles_per_split": plan.per_split,
         "OPERAND": operand_dtype(settings.operand),
         "INPUT_PRECISION": input_precision(hardware.family, settings.operand),
-        "UPCAST": hardware.family == "interpreter",
         "EVEN": size % config.block_n == 0,
         "SPLIT_BLOCK": 2048 // config.block_m,
         "BLOCK_M": config.block_m,

@@ -53,14 +53,4 @@ DENSE: dict[str, dict[str, dict[int, Config]]] = {
         "tf32": dict.fromkeys(WIDTHS, Config(64, 32, 64, 128, 4, 2)),
         "float32": dict.fromkeys(WIDTHS, Config(64, 32, 16, 128, 8, 2)),
     },
-    # Triton's interpreter: small, so that tests see many blocks.
-    "interpreter": {
-        operand: {
-            64: Config(16, 16, 64, 64, 4, 1),
-            128: Config(16, 32, 32, 64, 4, 1),
-            256: Config(16, 32, 256, 256, 4, 1),
-            1024: Config(16, 32, 128, 256, 4, 1),
-        }
-        for operand in ("half", "tf32", "float32")
-    },
 }

@@ -21,7 +21,7 @@ STORAGE = {
 
 #: Columns of a tile after which a thread's own come again, where threads share rows; one where sums
 #: are taken across threads at once, as for float32, which has no register left.
-LANES = {"sm_80": 32, "sm_86": 32, "sm_90": 16, "interpreter": 16}
+LANES = {"sm_80": 32, "sm_86": 32, "sm_90": 16}
 
 #: Splits that a last kernel has room for, at least: so that most batches need one kernel.
 FEWEST_SPLITS = 256
@@ -234,12 +234,9 @@ def prepare_launch(
 
 def reorders(config: Config, settings: Settings, hardware: Hardware) -> bool:
     """Whether the second product takes a tile's rows in another order: for Hopper's tensor cores
-    with TF32, at the width where the compiled code is the better for it; and under the interpreter.
-    """
+    with TF32, at the width where the compiled code is the better for it."""
     whole_rows = config.block_k == config.block_d == 128
-    return settings.operand == "tf32" and (
-        (hardware.family == "sm_90" and whole_rows) or hardware.family == "interpreter"
-    )
+    return settings.operand == "tf32" and hardware.family == "sm_90" and whole_rows
 
 
 def attend_launch(
@@ -267,7 +264,6 @@ def attend_launch(
     constants = {
         "OPERAND": operand_dtype(settings.operand),
         "INPUT_PRECISION": input_precision(hardware.family, settings.operand),
-        "UPCAST": hardware.family == "interpreter",
         "BOUNDED": bounded and not (settings.need_grad and settings.operand == "float16"),
         "EVEN": plan.even,
         "DIM": dim,

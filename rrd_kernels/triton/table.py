@@ -74,16 +74,6 @@ ATTENTION: dict[str, dict[str, dict[int, tuple[Config, Config]]]] = {
         "tf32": dict.fromkeys(WIDTHS, (Config(64, 32, 32, 128, 4, 2),) * 2),
         "float32": dict.fromkeys(WIDTHS, (Config(64, 32, 32, 128, 4, 2),) * 2),
     },
-    # Triton's interpreter: small, so that tests see many blocks.
-    "interpreter": {
-        operand: {
-            64: (Config(16, 16, 64, 64, 4, 1), Config(32, 16, 32, 64, 4, 1)),
-            128: (Config(16, 16, 32, 64, 8, 1), Config(32, 32, 128, 128, 4, 1)),
-            256: (Config(16, 32, 256, 256, 4, 1), Config(32, 32, 64, 128, 4, 1)),
-            1024: (Config(16, 32, 128, 256, 4, 1), Config(32, 32, 128, 256, 4, 1)),
-        }
-        for operand in ("half", "tf32", "float32")
-    },
 }
 LOSS: dict[str, dict[str, dict[int, Config]]] = {
     "sm_80": {
@@ -130,15 +120,5 @@ LOSS: dict[str, dict[str, dict[int, Config]]] = {
         "half": dict.fromkeys(WIDTHS, Config(64, 64, 128, 128, 4, 2)),
         "tf32": dict.fromkeys(WIDTHS, Config(64, 32, 64, 64, 4, 2)),
         "float32": dict.fromkeys(WIDTHS, Config(64, 32, 32, 32, 4, 2)),
-    },
-    # Triton's interpreter: small, so that tests see many blocks.
-    "interpreter": {
-        operand: {
-            64: Config(16, 16, 64, 64, 4, 1),
-            128: Config(16, 16, 32, 32, 4, 1),
-            256: Config(16, 16, 256, 256, 4, 1),
-            1024: Config(16, 16, 128, 128, 4, 1),
-        }
-        for operand in ("half", "tf32", "float32")
     },
 }

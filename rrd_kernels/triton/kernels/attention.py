@@ -42,15 +42,6 @@ def load_tile(
 
 
 @triton.jit
-def product(a, b, c, INPUT_PRECISION: tl.constexpr, UPCAST: tl.constexpr):
-    """``c + a @ b`` in float32. Triton's interpreter multiplies half precision wrongly: UPCAST."""
-    if UPCAST:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, c, input_precision=INPUT_PRECISION)
-
-
-@triton.jit
 def as_operand(weights, OPERAND: tl.constexpr, INPUT_PRECISION: tl.constexpr, NVIDIA: tl.constexpr):
     """Weights as they are multiplied, and the same numbers in float32, for their sum: rounded, or
     with the bits cut off that the hardware cuts off for TF32."""
@@ -92,7 +83,6 @@ def reordered_rows(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WARPS: tl.constexpr,
-    UPCAST: tl.constexpr,
 ):
     """The rows in the order of :func:`reordered_weights`.
 
@@ -105,9 +95,9 @@ def reordered_rows(
         even, odd = tl.split(tl.permute(parts, (0, 3, 1, 4, 2)))
     else:
         even, odd = tl.split(tl.permute(parts, (0, 3, 2, 4, 1)))
-    if not UPCAST:  # or newer compilers see that they are joined again
-        even = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [even], tl.float32, True, 1)
-        odd = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [odd], tl.float32, True, 1)
+    # Or newer compilers see that they are joined again.
+    even = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [even], tl.float32, True, 1)
+    odd = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [odd], tl.float32, True, 1)
     if WARPS == 4:
         parts = tl.permute(tl.join(even, odd), (0, 1, 2, 4, 3))
     else:
@@ -160,7 +150,6 @@ def logits_of(
     stride_dim,
     OPERAND: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
     EVEN: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PAD: tl.constexpr,
@@ -175,7 +164,7 @@ def logits_of(
     tile = load_tile(
         memory, first, size, stride_row, stride_dim, 0, OPERAND, EVEN, DIM, BLOCK_N, BLOCK_K
     )
-    logits = product(q, tl.trans(tile), logits, INPUT_PRECISION, UPCAST)
+    logits = tl.dot(q, tl.trans(tile), logits, input_precision=INPUT_PRECISION)
     if UNROLL:
         for at in tl.static_range(BLOCK_K, DIM, BLOCK_K):
             more_q = load_queries(queries, rows, count, at, DIM_PAD, BLOCK_K)
@@ -192,7 +181,7 @@ def logits_of(
                 BLOCK_N,
                 BLOCK_K,
             )
-            logits = product(more_q, tl.trans(more), logits, INPUT_PRECISION, UPCAST)
+            logits = tl.dot(more_q, tl.trans(more), logits, input_precision=INPUT_PRECISION)
     else:
         for at in tl.range(BLOCK_K, DIM, BLOCK_K):
             more_q = load_queries(queries, rows, count, at, DIM_PAD, BLOCK_K)
@@ -209,7 +198,7 @@ def logits_of(
                 BLOCK_N,
                 BLOCK_K,
             )
-            logits = product(more_q, tl.trans(more), logits, INPUT_PRECISION, UPCAST)
+            logits = tl.dot(more_q, tl.trans(more), logits, input_precision=INPUT_PRECISION)
     if not EVEN:
         inside = first + tl.arange(0, BLOCK_N) < size
         logits = tl.where(inside[None, :], logits, float("-inf"))
@@ -231,7 +220,6 @@ def attend(
     bound_t,
     OPERAND: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
     NVIDIA: tl.constexpr,
     BOUNDED: tl.constexpr,
     EVEN: tl.constexpr,
@@ -271,7 +259,7 @@ def attend(
         for first in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
             logits, tile = logits_of(
                 q, queries, rows, count, memory, first, size, stride_row, stride_dim, OPERAND,
-                INPUT_PRECISION, UPCAST, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+                INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
                 DIM <= 128,
             )  # fmt: skip
             if DIM > BLOCK_K:
@@ -284,8 +272,8 @@ def attend(
             totals += partial_sums(rounded, BLOCK_M, BLOCK_N, LANES)
             if REORDER_WARPS:
                 weights = reordered_weights(weights, BLOCK_M, BLOCK_N)
-                tile = reordered_rows(tile, BLOCK_N, BLOCK_D, REORDER_WARPS, UPCAST)
-            output = product(weights, tile, output, INPUT_PRECISION, UPCAST)
+                tile = reordered_rows(tile, BLOCK_N, BLOCK_D, REORDER_WARPS)
+            output = tl.dot(weights, tile, output, input_precision=INPUT_PRECISION)
         total = tl.sum(totals, axis=1)
         bound = tl.where(rows < batch, bound_s, bound_t)
         rows_seen = (end - begin).to(tl.float32)
@@ -304,7 +292,7 @@ def attend(
     for first in tl.range(begin, redo_end, BLOCK_N, num_stages=1 if BOUNDED else STAGES):
         logits, tile = logits_of(
             q, queries, rows, count, memory, first, size, stride_row, stride_dim, OPERAND,
-            INPUT_PRECISION, UPCAST, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+            INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
             DIM <= 128,
         )  # fmt: skip
         if DIM > BLOCK_K:
@@ -317,7 +305,7 @@ def attend(
         weights, rounded = as_operand(weights, OPERAND, INPUT_PRECISION, NVIDIA)
         shrink = tl.exp2(shift - larger)
         total = total * shrink + tl.sum(rounded, axis=1)
-        output = product(weights, tile, output * shrink[:, None], INPUT_PRECISION, UPCAST)
+        output = tl.dot(weights, tile, output * shrink[:, None], input_precision=INPUT_PRECISION)
         shift = larger
 
     stat = stats + split.to(tl.int64) * 3 * count + rows

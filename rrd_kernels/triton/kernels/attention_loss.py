@@ -31,7 +31,6 @@ def attend_loss(
     bound_t,
     OPERAND: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
     BOUNDED: tl.constexpr,
     EVEN: tl.constexpr,
     DIM: tl.constexpr,
@@ -69,7 +68,7 @@ def attend_loss(
         for first in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
             logits_s, logits_t, finite_s = both_logits(
                 q_s, q_t, queries, rows_s, rows_t, count, memory, first, size, stride_row,
-                stride_dim, OPERAND, INPUT_PRECISION, UPCAST, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N,
+                stride_dim, OPERAND, INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N,
                 BLOCK_K,
             )  # fmt: skip
             weights = tl.exp2(logits_t)
@@ -94,7 +93,7 @@ def attend_loss(
     for first in tl.range(begin, redo_end, BLOCK_N, num_stages=1 if BOUNDED else STAGES):
         logits_s, logits_t, finite_s = both_logits(
             q_s, q_t, queries, rows_s, rows_t, count, memory, first, size, stride_row, stride_dim,
-            OPERAND, INPUT_PRECISION, UPCAST, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+            OPERAND, INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         larger_s = tl.maximum(shift_s, tl.max(logits_s, axis=1))
         larger_t = tl.maximum(shift_t, tl.max(logits_t, axis=1))
@@ -131,7 +130,6 @@ def both_logits(
     stride_dim,
     OPERAND: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
     EVEN: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PAD: tl.constexpr,
@@ -143,12 +141,12 @@ def both_logits(
     weight of zero may multiply."""
     logits_s, _ = logits_of(
         q_s, queries, rows_s, count, memory, first, size, stride_row, stride_dim, OPERAND,
-        INPUT_PRECISION, UPCAST, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+        INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
         DIM <= 128,
     )  # fmt: skip
     logits_t, _ = logits_of(
         q_t, queries, rows_t, count, memory, first, size, stride_row, stride_dim, OPERAND,
-        INPUT_PRECISION, UPCAST, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+        INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
         DIM <= 128,
     )  # fmt: skip
     finite_s = logits_s

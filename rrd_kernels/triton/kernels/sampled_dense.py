@@ -5,7 +5,7 @@ sample wants them.
 import triton
 import triton.language as tl
 
-from rrd_kernels.triton.kernels.attention import load_queries, load_tile, logits_of, product
+from rrd_kernels.triton.kernels.attention import load_queries, load_tile, logits_of
 from rrd_kernels.triton.kernels.rows import TINY, round_to_tf32
 from rrd_kernels.triton.kernels.sampled_parts import (
     accumulate,
@@ -82,7 +82,6 @@ def both_logits(
     gain_t,
     OPERAND: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
     EXPONENTIAL: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PAD: tl.constexpr,
@@ -95,12 +94,12 @@ def both_logits(
     ``memory_v2`` where one block holds a whole row."""
     a, _ = logits_of(
         q_t, queries, rows_t, 2 * batch, memory_v1, first, size, v1_row, v1_dim, OPERAND,
-        INPUT_PRECISION, UPCAST, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+        INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
         False,
     )  # fmt: skip
     b, tile = logits_of(
         q_s, queries, rows_s, 2 * batch, memory_v2, first, size, v2_row, v2_dim, OPERAND,
-        INPUT_PRECISION, UPCAST, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+        INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
         False,
     )  # fmt: skip
     return logit_of(b, gain_s, EXPONENTIAL), logit_of(a, gain_t, EXPONENTIAL), tile
@@ -134,7 +133,6 @@ def dense_statistics(
     scale_t,
     OPERAND: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
     EXPONENTIAL: tl.constexpr,
     EVEN: tl.constexpr,
     DIM: tl.constexpr,
@@ -163,7 +161,7 @@ def dense_statistics(
     for first in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         b, a, _ = both_logits(
             q_s, q_t, queries, rows_s, rows_t, batch, memory_v1, memory_v2, first, size, v1_row,
-            v1_dim, v2_row, v2_dim, gain_s, gain_t, OPERAND, INPUT_PRECISION, UPCAST, EXPONENTIAL,
+            v1_dim, v2_row, v2_dim, gain_s, gain_t, OPERAND, INPUT_PRECISION, EXPONENTIAL,
             DIM, DIM_PAD, EVEN, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         wanted = load_counts(counts, samples, batch, first, size, counts_row, EVEN, BLOCK_N)
@@ -201,7 +199,6 @@ def dense_gradient(
     scale_t,
     OPERAND: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
     EXPONENTIAL: tl.constexpr,
     EVEN: tl.constexpr,
     DIM: tl.constexpr,
@@ -234,7 +231,7 @@ def dense_gradient(
     for first in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         b, a, tile = both_logits(
             q_s, q_t, queries, rows_s, rows_t, batch, memory_v1, memory_v2, first, size, v1_row,
-            v1_dim, v2_row, v2_dim, gain_s, gain_t, OPERAND, INPUT_PRECISION, UPCAST, EXPONENTIAL,
+            v1_dim, v2_row, v2_dim, gain_s, gain_t, OPERAND, INPUT_PRECISION, EXPONENTIAL,
             DIM, DIM_PAD, EVEN, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         if DIM > BLOCK_K:
@@ -251,7 +248,7 @@ def dense_gradient(
             largest = larger
         if INPUT_PRECISION == "tf32" and OPERAND == tl.float32:
             weights = round_to_tf32(weights)
-        output = product(weights.to(OPERAND), tile, output, INPUT_PRECISION, UPCAST)
+        output = tl.dot(weights.to(OPERAND), tile, output, input_precision=INPUT_PRECISION)
 
     if OPERAND == tl.float16:
         output *= (largest / 32768.0)[:, None]

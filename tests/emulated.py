@@ -1,51 +1,24 @@
-"""The Triton kernels in place of the CPU's, under Triton's interpreter (TRITON_INTERPRET=1).
+"""The compiled GPU kernels in place of the CPU's, executed by tests/ptx (RRD_EMULATED=sm_90).
 
 Imported by conftest.py there, so that the suite's tests, which compare with the float64 reference
 on every device, hold the kernels to the same bounds where there is no GPU.
 """
 
+import functools
 import os
-from collections.abc import Callable
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from card import Card
 from torch import Tensor
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+#: The compute capability that is emulated, as "sm_90"; or "".
+ARCH = os.environ.get("RRD_EMULATED", "")
+EMULATED = ARCH != ""
 
 #: Libraries keep registrations alive.
 _libraries: list[torch.library.Library] = []
-
-
-def round_as_hardware_does() -> None:
-    """Triton's interpreter cuts float32 off to bfloat16; GPUs round to the nearest."""
-    from triton.runtime import interpreter
-
-    as_it_is = interpreter._convert_float
-    fp32, bf16 = interpreter.tl.float32, interpreter.tl.bfloat16
-
-    def convert(value, source, target, rounding):  # type: ignore[no-untyped-def]
-        if source == fp32 and target == bf16:
-            rounded = torch.tensor(value).to(torch.bfloat16)
-            return rounded.view(torch.int16).numpy().view("uint16")
-        return as_it_is(value, source, target, rounding)
-
-    interpreter._convert_float = convert
-
-
-def patch_the_language_once() -> None:
-    """When a kernel begins, and not again in each function that it calls: a third of the time."""
-    from triton.runtime import interpreter
-
-    patch, tl = interpreter._patch_lang, interpreter.tl
-    every_module = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
-
-    def call(self, *arguments, **options):  # type: ignore[no-untyped-def]
-        return self.rewrite()(*arguments, **options)
-
-    interpreter._patch_lang = lambda function: patch(every_module)
-    interpreter.InterpretedFunction.__call__ = call
 
 
 def gpu_kernels() -> dict[str, Callable[..., Any]]:
@@ -80,9 +53,44 @@ def gpu_kernels() -> dict[str, Callable[..., Any]]:
 
 
 def replace_cpu_kernels() -> None:
-    round_as_hardware_does()
-    patch_the_language_once()
+    card = Card(arch=ARCH)
     library = torch.library.Library("rrd_kernels", "IMPL")
     for name, function in gpu_kernels().items():
-        library.impl(name, function, "CPU", allow_override=True)
+        library.impl(name, functools.partial(card.call, function), "CPU", allow_override=True)
     _libraries.append(library)
+
+
+def executed(name: str, *arguments: Any, **emulated: Any) -> list[Tensor]:
+    """What an operator returns and then its tensors, executed twice on copies: with asynchronous
+    work done at once and blocks in one order, and done late and in another. The bits are equal."""
+    found = []
+    for late in (False, True):
+        card = Card(**emulated, late=late, seed=int(late))
+        copies = _copied(arguments)
+        returned = card.call(gpu_kernels()[name], *copies)
+        assert card.executed
+        found.append([*(returned or ()), *(a for a in copies if isinstance(a, Tensor))])
+    for early, late in zip(*found, strict=True):
+        assert _bits(early).equal(_bits(late)), "asynchronous work, or the order of blocks, shows"
+    return found[0]
+
+
+def _copied(arguments: Sequence[Any]) -> list[Any]:
+    """Each storage once, so that what were views of one still are; with gaps that are NaN."""
+    storages = {
+        a.untyped_storage().data_ptr(): a.untyped_storage().clone()
+        for a in arguments
+        if isinstance(a, Tensor)
+    }
+    return [
+        torch.empty(0, dtype=a.dtype).set_(
+            storages[a.untyped_storage().data_ptr()], a.storage_offset(), a.shape, a.stride()
+        )
+        if isinstance(a, Tensor)
+        else a
+        for a in arguments
+    ]
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).contiguous().view(torch.uint8) if tensor.numel() else tensor

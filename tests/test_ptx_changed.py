@@ -1,0 +1,98 @@
+"""A kernel that is changed wrongly in one line fails what executes it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[1]
+FIFO, MOMENTUM = "tests/test_ptx_fifo.py", "tests/test_ptx_momentum.py"
+
+#: Module, line, what becomes of it, and the tests of the kernel: a file, and which of its tests.
+CHANGES = [
+    (
+        *("attention", 'logits = tl.where(inside[None, :], logits, float("-inf"))', "pass"),
+        *(FIFO, "steps and bfloat16 and 5x150 and 128 and sm_90"),
+    ),
+    (
+        *("attention", "shrink = tl.exp2(shift - larger)", "shrink = tl.exp2(larger - shift)"),
+        *(FIFO, "steps and float16 and 5x333 and 32 and sm_80"),
+    ),
+    (
+        *("attention", "begin + tiles_per_split * BLOCK_N, ", "begin + tiles_per_split, "),
+        *(FIFO, "steps and float32 and 64 and before and sm_90"),
+    ),
+    (
+        *("attention", "mask=inside[:, None] & (d[None, :] < DIM_PAD))", "mask=inside[:, None])"),
+        *(FIFO, "steps and tf32 and 100 and 5x333 and sm_90"),
+    ),
+    (
+        "attention_loss",
+        "centre += tl.sum(weights * finite_s, axis=1)",
+        "centre += tl.sum(weights * logits_s, axis=1)",
+        *(FIFO, "steps and loss-alone and 32 and sm_90 and float32"),
+    ),
+    ("combine", 'sem="acq_rel"', 'sem="relaxed"', FIFO, "steps and mean and 64 and sm_80"),
+    ("prepare", "tl.store(state + 1, 0)", "pass", FIFO, "steps and mean and 64 and sm_80"),
+    ("prepare", "store_query(queries, batch + i,", "store_query(queries, i,", FIFO, "partial_sums"),
+    ("rows", "mask=d < kept", "mask=d < DIM", FIFO, "not_finite and float32 and sm_90"),
+    ("rows", "return tl.where(at < 0, at + size, at)", "return at", FIFO, "enqueue_alone"),
+    ("enqueue", "slot_of(tl.load(pointer), size) + i) % size", "tl.load(pointer) + i)",
+     FIFO, "enqueue_alone"),
+    ("merge", "tl.store(row + 2, cross * LOG_2)", "tl.store(row + 2, cross)", FIFO, "partial_sums"),
+    ("update", "tl.range(i + 1, batch", "tl.range(i, batch", MOMENTUM, "update"),
+    ("normalizers", "p < columns, tl.exp(logits), 0.0", "p < columns, logits, 0.0",
+     MOMENTUM, "normalizers and sm_90"),
+    ("sampled_dense", "(row >= 0) & (row < size), row, size", "row >= 0, row, size",
+     MOMENTUM, "no_row"),
+    ("sampled_gather", "(index >= 0) & (index < size)", "index >= 0", MOMENTUM, "no_row"),
+    ("sampled_combine", "(tl.log2(total_s) + shift_s - centre)", "(tl.log2(total_s) - centre)",
+     MOMENTUM, "losses and gather and 32 and sm_90"),
+]  # fmt: skip
+
+
+def run(folder, file, selected):
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file]
+    return subprocess.run(
+        [*command, "-k", selected],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The package and what executes it."""
+    folder = tmp_path_factory.mktemp("changed")
+    for name in ("rrd_kernels", "tests"):
+        shutil.copytree(ROOT / name, folder / name)
+    for name in ("pyproject.toml", "VERSION"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("module", "was", "becomes", "file", "selected"),
+    CHANGES,
+    ids=[f"{module}-{becomes}" for module, _, becomes, *_ in CHANGES],
+)
+def test_a_wrong_line_is_noticed(module, was, becomes, file, selected, copy):
+    path = copy / "rrd_kernels" / "triton" / "kernels" / f"{module}.py"
+    text = path.read_text()
+    assert text.count(was) == 1
+    try:
+        path.write_text(text.replace(was, becomes))
+        done = run(copy, file, selected)
+    finally:
+        path.write_text(text)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "PtxError" in done.stdout or "AssertionError" in done.stdout

@@ -1,0 +1,265 @@
+"""The FIFO memory's kernels as compiled, executed: every instruction, in every order that PTX
+leaves open, against float64 of the operands as rounded."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton")
+from emulated import executed
+from problems import Problem, draw
+
+from rrd_kernels import reference
+
+STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call, and what it runs on."""
+
+    operand: str
+    dim: int
+    batch: int = 5
+    rows: int = 150
+    order: str = "before"  # or "after", "never"
+    momentum: float = 0.0
+    reduction: int = 1
+    promise: str = "none"  # of unit rows: or "kept", "broken"
+    need_grad: bool = True
+    strided: bool = False
+    multiprocessors: int = 1
+    stored: torch.dtype | None = None  # of the memory, if not as the operand is
+
+    def __str__(self) -> str:
+        words = [self.operand, f"D={self.dim}", f"{self.batch}x{self.rows}", self.order]
+        words += [f"m={self.momentum}"] if self.momentum else []
+        words += [("none", "mean", "sum")[self.reduction], f"promise-{self.promise}"]
+        words += ["loss-alone"] * (not self.need_grad) + ["strided"] * self.strided
+        words += ["split"] * (self.multiprocessors > 1)
+        words += [str(self.stored).replace("torch.", "memory-")] if self.stored else []
+        return " ".join(words)
+
+
+def strided(tensor: torch.Tensor) -> torch.Tensor:
+    """The same, transposed in a larger storage whose other elements are NaN."""
+    rows, dim = tensor.shape
+    larger = torch.full((dim + 1, 2 * rows + 1), torch.nan, dtype=tensor.dtype)
+    view = larger[1:, 1::2].T
+    return view.copy_(tensor)
+
+
+def problem_of(step: Step) -> Problem:
+    dtype = STORED.get(step.operand, torch.float32)
+    problem = draw(step.batch, step.dim, step.rows, dtype, memory_dtype=step.stored)
+    if step.promise == "broken":
+        problem.memory *= 40
+    if step.strided:
+        problem = Problem(*map(strided, (problem.z_s, problem.z_t, problem.memory)))
+    return problem
+
+
+#: Unit roundoffs of weights as they are multiplied; TF32's are cut off, which is half as far again
+#: from their mean.
+WEIGHT = {"bfloat16": 2.0**-9, "float16": 2.0**-12, "tf32": 2.0**-11, "float32": 0.0}
+#: What a sum of weights that are cut off may lack, and what float32's third product leaves out.
+CUT = {"tf32": 2.0**-10}
+OMITTED = {"float32": 2.0**-22}
+ROUNDOFF = 2.0**-24
+
+
+def bounds(problem: Problem, operand: str, need_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far losses [B] and gradient rows' norms [B] may be from float64 of the operands as
+    rounded.
+
+    A weight's rounding falls either way, uniformly: six standard deviations are granted to the sums
+    of it. To float32's own roundings, which are much smaller, their absolute sum: a logit is a sum
+    of D / 8 parts at least, each rounded, and its exponential is off by as much, times log 2.
+    """
+    rows = problem.memory.double()
+    deviation = WEIGHT[operand] / math.sqrt(3) if need_grad else 0.0
+    per_logit = (math.sqrt(rows.shape[1] / 8) + 2) * ROUNDOFF + OMITTED.get(operand, 0.0)
+
+    def side(z: torch.Tensor, tau: float) -> tuple[torch.Tensor, ...]:
+        logits = F.normalize(z.double(), dim=1) @ rows.T / tau
+        weights = logits.softmax(1)
+        mean = weights @ rows
+        off = per_logit * logits.abs() + 2 * ROUNDOFF
+        return logits, weights, off, torch.cdist(mean, rows), mean.norm(dim=1)
+
+    b, q, off_s, spread_s, length_s = side(problem.z_s, problem.tau_s)
+    _, p, off_t, spread_t, length_t = side(problem.z_t, problem.tau_t)
+    rounded = ((q * spread_s).square() + (p * spread_t).square()).sum(1).sqrt()
+    grad = 6 * deviation * rounded + (q * off_s * spread_s + p * off_t * spread_t).sum(1)
+    grad = (grad + 8 * ROUNDOFF * (length_s + length_t)) / problem.tau_s
+    from_centre = (b - (p * b).sum(1, keepdim=True)).abs()
+    loss = 6 * deviation * (q.square() + (p * from_centre).square()).sum(1).sqrt()
+    loss += (q * off_s + p * off_s + p * off_t * from_centre).sum(1)
+    loss += 8 * ROUNDOFF * (b.logsumexp(1).abs() + b.abs().amax(1))
+    loss += CUT.get(operand, 0.0) if need_grad else 0.0
+    return loss, grad / problem.z_s.double().norm(dim=1).clamp_min(1e-12)
+
+
+def run(step: Step, problem: Problem, arch: str, **others) -> tuple[torch.Tensor, ...]:
+    """Loss, gradient, the memory and the pointer after the step."""
+    pointer = torch.tensor([step.rows - 2])  # so that it wraps
+    numbers = (problem.tau_s, problem.tau_t, step.promise != "none", step.operand, step.reduction)
+    others["multiprocessors"] = step.multiprocessors
+    if step.order == "never":
+        arguments = (problem.z_s, problem.z_t, problem.memory, *numbers, step.need_grad)
+        found = executed("relational_loss_forward", *arguments, arch=arch, **others)
+        assert found[4].equal(problem.memory) or problem.memory.isnan().any()
+        return found[0], found[1], found[4], pointer
+    arguments = (
+        *(problem.memory, pointer, problem.z_s, problem.z_t, *numbers),
+        *(step.order == "before", step.momentum, step.need_grad),
+    )
+    found = executed("relational_step_forward_", *arguments, arch=arch, **others)
+    return found[0], found[1], found[2], found[3]
+
+
+def check(step: Step, problem: Problem, arch: str, **others) -> tuple[torch.Tensor, ...]:
+    """What :func:`run` returns, which is right."""
+    found = loss, grad, memory, pointer = run(step, problem, arch, **others)
+    wanted, moved = problem.memory.clone(), torch.tensor([step.rows - 2])
+    if step.order != "never":
+        reference.enqueue_(wanted, moved, problem.z_t, momentum=step.momentum)
+    # One roundoff of what is stored, and those of a row: tests/test_enqueue.py.
+    eps = torch.finfo(memory.dtype).eps if memory.dtype.itemsize == 2 else 0.0
+    torch.testing.assert_close(memory, wanted, rtol=eps, atol=16 * 2.0**-23)
+    assert pointer.equal(moved)
+    if step.order == "before":
+        problem = replace(problem, memory=memory)
+    holds(step, problem, loss, grad)
+    return found
+
+
+def holds(step: Step, problem: Problem, loss: torch.Tensor, grad: torch.Tensor) -> None:
+    """Loss and gradient are as right as their roundings let them be; NaN where they must be."""
+    exact, exact_grad = problem.rounded_float64(step.operand)
+    loss_bound, grad_bound = bounds(problem, step.operand, step.need_grad)
+    weight = 1 / step.batch if step.reduction == 1 else 1.0
+    if step.reduction:
+        exact, loss_bound = exact.sum() * weight, loss_bound.sum() * weight
+    defined = exact.isfinite()
+    assert defined.any()
+    assert loss[~defined].isnan().all()
+    assert ((loss.double() - exact).abs() <= loss_bound)[defined].all()
+    if step.need_grad:
+        defined = exact_grad.isfinite().all(dim=1)
+        assert grad[~defined].isnan().any(dim=1).all()
+        error = (grad.double() - exact_grad * weight).norm(dim=1)
+        assert (error <= grad_bound * weight)[defined].all()
+    else:
+        assert grad.shape[0] == 0
+
+
+def steps() -> Iterator[Step]:
+    """Every operand and width, and the other choices in turn."""
+    turns = zip(
+        itertools.cycle(["before", "after", "never"]),
+        itertools.cycle([0.0, 0.5]),
+        itertools.cycle([1, 0, 2, 1]),
+        itertools.cycle(["kept", "none", "kept", "none", "broken"]),
+        itertools.cycle([True, True, False]),
+        itertools.cycle([False, False, False, True]),
+        itertools.cycle([1, 4]),
+        strict=False,
+    )
+    for dim in (32, 64, 100, 128, 256, 512, 1000):
+        for operand in ("bfloat16", "tf32", "float32", "float16"):
+            *others, several = next(turns)
+            yield Step(operand, dim, 5, 333 if several > 1 else 150, *others, several)
+    # More than one block of queries, and several tiles of one split, each loop more than once.
+    for operand in ("bfloat16", "tf32", "float32", "float16"):
+        yield Step(operand, 128, 70, 400, promise="kept")
+        yield Step(operand, 64, 70, 400, "after", need_grad=False)
+    # Full tiles, which need no mask.
+    yield Step("bfloat16", 128, 5, 256, "after", promise="kept", multiprocessors=2)
+    yield Step("float32", 100, 5, 256, "before", reduction=0)
+    # Products in a format that the memory is not stored in.
+    yield Step("bfloat16", 64, stored=torch.float32)
+    yield Step("float16", 64, stored=torch.float32, promise="kept")
+    yield Step("float32", 64, stored=torch.bfloat16, order="after", momentum=0.5)
+    yield Step("tf32", 64, stored=torch.float16, need_grad=False)
+
+
+def marked(step: Step) -> object:
+    """Wide rows and large batches take longer than the rest together."""
+    short = step.dim <= 128 and step.batch * step.rows < 2000
+    return pytest.param(step, marks=[] if short else pytest.mark.long, id=str(step))
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("step", list(map(marked, steps())))
+def test_steps(step, arch):
+    check(step, problem_of(step), arch)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("operand", ["float32", "bfloat16"])
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_rows_that_are_not_finite_zero_or_huge(momentum, operand, arch):
+    step = Step(operand, 100, 7, 70, "after", momentum, 0)
+    problem = problem_of(step)
+    problem.z_s[0], problem.z_t[1] = 0.0, 0.0
+    problem.z_s[2] *= 1e30
+    problem.z_t[3] *= 1e-35
+    problem.z_t[4, 3], problem.z_t[5, 99] = torch.nan, -torch.inf
+    problem.z_s[6, 0] = torch.inf
+    check(step, problem, arch)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("need_grad", [True, False])
+def test_partial_sums(need_grad, arch):
+    step = Step("float32", 100, 6, 150, "never", 0.0, 0, "none", need_grad, multiprocessors=3)
+    problem = problem_of(step)
+    numbers = (problem.tau_s, problem.tau_t, False, step.operand, need_grad)
+    sums, shifts, *_ = executed(
+        "relational_partials", problem.z_s, problem.z_t, problem.memory, *numbers,
+        arch=arch, multiprocessors=step.multiprocessors,
+    )  # fmt: skip
+    losses, grad = reference.losses_of_partials(
+        problem.z_s, sums.double(), shifts.double(), problem.tau_s, need_grad
+    )
+    holds(step, problem, losses, problem.z_s[:0] if grad is None else grad)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(
+    ("stored", "given"),
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float64),
+        (torch.float64, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_the_enqueue_alone(stored, given, momentum, arch):
+    memory, keys = torch.randn(12, 100).to(stored), strided(torch.randn(7, 100).to(given))
+    keys[2], keys[4, 5] = 0.0, torch.nan
+    pointer, wanted, moved = torch.tensor([-3]), memory.clone(), torch.tensor([-3])
+    found, where, _ = executed("enqueue_", memory, pointer, keys, momentum, arch=arch)
+    reference.enqueue_(wanted, moved, keys, momentum=momentum)
+    eps = torch.finfo(stored).eps if stored.itemsize == 2 else 0.0
+    double = torch.float64 in (stored, given)
+    row = 16 * 2.0 ** (-52 if double and stored.itemsize > 2 else -23)
+    torch.testing.assert_close(found, wanted, rtol=eps, atol=row)
+    assert where.equal(moved)
+
+
+@pytest.mark.parametrize(
+    "step", [Step("bfloat16", 64), Step("float32", 32, order="after")], ids=str
+)
+@pytest.mark.parametrize(("family", "arch"), [("gfx942", "sm_80"), ("sm_100", "sm_90")])
+def test_plans_of_cards_that_are_not_emulated(family, arch, step):
+    """AMD's and the B200's block sizes, and how they multiply, on a card that is."""
+    check(step, problem_of(step), arch, family=family)

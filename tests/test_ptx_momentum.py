@@ -1,0 +1,235 @@
+"""The momentum memory's kernels as compiled, executed, as test_ptx_fifo.py does the FIFO's."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton")
+from emulated import executed
+from problems import nearest_tf32
+from sampled_problems import Sampled, draw, views
+from test_ptx_fifo import OMITTED, ROUNDOFF, STORED, WEIGHT, strided
+
+from rrd_kernels import reference
+
+archs = pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One call of the sampled loss."""
+
+    method: str
+    operand: str
+    dim: int
+    similarity: str
+    reduction: int = 1
+    need_grad: bool = True
+    strided: bool = False
+    multiprocessors: int = 1
+    stored: torch.dtype | None = None  # of the memories, if not as the operand is
+    batch: int = 5
+    columns: int = 40
+    rows: int = 150
+
+    def __str__(self) -> str:
+        words = [self.method, self.operand, f"D={self.dim}", self.similarity]
+        words += [("none", "mean", "sum")[self.reduction]]
+        words += ["loss-alone"] * (not self.need_grad) + ["strided"] * self.strided
+        words += ["split"] * (self.multiprocessors > 1)
+        words += [str(self.stored).replace("torch.", "memory-")] if self.stored else []
+        return " ".join([*words, f"{self.batch}x{self.columns}"])
+
+    @property
+    def multiplied(self) -> str:
+        """The products' format: rows that are gathered are multiplied in float32."""
+        return self.operand if self.method == "dense" else "float32"
+
+
+def problem_of(case: Loss) -> Sampled:
+    dtype = STORED.get(case.operand, torch.float32)
+    problem = draw(
+        case.batch, case.columns, case.rows, case.dim, case.similarity, dtype,
+        memory_dtype=case.stored,
+    )  # fmt: skip
+    if case.strided:
+        names = ("z_s", "z_t", "memory_v1", "memory_v2")
+        return replace(problem, **{name: strided(getattr(problem, name)) for name in names})
+    return problem
+
+
+def as_multiplied(tensor: torch.Tensor, operand: str, cut: bool) -> torch.Tensor:
+    """Rounded to the operands' format, or cut off to TF32 as what is loaded."""
+    if operand == "tf32" and cut:
+        return (tensor.float().view(torch.int32) & -8192).view(torch.float32).double()
+    if operand == "tf32":
+        return nearest_tf32(tensor).double()
+    return tensor.to(getattr(torch, operand)).double()
+
+
+def exact(case: Loss, problem: Sampled) -> tuple[torch.Tensor, ...]:
+    """In float64, of operands as rounded: losses and gradients, and how far off both may be.
+
+    A weight of the gradient's sum falls either way where it is rounded, uniformly: six standard
+    deviations are granted. To float32's own roundings their absolute sum, as in test_ptx_fifo.py.
+    """
+    operand, exponential = case.multiplied, problem.normalizers is not None
+    z_s, z_t = problem.z_s.double(), problem.z_t.double()
+    idx = problem.contrast_idx
+    per_logit = (math.sqrt(case.dim / 8) + 2) * ROUNDOFF + OMITTED.get(operand, 0.0)
+
+    def side(z: torch.Tensor, memory: torch.Tensor, view: int, tau: float):
+        scale = math.log2(math.e) / (problem.nce_t if exponential else tau)
+        query = as_multiplied(F.normalize(z, dim=1) * scale, operand, False) * math.log(2)
+        rows = as_multiplied(memory, operand, True)[idx]
+        logits = torch.einsum("bd,bpd->bp", query, rows)
+        off = per_logit * logits.abs() + 2 * ROUNDOFF
+        if exponential:
+            logits = logits.exp() / problem.normalizers[view].double() / tau
+            off = logits * (off + 4 * ROUNDOFF)
+        return logits, off, rows
+
+    b, off_b, rows = side(z_s, problem.memory_v2, 0, problem.tau_s)
+    a, off_a, _ = side(z_t, problem.memory_v1, 1, problem.tau_t)
+    q, p = b.softmax(1), a.softmax(1)
+    slope = b / problem.nce_t if exponential else torch.full_like(b, 1 / problem.tau_s)
+    centre = (p * b).sum(1, keepdim=True)
+    loss = b.logsumexp(1) - centre[:, 0]
+    grad = torch.einsum("bp,bpd->bd", (q - p) * slope, rows)
+
+    # A sample's own sum of weights is off as the largest of its logits at most.
+    off_q, off_p = (o + o.amax(1, keepdim=True) + 4 * ROUNDOFF for o in (off_b, off_a))
+    loss_bound = (q * off_b + p * off_b + p * off_p * (b - centre).abs()).sum(1)
+    loss_bound += 8 * ROUNDOFF * (b.logsumexp(1).abs() + b.abs().amax(1))
+    length = rows.norm(dim=2)
+    # Columns that name one row are one weight.
+    weight = torch.zeros(case.batch, case.rows, dtype=torch.float64)
+    weight = weight.scatter_add(1, idx, (q - p) * slope)
+    longest = as_multiplied(problem.memory_v2, operand, True).norm(dim=1)
+    rounded = (weight * longest).square().sum(1).sqrt() * WEIGHT[operand] / math.sqrt(3)
+    each = (q * off_q + p * off_p) * slope + ((q - p) * slope).abs() * (off_b + 4 * ROUNDOFF)
+    grad_bound = 6 * rounded + (each * length).sum(1) + 8 * ROUNDOFF * grad.norm(dim=1)
+
+    unit, norm = F.normalize(z_s, dim=1), z_s.norm(dim=1, keepdim=True)
+    grad = (grad - (grad * unit).sum(1, keepdim=True) * unit) / norm
+    return loss, grad, loss_bound, grad_bound / norm[:, 0]
+
+
+def arguments(case: Loss, problem: Sampled) -> tuple[object, ...]:
+    taus = (problem.tau_s, problem.tau_t, problem.nce_t)
+    choices = (case.operand, case.reduction, case.method, case.need_grad)
+    return (*views(problem), problem.normalizers, *taus, *choices)
+
+
+def check(case: Loss, problem: Sampled, arch: str, **others) -> None:
+    loss, grad, *_ = executed(
+        "sampled_relational_loss_forward", *arguments(case, problem),
+        arch=arch, multiprocessors=case.multiprocessors, **others,
+    )  # fmt: skip
+    wanted, wanted_grad, loss_bound, grad_bound = exact(case, problem)
+    weight = 1 / case.batch if case.reduction == 1 else 1.0
+    if case.reduction:
+        wanted, loss_bound = wanted.sum() * weight, loss_bound.sum() * weight
+    assert ((loss.double() - wanted).abs() <= loss_bound).all()
+    if case.need_grad:
+        error = (grad.double() - wanted_grad * weight).norm(dim=1)
+        assert (error <= grad_bound * weight).all()
+
+
+def losses() -> Iterator[Loss]:
+    """Every method, operand and width, and the other choices in turn."""
+    turns = zip(
+        itertools.cycle(["exponential", "cosine", "exponential"]),
+        itertools.cycle([1, 0, 2, 1]),
+        itertools.cycle([True, True, True, False, True]),
+        itertools.cycle([False, True]),
+        itertools.cycle([1, 1, 4]),
+        strict=False,
+    )
+    for dim in (32, 128, 100, 256, 1000):
+        for operand in ("bfloat16", "tf32", "float32", "float16"):
+            yield Loss("dense", operand, dim, *next(turns))
+        for operand in ("bfloat16", "float32"):
+            yield Loss("gather", operand, dim, *next(turns))
+    for similarity in ("cosine", "exponential"):
+        yield Loss("dense", "float32", 64, similarity, stored=torch.bfloat16)
+        yield Loss("gather", "float32", 64, similarity, stored=torch.float16)
+        yield Loss("dense", "bfloat16", 64, similarity, batch=70, columns=300, rows=400)
+        yield Loss("gather", "float32", 128, similarity, batch=3, columns=1030, rows=1500)
+
+
+def marked(case: Loss) -> object:
+    short = case.dim in (32, 64, 128) and case.columns < 100
+    return pytest.param(case, marks=[] if short else pytest.mark.long, id=str(case))
+
+
+@archs
+@pytest.mark.parametrize("case", list(map(marked, losses())))
+def test_losses(case, arch):
+    check(case, problem_of(case), arch)
+
+
+@archs
+@pytest.mark.parametrize("method", ["dense", "gather"])
+def test_a_column_that_is_no_row_makes_its_sample_nan(method, arch):
+    case = Loss(method, "float32", 64, "exponential", reduction=0)
+    problem = problem_of(case)
+    problem.contrast_idx[1, 3], problem.contrast_idx[4, 0] = -1, case.rows + 7
+    loss, grad, *_ = executed(
+        "sampled_relational_loss_forward", *arguments(case, problem), arch=arch
+    )
+    assert loss.isnan().tolist() == [False, True, False, False, True]
+    assert grad.isnan().all(dim=1).tolist() == [False, True, False, False, True]
+
+
+@archs
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("stored", "given"),
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float64),
+        (torch.float64, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_the_update(stored, given, momentum, arch):
+    """Of equal indices the last counts; of those that are no row, none."""
+    memory = F.normalize(torch.randn(12, 100), dim=1).to(stored)
+    rows = strided(torch.randn(7, 100).to(given))
+    index = torch.tensor([3, 0, 3, 11, -1, 12, 5])
+    rows[6, 5] = torch.nan
+    found, *_ = executed("momentum_update_", memory, index, rows, momentum, arch=arch)
+    wanted, inside = memory.clone(), torch.tensor([0, 1, 2, 3, 6])
+    reference.momentum_update_(wanted, index[inside], rows[inside], momentum)
+    eps = torch.finfo(stored).eps if stored.itemsize == 2 else 0.0
+    double = torch.float64 in (stored, given)
+    row = 16 * 2.0 ** (-52 if double and stored.itemsize > 2 else -23)
+    torch.testing.assert_close(found, wanted, rtol=eps, atol=row)
+    assert found[3].ne(memory[3]).any()
+    assert found[5].equal(memory[5])
+
+
+@archs
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("multiprocessors", [1, 40])
+def test_the_normalizers(multiprocessors, stored, arch):
+    """One that is set stays; the other is the mean over all columns, in float64."""
+    problem = draw(4, 50, 150, 100, "exponential", torch.float32, memory_dtype=stored)
+    for given in ([-1.0, -1.0], [-1.0, 7.5], [3.5, -1.0]):
+        params = torch.tensor([9.0, *given, 9.0])
+        wanted = torch.tensor(given)
+        reference.estimate_normalizers_(wanted, *views(problem), nce_t=problem.nce_t)
+        found, *_ = executed(
+            "estimate_normalizers_", params[1:3], *views(problem), problem.nce_t,
+            arch=arch, multiprocessors=multiprocessors,
+        )  # fmt: skip
+        # What float32 holds of it, rounded once, and the reference's, rounded once or twice.
+        torch.testing.assert_close(found, wanted, rtol=4 * ROUNDOFF, atol=0.0)
+        assert found[torch.tensor(given) > 0].equal(torch.tensor([g for g in given if g > 0]))

@@ -1,0 +1,125 @@
+"""Compiled kernels with one thing wrong: the emulation notices it, or it changed nothing."""
+
+import os
+from collections import Counter
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from card import program_of
+from problems import Problem
+from ptx.program import PtxError
+from spoilt import KINDS, Spoilt, spoilt
+from test_ptx_fifo import Step, check, problem_of
+
+
+class Kernel(NamedTuple):
+    """A kernel to be spoilt, in calls that reach every part of it."""
+
+    name: str
+    arch: str
+    steps: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.arch} {self.steps[0].operand}"
+
+
+def attend(operand: str, arch: str) -> Kernel:
+    """More than a block of queries, the last of which is hardly filled; the second pass too."""
+    step = Step(operand, 128, 33, 333, "after", 0.5, 1, "kept")
+    return Kernel("attend", arch, (step, replace(step, promise="broken")))
+
+
+#: Three splits and more for each that are added at a time.
+COMBINE = Kernel("combine", "sm_90", (Step("bfloat16", 500, 3, 650, multiprocessors=11),))
+KERNELS = [
+    attend("bfloat16", "sm_90"),
+    attend("tf32", "sm_90"),
+    attend("bfloat16", "sm_80"),
+    attend("float32", "sm_80"),
+    COMBINE,
+    Kernel("prepare", "sm_80", (Step("bfloat16", 100, 5, 70),)),
+    Kernel("attend_loss", "sm_90", (Step("float16", 100, 33, 150, need_grad=False),)),
+]
+
+
+class Case(NamedTuple):
+    step: Step
+    problem: Problem
+    found: tuple[torch.Tensor, ...]  # by the kernel as it is
+
+
+def cases_of(kernel: Kernel, count: int | None = None) -> tuple[str, list[Case]]:
+    """The kernel's PTX, and ``count`` of its calls. The teacher is as warm as the student: where it
+    looks at one row only, nothing else shows."""
+    torch.manual_seed(0)
+    seen, cases = {}, []
+    for step in kernel.steps[:count]:
+        problem = replace(problem_of(step), tau_t=0.1)
+        keep = lambda name, ptx: seen.setdefault(name, ptx)  # noqa: E731
+        cases.append(Case(step, problem, check(step, problem, kernel.arch, changed=keep)))
+    return seen[kernel.name], cases
+
+
+def outcome(kernel: Kernel, change: Spoilt, cases: list[Case]) -> str:
+    """What notices a change: a check, a wrong number, other bits; or "nothing"."""
+
+    def changed(name: str, ptx: str) -> str:
+        return change.ptx if name == kernel.name else ptx
+
+    try:
+        for step, problem, found in cases:
+            bits = check(step, problem, kernel.arch, changed=changed)
+            if not all(map(torch.equal, found, bits)):
+                return "other bits"
+    except PtxError:
+        return "a check"
+    except AssertionError:
+        return "a number"
+    finally:
+        program_of.cache_clear()
+    return "nothing"
+
+
+NOTICED = ("a check", "a number")
+#: Of each kind, that are tried in a kernel.
+PLACES = int(os.environ.get("RRD_SPOILT_PLACES", "3"))
+
+FIRST = [
+    (kernel, kind)
+    for kernel, kinds in [
+        (KERNELS[0], [kind for kind in KINDS if kind != "release weakened"]),
+        (KERNELS[2], ["barrier removed", "copy wait later", "load from elsewhere"]),
+        (COMBINE, ["release weakened"]),
+    ]
+    for kind in kinds
+]
+
+
+@pytest.mark.parametrize(("kernel", "kind"), FIRST, ids=str)
+def test_the_first_of_each_kind_is_noticed(kernel, kind):
+    ptx, cases = cases_of(kernel, 1)
+    assert outcome(kernel, next(spoilt(ptx, kind)), cases) in NOTICED
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+def test_what_is_not_noticed_changes_nothing(kernel):
+    """Or its rounding alone. Of each kind some places, far from each other; docs/decisions.md has
+    the table."""
+    ptx, cases = cases_of(kernel)
+    table = Counter()
+    for kind in KINDS:
+        changes = list(spoilt(ptx, kind))
+        for change in changes[:: max(1, -(-len(changes) // PLACES))]:
+            found = outcome(kernel, change, cases)
+            table[kind, found] += 1
+            if found in ("nothing", "other bits"):
+                print(f"{kernel}: {kind}, PTX line {change.line}, {found}: {change.was}")
+    for (kind, found), count in table.items():
+        print(f"{kernel}: {kind}: {count} noticed by {found}")
+    assert table.total() > 20
+    assert sum(n for (_, found), n in table.items() if found in NOTICED) > 0.7 * table.total()
