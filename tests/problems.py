@@ -30,6 +30,34 @@ def nearest_tf32(value: Tensor) -> Tensor:
     return ((bits + 0xFFF + (bits >> 13 & 1)) & -8192).view(torch.float32)
 
 
+def rounded_query(query: Tensor, operand: str) -> Tensor:
+    """To the products' operands, in float64."""
+    rounded = nearest_tf32(query) if operand == "tf32" else query.to(getattr(torch, operand))
+    return rounded.double()
+
+
+def loaded(memory: Tensor, operand: str) -> Tensor:
+    """Rows as they are multiplied, in float64: the hardware cuts off what TF32 has not."""
+    if operand == "tf32":
+        return (memory.float().contiguous().view(torch.int32) & -8192).view(torch.float32).double()
+    return memory.to(getattr(torch, operand)).double()
+
+
+def clear_of_ties(z: Tensor, operand: str, *taus: float) -> Tensor:
+    """``z``, whose rows are drawn anew until no element of a query is as near to the middle of two
+    numbers of the operands' format as float32 errs, and may be rounded to either."""
+    while True:
+        queries = [F.normalize(z.double(), dim=1) * (math.log2(math.e) / tau) for tau in taus]
+        ends = [
+            [rounded_query(q * (1 + side * 16 * 2.0**-24), operand) for side in (-1, 1)]
+            for q in queries
+        ]
+        unclear = sum((low != high).any(dim=1) for low, high in ends) > 0
+        if operand == "float32" or not unclear.any():
+            return z
+        z[unclear] = torch.randn(int(unclear.sum()), z.shape[1], dtype=torch.float64).to(z.dtype)
+
+
 @dataclass
 class Problem:
     z_s: Tensor
@@ -42,15 +70,11 @@ class Problem:
         """The same for products of ``operand``: queries rounded to it once they are scaled by
         log2(e) / tau, the memory cut off as the hardware does for TF32, float64 from there on. The
         loss as attention, with the derivative through the exact row."""
-        rounded = {"tf32": nearest_tf32}.get(operand, lambda q: q.to(getattr(torch, operand)))
-        rows, z_s = self.memory, self.z_s.double()
-        if operand == "tf32":
-            rows = (rows.float().view(torch.int32) & -8192).view(torch.float32)
-        rows = rows.to(torch.float32 if operand == "tf32" else getattr(torch, operand)).double()
+        rows, z_s = loaded(self.memory, operand), self.z_s.double()
 
         def query(z: Tensor, tau: float) -> Tensor:
             scale = math.log2(math.e) / tau
-            return rounded(F.normalize(z.double(), dim=1) * scale).double() / scale
+            return rounded_query(F.normalize(z.double(), dim=1) * scale, operand) / scale
 
         b = query(z_s, self.tau_s) @ rows.T / self.tau_s
         p = (query(self.z_t, self.tau_t) @ rows.T / self.tau_t).softmax(1)

@@ -11,10 +11,15 @@ import torch
 import torch.nn.functional as F
 
 pytest.importorskip("triton")
+from card import Card
 from emulated import executed
-from problems import Problem, draw
+from problems import Problem, clear_of_ties, draw
+from ptx.program import PtxError
 
 from rrd_kernels import reference
+from rrd_kernels.triton.configs import Hardware
+from rrd_kernels.triton.plan import make_plan
+from rrd_kernels.triton.step import Settings, step_launches
 
 STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,6 +62,8 @@ def strided(tensor: torch.Tensor) -> torch.Tensor:
 def problem_of(step: Step) -> Problem:
     dtype = STORED.get(step.operand, torch.float32)
     problem = draw(step.batch, step.dim, step.rows, dtype, memory_dtype=step.stored)
+    for z in (problem.z_s, problem.z_t):
+        clear_of_ties(z, step.operand, problem.tau_s, problem.tau_t)
     if step.promise == "broken":
         problem.memory *= 40
     if step.strided:
@@ -174,7 +181,8 @@ def steps() -> Iterator[Step]:
     for dim in (32, 64, 100, 128, 256, 512, 1000):
         for operand in ("bfloat16", "tf32", "float32", "float16"):
             *others, several = next(turns)
-            yield Step(operand, dim, 5, 333 if several > 1 else 150, *others, several)
+            rows = 150 if dim == 1000 or several == 1 else 333
+            yield Step(operand, dim, 5, rows, *others, several)
     # More than one block of queries, and several tiles of one split, each loop more than once.
     for operand in ("bfloat16", "tf32", "float32", "float16"):
         yield Step(operand, 128, 70, 400, promise="kept")
@@ -254,6 +262,32 @@ def test_the_enqueue_alone(stored, given, momentum, arch):
     row = 16 * 2.0 ** (-52 if double and stored.itemsize > 2 else -23)
     torch.testing.assert_close(found, wanted, rtol=eps, atol=row)
     assert where.equal(moved)
+
+
+@pytest.mark.parametrize("spoilt", [None, "attend", "combine"])
+def test_dependent_launches(spoilt):
+    """Each may begin before its predecessor has ended, and waits before it looks at its results."""
+    step = Step("bfloat16", 64, multiprocessors=4)
+    problem = problem_of(step)
+    settings = Settings(problem.tau_s, problem.tau_t, False, step.operand, 1, True, step.order)
+    plan = make_plan(step.batch, step.rows, step.dim, step.operand, 2, True, Hardware("sm_90", 4))
+
+    def changed(name: str, ptx: str) -> str:
+        assert "griddepcontrol" in ptx
+        return ptx.replace("griddepcontrol.wait", "// ") if name == spoilt else ptx
+
+    memory, pointer = problem.memory.clone(), torch.tensor([step.rows - 2])
+    buffers, launches = step_launches(
+        problem.z_s, problem.z_t, memory, pointer, settings, Hardware("sm_90", 4),
+        plan._replace(dependent=True),
+    )  # fmt: skip
+    card = Card(changed=changed)
+    if spoilt:
+        with pytest.raises(PtxError, match=r"no griddepcontrol\.wait"):
+            card.run(launches)
+        return
+    card.run(launches)
+    holds(step, replace(problem, memory=memory), buffers.loss, buffers.grad_z_s)
 
 
 @pytest.mark.parametrize(

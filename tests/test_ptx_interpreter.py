@@ -82,7 +82,7 @@ ALLOWED = {
 }  # fmt: skip
 
 FAULTS = {
-    "unknown instruction": ("prmt.b32 %r7, %r1, %r1, %r1;", "unknown instruction"),
+    "unknown instruction": ("vote.sync.any.pred %p2, %p1, -1;", "unknown instruction"),
     "unknown modifier": ("add.sat.s32 %r7, %r1, %r1;", "unknown instruction"),
     "unknown operand": ("mov.u32 %r7, %laneid;", "unknown operand"),
     "a register nobody wrote": ("add.s32 %r7, %r8, 1;", "reads %r8, which nobody has written"),
@@ -272,6 +272,7 @@ NAN, INF = bits(math.nan), bits(math.inf)
         ("max.u32 %r7, %r8, %r9", -1, 1, -1),
         ("neg.s32 %r7, %r8", 4, 0, -4),
         ("not.b32 %r7, %r8", 5, 0, -6),
+        ("prmt.b32 %r7, %r8, %r9, 0x3714U", 0x33221100, 0x77665544, 0x33771144),
         ("add.f32 %r7, %r8, %r9", bits(1.5), bits(2.25), bits(3.75)),
         ("fma.rn.f32 %r7, %r8, %r8, %r9", bits(1 + 2.0**-23), bits(-1.0), bits(2.0**-22)),
         ("div.full.f32 %r7, %r8, %r9", bits(1.0), bits(3.0), bits(1 / 3)),

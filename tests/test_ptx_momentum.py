@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton")
 from emulated import executed
-from problems import nearest_tf32
+from problems import clear_of_ties, loaded, rounded_query
 from sampled_problems import Sampled, draw, views
 from test_ptx_fifo import OMITTED, ROUNDOFF, STORED, WEIGHT, strided
 
@@ -57,19 +57,12 @@ def problem_of(case: Loss) -> Sampled:
         case.batch, case.columns, case.rows, case.dim, case.similarity, dtype,
         memory_dtype=case.stored,
     )  # fmt: skip
+    for z in (problem.z_s, problem.z_t):
+        clear_of_ties(z, case.multiplied, problem.tau_s, problem.tau_t, problem.nce_t)
     if case.strided:
         names = ("z_s", "z_t", "memory_v1", "memory_v2")
         return replace(problem, **{name: strided(getattr(problem, name)) for name in names})
     return problem
-
-
-def as_multiplied(tensor: torch.Tensor, operand: str, cut: bool) -> torch.Tensor:
-    """Rounded to the operands' format, or cut off to TF32 as what is loaded."""
-    if operand == "tf32" and cut:
-        return (tensor.float().view(torch.int32) & -8192).view(torch.float32).double()
-    if operand == "tf32":
-        return nearest_tf32(tensor).double()
-    return tensor.to(getattr(torch, operand)).double()
 
 
 def exact(case: Loss, problem: Sampled) -> tuple[torch.Tensor, ...]:
@@ -85,8 +78,8 @@ def exact(case: Loss, problem: Sampled) -> tuple[torch.Tensor, ...]:
 
     def side(z: torch.Tensor, memory: torch.Tensor, view: int, tau: float):
         scale = math.log2(math.e) / (problem.nce_t if exponential else tau)
-        query = as_multiplied(F.normalize(z, dim=1) * scale, operand, False) * math.log(2)
-        rows = as_multiplied(memory, operand, True)[idx]
+        query = rounded_query(F.normalize(z, dim=1) * scale, operand) * math.log(2)
+        rows = loaded(memory, operand)[idx]
         logits = torch.einsum("bd,bpd->bp", query, rows)
         off = per_logit * logits.abs() + 2 * ROUNDOFF
         if exponential:
@@ -110,7 +103,7 @@ def exact(case: Loss, problem: Sampled) -> tuple[torch.Tensor, ...]:
     # Columns that name one row are one weight.
     weight = torch.zeros(case.batch, case.rows, dtype=torch.float64)
     weight = weight.scatter_add(1, idx, (q - p) * slope)
-    longest = as_multiplied(problem.memory_v2, operand, True).norm(dim=1)
+    longest = loaded(problem.memory_v2, operand).norm(dim=1)
     rounded = (weight * longest).square().sum(1).sqrt() * WEIGHT[operand] / math.sqrt(3)
     each = (q * off_q + p * off_p) * slope + ((q - p) * slope).abs() * (off_b + 4 * ROUNDOFF)
     grad_bound = 6 * rounded + (each * length).sum(1) + 8 * ROUNDOFF * grad.norm(dim=1)
@@ -152,10 +145,11 @@ def losses() -> Iterator[Loss]:
         strict=False,
     )
     for dim in (32, 128, 100, 256, 1000):
+        rows = 150 if dim < 1000 else 70
         for operand in ("bfloat16", "tf32", "float32", "float16"):
-            yield Loss("dense", operand, dim, *next(turns))
+            yield Loss("dense", operand, dim, *next(turns), rows=rows)
         for operand in ("bfloat16", "float32"):
-            yield Loss("gather", operand, dim, *next(turns))
+            yield Loss("gather", operand, dim, *next(turns), rows=rows)
     for similarity in ("cosine", "exponential"):
         yield Loss("dense", "float32", 64, similarity, stored=torch.bfloat16)
         yield Loss("gather", "float32", 64, similarity, stored=torch.float16)

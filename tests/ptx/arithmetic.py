@@ -100,6 +100,15 @@ def _shift(operation: Function) -> Function:
     return shifted
 
 
+def _permuted(a: Array, b: Array, selector: Array) -> Array:
+    """Of the eight bytes of ``a`` and ``b`` those that an immediate names."""
+    picked = [int(selector) >> 4 * i & 15 for i in range(4)]
+    if max(picked) > 7:
+        raise PtxError("unknown operands")
+    eight = np.stack(np.broadcast_arrays(a, b), axis=-1).view(np.uint8)
+    return np.ascontiguousarray(eight[..., picked]).view(np.uint32)[..., 0]
+
+
 def _remainder(a: Array, b: Array) -> Array:
     if not np.all(b):
         raise PtxError("divides by zero")
@@ -109,19 +118,6 @@ def _remainder(a: Array, b: Array) -> Array:
 def _wide(a: Array, b: Array) -> Array:
     wider = {"i": np.int64, "u": np.uint64}[a.dtype.kind]
     return a.astype(wider) * b.astype(wider)
-
-
-def _quotient(a: Array, b: Array) -> Array:
-    return np.divide(a, b) if a.dtype.kind == "f" else (a - _remainder(a, b)) // b
-
-
-def _comparison(of: Function, unordered: bool) -> Function:
-    """Of floats: NaN makes it ``unordered``."""
-
-    def compare(a: Array, b: Array) -> Array:
-        return np.where(np.isnan(a) | np.isnan(b), unordered, of(a, b))
-
-    return compare
 
 
 class Operation(NamedTuple):
@@ -148,8 +144,8 @@ _ALIKE: dict[str, tuple[Function, str]] = {
         (np.abs, "sf", "abs"),
         (_flushing(np.abs), "f", "abs.ftz"),
         (np.negative, "sf", "neg"),
-        (_quotient, "su", "div"),
-        (_quotient, "f", "div.rn div.full div.approx"),
+        (lambda a, b: (a - _remainder(a, b)) // b, "su", "div"),
+        (np.divide, "f", "div.rn div.full div.approx"),
         (_remainder, "su", "rem"),
         (np.sqrt, "f", "sqrt.rn"),
         (_flushing(lambda a: np.exp2(a.astype(float)).astype(a.dtype)), "f", "ex2.approx.ftz"),
@@ -158,6 +154,7 @@ _ALIKE: dict[str, tuple[Function, str]] = {
         (np.bitwise_xor, "pb", "xor"),
         (np.invert, "pb", "not"),
         (lambda a: a, "pbsuf", "mov"),
+        (_permuted, "b", "prmt"),
     )
     for name in names.split()
 }
@@ -197,10 +194,14 @@ def operation(opcode: str) -> Operation | None:
     if name == "selp":
         return Operation(lambda a, b, p: np.where(p, a, b), [type_, type_, "pred"], type_)
     if base == "setp" and comparison.removesuffix("u") in _COMPARISONS:
-        compare = _COMPARISONS[comparison.removesuffix("u")]
-        if type_[0] == "f":
-            compare = _comparison(compare, comparison[-1] == "u")
-        return Operation(compare, [type_, type_], "pred")
+        compare, unordered = _COMPARISONS[comparison.removesuffix("u")], comparison[-1] == "u"
+        if type_[0] != "f":
+            return Operation(compare, [type_, type_], "pred")
+
+        def compare_floats(a: Array, b: Array) -> Array:
+            return np.where(np.isnan(a) | np.isnan(b), unordered, compare(a, b))
+
+        return Operation(compare_floats, [type_, type_], "pred")
     if match := _CONVERSION.fullmatch(opcode):
         to = match[1] or match[2] or match[3]
         return Operation(lambda a: a.astype(DTYPES[to]), [type_], to)

@@ -197,7 +197,7 @@ def _immediate(text: str, dtype: np.dtype) -> Array:  # type: ignore[type-arg]
         bits = np.array(int(text[2:], 16), "u4" if text[1] == "f" else "u8")
         return bits.view(dtype) if bits.itemsize == dtype.itemsize else bits.astype(dtype)
     try:
-        value = int(text, 0)
+        value = int(text.removesuffix("U"), 0)
     except ValueError:
         raise PtxError(f"unknown operand {text}") from None
     if dtype.kind == "b":
