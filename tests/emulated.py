@@ -52,12 +52,14 @@ def gpu_kernels() -> dict[str, Callable[..., Any]]:
     }
 
 
-def replace_cpu_kernels() -> None:
+def replace_cpu_kernels() -> Card:
+    """The card that executes them."""
     card = Card(arch=ARCH)
     library = torch.library.Library("rrd_kernels", "IMPL")
     for name, function in gpu_kernels().items():
         library.impl(name, functools.partial(card.call, function), "CPU", allow_override=True)
     _libraries.append(library)
+    return card
 
 
 def executed(name: str, *arguments: Any, **emulated: Any) -> list[Tensor]:

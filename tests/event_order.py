@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from hgmma import parse, successors
 
 #: Events: what they are in PTX, in machine code, and a name with what stands in brackets there.
+#: ptxas adds LDS RZ, [RZ], whose result goes nowhere.
 _EVENTS = (
     (r"cp\.async\.c[ag]\.shared", r"LDGSTS\b", "copy"),
     (r"cp\.async\.commit_group", r"LDGDEPBAR", "copies end"),
     (r"cp\.async\.wait_group\s+(\d+)", r"DEPBAR\.LE SB0, 0x(\d+)", "copies but {}"),
-    (r"(?:ld|st)\.shared|(?:ld|st)matrix", r"(?:LDSM?|STSM?)\b(?!.* \[RZ\])", "access"),
+    (r"(?:ld|st)\.shared|(?:ld|st)matrix", r"(?:LDSM?|STSM?)\b(?! RZ, \[RZ\])", "access"),
     (r"bar\.sync\s+(\d+)", r"BAR\.SYNC\S* 0x(\d+)", "barrier {}"),
     (r"fence\.proxy\.async", r"FENCE\.VIEW\.ASYNC", "proxy fence"),
     (r"wgmma\.fence", r"WARPGROUP\.ARRIVE", "fence"),

@@ -40,7 +40,7 @@ def _stride(line: str) -> str:
 
 #: By kind: which lines, and what they become.
 KINDS: dict[str, tuple[str, Callable[[str], str]]] = {
-    "barrier removed": (r"bar\.sync", lambda line: ""),
+    "barrier removed": (r"bar\.(warp\.)?sync", lambda line: ""),
     "copy wait removed": (r"cp\.async\.wait_group", lambda line: ""),
     "copy wait later": (r"cp\.async\.wait_group", _later),
     "copies not committed": (r"cp\.async\.commit_group", lambda line: ""),

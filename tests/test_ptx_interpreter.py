@@ -113,7 +113,16 @@ FAULTS = {
     "half of a warp at a barrier": ("@%p1 bra L1;" + BARRIER + "L1: mov.b32 %r8, 0;",
                                     "not all lanes"),
     "two barriers": ("shr.u32 %r8, %r1, 5; setp.eq.b32 %p2, %r8, 1; @%p2 bra L1;" + BARRIER
-                     + "bra L2; L1:" + BARRIER + "L2: mov.b32 %r8, 0;", "different barriers"),
+                     + "bra L2; L1:" + BARRIER + "L2: mov.b32 %r8, 0;", "at a different barrier"),
+    "a predicated end": ("@%p1 ret;", "unknown predicate"),
+    "a warp that has ended": (
+        "shr.u32 %r8, %r1, 5; setp.eq.b32 %p2, %r8, 1; @%p2 bra L1;" + BARRIER + "bra L2; L1: ret;"
+        "L2: mov.b32 %r8, 0;", "that have ended"),
+    "an atomic beside a store": (
+        "@%p1 st.global.b32 [%rd1], %r1; setp.eq.b32 %p2, %r1, 40;"
+        "@%p2 red.global.gpu.relaxed.add.u32 [%rd1], %r1;", "race: two warps"),
+    "a field beyond a register": ("bfe.u32 %r7, %r1, 20, 16;", "unknown operands"),
+    "a part of an element": ("ld.global.b16 %rs1, [%rd4];", "a part of 4"),
 }  # fmt: skip
 
 
@@ -181,6 +190,29 @@ def test_what_is_released_may_be_read(seed):
     assert result[32] == 4
 
 
+def test_what_comes_after_the_release_is_not_released():
+    """By the thread that releases, before and after the next barrier."""
+    store = "@%p1 st.global.b32 [%rd7], %r6;"
+    for place in ("L1:\n    bar.sync 0;", "ld.shared.b32 %r8, [%r3];"):
+        body = PLACE + COUNT.replace(
+            place, place.replace("L1:", f"{store} L1:") if "L1" in place else store + place
+        )
+        assert store in body
+        with pytest.raises(PtxError, match="race: reads what another block"):
+            run(body, torch.zeros(64).int(), torch.zeros(64).int(), grid=4)
+
+
+def test_lanes_of_a_block_of_one_warp():
+    """They too are ordered by a barrier only, of the warp or of the block."""
+    other = OTHER.replace("%r5", "%r9")
+    prefix = "xor.b32 %r9, %r4, 4;" + STORE
+    for between in ("bar.warp.sync -1;", BARRIER):
+        found = run(prefix + between + other + OUT, words(32), threads=32)
+        assert found.tolist() == [i ^ 1 for i in range(32)]
+    with pytest.raises(PtxError, match="race: reads"):
+        run(prefix + other, words(32), threads=32)
+
+
 @pytest.mark.parametrize(
     ("was", "spoilt"),
     [
@@ -228,6 +260,8 @@ def test_a_dependent_launch_waits():
                 Emulator().launch([first, second])
         else:
             Emulator().launch([first, second])
+    with pytest.raises(PtxError, match="ends before"):
+        Emulator().launch([first, kernel("mov.b32 %r7, 0;", two, two, dependent=True)])
     # One that lets its successor begin before it has waited itself.
     early = kernel(
         "griddepcontrol.launch_dependents; griddepcontrol.wait;", two, two, dependent=True

@@ -1,6 +1,5 @@
 """The momentum memory's kernels as compiled, executed, as test_ptx_fifo.py does the FIFO's."""
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ pytest.importorskip("triton")
 from emulated import executed
 from problems import clear_of_ties, loaded, rounded_query
 from sampled_problems import Sampled, draw, views
-from test_ptx_fifo import OMITTED, ROUNDOFF, STORED, WEIGHT, strided
+from test_ptx_fifo import OMITTED, OPERANDS, ROUNDOFF, STORED, WEIGHT, strided
 
 from rrd_kernels import reference
 
@@ -81,7 +80,8 @@ def exact(case: Loss, problem: Sampled) -> tuple[torch.Tensor, ...]:
         query = rounded_query(F.normalize(z, dim=1) * scale, operand) * math.log(2)
         rows = loaded(memory, operand)[idx]
         logits = torch.einsum("bd,bpd->bp", query, rows)
-        off = per_logit * logits.abs() + 2 * ROUNDOFF
+        products = torch.einsum("bd,bpd->bp", query.abs(), rows.abs())
+        off = per_logit * products + 2 * ROUNDOFF
         if exponential:
             logits = logits.exp() / problem.normalizers[view].double() / tau
             off = logits * (off + 4 * ROUNDOFF)
@@ -136,20 +136,21 @@ def check(case: Loss, problem: Sampled, arch: str, **others) -> None:
 
 def losses() -> Iterator[Loss]:
     """Every method, operand and width, and the other choices in turn."""
-    turns = zip(
-        itertools.cycle(["exponential", "cosine", "exponential"]),
-        itertools.cycle([1, 0, 2, 1]),
-        itertools.cycle([True, True, True, False, True]),
-        itertools.cycle([False, True]),
-        itertools.cycle([1, 1, 4]),
-        strict=False,
-    )
-    for dim in (32, 128, 100, 256, 1000):
-        rows = 150 if dim < 1000 else 70
-        for operand in ("bfloat16", "tf32", "float32", "float16"):
-            yield Loss("dense", operand, dim, *next(turns), rows=rows)
-        for operand in ("bfloat16", "float32"):
-            yield Loss("gather", operand, dim, *next(turns), rows=rows)
+    kinds = [("dense", operand) for operand in OPERANDS]
+    kinds += [("gather", "bfloat16"), ("gather", "float32")]
+    for d, dim in enumerate((32, 128, 100, 256, 1000)):
+        for o, (method, operand) in enumerate(kinds):
+            yield Loss(
+                method,
+                operand,
+                dim,
+                similarity=("exponential", "cosine")[(d + o) % 2],
+                reduction=(d + o) % 3,
+                need_grad=(d + 2 * o) % 5 != 3,
+                strided=(d // 2 + o) % 2 == 1,
+                multiprocessors=4 if (d + o // 2) % 3 == 0 else 1,
+                rows=150 if dim < 1000 else 70,
+            )
     for similarity in ("cosine", "exponential"):
         yield Loss("dense", "float32", 64, similarity, stored=torch.bfloat16)
         yield Loss("gather", "float32", 64, similarity, stored=torch.float16)
@@ -160,6 +161,14 @@ def losses() -> Iterator[Loss]:
 def marked(case: Loss) -> object:
     short = case.dim in (32, 64, 128) and case.columns < 100
     return pytest.param(case, marks=[] if short else pytest.mark.long, id=str(case))
+
+
+def test_every_choice_meets_every_operand():
+    names = ("similarity", "reduction", "need_grad", "strided")
+    met = {(c.method, c.operand, name, getattr(c, name)) for c in losses() for name in names}
+    met |= {(c.method, c.operand, "several", c.multiprocessors > 1) for c in losses()}
+    kinds = {(c.method, c.operand) for c in losses()}
+    assert met >= {(*kind, name, value) for kind in kinds for _, _, name, value in met}
 
 
 @archs

@@ -43,7 +43,7 @@ KERNELS = [
     attend("float32", "sm_80"),
     COMBINE,
     Kernel("prepare", "sm_80", (Step("bfloat16", 100, 5, 70),)),
-    Kernel("attend_loss", "sm_90", (Step("float16", 100, 33, 150, need_grad=False),)),
+    Kernel("attend_loss", "sm_90", (Step("float16", 100, 66, 333, need_grad=False, multiprocessors=6),)),
 ]
 
 
@@ -76,8 +76,8 @@ def outcome(kernel: Kernel, change: Spoilt, cases: list[Case]) -> str:
             bits = check(step, problem, kernel.arch, changed=changed)
             if not all(map(torch.equal, found, bits)):
                 return "other bits"
-    except PtxError:
-        return "a check"
+    except PtxError as error:
+        return "nothing" if "unknown" in str(error) else "a check"
     except AssertionError:
         return "a number"
     finally:
@@ -86,6 +86,27 @@ def outcome(kernel: Kernel, change: Spoilt, cases: list[Case]) -> str:
 
 
 NOTICED = ("a check", "a number")
+#: What is not noticed everywhere, with Triton 3.9, and why.
+_FENCED = "what the second product multiplies, and its registers, were fenced for the first"
+_MERGED = "copies go with the group after, which is waited for too"
+_ALIKE = "all threads store one value, or the guard holds in all blocks"
+_DRAINED = "waits for copies of tiles beyond the last, which nobody reads"
+_MASKED = "lanes beyond the batch or the splits, whose values are masked"
+UNNOTICED = {
+    ("attend", "product fence removed"): _FENCED,
+    ("attend", "proxy fence removed"): _FENCED,
+    ("attend", "copies not committed"): _MERGED,
+    ("attend", "guard removed"): _ALIKE,
+    ("attend_loss", "product fence removed"): _FENCED,
+    ("attend_loss", "proxy fence removed"): _FENCED,
+    ("prepare", "guard removed"): _ALIKE,
+    ("combine", "barrier removed"): "the thread that stores the loss is the one that releases it",
+    ("combine", "copy wait later"): _DRAINED,
+    ("combine", "copies not committed"): _MERGED,
+    ("combine", "load from elsewhere"): _MASKED,
+    ("combine", "store elsewhere"): "a row's largest element only scales it: other bits, as right",
+    ("combine", "guard removed"): _ALIKE,
+}
 #: Of each kind, that are tried in a kernel.
 PLACES = int(os.environ.get("RRD_SPOILT_PLACES", "3"))
 
@@ -102,7 +123,7 @@ FIRST = [
 
 @pytest.mark.parametrize(("kernel", "kind"), FIRST, ids=str)
 def test_each_kind_is_noticed(kernel, kind):
-    """Of the first five places at one: there are barriers that need not be."""
+    """At one of the first five places: there are barriers and fences that need not be."""
     ptx, cases = cases_of(kernel, 1)
     changes = itertools.islice(spoilt(ptx, kind), 5)
     assert any(outcome(kernel, change, cases) in NOTICED for change in changes)
@@ -110,9 +131,8 @@ def test_each_kind_is_noticed(kernel, kind):
 
 @pytest.mark.long
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
-def test_what_is_not_noticed_changes_nothing(kernel):
-    """Or its rounding alone. Of each kind some places, far from each other; docs/decisions.md has
-    the table."""
+def test_what_is_not_noticed_is_known(kernel):
+    """But for what stands in UNNOTICED. Of each kind some places, far from each other."""
     ptx, cases = cases_of(kernel)
     table = Counter()
     for kind in KINDS:
@@ -124,5 +144,6 @@ def test_what_is_not_noticed_changes_nothing(kernel):
                 print(f"{kernel}: {kind}, PTX line {change.line}, {found}: {change.was}")
     for (kind, found), count in table.items():
         print(f"{kernel}: {kind}: {count} noticed by {found}")
-    assert table.total() > 20
-    assert sum(n for (_, found), n in table.items() if found in NOTICED) > 0.7 * table.total()
+    unnoticed = {kind for kind, found in table if found not in NOTICED}
+    assert {(kernel.name, kind) for kind in unnoticed} <= UNNOTICED.keys()
+    assert sum(n for (_, found), n in table.items() if found in NOTICED) > 0.8 * table.total()

@@ -1,12 +1,13 @@
 """What instructions without memory and without other threads compute, on arrays over threads.
 
 A division, a root or an exponential is computed in float64 and rounded once, whatever the
-hardware's approximation is. A fused multiplication of float32 rounds twice, in float64 first.
+hardware's approximation is. A fused multiplication rounds twice, first in float64, of float64 in
+longdouble.
 """
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -72,9 +73,7 @@ def _flushed(value: Array) -> Array:
 
 
 def _flushing(function: Function) -> Function:
-    if function is _fma:
-        return lambda a, b, c: _flushed(_fma(*map(_flushed, (a, b, c))))
-    return lambda a: _flushed(function(_flushed(a)))
+    return lambda *values: _flushed(function(*map(_flushed, values)))
 
 
 def _fma(a: Array, b: Array, c: Array) -> Array:
@@ -84,6 +83,8 @@ def _fma(a: Array, b: Array, c: Array) -> Array:
 
 def _field(value: Array, start: Array, length: Array) -> Array:
     """Bits ``start ...``; a signed type's are extended by their sign."""
+    if np.any(start + length > 8 * value.itemsize):
+        raise PtxError("unknown operands")
     kept = value.dtype.type(8 * value.itemsize) - length.astype(value.dtype)
     return (value << (kept - start.astype(value.dtype))) >> kept
 
@@ -120,41 +121,37 @@ def _wide(a: Array, b: Array) -> Array:
     return a.astype(wider) * b.astype(wider)
 
 
-class Operation(NamedTuple):
-    """What an instruction computes."""
-
-    function: Function
-    takes: list[str]  # types
-    returns: str
+#: What an instruction computes, the types it takes and the one it returns.
+Operation = tuple[Function, list[str], str]
 
 
-#: Operations on one type: by name, the function and the kinds of types.
-_ALIKE: dict[str, tuple[Function, str]] = {
-    name: (function, kinds)
-    for function, kinds, names in (
-        (np.add, "suf", "add add.rn"),
-        (np.subtract, "suf", "sub sub.rn"),
-        (np.multiply, "f", "mul mul.rn"),
-        (np.multiply, "su", "mul.lo"),
-        (lambda a, b, c: a * b + c, "su", "mad.lo"),
-        (_fma, "f", "fma.rn"),
-        (_flushing(_fma), "f", "fma.rn.ftz"),
-        (np.fmin, "suf", "min"),
-        (np.fmax, "suf", "max"),
-        (np.abs, "sf", "abs"),
-        (_flushing(np.abs), "f", "abs.ftz"),
-        (np.negative, "sf", "neg"),
-        (lambda a, b: (a - _remainder(a, b)) // b, "su", "div"),
-        (np.divide, "f", "div.rn div.full div.approx"),
-        (_remainder, "su", "rem"),
-        (np.sqrt, "f", "sqrt.rn"),
-        (_flushing(lambda a: np.exp2(a.astype(float)).astype(a.dtype)), "f", "ex2.approx.ftz"),
-        (np.bitwise_and, "pb", "and"),
-        (np.bitwise_or, "pb", "or"),
-        (np.bitwise_xor, "pb", "xor"),
-        (np.invert, "pb", "not"),
-        (lambda a: a, "pbsuf", "mov"),
-        (_permuted, "b", "prmt"),
+#: Operations on one type: by name, the function, its operands and the kinds of types.
+_ALIKE: dict[str, tuple[Function, int, str]] = {
+    name: (function, arity, kinds)
+    for function, arity, kinds, names in (
+        (np.add, 2, "suf", "add add.rn"),
+        (np.subtract, 2, "suf", "sub sub.rn"),
+        (np.multiply, 2, "f", "mul mul.rn"),
+        (np.multiply, 2, "su", "mul.lo"),
+        (lambda a, b, c: a * b + c, 3, "su", "mad.lo"),
+        (_fma, 3, "f", "fma.rn"),
+        (_flushing(_fma), 3, "f", "fma.rn.ftz"),
+        (np.fmin, 2, "suf", "min"),
+        (np.fmax, 2, "suf", "max"),
+        (np.abs, 1, "sf", "abs"),
+        (_flushing(np.abs), 1, "f", "abs.ftz"),
+        (np.negative, 1, "sf", "neg"),
+        (lambda a, b: (a - _remainder(a, b)) // b, 2, "su", "div"),
+        (np.divide, 2, "f", "div.rn div.full div.approx"),
+        (_remainder, 2, "su", "rem"),
+        (np.sqrt, 1, "f", "sqrt.rn"),
+        (_flushing(lambda a: np.exp2(a.astype(float)).astype(a.dtype)), 1, "f", "ex2.approx.ftz"),
+        (np.bitwise_and, 2, "pb", "and"),
+        (np.bitwise_or, 2, "pb", "or"),
+        (np.bitwise_xor, 2, "pb", "xor"),
+        (np.invert, 1, "pb", "not"),
+        (lambda a: a, 1, "pbsuf", "mov"),
+        (_permuted, 3, "b", "prmt"),
     )
     for name in names.split()
 }
@@ -163,12 +160,12 @@ _COMPARISONS: dict[str, Function] = {
     "ge": np.greater_equal, "num": lambda a, b: a == a,
 }  # fmt: skip
 _CONVERSIONS = {
-    "cvt.f32.bf16": Operation(bfloat16_to_float, ["bf16"], "f32"),
-    "cvt.f64.bf16": Operation(lambda a: bfloat16_to_float(a).astype(float), ["bf16"], "f64"),
-    "cvt.rn.bf16.f32": Operation(_to_bfloat16, ["f32"], "bf16"),
-    "cvt.rn.bf16x2.f32": Operation(_pair(_to_bfloat16), ["f32", "f32"], "bf16x2"),
-    "cvt.rn.f16x2.f32": Operation(_pair(lambda a: a.astype("f2")), ["f32", "f32"], "f16x2"),
-    "cvt.rna.tf32.f32": Operation(_to_tf32, ["f32"], "tf32"),
+    "cvt.f32.bf16": (bfloat16_to_float, ["bf16"], "f32"),
+    "cvt.f64.bf16": (lambda a: bfloat16_to_float(a).astype(float), ["bf16"], "f64"),
+    "cvt.rn.bf16.f32": (_to_bfloat16, ["f32"], "bf16"),
+    "cvt.rn.bf16x2.f32": (_pair(_to_bfloat16), ["f32", "f32"], "bf16x2"),
+    "cvt.rn.f16x2.f32": (_pair(lambda a: a.astype("f2")), ["f32", "f32"], "f16x2"),
+    "cvt.rna.tf32.f32": (_to_tf32, ["f32"], "tf32"),
 }
 #: Without rounding: among integers, and to a wider float; with it to a float.
 _CONVERSION = re.compile(r"cvt\.(?:([su]\d+)\.[su]\d+|(f32|f64)\.f(?:16|32)|rn\.(f\d+)\.[suf]\d+)")
@@ -178,31 +175,30 @@ def operation(opcode: str) -> Operation | None:
     """What an opcode means, if it is of these."""
     name, _, type_ = opcode.rpartition(".")
     base, _, comparison = name.partition(".")
-    function, kinds = _ALIKE.get(name, (None, ""))
+    function, arity, kinds = _ALIKE.get(name, (None, 0, ""))
     if function and type_[0] in kinds:
-        arity = getattr(function, "nin", 0) or function.__code__.co_argcount
-        return Operation(function, [type_] * arity, type_)
+        return (function, [type_] * arity, type_)
     if name in ("mul.wide", "mad.wide") and type_ in ("s32", "u32"):
         wider, third = f"{type_[0]}64", [f"{type_[0]}64"] * (base == "mad")
         function = (lambda a, b, c: _wide(a, b) + c) if third else _wide
-        return Operation(function, [type_, type_, *third], wider)
+        return (function, [type_, type_, *third], wider)
     if name in ("shl", "shr"):
         shift = _shift(np.left_shift if name == "shl" else np.right_shift)
-        return Operation(shift, [type_, "u32"], type_)
+        return (shift, [type_, "u32"], type_)
     if name == "bfe":
-        return Operation(_field, [type_, "u32", "u32"], type_)
+        return (_field, [type_, "u32", "u32"], type_)
     if name == "selp":
-        return Operation(lambda a, b, p: np.where(p, a, b), [type_, type_, "pred"], type_)
+        return (lambda a, b, p: np.where(p, a, b), [type_, type_, "pred"], type_)
     if base == "setp" and comparison.removesuffix("u") in _COMPARISONS:
         compare, unordered = _COMPARISONS[comparison.removesuffix("u")], comparison[-1] == "u"
         if type_[0] != "f":
-            return Operation(compare, [type_, type_], "pred")
+            return (compare, [type_, type_], "pred")
 
         def compare_floats(a: Array, b: Array) -> Array:
             return np.where(np.isnan(a) | np.isnan(b), unordered, compare(a, b))
 
-        return Operation(compare_floats, [type_, type_], "pred")
+        return (compare_floats, [type_, type_], "pred")
     if match := _CONVERSION.fullmatch(opcode):
         to = match[1] or match[2] or match[3]
-        return Operation(lambda a: a.astype(DTYPES[to]), [type_], to)
+        return (lambda a: a.astype(DTYPES[to]), [type_], to)
     return _CONVERSIONS.get(opcode)

@@ -60,8 +60,7 @@ class Copies(Groups):
             lambda: block.shared.end_copy(units, load() if block.place.late else at_once, lanes)
         )
 
-    def finish(self, work: Callable[[], None]) -> None:
-        work()
+    finish = staticmethod(lambda work: work())
 
 
 class Product(NamedTuple):

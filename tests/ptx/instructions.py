@@ -57,7 +57,7 @@ def compile_ptx(ptx: str) -> Program:
     for instruction in program.instructions:
         try:
             program.steps.append(_build(program, instruction))
-        except Exception as error:
+        except PtxError as error:
             raise PtxError(f"{program.name}, {instruction.where}: {error}") from error
     return program
 
@@ -74,18 +74,16 @@ def _build(program: Program, instruction: Instruction) -> Step:
         raise PtxError("unknown instruction")
     if not instruction.predicate or opcode.startswith("bra"):
         return step
+    if opcode in ("ret", "bar.sync"):  # after which threads do not go on as they were
+        raise PtxError("unknown predicate")
     chosen = _predicate(program, instruction)
 
     def predicated(block: Block) -> None:
-        outer, mask = block.mask, chosen(block)
-        if outer is not None:
-            mask = mask & outer
-        if mask.all():
+        outer, mask = block.mask, chosen(block) & block.active()
+        block.mask = None if mask.all() else mask
+        if mask.any():
             step(block)
-        elif mask.any():
-            block.mask = mask
-            step(block)
-            block.mask = outer
+        block.mask = outer
 
     return predicated
 
@@ -176,7 +174,7 @@ def _arithmetic(program: Program, instruction: Instruction, meaning: Operation) 
 
 _instruction("ret")(lambda block, groups: block.go_on())
 _instruction(r"bar\.sync", "0")(lambda block, groups: block.barrier())
-_instruction(r"bar\.warp\.sync", "-1")(lambda block, groups: block.whole_warps())
+_instruction(r"bar\.warp\.sync", "-1")(lambda block, groups: block.warp_barrier())
 _instruction(r"griddepcontrol\.wait")(lambda block, groups: block.wait_for_predecessor())
 _instruction(r"griddepcontrol\.launch_dependents")(lambda block, groups: block.launch_dependents())
 
@@ -249,9 +247,7 @@ _instruction(r"cp\.async\.commit_group")(lambda block, groups: block.copies.comm
 _instruction(r"cp\.async\.wait_group", "int")(lambda block, groups, n: block.copies.wait(n))
 
 
-_instruction(r"fence\.proxy\.async(\.shared::cta)?")(
-    lambda block, groups: block.shared.fence(None if block.mask is None else block.lanes())
-)
+_instruction(r"fence\.proxy\.async(\.shared::cta)?")(lambda block, groups: block.proxy_fence())
 
 # Registers of one thread and of a warp
 

@@ -42,6 +42,7 @@ class Block:
         self.every = np.arange(self.threads)
         self.registers: list[Array | None] = [None] * len(program.numbers)
         self.shared = Shared(place.shared_bytes, program.shared_unit)
+        self.shared.warps.shift = 0 if self.threads == 32 else 5
         self.memory = {"shared": self.shared, "global": tensors}
         x, y, z = place.block
         self.who = tensors.who = Who(x + place.grid[0] * (y + place.grid[1] * z))
@@ -64,15 +65,12 @@ class Block:
                 steps[number](self)
                 if self._apart:
                     self._choose()
-            if self.products.pending:
-                raise PtxError("ends before its products do")
-        except Exception as error:
+            if self.products.pending or (self.who.early is not None and self.who.early.any()):
+                raise PtxError("ends before its products do, or the kernel before")
+        except PtxError as error:
             where = self.program.instructions[number].where
             where = f"{self.program.name}, block {self.place.block}, {where}"
             raise PtxError(f"{where}: {error}") from error
-        self.launch_dependents()
-
-    # Threads
 
     def lanes(self) -> Array:
         """The threads that go on, by number."""
@@ -97,12 +95,21 @@ class Block:
             self._add(self._apart, target, active & ~here)
             self._resume(self.pc, here)
 
+    def proxy_fence(self) -> None:
+        self.products.check()
+        self.shared.unfenced[:] = False
+
     def wait_for_predecessor(self) -> None:
         if self.who.early is not None:
             self.who.early &= ~self.active()
 
     def launch_dependents(self) -> None:
         self.triggered_early |= self.who.early is not None and bool(self.who.early.any())
+
+    def warp_barrier(self) -> None:
+        self.whole_warps()
+        if self.threads == 32:
+            self.barrier()
 
     def barrier(self) -> None:
         self.whole_warps()
@@ -128,14 +135,12 @@ class Block:
         if self._apart:
             self._choose()
         elif self._at_barrier:
-            if len(self._at_barrier) > 1:
-                raise PtxError("threads wait at different barriers for one another")
+            if len(self._at_barrier) > 1 or not all(m.all() for m in self._at_barrier.values()):
+                raise PtxError("threads wait for others at a different barrier, or that have ended")
             self.who.barriers += 1
             self.shared.warps.barrier()
             self.tensors.barrier()
             self._resume(*self._at_barrier.popitem())
-
-    # Registers
 
     def write(self, number: int, value: Array) -> None:
         """A register, of the threads that go on."""

@@ -19,8 +19,8 @@ SHARED_BASE = 1024
 
 def _units(addresses: Array, base: int, width: int, unit: int) -> Array:
     """Of accesses to ``width`` bytes each, from ``base`` on: [n, width / unit]."""
-    if (addresses % addresses.dtype.type(width)).any():
-        raise PtxError(f"an address is no multiple of {width} bytes")
+    if width < unit or (addresses % addresses.dtype.type(width)).any():
+        raise PtxError(f"an address is no multiple of {width} bytes, or those are a part of {unit}")
     first = (addresses.astype(np.int64) - base) // unit
     return first[:, None] + np.arange(width // unit)
 
@@ -53,8 +53,7 @@ class Shared(Memory):
 
     def __init__(self, size: int, unit: int) -> None:
         super().__init__(np.zeros(-(-size // unit), f"u{unit}"), False)
-        self._unfenced = np.zeros(self.data.shape, bool)
-        self._writer = np.zeros(self.data.shape, np.int16)  # thread
+        self.unfenced = np.zeros(self.data.shape, bool)  # for the asynchronous proxy
         self._copied = np.zeros(self.data.shape, bool)  # by cp.async that is not waited for
         self._multiplied = np.zeros(self.data.shape, np.int16)  # by products not waited for
 
@@ -85,8 +84,7 @@ class Shared(Memory):
 
     def write(self, units: Array, values: Array, threads: Array) -> None:
         super().write(units, values, threads)
-        self._unfenced[units] = True
-        self._writer[units] = threads[:, None]
+        self.unfenced[units] = True
 
     def begin_copy(self, addresses: Array, width: int, threads: Array) -> Array:
         """The units that an asynchronous copy is to write, locked until :meth:`end_copy`."""
@@ -100,15 +98,11 @@ class Shared(Memory):
         self._copied[units] = False
         self.write(units, values, threads)
 
-    def fence(self, threads: Array | None) -> None:
-        """Shows what ``threads`` have written to the asynchronous proxy; None: all."""
-        self._unfenced &= False if threads is None else ~np.isin(self._writer, threads)
-
     def begin_product(self, addresses: Array, threads: Array) -> Array:
         """The units of an operand's 16-byte chunks, locked until :meth:`end_product`; ``threads``
         is one of each warp that multiplies."""
         units = self._units(addresses, 16)
-        if self._unfenced[units].any():
+        if self.unfenced[units].any():
             raise PtxError("multiplies what no fence.proxy.async shows to the asynchronous proxy")
         self.end_product(units, threads, begun=1)
         return units
@@ -195,6 +189,7 @@ class Tensors:
         allocation, units = self._units(address, value.itemsize)
         if not allocation.written[units].all():
             raise PtxError("reads what nobody has written")
+        allocation.warps.write(units, thread, allocation.blocks.atomic(units))
         allocation.blocks.write(units, thread, self.who, atomic=True)
         before = allocation.data[units].view(value.dtype)[0]
         allocation.data[units] = (before + value)[None, :].view(allocation.data.dtype)

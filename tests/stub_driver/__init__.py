@@ -27,6 +27,5 @@ def run_with_stub(script: Path, folder: Path) -> subprocess.CompletedProcess[str
         "CUDA_VISIBLE_DEVICES": "",
         "RRD_TEST_STUB_DRIVER": "1",
     }
-    environment.pop("TRITON_INTERPRET", None)
     command = [sys.executable, script]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
