@@ -36,6 +36,8 @@ def attend(operand: str, arch: str) -> Kernel:
 
 #: Three splits and more for each that are added at a time.
 COMBINE = Kernel("combine", "sm_90", (Step("bfloat16", 500, 3, 650, multiprocessors=11),))
+#: The loss alone, with more than one split for each block of samples.
+ALONE = Step("float16", 100, 66, 333, need_grad=False, multiprocessors=6)
 KERNELS = [
     attend("bfloat16", "sm_90"),
     attend("tf32", "sm_90"),
@@ -43,7 +45,7 @@ KERNELS = [
     attend("float32", "sm_80"),
     COMBINE,
     Kernel("prepare", "sm_80", (Step("bfloat16", 100, 5, 70),)),
-    Kernel("attend_loss", "sm_90", (Step("float16", 100, 66, 333, need_grad=False, multiprocessors=6),)),
+    Kernel("attend_loss", "sm_90", (ALONE,)),
 ]
 
 
