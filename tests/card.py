@@ -1,4 +1,4 @@
-"""A GPU without time: launches executed by tests/ptx, on the tensors of a CPU."""
+"""An emulated GPU, without timing: launches executed by tests/ptx, on the tensors of a CPU."""
 
 import contextlib
 import functools

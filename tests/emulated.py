@@ -1,7 +1,7 @@
-"""The compiled GPU kernels in place of the CPU's, executed by tests/ptx (RRD_EMULATED=sm_90).
+"""The compiled GPU kernels in place of the CPU's, executed by tests/ptx.
 
-Imported by conftest.py there, so that the suite's tests, which compare with the float64 reference
-on every device, hold the kernels to the same bounds where there is no GPU.
+With RRD_EMULATED=sm_90 (or sm_80) conftest.py registers them, so that tests which compare with the
+float64 reference on every device hold them to the same bounds where there is no GPU.
 """
 
 import functools
@@ -78,7 +78,7 @@ def executed(name: str, *arguments: Any, **emulated: Any) -> list[Tensor]:
 
 
 def _copied(arguments: Sequence[Any]) -> list[Any]:
-    """Each storage once, so that what were views of one still are; with gaps that are NaN."""
+    """Each storage is copied once, gaps included, so that views of one storage stay so."""
     storages = {
         a.untyped_storage().data_ptr(): a.untyped_storage().clone()
         for a in arguments

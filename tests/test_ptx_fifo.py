@@ -1,5 +1,5 @@
-"""The FIFO memory's kernels as compiled, executed: every instruction, in every order that PTX
-leaves open, against float64 of the operands as rounded."""
+"""The FIFO memory's kernels as compiled, executed in two schedules (asynchronous work early and
+late, blocks in two shuffled orders), and compared with float64 of the operands as rounded."""
 
 import itertools
 import math

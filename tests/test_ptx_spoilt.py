@@ -1,4 +1,4 @@
-"""Compiled kernels with one thing wrong: the emulation notices it, or it changed nothing."""
+"""Compiled kernels with one thing wrong: the emulation notices it, but for what UNNOTICED lists."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""The suite's numerical tests once more, with the compiled GPU kernels executed by tests/ptx."""
+"""Many of the suite's numerical tests once more, with the compiled GPU kernels executed."""
 
 import os
 import subprocess

@@ -1,8 +1,8 @@
 """What instructions without memory and without other threads compute, on arrays over threads.
 
 A division, a root or an exponential is computed in float64 and rounded once, whatever the
-hardware's approximation is. A fused multiplication rounds twice, first in float64, of float64 in
-longdouble.
+hardware's approximation is. A fused multiply-add is rounded twice: to float64 (for float64 operands
+to longdouble), then to its type.
 """
 
 import re

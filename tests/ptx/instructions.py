@@ -2,8 +2,8 @@
 
 Operands are described by words: a type, a literal that must stand there, ``[shared]``, ``[global]``
 or ``[param]`` for an address, ``<type>n`` for n registers in braces, ``int`` for an immediate.
-Results are left of ``=``. What a function returns is for all threads; of those that are elsewhere,
-registers keep what they had.
+Results are left of ``=``. A function returns values for all threads; registers of inactive threads
+are not changed.
 """
 
 import re
