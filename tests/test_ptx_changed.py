@@ -17,25 +17,25 @@ FIFO, MOMENTUM = "tests/test_ptx_fifo.py", "tests/test_ptx_momentum.py"
 CHANGES = [
     (
         *("attention", 'logits = tl.where(inside[None, :], logits, float("-inf"))', "pass"),
-        *(FIFO, "steps and bfloat16 and 5x150 and 128 and sm_90"),
+        *(FIFO, "steps and tf32 and 64 and 5x333 and sm_90"),
     ),
     (
         *("attention", "shrink = tl.exp2(shift - larger)", "shrink = tl.exp2(larger - shift)"),
-        *(FIFO, "steps and float16 and 5x333 and 32 and sm_80"),
+        *(FIFO, "steps and float16 and 128 and sm_80"),
     ),
     (
         *("attention", "begin + tiles_per_split * BLOCK_N, ", "begin + tiles_per_split, "),
-        *(FIFO, "steps and float32 and 64 and before and sm_90"),
+        *(FIFO, "steps and tf32 and 64 and 5x333 and sm_90"),
     ),
     (
         *("attention", "mask=inside[:, None] & (d[None, :] < DIM_PAD))", "mask=inside[:, None])"),
-        *(FIFO, "steps and tf32 and 100 and 5x333 and sm_90"),
+        *(FIFO, "steps and bfloat16 and 100 and sm_90"),
     ),
     (
         "attention_loss",
         "centre += tl.sum(weights * finite_s, axis=1)",
         "centre += tl.sum(weights * logits_s, axis=1)",
-        *(FIFO, "steps and loss-alone and 32 and sm_90 and float32"),
+        *(FIFO, "steps and float32 and 100 and 5x333 and sm_90"),
     ),
     ("combine", 'sem="acq_rel"', 'sem="relaxed"', FIFO, "steps and mean and 64 and sm_80"),
     ("prepare", "tl.store(state + 1, 0)", "pass", FIFO, "steps and mean and 64 and sm_80"),

@@ -177,17 +177,17 @@ def steps() -> Iterator[Step]:
     says how."""
     for d, dim in enumerate((32, 64, 100, 128, 256, 512, 1000)):
         for o, operand in enumerate(OPERANDS):
-            several = (d + 5 * o) // 2 % 2
+            several = (d // 2 + o) % 2
             yield Step(
                 operand,
                 dim,
                 rows=333 if several and dim < 1000 else 150,
                 order=ORDERS[(d + o) % 3],
-                momentum=(0.0, 0.5)[(3 * d + 4 * o) // 2 % 2],
-                reduction=(5 * d + 6 * o) % 3,
-                promise=("kept", "none", "broken")[(4 * d + 3 * o) % 3],
-                need_grad=(3 * d + 5 * o) % 5 not in (1, 3),
-                strided=(4 * d + 3 * o) % 3 == 0,
+                momentum=(0.0, 0.5)[(d + o // 2) % 2],
+                reduction=(2 * d + o) % 3,
+                promise=("kept", "none", "broken")[(d + 2 * o) % 3],
+                need_grad=(d + o) // 3 % 2 == 0,
+                strided=(d + 3 * o) % 4 == 1,
                 multiprocessors=4 if several else 1,
             )
     # More than one block of queries, and several tiles of one split, each loop more than once.
@@ -222,6 +222,9 @@ def test_every_choice_meets_every_operand():
     }
     assert {(s.operand, s.promise) for s in short} >= {
         *itertools.product(OPERANDS, ("kept", "none", "broken"))
+    }
+    assert {(s.operand, s.need_grad) for s in short} >= {
+        *itertools.product(OPERANDS, (True, False))
     }
 
 

@@ -110,7 +110,7 @@ UNNOTICED = {
     ("combine", "guard removed"): _ALIKE,
 }
 #: Of each kind, that are tried in a kernel.
-PLACES = int(os.environ.get("RRD_SPOILT_PLACES", "3"))
+PLACES = int(os.environ.get("RRD_SPOILT_PLACES", "2"))
 
 FIRST = [
     (kernel, kind)
