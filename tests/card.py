@@ -50,7 +50,7 @@ class Emulator:
 
     @contextlib.contextmanager
     def operator(self) -> Iterator[None]:
-        """What is known of tensors holds for the time of one operator."""
+        """Clears what is known of tensors when an operator ends."""
         try:
             yield
         finally:

@@ -21,6 +21,19 @@ from rrd_kernels.triton.configs import Hardware
 from rrd_kernels.triton.plan import make_plan
 from rrd_kernels.triton.step import Settings, step_launches
 
+archs = pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+#: Dtypes of a memory and of the rows that are written into it.
+stored_and_given = pytest.mark.parametrize(
+    ("stored", "given"),
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float64),
+        (torch.float64, torch.bfloat16),
+    ],
+    ids=str,
+)
+
 OPERANDS = ("bfloat16", "tf32", "float32", "float16")
 ORDERS = ("before", "after", "never")
 STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -51,6 +64,14 @@ class Step:
         words += ["split"] * (self.multiprocessors > 1)
         words += [str(self.stored).replace("torch.", "memory-")] if self.stored else []
         return " ".join(words)
+
+
+def rows_are_right(found: torch.Tensor, wanted: torch.Tensor, given: torch.dtype) -> None:
+    """One roundoff of what is stored, and those of a row: tests/test_enqueue.py."""
+    half = found.dtype.itemsize == 2
+    double = torch.float64 in (found.dtype, given) and not half
+    eps = torch.finfo(found.dtype).eps if half else 0.0
+    torch.testing.assert_close(found, wanted, rtol=eps, atol=16 * 2.0 ** (-52 if double else -23))
 
 
 def strided(tensor: torch.Tensor) -> torch.Tensor:
@@ -142,9 +163,7 @@ def check(step: Step, problem: Problem, arch: str, **others) -> tuple[torch.Tens
     wanted, moved = problem.memory.clone(), torch.tensor([step.rows - 2])
     if step.order != "never":
         reference.enqueue_(wanted, moved, problem.z_t, momentum=step.momentum)
-    # One roundoff of what is stored, and those of a row: tests/test_enqueue.py.
-    eps = torch.finfo(memory.dtype).eps if memory.dtype.itemsize == 2 else 0.0
-    torch.testing.assert_close(memory, wanted, rtol=eps, atol=16 * 2.0**-23)
+    rows_are_right(memory, wanted, problem.z_t.dtype)
     assert pointer.equal(moved)
     if step.order == "before":
         problem = replace(problem, memory=memory)
@@ -228,13 +247,13 @@ def test_every_choice_meets_every_operand():
     }
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@archs
 @pytest.mark.parametrize("step", list(map(marked, steps())))
 def test_steps(step, arch):
     check(step, problem_of(step), arch)
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@archs
 @pytest.mark.parametrize(
     ("operand", "order", "momentum"),
     [
@@ -256,7 +275,7 @@ def test_rows_that_are_not_finite_zero_or_huge(operand, order, momentum, arch):
     check(step, problem, arch)
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@archs
 @pytest.mark.parametrize("need_grad", [True, False])
 def test_partial_sums(need_grad, arch):
     step = Step("float32", 100, 6, 150, "never", 0.0, 0, "none", need_grad, multiprocessors=3)
@@ -272,28 +291,16 @@ def test_partial_sums(need_grad, arch):
     holds(step, problem, losses, problem.z_s[:0] if grad is None else grad)
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@archs
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize(
-    ("stored", "given"),
-    [
-        (torch.float32, torch.float32),
-        (torch.bfloat16, torch.float32),
-        (torch.float16, torch.float64),
-        (torch.float64, torch.bfloat16),
-    ],
-    ids=str,
-)
+@stored_and_given
 def test_the_enqueue_alone(stored, given, momentum, arch):
     memory, keys = torch.randn(12, 100).to(stored), strided(torch.randn(7, 100).to(given))
     keys[2], keys[4, 5] = 0.0, torch.nan
     pointer, wanted, moved = torch.tensor([-3]), memory.clone(), torch.tensor([-3])
     found, where, _ = executed("enqueue_", memory, pointer, keys, momentum, arch=arch)
     reference.enqueue_(wanted, moved, keys, momentum=momentum)
-    eps = torch.finfo(stored).eps if stored.itemsize == 2 else 0.0
-    double = torch.float64 in (stored, given)
-    row = 16 * 2.0 ** (-52 if double and stored.itemsize > 2 else -23)
-    torch.testing.assert_close(found, wanted, rtol=eps, atol=row)
+    rows_are_right(found, wanted, given)
     assert where.equal(moved)
 
 

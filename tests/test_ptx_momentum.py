@@ -12,11 +12,19 @@ pytest.importorskip("triton")
 from emulated import executed
 from problems import clear_of_ties, loaded, rounded_query
 from sampled_problems import Sampled, draw, views
-from test_ptx_fifo import OMITTED, OPERANDS, ROUNDOFF, STORED, WEIGHT, strided
+from test_ptx_fifo import (
+    OMITTED,
+    OPERANDS,
+    ROUNDOFF,
+    STORED,
+    WEIGHT,
+    archs,
+    rows_are_right,
+    stored_and_given,
+    strided,
+)
 
 from rrd_kernels import reference
-
-archs = pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 
 
 @dataclass(frozen=True)
@@ -192,16 +200,7 @@ def test_a_column_that_is_no_row_makes_its_sample_nan(method, arch):
 
 @archs
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
-@pytest.mark.parametrize(
-    ("stored", "given"),
-    [
-        (torch.float32, torch.float32),
-        (torch.bfloat16, torch.float32),
-        (torch.float16, torch.float64),
-        (torch.float64, torch.bfloat16),
-    ],
-    ids=str,
-)
+@stored_and_given
 def test_the_update(stored, given, momentum, arch):
     """Of equal indices the last counts; of those that are no row, none."""
     memory = F.normalize(torch.randn(12, 100), dim=1).to(stored)
@@ -211,10 +210,7 @@ def test_the_update(stored, given, momentum, arch):
     found, *_ = executed("momentum_update_", memory, index, rows, momentum, arch=arch)
     wanted, inside = memory.clone(), torch.tensor([0, 1, 2, 3, 6])
     reference.momentum_update_(wanted, index[inside], rows[inside], momentum)
-    eps = torch.finfo(stored).eps if stored.itemsize == 2 else 0.0
-    double = torch.float64 in (stored, given)
-    row = 16 * 2.0 ** (-52 if double and stored.itemsize > 2 else -23)
-    torch.testing.assert_close(found, wanted, rtol=eps, atol=row)
+    rows_are_right(found, wanted, given)
     assert found[3].ne(memory[3]).any()
     assert found[5].equal(memory[5])
 
