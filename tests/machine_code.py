@@ -1,5 +1,6 @@
 """What the Triton compiler makes of a launch, for a GPU that need not be there."""
 
+import hashlib
 import re
 import subprocess
 import tempfile
@@ -63,14 +64,28 @@ class Code:
     spilled: int  # bytes of local memory
     shared: int  # bytes of a program
     products: int  # matrix instructions of the card's generation
+    digest: str  # of its assembly, see digest_of
+
+
+#: Lines of an assembly that say where its source stands, and labels that only they name.
+WHERE = re.compile(r"^\s*(\.(file|loc)\s|//|;|[$.]L(__)?(tmp|func_begin|func_end)\d+:)")
+
+
+def digest_of(assembly: str, name: str) -> str:
+    """The same for the same code, whatever its function is called and wherever its source stands:
+    what two versions of the package print alike has not changed between them."""
+    code = re.split(r"^\s*\.section\s+\.debug", assembly, maxsplit=1, flags=re.MULTILINE)[0]
+    lines = [line.split("//")[0].rstrip() for line in code.splitlines() if not WHERE.match(line)]
+    named = "\n".join(filter(None, lines)).replace(name, "kernel")
+    return hashlib.sha256(named.encode()).hexdigest()[:12]
 
 
 def compile_for(launch: Launch, card: Card) -> Code:
     """The launch's kernel, compiled and taken apart."""
     kernel = compile_kernel(specialize(launch), card.target)
-    shared = kernel.metadata.shared
+    shared, name = kernel.metadata.shared, kernel.metadata.name
     if card.target.backend == "hip":
-        return _amd_code(kernel.asm["amdgcn"], shared, card)
+        return _amd_code(kernel.asm["amdgcn"], shared, card, name)
     ptx = kernel.asm["ptx"]
     wrong = lopsided(ptx)
     assert not wrong, f"lanes with unequal sums: {wrong}"
@@ -85,6 +100,7 @@ def compile_for(launch: Launch, card: Card) -> Code:
         spilled=_number(r"STACK:(\d+)", usage) + _number(r"LOCAL:(\d+)", usage),
         shared=shared,
         products=products,
+        digest=digest_of(ptx, name),
     )
 
 
@@ -95,13 +111,14 @@ def opcodes(launch: Launch, card: Card) -> list[str]:
     return re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\S*)", sass, re.MULTILINE)
 
 
-def _amd_code(assembly: str, shared: int, card: Card) -> Code:
+def _amd_code(assembly: str, shared: int, card: Card, name: str) -> Code:
     return Code(
         registers=_number(r"\.vgpr_count:\s+(\d+)", assembly),
         spilled=_number(r"\.vgpr_spill_count:\s+(\d+)", assembly)
         + _number(r"\.private_segment_fixed_size:\s+(\d+)", assembly),
         shared=shared,
         products=len(re.findall(card.products, assembly)),
+        digest=digest_of(assembly, name),
     )
 
 
@@ -313,7 +330,7 @@ on_every_card = pytest.mark.parametrize(
 
 def table(rows: Iterable[Sequence[object]]) -> str:
     """What was reported, aligned."""
-    heads = ("kernel", "registers", "spilled", "shared", "products")
+    heads = ("kernel", "registers", "spilled", "shared", "products", "digest")
     cells = [heads, *([str(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(

@@ -77,9 +77,10 @@ def masked_jobs():
 
 
 @each(masked_jobs())
-def test_masks(job):
+def test_masks(job, report):
     """Rows that fill no tile, D that fills no block: masks may spill a little, and must fit."""
     code = compile_job(job)
+    report(code, str(job))
     assert code.products > 0
     assert code.shared <= CARDS[job.card].shared_bytes
 
