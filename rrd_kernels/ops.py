@@ -179,7 +179,7 @@ def _register_on_gpu() -> torch.library.Library:
 
     def register(name: str) -> None:
         def call(*arguments: Any) -> Any:
-            from rrd_kernels.triton import operators
+            from rrd_kernels.triton.fifo import operators
 
             return getattr(operators, name)(*arguments)
 
@@ -205,14 +205,14 @@ else:
 
 @functools.lru_cache
 def _family_of(index: int) -> str | None:
-    from rrd_kernels.triton.configs import family_of
+    from rrd_kernels.triton.cards import family_of
 
     return family_of(index)
 
 
 def _has_pack(index: int) -> bool:
-    from rrd_kernels.triton.configs import arch_of
-    from rrd_kernels.triton.pack import pack_for
+    from rrd_kernels.triton.cards import arch_of
+    from rrd_kernels.triton.runtime.pack import pack_for
 
     return torch.version.hip is None and pack_for(arch_of(index)) is not None
 

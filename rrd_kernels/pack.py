@@ -15,19 +15,19 @@ from torch import Tensor
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import settle_precision
 from rrd_kernels.loss import PROTOCOLS
-from rrd_kernels.triton.configs import MAX_DIM, Hardware, family_of_capability
-from rrd_kernels.triton.launch import Launch, specialize
-from rrd_kernels.triton.momentum import normalizer_launches, update_launch
-from rrd_kernels.triton.pack import VARIABLE, write
-from rrd_kernels.triton.partials import partials_launches
-from rrd_kernels.triton.sampled_step import Inputs, SampledSettings, sampled_launches
-from rrd_kernels.triton.step import (
+from rrd_kernels.triton.cards import MAX_DIM, Hardware, family_of_capability
+from rrd_kernels.triton.fifo.launches import (
     FEWEST_SPLITS,
     STORAGE,
     Settings,
     enqueue_launches,
     step_launches,
 )
+from rrd_kernels.triton.fifo.partials import partials_launches
+from rrd_kernels.triton.momentum.launches import Inputs, SampledSettings, sampled_launches
+from rrd_kernels.triton.momentum.updates import normalizer_launches, update_launch
+from rrd_kernels.triton.runtime.launch import Launch, specialize
+from rrd_kernels.triton.runtime.pack import VARIABLE, write
 
 #: For the plans; what in a kernel depends on it is listed for others too.
 MULTIPROCESSORS = 132

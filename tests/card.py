@@ -16,8 +16,8 @@ from ptx.memory import Allocation, Tensors, Window
 from ptx.program import Program, PtxError
 from torch import Tensor
 
-from rrd_kernels.triton.configs import Hardware
-from rrd_kernels.triton.launch import Launch, Specialization, specialize
+from rrd_kernels.triton.cards import Hardware
+from rrd_kernels.triton.runtime.launch import Launch, Specialization, specialize
 
 NUMBERS = {"i32": np.int32, "i64": np.int64, "fp32": np.float32, "fp64": np.float64}
 
@@ -117,7 +117,7 @@ class Emulator:
 @functools.cache
 def compiled(specialization: Specialization, arch: str) -> tuple[str, int]:
     """The PTX that Triton makes, and how much shared memory it is given."""
-    from rrd_kernels.triton.compiled import compile_kernel, nvidia_target
+    from rrd_kernels.triton.runtime.compiler import compile_kernel, nvidia_target
 
     kernel = compile_kernel(specialization, nvidia_target(arch))
     return kernel.asm["ptx"], kernel.metadata.shared
@@ -152,7 +152,8 @@ class Card(Emulator):
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """An operator's GPU function, whose launches are executed here."""
-        from rrd_kernels.triton import operators, sampled_operators
+        from rrd_kernels.triton.fifo import operators
+        from rrd_kernels.triton.momentum import operators as sampled_operators
 
         hardware = Hardware(self.family or self.arch, self.multiprocessors)
         instead = {"run": self.run, "hardware_of": lambda device: hardware}

@@ -23,7 +23,7 @@ _libraries: list[torch.library.Library] = []
 
 def gpu_kernels() -> dict[str, Callable[..., Any]]:
     """What csrc/cuda has Triton do, by operator: what C++ settles before is settled here."""
-    from rrd_kernels.triton import operators
+    from rrd_kernels.triton.fifo import operators
 
     def loss_forward(
         z_s: Tensor, z_t: Tensor, memory: Tensor, *options: Any

@@ -331,7 +331,7 @@ def in_the_pack(folder: Path, pack: Path | None) -> Result:
     """How many of the kernels that were noted in ``folder`` a pack has."""
     import recorded
 
-    from rrd_kernels.triton.pack import Pack, key_of
+    from rrd_kernels.triton.runtime.pack import Pack, key_of
 
     keys = {key_of(one, ARCH) for one in recorded.read(folder)}
     known = Pack(pack / ARCH).kernels.keys() if pack else set()

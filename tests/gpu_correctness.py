@@ -40,7 +40,7 @@ Entry = dict[str, Any]
 
 def counts() -> dict[str, int]:
     """Kernels of this process so far, by where they came from."""
-    from rrd_kernels.triton import run
+    from rrd_kernels.triton.runtime import run
 
     return run.counts()
 

@@ -29,9 +29,9 @@ from benchmarks.implementations import implementations
 from benchmarks.measuring import breakdown
 from benchmarks.measuring.clocks import products_in
 from rrd_kernels.pack import hardware_for
-from rrd_kernels.triton import pack
-from rrd_kernels.triton.configs import Hardware, arch_of
-from rrd_kernels.triton.launch import Specialization, specialize
+from rrd_kernels.triton.cards import Hardware, arch_of
+from rrd_kernels.triton.runtime import pack
+from rrd_kernels.triton.runtime.launch import Specialization, specialize
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Of the two parts of gpu_check.py, and of the tests in the second, which takes minutes.

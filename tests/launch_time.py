@@ -30,8 +30,8 @@ def measure() -> None:
     from launcher_case import call
     from stub_driver.h200 import HARDWARE
 
-    from rrd_kernels.triton.launch import specialize
-    from rrd_kernels.triton.step import Settings, step_launches
+    from rrd_kernels.triton.fifo.launches import Settings, step_launches
+    from rrd_kernels.triton.runtime.launch import specialize
 
     torch.set_num_threads(1)
     z_s, z_t = torch.randn(2, 64, 128)

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from stub_driver.h200 import CUDA, HARDWARE, Function, stub, take_its_place, taken
 
-from rrd_kernels.triton import operators, run
-from rrd_kernels.triton.launch import Launch, Loaded, specialize
-from rrd_kernels.triton.recipe import recipe_of
-from rrd_kernels.triton.step import Settings, enqueue_launches, step_launches
+from rrd_kernels.triton.fifo import operators
+from rrd_kernels.triton.fifo.launches import Settings, enqueue_launches, step_launches
+from rrd_kernels.triton.fifo.recipe import recipe_of
+from rrd_kernels.triton.runtime import run
+from rrd_kernels.triton.runtime.launch import Launch, Loaded, specialize
 
 recipes: list[tuple[list[Launch], list[Loaded]]] = []
 

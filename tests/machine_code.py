@@ -18,15 +18,15 @@ from lanes import lopsided
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.cases.sizes import Case
-from rrd_kernels.triton.compiled import compile_kernel
-from rrd_kernels.triton.configs import MAX_DIM, Hardware
-from rrd_kernels.triton.launch import Launch, specialize
-from rrd_kernels.triton.momentum import normalizer_launches, update_launch
-from rrd_kernels.triton.partials import partials_launches
-from rrd_kernels.triton.plan import Plan
-from rrd_kernels.triton.sampled_step import Inputs, SampledSettings, sampled_launches
-from rrd_kernels.triton.step import Settings, enqueue_launches, step_launches
-from rrd_kernels.triton.table import COLUMN, WIDTHS
+from rrd_kernels.triton.cards import MAX_DIM, Hardware
+from rrd_kernels.triton.fifo.launches import Settings, enqueue_launches, step_launches
+from rrd_kernels.triton.fifo.partials import partials_launches
+from rrd_kernels.triton.fifo.plan import Plan
+from rrd_kernels.triton.fifo.table import COLUMN, WIDTHS
+from rrd_kernels.triton.momentum.launches import Inputs, SampledSettings, sampled_launches
+from rrd_kernels.triton.momentum.updates import normalizer_launches, update_launch
+from rrd_kernels.triton.runtime.compiler import compile_kernel
+from rrd_kernels.triton.runtime.launch import Launch, specialize
 
 
 @dataclass(frozen=True)

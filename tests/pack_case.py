@@ -11,9 +11,9 @@ import torch
 
 from rrd_kernels import RRDLoss, functional
 from rrd_kernels.pack import fifo_launches, momentum_launches
-from rrd_kernels.triton import run
-from rrd_kernels.triton.configs import Hardware
-from rrd_kernels.triton.launch import Launch
+from rrd_kernels.triton.cards import Hardware
+from rrd_kernels.triton.runtime import run
+from rrd_kernels.triton.runtime.launch import Launch
 
 HARDWARE = Hardware("sm_90", 132)
 BATCH, ROWS, DIM, N_DATA = 8, 512, 32, 600

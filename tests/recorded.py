@@ -15,9 +15,10 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rrd_kernels.triton import operators, sampled_operators
-from rrd_kernels.triton.configs import Hardware
-from rrd_kernels.triton.launch import Launch, Specialization, specialize
+from rrd_kernels.triton.cards import Hardware
+from rrd_kernels.triton.fifo import operators
+from rrd_kernels.triton.momentum import operators as sampled_operators
+from rrd_kernels.triton.runtime.launch import Launch, Specialization, specialize
 
 H200 = Hardware("sm_90", 132)
 META = torch.device("meta")
@@ -85,7 +86,7 @@ def into(path: Path) -> Iterator[None]:
         stand_in_gpu.run(launches)
 
     try:
-        with mock.patch("rrd_kernels.triton.run.run", run), recorder:
+        with mock.patch("rrd_kernels.triton.runtime.run.run", run), recorder:
             yield
     finally:
         path.parent.mkdir(parents=True, exist_ok=True)

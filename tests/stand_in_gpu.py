@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.measuring import clocks
 from rrd_kernels.bounds import LOG2_E
-from rrd_kernels.triton.launch import Launch
+from rrd_kernels.triton.runtime.launch import Launch
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 NAME = "Stand-in"
@@ -277,6 +277,6 @@ def in_place(real: torch.device = CPU) -> Iterator[None]:
             (clocks, "BLOCK_CALLS", 2),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
-        stack.enter_context(mock.patch("rrd_kernels.triton.run.run", run))
+        stack.enter_context(mock.patch("rrd_kernels.triton.runtime.run.run", run))
         stack.enter_context(OnGpu(real))
         yield

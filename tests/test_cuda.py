@@ -249,7 +249,7 @@ def test_the_global_setting_chooses_tf32():
 
 
 def test_warmup_leaves_nothing_to_compile():
-    from rrd_kernels.triton import run
+    from rrd_kernels.triton.runtime import run
 
     criterion = RRDLoss(s_dim=12, t_dim=20, feat_dim=48, nce_k=777).cuda()
     state = copy.deepcopy(criterion.state_dict())

@@ -127,7 +127,7 @@ def test_every_case_has_a_name_of_its_own():
 
 
 def test_sizes_are_on_either_side_of_the_table_s_bound():
-    from rrd_kernels.triton.configs import LARGE
+    from rrd_kernels.triton.cards import LARGE
 
     sizes = Sizes()
     assert 2 * math.prod(sizes.small) < LARGE <= 2 * math.prod(sizes.large)

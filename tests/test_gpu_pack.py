@@ -13,8 +13,8 @@ from recorded import H200, Recorder
 
 from benchmarks.cases.sizes import Case, MomentumCase
 from rrd_kernels.functional import relational_step_
-from rrd_kernels.triton.launch import Specialization, specialize
-from rrd_kernels.triton.step import Settings, step_launches
+from rrd_kernels.triton.fifo.launches import Settings, step_launches
+from rrd_kernels.triton.runtime.launch import Specialization, specialize
 
 CASE = Case(8, 64, "bfloat16")
 

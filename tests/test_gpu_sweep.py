@@ -12,8 +12,8 @@ from stand_in_gpu import GPU
 from benchmarks.cases.inputs import draw
 from benchmarks.cases.sizes import CUDA_CASES, Case
 from benchmarks.report import __main__ as report
-from rrd_kernels.triton.launch import specialize
-from rrd_kernels.triton.plan import make_plan
+from rrd_kernels.triton.fifo.plan import make_plan
+from rrd_kernels.triton.runtime.launch import specialize
 
 DEPENDENT = f"{TABLE}, dependent launches"
 SMALLER = f"{TABLE}, 64×64, 4 warps, 3 stages, ×3"

@@ -13,45 +13,48 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[1]
 FIFO, MOMENTUM = "tests/test_ptx_fifo.py", "tests/test_ptx_momentum.py"
 
-#: Module, line, what becomes of it, and the tests of the kernel: a file, and which of its tests.
+#: Kernels' module, line, what becomes of it, and the kernel's tests: a file, and which of them.
 CHANGES = [
     (
-        *("attention", 'logits = tl.where(inside[None, :], logits, float("-inf"))', "pass"),
+        *("fifo/attention", 'logits = tl.where(inside[None, :], logits, float("-inf"))', "pass"),
         *(FIFO, "steps and tf32 and 64 and 5x333 and sm_90"),
     ),
     (
-        *("attention", "shrink = tl.exp2(shift - larger)", "shrink = tl.exp2(larger - shift)"),
+        *("fifo/attention", "shrink = tl.exp2(shift - larger)", "shrink = tl.exp2(larger - shift)"),
         *(FIFO, "steps and float16 and 128 and sm_80"),
     ),
     (
-        *("attention", "begin + tiles_per_split * BLOCK_N, ", "begin + tiles_per_split, "),
+        *("fifo/attention", "begin + tiles_per_split * BLOCK_N, ", "begin + tiles_per_split, "),
         *(FIFO, "steps and tf32 and 64 and 5x333 and sm_90"),
     ),
     (
-        *("attention", "mask=inside[:, None] & (d[None, :] < DIM_PAD))", "mask=inside[:, None])"),
+        "fifo/attention",
+        *("mask=inside[:, None] & (d[None, :] < DIM_PAD))", "mask=inside[:, None])"),
         *(FIFO, "steps and bfloat16 and 100 and sm_90"),
     ),
     (
-        "attention_loss",
+        "fifo/loss_only",
         "centre += tl.sum(weights * finite_s, axis=1)",
         "centre += tl.sum(weights * logits_s, axis=1)",
         *(FIFO, "steps and float32 and 100 and 5x333 and sm_90"),
     ),
-    ("combine", 'sem="acq_rel"', 'sem="relaxed"', FIFO, "steps and mean and 64 and sm_80"),
-    ("prepare", "tl.store(state + 1, 0)", "pass", FIFO, "steps and mean and 64 and sm_80"),
-    ("prepare", "store_query(queries, batch + i,", "store_query(queries, i,", FIFO, "partial_sums"),
-    ("rows", "mask=d < kept", "mask=d < DIM", FIFO, "not_finite and float32 and sm_90"),
-    ("rows", "return tl.where(at < 0, at + size, at)", "return at", FIFO, "enqueue_alone"),
-    ("enqueue", "slot_of(tl.load(pointer), size) + i) % size", "tl.load(pointer) + i)",
+    ("fifo/combine", 'sem="acq_rel"', 'sem="relaxed"', FIFO, "steps and mean and 64 and sm_80"),
+    ("common/prepare", "tl.store(state + 1, 0)", "pass", FIFO, "steps and mean and 64 and sm_80"),
+    ("common/prepare", "store_query(queries, batch + i,", "store_query(queries, i,",
+     FIFO, "partial_sums"),
+    ("common/rows", "mask=d < kept", "mask=d < DIM", FIFO, "not_finite and float32 and sm_90"),
+    ("common/rows", "return tl.where(at < 0, at + size, at)", "return at", FIFO, "enqueue_alone"),
+    ("fifo/enqueue", "slot_of(tl.load(pointer), size) + i) % size", "tl.load(pointer) + i)",
      FIFO, "enqueue_alone"),
-    ("merge", "tl.store(row + 2, cross * LOG_2)", "tl.store(row + 2, cross)", FIFO, "partial_sums"),
-    ("update", "tl.range(i + 1, batch", "tl.range(i, batch", MOMENTUM, "update"),
-    ("normalizers", "p < columns, tl.exp(logits), 0.0", "p < columns, logits, 0.0",
+    ("fifo/merge", "tl.store(row + 2, cross * LOG_2)", "tl.store(row + 2, cross)",
+     FIFO, "partial_sums"),
+    ("momentum/update", "tl.range(i + 1, batch", "tl.range(i, batch", MOMENTUM, "update"),
+    ("momentum/normalizers", "p < columns, tl.exp(logits), 0.0", "p < columns, logits, 0.0",
      MOMENTUM, "normalizers and sm_90"),
-    ("sampled_dense", "(row >= 0) & (row < size), row, size", "row >= 0, row, size",
+    ("momentum/dense", "(row >= 0) & (row < size), row, size", "row >= 0, row, size",
      MOMENTUM, "no_row"),
-    ("sampled_gather", "(index >= 0) & (index < size)", "index >= 0", MOMENTUM, "no_row"),
-    ("sampled_combine", "(tl.log2(total_s) + shift_s - centre)", "(tl.log2(total_s) - centre)",
+    ("momentum/gather", "(index >= 0) & (index < size)", "index >= 0", MOMENTUM, "no_row"),
+    ("momentum/combine", "(tl.log2(total_s) + shift_s - centre)", "(tl.log2(total_s) - centre)",
      MOMENTUM, "losses and gather and 32 and sm_90"),
 ]  # fmt: skip
 
@@ -86,7 +89,8 @@ def copy(tmp_path_factory):
     ids=[f"{module}-{becomes}" for module, _, becomes, *_ in CHANGES],
 )
 def test_a_wrong_line_is_noticed(module, was, becomes, file, selected, copy):
-    path = copy / "rrd_kernels" / "triton" / "kernels" / f"{module}.py"
+    folder, name = module.split("/")
+    path = copy / "rrd_kernels" / "triton" / folder / "kernels" / f"{name}.py"
     text = path.read_text()
     assert text.count(was) == 1
     try:

@@ -17,9 +17,9 @@ from problems import Problem, clear_of_ties, draw
 from ptx.program import PtxError
 
 from rrd_kernels import reference
-from rrd_kernels.triton.configs import Hardware
-from rrd_kernels.triton.plan import make_plan
-from rrd_kernels.triton.step import Settings, step_launches
+from rrd_kernels.triton.cards import Hardware
+from rrd_kernels.triton.fifo.launches import Settings, step_launches
+from rrd_kernels.triton.fifo.plan import make_plan
 
 archs = pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 #: Dtypes of a memory and of the rows that are written into it.

@@ -30,11 +30,11 @@ from machine_code import (
 )
 
 from benchmarks.cases.sizes import CUDA_CASES
-from rrd_kernels.triton.configs import MAX_DIM, Hardware, look_up
-from rrd_kernels.triton.launch import specialize
-from rrd_kernels.triton.plan import make_plan
-from rrd_kernels.triton.step import STORAGE, Settings
-from rrd_kernels.triton.table import ATTENTION
+from rrd_kernels.triton.cards import MAX_DIM, Hardware, look_up
+from rrd_kernels.triton.fifo.launches import STORAGE, Settings
+from rrd_kernels.triton.fifo.plan import make_plan
+from rrd_kernels.triton.fifo.table import ATTENTION
+from rrd_kernels.triton.runtime.launch import specialize
 
 pytestmark = pytest.mark.skipif(EMULATED, reason="not of what is emulated")
 

@@ -20,10 +20,12 @@ import pack_case
 from emulated import EMULATED
 
 from rrd_kernels import pack as command
-from rrd_kernels.triton import pack as packs
-from rrd_kernels.triton import run
-from rrd_kernels.triton.compiled import binary_of, compile_kernel, nvidia_target
-from rrd_kernels.triton.launch import (
+from rrd_kernels.triton.fifo.launches import Settings, step_launches
+from rrd_kernels.triton.runtime import launch as launching
+from rrd_kernels.triton.runtime import pack as packs
+from rrd_kernels.triton.runtime import run
+from rrd_kernels.triton.runtime.compiler import binary_of, compile_kernel, nvidia_target
+from rrd_kernels.triton.runtime.launch import (
     Argument,
     Binary,
     Kernel,
@@ -32,8 +34,7 @@ from rrd_kernels.triton.launch import (
     describe,
     specialize,
 )
-from rrd_kernels.triton.pack import Pack, PackError, key_of, pack_for, write
-from rrd_kernels.triton.step import Settings, step_launches
+from rrd_kernels.triton.runtime.pack import Pack, PackError, key_of, pack_for, write
 
 pytestmark = pytest.mark.skipif(EMULATED, reason="not of what is emulated")
 
@@ -44,7 +45,9 @@ def advance(num_warps: int = 1, size: int = 16) -> Specialization:
     """The smallest kernel."""
     pointer = torch.empty(1, dtype=torch.int64, device="meta")
     arguments = {"pointer": pointer, "batch": 4, "size": size}
-    return specialize(Launch(Kernel("enqueue", "advance"), (1,), arguments, {}, num_warps))
+    return specialize(
+        Launch(Kernel("fifo.kernels.enqueue", "advance"), (1,), arguments, {}, num_warps)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +107,7 @@ def test_what_differs_is_not_found(root):
 )
 def test_what_a_stride_is_compiled_for(value, argument):
     """Whole vectors are loaded from rows that begin at multiples of sixteen elements alone."""
-    launch = Launch(Kernel("update", "update"), (1,), {"memory_row": value}, {}, 1)
+    launch = Launch(Kernel("momentum.kernels.update", "update"), (1,), {"memory_row": value}, {}, 1)
     assert describe(launch, "memory_row") == argument
 
 
@@ -112,7 +115,9 @@ def test_what_a_stride_is_compiled_for(value, argument):
 def test_what_an_address_is_compiled_for(offset):
     numbers = torch.empty(64)
     assert numbers.data_ptr() % 16 == 0
-    launch = Launch(Kernel("update", "update"), (1,), {"memory": numbers[offset:]}, {}, 1)
+    launch = Launch(
+        Kernel("momentum.kernels.update", "update"), (1,), {"memory": numbers[offset:]}, {}, 1
+    )
     assert describe(launch, "memory") == Argument("*fp32", aligned=offset != 1)
 
 
@@ -165,9 +170,11 @@ def test_another_compiler_s_pack_is_made_anew(root):
 
 class TestRefused:
     def test_stale(self, root, monkeypatch):
-        digest = packs.source_digest("enqueue")
+        digest = packs.source_digest("fifo.kernels.enqueue")
         monkeypatch.setattr(packs, "source_digest", lambda module: f"not {digest}")
-        with pytest.raises(PackError, match=r"stale: kernels .* \(enqueue\).*rrd_kernels\.pack"):
+        with pytest.raises(
+            PackError, match=r"stale: kernels .* \(fifo.kernels.enqueue\).*rrd_kernels\.pack"
+        ):
             Pack(root / ARCH)
 
     def test_a_kernel_that_is_gone(self, root):
@@ -212,7 +219,7 @@ class TestRefused:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda folder: change(folder.parent, sources={"enqueue": ""}), "stale"),
+        (lambda folder: change(folder.parent, sources={"fifo.kernels.enqueue": ""}), "stale"),
         (lambda folder: next(folder.glob("*.cubin.z")).write_text("?"), "cannot be read"),
         (lambda folder: folder.rename(folder.with_name("sm_80")), "some for sm_80"),
     ],
@@ -223,7 +230,7 @@ def test_a_launch_is_refused_before_it_is_made(spoil, said, root, monkeypatch):
     pointer = torch.zeros(1, dtype=torch.int64)
     arguments = {"pointer": pointer, "batch": 4, "size": 16}
     with pytest.raises(PackError, match=said):
-        run.run([Launch(Kernel("enqueue", "advance"), (1,), arguments, {}, 1)])
+        run.run([Launch(Kernel("fifo.kernels.enqueue", "advance"), (1,), arguments, {}, 1)])
     assert pointer.item() == 0
 
 
@@ -236,22 +243,24 @@ def test_without_the_variable_the_package_s_own_counts(small, monkeypatch):
 
 def test_a_key_depends_on_card_source_and_all_else(monkeypatch):
     keys = {key_of(advance(), ARCH), key_of(advance(), "sm_80"), key_of(advance(2), ARCH)}
-    digest = packs.source_digest("enqueue")
+    digest = packs.source_digest("fifo.kernels.enqueue")
     monkeypatch.setattr(packs, "source_digest", lambda module: f"not {digest}")
     assert len(keys | {key_of(advance(), ARCH)}) == 4
 
 
 def test_a_digest_is_of_what_is_imported_too(tmp_path, monkeypatch):
-    shutil.copytree(packs.KERNELS, tmp_path / "kernels")
-    before = packs.source_digest("combine"), packs.source_digest("normalizers")
-    with (tmp_path / "kernels" / "rows.py").open("a") as rows:
+    modules = ("fifo.kernels.combine", "momentum.kernels.normalizers")
+    before = [packs.source_digest(module) for module in modules]
+    shutil.copytree(launching.TRITON, tmp_path / "triton")
+    with (tmp_path / "triton" / "common" / "kernels" / "rows.py").open("a") as rows:
         rows.write("# changed\n")
-    monkeypatch.setattr(packs, "KERNELS", tmp_path / "kernels")
+    monkeypatch.setattr(launching, "TRITON", tmp_path / "triton")
     packs.source_digest.cache_clear()
     try:
-        assert packs.source_digest("combine") != before[0]
-        assert packs.source_digest("normalizers") != before[1]
-        assert packs.source_digest("sampled_gather") != before[0]
+        assert all(
+            packs.source_digest(module) != digest
+            for module, digest in zip(modules, before, strict=True)
+        )
     finally:
         packs.source_digest.cache_clear()
 

@@ -12,8 +12,8 @@ pytest.importorskip("triton")
 
 from rrd_kernels import reference
 from rrd_kernels.triton import plain
-from rrd_kernels.triton.sampled_step import Inputs, SampledSettings
-from rrd_kernels.triton.step import Settings
+from rrd_kernels.triton.fifo.launches import Settings
+from rrd_kernels.triton.momentum.launches import Inputs, SampledSettings
 
 #: Products, and widths: what has no kernels for one reason or the other.
 CASES = [("float64", 20), ("float32", 1030)]

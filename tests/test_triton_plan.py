@@ -15,12 +15,13 @@ from problems import draw
 from rrd_kernels import functional, ops
 from rrd_kernels.bounds import fits_float32
 from rrd_kernels.ops import why_not_fused
-from rrd_kernels.triton import autotune, configs
-from rrd_kernels.triton.configs import MAX_DIM, WIDTHS, Hardware
-from rrd_kernels.triton.plan import make_plan
-from rrd_kernels.triton.sampled_table import DENSE
-from rrd_kernels.triton.step import STORAGE, Settings, allocate
-from rrd_kernels.triton.table import ATTENTION, COLUMN, LOSS, Config
+from rrd_kernels.triton import cards
+from rrd_kernels.triton.cards import MAX_DIM, WIDTHS, Hardware
+from rrd_kernels.triton.fifo import autotune
+from rrd_kernels.triton.fifo.launches import STORAGE, Settings, allocate
+from rrd_kernels.triton.fifo.plan import make_plan
+from rrd_kernels.triton.fifo.table import ATTENTION, COLUMN, LOSS, Config
+from rrd_kernels.triton.momentum.table import DENSE
 
 given, st = hypothesis.given, hypothesis.strategies
 
@@ -169,7 +170,7 @@ def test_autotuning_takes_what_measures_best(operand, need_grad, monkeypatch):
 
 def test_a_gpu_is_asked_for_once_and_not_by_dynamo(monkeypatch):
     asked = []
-    monkeypatch.setattr(configs, "family_of", lambda index: asked.append(index) or "sm_90")
+    monkeypatch.setattr(cards, "family_of", lambda index: asked.append(index) or "sm_90")
     ops._family_of.cache_clear()
     device = torch.device("cuda:3")
 
@@ -206,4 +207,4 @@ def test_families(capability, shared_kib, family, monkeypatch):
         shared_memory_per_block_optin=shared_kib * 1024,
     )
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
-    assert configs.family_of(0) == family
+    assert cards.family_of(0) == family

@@ -13,11 +13,11 @@ from lanes import lopsided
 from machine_code import CARDS, Job, SampledJob
 from packaging.version import Version
 
-from rrd_kernels.triton.compiled import compile_kernel, source_of
-from rrd_kernels.triton.fences import FENCE, missing_fences, with_fences
-from rrd_kernels.triton.launch import specialize
-from rrd_kernels.triton.sampled_step import SampledSettings
-from rrd_kernels.triton.step import STORAGE, Settings
+from rrd_kernels.triton.fifo.launches import STORAGE, Settings
+from rrd_kernels.triton.momentum.launches import SampledSettings
+from rrd_kernels.triton.runtime.compiler import compile_kernel, source_of
+from rrd_kernels.triton.runtime.fences import FENCE, missing_fences, with_fences
+from rrd_kernels.triton.runtime.launch import specialize
 
 SMALL, LARGE = (64, 16384), (1024, 65536)
 PREPARE, ATTEND, COMBINE = range(3)

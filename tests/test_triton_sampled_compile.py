@@ -22,10 +22,10 @@ from machine_code import (
     update_alone,
 )
 
-from rrd_kernels.triton.configs import MAX_DIM, WIDTHS
-from rrd_kernels.triton.launch import specialize
-from rrd_kernels.triton.sampled_step import SampledSettings
-from rrd_kernels.triton.step import STORAGE
+from rrd_kernels.triton.cards import MAX_DIM, WIDTHS
+from rrd_kernels.triton.fifo.launches import STORAGE
+from rrd_kernels.triton.momentum.launches import SampledSettings
+from rrd_kernels.triton.runtime.launch import specialize
 
 pytestmark = pytest.mark.skipif(EMULATED, reason="not of what is emulated")
 

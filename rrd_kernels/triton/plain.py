@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rrd_kernels import reference
-from rrd_kernels.triton.sampled_step import Inputs, SampledSettings
-from rrd_kernels.triton.step import Settings
+from rrd_kernels.triton.fifo.launches import Settings
+from rrd_kernels.triton.momentum.launches import Inputs, SampledSettings
 
 #: Elements of a matrix, of some samples, that are worked on at a time.
 CHUNK = 2**24

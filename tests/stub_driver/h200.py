@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
-from rrd_kernels.triton import operators, run, sampled_operators
-from rrd_kernels.triton.configs import Hardware
+from rrd_kernels.triton.cards import Hardware
+from rrd_kernels.triton.fifo import operators
+from rrd_kernels.triton.momentum import operators as sampled_operators
+from rrd_kernels.triton.runtime import run
 
 ARCH, HARDWARE = "sm_90", Hardware("sm_90", 132)
 SHARED_BYTES = 227 * 1024

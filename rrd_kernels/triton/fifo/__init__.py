@@ -1,0 +1,1 @@
+"""The FIFO memory on a GPU: operators, launches, plans, and Triton kernels under kernels/."""

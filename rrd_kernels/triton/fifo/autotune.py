@@ -1,0 +1,82 @@
+"""Block sizes by measurement, for those who ask with RRD_TRITON_AUTOTUNE=1.
+
+Not by default: measuring cannot be captured in a graph, and lets ranks and runs choose differently,
+whose results then differ in the last bits.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rrd_kernels.triton.cards import Hardware, look_up
+from rrd_kernels.triton.fifo.launches import Settings, step_launches
+from rrd_kernels.triton.fifo.plan import Plan, make_plan
+from rrd_kernels.triton.fifo.table import ATTENTION, LOSS, Config
+from rrd_kernels.triton.runtime.run import SharedMemoryError, run
+
+_logger = logging.getLogger(__name__)
+_best: dict[tuple[Any, ...], Plan] = {}
+
+
+def candidates(operand: str, dim: int, memory_bytes: int, need_grad: bool) -> list[Config]:
+    """The table's block sizes for operands and width, those of other families too."""
+    found: dict[Config, None] = {}
+    for family in ATTENTION:
+        if need_grad:
+            found |= dict.fromkeys(look_up(ATTENTION, family, operand, dim, memory_bytes))
+        else:
+            found[look_up(LOSS, family, operand, dim, memory_bytes)] = None
+    return sorted(found)
+
+
+def best_plan(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    settings: Settings,
+    hardware: Hardware,
+    milliseconds: Callable[[Callable[[], object]], float] | None = None,
+) -> Plan:
+    """The plan that takes the least time, measured at the first call of each size.
+
+    Args:
+        milliseconds: measures a call; default: Triton's ``do_bench``, its median.
+    """
+    settings = settings._replace(enqueue="never")  # what is measured is run many times
+    (batch, dim), size = z_s.shape, memory.shape[0]
+    key = batch, size, dim, memory.dtype, memory.stride(), settings, hardware
+    if key in _best:
+        return _best[key]
+    if milliseconds is None:
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("RRD_TRITON_AUTOTUNE=1 measures, which a graph's capture cannot")
+
+        from triton.testing import do_bench
+
+        def milliseconds(call: Callable[[], object]) -> float:
+            return do_bench(call, warmup=5, rep=20, return_mode="median")
+
+    times: dict[Plan, float] = {}
+    for config in candidates(settings.operand, dim, memory.element_size(), settings.need_grad):
+        plan = make_plan(
+            batch,
+            size,
+            dim,
+            settings.operand,
+            memory.element_size(),
+            settings.need_grad,
+            hardware,
+            config,
+        )
+        _, launches = step_launches(z_s, z_t, memory, None, settings, hardware, plan)
+        try:
+            times[plan] = milliseconds(functools.partial(run, launches))
+        except SharedMemoryError:
+            continue
+    best = _best[key] = min(times, key=lambda plan: times[plan])
+    _logger.info("B=%d K=%d D=%d %s: %s, %.3g ms", batch, size, dim, settings, best, times[best])
+    return best

@@ -1,0 +1,1 @@
+"""Triton kernels; only rrd_kernels/triton/runtime/compiler.py imports them."""

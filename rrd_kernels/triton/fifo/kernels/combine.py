@@ -1,0 +1,210 @@
+"""The last kernel: merges the splits into loss and gradient, and moves the pointer.
+
+With O the weighted mean of rows, l the sum of weights and q the query, in units of log 2:
+loss_i = log 2 * (log2 l_s + shift_s - q_s . O_t) and d loss_i / d s_i = (O_s - O_t) / tau_s.
+"""
+
+import triton
+import triton.language as tl
+
+from rrd_kernels.triton.common.kernels.rows import load_row, query_of, unit_row, write_slot
+
+LOG_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def load_stats(stats, row, count, splits, SPLITS: tl.constexpr):
+    """The splits' shifts and sums of weights, [SPLITS] each."""
+    split = tl.arange(0, SPLITS)
+    inside = split < splits
+    stat = stats + split.to(tl.int64) * 3 * count + row
+    shift = tl.load(stat, mask=inside, other=float("-inf"))
+    total = tl.load(stat + count, mask=inside, other=0.0)
+    return shift, total
+
+
+@triton.jit
+def merged_weights(shift, total):
+    """The splits' weights 2^(shift - largest) [SPLITS], their sum of weights, and the largest
+    shift."""
+    largest = tl.max(shift, axis=0)
+    weight = tl.exp2(shift - largest)
+    return weight, tl.sum(weight * total, axis=0), largest
+
+
+@triton.jit
+def weighted_parts(
+    partials,
+    stats,
+    row,
+    count,
+    splits,
+    first,
+    largest,
+    SPLIT_BLOCK: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """What the splits ``first ...`` add to a query's weighted rows, [SPLIT_BLOCK, BLOCK_D]."""
+    d = tl.arange(0, BLOCK_D)
+    split = (first + tl.arange(0, SPLIT_BLOCK)).to(tl.int64)
+    inside = split < splits
+    shift = tl.load(stats + split * 3 * count + row, mask=inside, other=float("-inf"))
+    place = (split * count + row)[:, None] * DIM_PAD + d[None, :]
+    mask = inside[:, None] & (d[None, :] < DIM_PAD)
+    part = tl.load(partials + place, mask=mask, other=0.0)
+    return tl.exp2(shift - largest)[:, None] * part
+
+
+@triton.jit
+def merged_outputs(
+    partials,
+    stats,
+    i,
+    batch,
+    splits,
+    largest_s,
+    largest_t,
+    SPLIT_BLOCK: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The sums over splits of a student's and its teacher's weighted rows, [BLOCK_D] each, in an
+    order of its own.
+
+    In one loop, and loaded ahead: the time is that of loads which wait for one another.
+    """
+    output_s = tl.zeros((SPLIT_BLOCK, BLOCK_D), tl.float32)
+    output_t = tl.zeros((SPLIT_BLOCK, BLOCK_D), tl.float32)
+    for first in tl.range(0, splits, SPLIT_BLOCK, num_stages=3):
+        output_s += weighted_parts(
+            partials, stats, i, 2 * batch, splits, first, largest_s, SPLIT_BLOCK, DIM_PAD, BLOCK_D
+        )
+        output_t += weighted_parts(
+            partials, stats, batch + i, 2 * batch, splits, first, largest_t, SPLIT_BLOCK, DIM_PAD,
+            BLOCK_D,
+        )  # fmt: skip
+    return tl.sum(output_s, axis=0), tl.sum(output_t, axis=0)
+
+
+@triton.jit
+def through_norm(grad, unit, norm):
+    """The derivative by a row out of that by its unit row."""
+    along = tl.sum(grad * unit, axis=0)
+    # A row shorter than the norm's clamp is divided by a constant: no projection there.
+    along = tl.where(norm > 1e-12, along, 0.0)
+    return (grad - along * unit) / norm
+
+
+@triton.jit
+def add_losses(state, losses, loss, batch, weight, BLOCK_B: tl.constexpr):
+    """The last program to come here writes ``loss`` = weight * sum(losses), added in one order
+    whichever program that is."""
+    # Every thread's loss is out before one of them counts this program as done.
+    tl.debug_barrier()
+    done = tl.atomic_add(state + 1, 1, sem="acq_rel")
+    if done == batch - 1:
+        total = tl.zeros((BLOCK_B,), tl.float32)
+        for first_loss in tl.range(0, batch, BLOCK_B):
+            b = first_loss + tl.arange(0, BLOCK_B)
+            # Not from this multiprocessor's own cache.
+            total += tl.load(losses + b, mask=b < batch, other=0.0, cache_modifier=".cg")
+        tl.store(loss, tl.sum(total, axis=0) * weight)
+
+
+@triton.jit
+def combine(
+    z_s,
+    z_t,
+    memory,
+    pointer,
+    partials,
+    stats,
+    state,
+    losses,
+    loss,
+    grad_z_s,
+    batch,
+    size,
+    splits,
+    z_s_row,
+    z_s_dim,
+    z_t_row,
+    z_t_dim,
+    memory_row,
+    memory_dim,
+    scale_s,
+    inverse_tau_s,
+    weight,
+    momentum,
+    OPERAND: tl.constexpr,
+    TF32: tl.constexpr,
+    NEED_GRAD: tl.constexpr,
+    REDUCE: tl.constexpr,
+    ENQUEUE: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SPLIT_BLOCK: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """One program a sample: ``losses[i]`` and ``grad_z_s[i]``, the derivative times ``weight``.
+
+    With REDUCE the last of them adds the losses.
+    """
+    i = tl.program_id(0)
+    count = 2 * batch
+    # All that is loaded from addresses known by now, before anything waits for it.
+    if NEED_GRAD:
+        z = load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D)
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+    if ENQUEUE != "never":
+        first = tl.load(state)
+    shifts_s, totals_s = load_stats(stats, i, count, splits, SPLITS)
+    shifts_t, totals_t = load_stats(stats, batch + i, count, splits, SPLITS)
+    _, total_s, shift_s = merged_weights(shifts_s, totals_s)
+    weight_t, total_t, shift_t = merged_weights(shifts_t, totals_t)
+    log_sum_exp = tl.log2(total_s) + shift_s
+    if NEED_GRAD:
+        d = tl.arange(0, BLOCK_D)
+        output_s, output_t = merged_outputs(
+            partials, stats, i, batch, splits, shift_s, shift_t, SPLIT_BLOCK, DIM_PAD, BLOCK_D
+        )
+        output_s = output_s / total_s
+        output_t = output_t / total_t
+        unit, norm = unit_row(z)
+        # The query as it was multiplied: computed again, so that its place may have been reused.
+        query = query_of(unit, scale_s, OPERAND, TF32).to(tl.float32)
+        centre = tl.sum(query * output_t, axis=0)
+        grad = (output_s - output_t) * inverse_tau_s
+        grad = through_norm(grad, unit, norm) * weight
+        tl.store(grad_z_s + i.to(tl.int64) * DIM + d, grad, mask=d < DIM)
+    else:
+        split = tl.arange(0, SPLITS)
+        stat = stats + split.to(tl.int64) * 3 * count + 2 * count + i
+        centres = tl.load(stat, mask=split < splits, other=0.0)
+        centre = tl.sum(weight_t * centres, axis=0) / total_t
+    tl.store(losses + i, (log_sum_exp - centre) * LOG_2)
+
+    if ENQUEUE == "after":
+        key = load_row(z_t, i, z_t_row, z_t_dim, DIM, BLOCK_D)
+        write_slot(
+            memory,
+            (first + i) % size,
+            memory_row,
+            memory_dim,
+            key,
+            momentum,
+            MOMENTUM,
+            DIM,
+            BLOCK_D,
+        )
+    if ENQUEUE != "never":
+        if i == 0:
+            tl.store(pointer, (first + batch) % size)
+    if REDUCE:
+        add_losses(state, losses, loss, batch, weight, BLOCK_B)

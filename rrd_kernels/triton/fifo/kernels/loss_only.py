@@ -1,0 +1,156 @@
+"""The second kernel where no gradient is wanted: the loss's sums alone, at half the products.
+
+A program takes the student's and the teacher's queries of the same samples, because the loss needs
+their logits side by side.
+"""
+
+import triton
+import triton.language as tl
+
+from rrd_kernels.triton.fifo.kernels.attention import load_queries, logits_of, wait_for_queries
+
+
+@triton.jit
+def out_of_bounds(total, rows_seen, bound):
+    """Whether a sum of weights shows that a logit was not within ``bound``; a NaN is no reason to
+    compute it again."""
+    return (total < rows_seen * tl.exp2(-bound)) | (total > rows_seen * tl.exp2(bound))
+
+
+@triton.jit
+def attend_loss(
+    queries,
+    memory,
+    stats,
+    batch,
+    size,
+    stride_row,
+    stride_dim,
+    tiles_per_split,
+    bound_s,
+    bound_t,
+    OPERAND: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    EVEN: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """Grid: blocks of samples, splits.
+
+    Writes ``stats[split]``: [0] the shifts and [1] the sums of the weights, of all 2B queries, and
+    [2] for the B teachers the sum of weight * student's logit.
+    """
+    wait_for_queries(DEPENDENT)
+    split = tl.program_id(1)
+    samples = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    count = 2 * batch
+    # Rows beyond the batch are of no sample, and no row that is loaded is beyond the queries.
+    rows_s = tl.where(samples < batch, samples, count)
+    rows_t = tl.where(samples < batch, samples + batch, count)
+    q_s = load_queries(queries, rows_s, count, 0, DIM_PAD, BLOCK_K)
+    q_t = load_queries(queries, rows_t, count, 0, DIM_PAD, BLOCK_K)
+
+    begin = split * tiles_per_split * BLOCK_N
+    end = tl.minimum(begin + tiles_per_split * BLOCK_N, size)
+    shift_s = tl.zeros((BLOCK_M,), tl.float32)
+    shift_t = tl.zeros((BLOCK_M,), tl.float32)
+    total_s = tl.zeros((BLOCK_M,), tl.float32)
+    total_t = tl.zeros((BLOCK_M,), tl.float32)
+    centre = tl.zeros((BLOCK_M,), tl.float32)
+
+    if BOUNDED:
+        for first in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
+            logits_s, logits_t, finite_s = both_logits(
+                q_s, q_t, queries, rows_s, rows_t, count, memory, first, size, stride_row,
+                stride_dim, OPERAND, INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N,
+                BLOCK_K,
+            )  # fmt: skip
+            weights = tl.exp2(logits_t)
+            total_s += tl.sum(tl.exp2(logits_s), axis=1)
+            total_t += tl.sum(weights, axis=1)
+            centre += tl.sum(weights * finite_s, axis=1)
+        rows_seen = (end - begin).to(tl.float32)
+        broken = out_of_bounds(total_s, rows_seen, bound_s)
+        broken |= out_of_bounds(total_t, rows_seen, bound_t)
+        again = tl.max((broken & (samples < batch)).to(tl.int32), axis=0) != 0
+        redo_end = tl.where(again, end, begin)
+        total_s = tl.where(again, 0.0, total_s)
+        total_t = tl.where(again, 0.0, total_t)
+        centre = tl.where(again, 0.0, centre)
+        shift_s = tl.where(again, float("-inf"), shift_s)
+        shift_t = tl.where(again, float("-inf"), shift_t)
+    else:
+        redo_end = end
+        shift_s += float("-inf")
+        shift_t += float("-inf")
+
+    for first in tl.range(begin, redo_end, BLOCK_N, num_stages=1 if BOUNDED else STAGES):
+        logits_s, logits_t, finite_s = both_logits(
+            q_s, q_t, queries, rows_s, rows_t, count, memory, first, size, stride_row, stride_dim,
+            OPERAND, INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        larger_s = tl.maximum(shift_s, tl.max(logits_s, axis=1))
+        larger_t = tl.maximum(shift_t, tl.max(logits_t, axis=1))
+        weights = tl.exp2(logits_t - larger_t[:, None])
+        shrink_t = tl.exp2(shift_t - larger_t)
+        total_s = total_s * tl.exp2(shift_s - larger_s)
+        total_s += tl.sum(tl.exp2(logits_s - larger_s[:, None]), axis=1)
+        total_t = total_t * shrink_t + tl.sum(weights, axis=1)
+        centre = centre * shrink_t + tl.sum(weights * finite_s, axis=1)
+        shift_s = larger_s
+        shift_t = larger_t
+
+    stat = stats + split.to(tl.int64) * 3 * count + samples
+    inside = samples < batch
+    tl.store(stat, shift_s, mask=inside)
+    tl.store(stat + batch, shift_t, mask=inside)
+    tl.store(stat + count, total_s, mask=inside)
+    tl.store(stat + count + batch, total_t, mask=inside)
+    tl.store(stat + 2 * count, centre, mask=inside)
+
+
+@triton.jit
+def both_logits(
+    q_s,
+    q_t,
+    queries,
+    rows_s,
+    rows_t,
+    count,
+    memory,
+    first,
+    size,
+    stride_row,
+    stride_dim,
+    OPERAND: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The student's and the teacher's logits of a tile, and the student's with 0 for -inf, which a
+    weight of zero may multiply."""
+    logits_s, _ = logits_of(
+        q_s, queries, rows_s, count, memory, first, size, stride_row, stride_dim, OPERAND,
+        INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+        DIM <= 128,
+    )  # fmt: skip
+    logits_t, _ = logits_of(
+        q_t, queries, rows_t, count, memory, first, size, stride_row, stride_dim, OPERAND,
+        INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+        DIM <= 128,
+    )  # fmt: skip
+    finite_s = logits_s
+    if not EVEN:
+        inside = first + tl.arange(0, BLOCK_N) < size
+        finite_s = tl.where(inside[None, :], logits_s, 0.0)
+    return logits_s, logits_t, finite_s

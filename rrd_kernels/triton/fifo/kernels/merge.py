@@ -1,0 +1,68 @@
+"""The last kernel of partial sums: merges the splits, and divides nothing."""
+
+import triton
+import triton.language as tl
+
+from rrd_kernels.triton.common.kernels.rows import load_row, query_of, unit_row
+from rrd_kernels.triton.fifo.kernels.combine import (
+    LOG_2,
+    load_stats,
+    merged_outputs,
+    merged_weights,
+)
+
+
+@triton.jit
+def merge(
+    z_s,
+    partials,
+    stats,
+    sums,
+    shifts,
+    batch,
+    splits,
+    z_s_row,
+    z_s_dim,
+    scale_s,
+    OPERAND: tl.constexpr,
+    TF32: tl.constexpr,
+    NEED_GRAD: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SPLIT_BLOCK: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One program a sample: ``sums[i]``, 3 numbers and with NEED_GRAD 2 DIM more, and
+    ``shifts[i]``, 2 numbers; see relational_partials in csrc/rrd.cpp."""
+    i = tl.program_id(0)
+    count = 2 * batch
+    # All that is loaded from addresses known by now, before anything waits for it.
+    if NEED_GRAD:
+        z = load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D)
+    shifts_s, totals_s = load_stats(stats, i, count, splits, SPLITS)
+    shifts_t, totals_t = load_stats(stats, batch + i, count, splits, SPLITS)
+    _, total_s, shift_s = merged_weights(shifts_s, totals_s)
+    weight_t, total_t, shift_t = merged_weights(shifts_t, totals_t)
+    WIDTH: tl.constexpr = 3 + 2 * DIM if NEED_GRAD else 3
+    row = sums + i.to(tl.int64) * WIDTH
+    if NEED_GRAD:
+        output_s, output_t = merged_outputs(
+            partials, stats, i, batch, splits, shift_s, shift_t, SPLIT_BLOCK, DIM_PAD, BLOCK_D
+        )
+        d = tl.arange(0, BLOCK_D)
+        tl.store(row + 3 + d, output_s, mask=d < DIM)
+        tl.store(row + 3 + DIM + d, output_t, mask=d < DIM)
+        unit, _ = unit_row(z)
+        # The query as it was multiplied: the logits of the sums are its.
+        query = query_of(unit, scale_s, OPERAND, TF32).to(tl.float32)
+        cross = tl.sum(query * output_t, axis=0)
+    else:
+        split = tl.arange(0, SPLITS)
+        stat = stats + split.to(tl.int64) * 3 * count + 2 * count + i
+        cross = tl.sum(weight_t * tl.load(stat, mask=split < splits, other=0.0), axis=0)
+    tl.store(row, total_s)
+    tl.store(row + 1, total_t)
+    tl.store(row + 2, cross * LOG_2)
+    tl.store(shifts + 2 * i.to(tl.int64), shift_s)
+    tl.store(shifts + 2 * i.to(tl.int64) + 1, shift_t)

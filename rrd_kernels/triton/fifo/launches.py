@@ -1,0 +1,353 @@
+"""A step on a GPU as a list of launches: prepare, attend, combine."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rrd_kernels.bounds import LOG2_E, SLACK, fits_float32
+from rrd_kernels.triton.cards import Hardware, input_precision
+from rrd_kernels.triton.fifo.plan import Plan, make_plan, next_power_of_2, row_block
+from rrd_kernels.triton.fifo.table import Config
+from rrd_kernels.triton.runtime.launch import Kernel, Launch
+
+#: What the products' operands are stored in.
+STORAGE = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+#: Columns of a tile after which a thread's own come again, where threads share rows; one where sums
+#: are taken across threads at once, as for float32, which has no register left.
+LANES = {"sm_80": 32, "sm_86": 32, "sm_90": 16}
+
+#: Splits that a last kernel has room for, at least: so that most batches need one kernel.
+FEWEST_SPLITS = 256
+
+#: In the order of the operators' integer.
+ENQUEUES = ("never", "before", "after")
+
+
+class Settings(NamedTuple):
+    """What a step computes, beside its tensors."""
+
+    tau_s: float
+    tau_t: float
+    unit_memory: bool
+    operand: str  # one of STORAGE
+    reduction: int  # as at::Reduction: 0 none, 1 mean, 2 sum
+    need_grad: bool
+    enqueue: str = "never"  # or "before", "after"
+    momentum: float = 0.0
+
+
+class Buffers(NamedTuple):
+    """What a step writes, beside the memory; only ``loss`` and ``grad_z_s`` outlive it."""
+
+    loss: Tensor  # [] or [B] float32
+    grad_z_s: Tensor  # [B, D] or [0, D] float32; may lie where ``queries`` does
+    losses: Tensor  # [B] float32; ``loss`` itself without a reduction
+    queries: Tensor  # [2B, DIM_PAD] in the operands' dtype
+    partials: Tensor  # [splits, 2B, DIM_PAD] float32, or [0]
+    stats: Tensor  # [splits, 3, 2B] float32
+    state: Tensor  # int64 [2]
+
+
+def operand_dtype(operand: str) -> str:
+    """The name of what it is stored in."""
+    return str(STORAGE[operand]).removeprefix("torch.")
+
+
+def row_warps(dim: int) -> int:
+    return 1 if dim <= 256 else 4
+
+
+def allocate(z_s: Tensor, plan: Plan, settings: Settings) -> Buffers:
+    batch, dim = z_s.shape
+    need_grad, reduce = settings.need_grad, settings.reduction != 0
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=z_s.device)
+
+    queries = empty(2 * batch, plan.dim_pad, dtype=STORAGE[settings.operand])
+    grad_z_s = empty(0, dim)
+    if not need_grad:
+        partials = empty(0)
+    elif plan.splits > 1 or queries.dtype != torch.float32:
+        partials = empty(plan.splits, 2 * batch, plan.dim_pad)
+        grad_z_s = empty(batch, dim)
+    elif plan.dim_blocks == 1:
+        partials = queries  # each block is read by one program, which writes its sums there
+        grad_z_s = empty(batch, dim)
+    else:
+        partials = empty(1, 2 * batch, plan.dim_pad)
+        grad_z_s = queries.view(-1)[: batch * dim].view(batch, dim)  # they have been read by then
+    loss = empty(*(() if reduce else (batch,)))
+    return Buffers(
+        loss=loss,
+        grad_z_s=grad_z_s,
+        losses=empty(batch) if reduce else loss,
+        queries=queries,
+        partials=partials,
+        stats=empty(plan.splits, 3, 2 * batch),
+        state=empty(2, dtype=torch.int64),
+    )
+
+
+def enqueue_launches(
+    memory: Tensor, pointer: Tensor, keys: Tensor, momentum: float
+) -> tuple[Launch, Launch]:
+    """The enqueue by itself: the slots, then the pointer."""
+    (size, dim), batch = memory.shape, keys.shape[0]
+    double = torch.float64 in (memory.dtype, keys.dtype)
+    write = Launch(
+        Kernel("fifo.kernels.enqueue", "enqueue"),
+        (batch,),
+        {
+            "memory": memory,
+            "pointer": pointer,
+            "keys": keys,
+            "size": size,
+            "keys_row": keys.stride(0),
+            "keys_dim": keys.stride(1),
+            "memory_row": memory.stride(0),
+            "memory_dim": memory.stride(1),
+            "momentum": momentum,
+        },
+        {
+            "DTYPE": "float64" if double else "float32",
+            "MOMENTUM": momentum != 0,
+            "DIM": dim,
+            "BLOCK_D": row_block(dim),
+        },
+        row_warps(dim),
+    )
+    move = Launch(
+        Kernel("fifo.kernels.enqueue", "advance"),
+        (1,),
+        {"pointer": pointer, "batch": batch, "size": size},
+        {},
+        1,
+    )
+    return write, move
+
+
+def step_launches(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    pointer: Tensor | None,
+    settings: Settings,
+    hardware: Hardware,
+    plan: Plan | None = None,
+) -> tuple[Buffers, tuple[Launch, Launch, Launch]]:
+    """What is launched, in order, and what it writes.
+
+    Args:
+        z_s, z_t: [B, D], B >= 1, any strides and floating dtype.
+        memory: [K, D], any strides; written where ``settings.enqueue`` is not "never".
+        pointer: int64 [1], for an enqueue.
+        settings: what is computed.
+        hardware: what it runs on.
+        plan: in place of the one that the table leads to.
+    """
+    (batch, dim), size = z_s.shape, memory.shape[0]
+    if plan is None:
+        plan = make_plan(
+            batch,
+            size,
+            dim,
+            settings.operand,
+            memory.element_size(),
+            settings.need_grad,
+            hardware,
+        )
+    buffers = allocate(z_s, plan, settings)
+    launches = (
+        prepare_launch(
+            z_s, z_t, memory, pointer, buffers.queries, buffers.state, settings, plan.dependent
+        ),
+        attend_launch(memory, buffers, plan, settings, hardware),
+        _combine(z_s, z_t, memory, pointer, buffers, plan, settings),
+    )
+    return buffers, launches
+
+
+def _embeddings(z_s: Tensor, z_t: Tensor, memory: Tensor) -> dict[str, int]:
+    """Sizes and strides that the first and the last kernel share."""
+    return {
+        "batch": z_s.shape[0],
+        "size": memory.shape[0],
+        "z_s_row": z_s.stride(0),
+        "z_s_dim": z_s.stride(1),
+        "z_t_row": z_t.stride(0),
+        "z_t_dim": z_t.stride(1),
+        "memory_row": memory.stride(0),
+        "memory_dim": memory.stride(1),
+    }
+
+
+def _row_constants(dim: int, dim_pad: int, settings: Settings) -> dict[str, Any]:
+    return {
+        "ENQUEUE": settings.enqueue,
+        "MOMENTUM": settings.momentum != 0,
+        "TF32": settings.operand == "tf32",
+        "DIM": dim,
+        "DIM_PAD": dim_pad,
+        "BLOCK_D": row_block(dim),
+    }
+
+
+def prepare_launch(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    pointer: Tensor | None,
+    queries: Tensor,
+    state: Tensor,
+    settings: Settings,
+    dependent: bool = False,
+) -> Launch:
+    """The queries out of the embeddings, and the enqueue where it comes before."""
+    batch, dim = z_s.shape
+    return Launch(
+        Kernel("common.kernels.prepare", "prepare"),
+        (batch,),
+        {
+            "z_s": z_s,
+            "z_t": z_t,
+            "memory": memory,
+            "pointer": state if pointer is None else pointer,
+            "queries": queries,
+            "state": state,
+            **_embeddings(z_s, z_t, memory),
+            "scale_s": LOG2_E / settings.tau_s,
+            "scale_t": LOG2_E / settings.tau_t,
+            "momentum": settings.momentum,
+        },
+        _row_constants(dim, queries.shape[1], settings) | {"DEPENDENT": dependent},
+        row_warps(dim),
+    )
+
+
+def reorders(config: Config, settings: Settings, hardware: Hardware) -> bool:
+    """Whether the second product takes a tile's rows in another order: for Hopper's tensor cores
+    with TF32, at the width where the compiled code is the better for it."""
+    whole_rows = config.block_k == config.block_d == 128
+    return settings.operand == "tf32" and hardware.family == "sm_90" and whole_rows
+
+
+def attend_launch(
+    memory: Tensor, buffers: Buffers, plan: Plan, settings: Settings, hardware: Hardware
+) -> Launch:
+    """The pass over the memory, in splits."""
+    size, dim = memory.shape
+    config = plan.config
+    taus = (settings.tau_s, settings.tau_t)
+    arguments = {
+        "queries": buffers.queries,
+        "memory": memory,
+        "partials": buffers.partials,
+        "stats": buffers.stats,
+        "batch": buffers.losses.shape[0],
+        "size": size,
+        "stride_row": memory.stride(0),
+        "stride_dim": memory.stride(1),
+        "tiles_per_split": plan.tiles_per_split,
+        "bound_s": SLACK * LOG2_E / settings.tau_s,
+        "bound_t": SLACK * LOG2_E / settings.tau_t,
+    }
+    # float16 holds no weight above 2^16, only shifted ones; the loss alone has them in float32.
+    bounded = settings.unit_memory and all(fits_float32(tau, size) for tau in taus)
+    constants = {
+        "OPERAND": operand_dtype(settings.operand),
+        "INPUT_PRECISION": input_precision(hardware.family, settings.operand),
+        "BOUNDED": bounded and not (settings.need_grad and settings.operand == "float16"),
+        "EVEN": plan.even,
+        "DIM": dim,
+        "DIM_PAD": plan.dim_pad,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "STAGES": config.num_stages,
+        "DEPENDENT": plan.dependent,
+    }
+    if settings.need_grad:
+        kernel, constants["BLOCK_D"] = Kernel("fifo.kernels.attention", "attend"), config.block_d
+        constants["NVIDIA"] = hardware.family.startswith("sm_")
+        constants["REORDER_WARPS"] = config.num_warps if reorders(config, settings, hardware) else 0
+        lanes = LANES.get(hardware.family, 1) if settings.operand != "float32" else 1
+        constants["LANES"] = min(config.block_n, lanes)
+    else:
+        kernel = Kernel("fifo.kernels.loss_only", "attend_loss")
+        del arguments["partials"]
+    return Launch(
+        kernel,
+        plan.grid,
+        arguments,
+        constants,
+        config.num_warps,
+        config.num_stages,
+        plan.dependent,
+    )
+
+
+def merge_constants(dim: int, splits: int, need_grad: bool, reduction: int) -> dict[str, Any]:
+    """What a last kernel is compiled for, beside the width of its rows."""
+    return {
+        "NEED_GRAD": need_grad,
+        "REDUCE": reduction != 0,
+        "SPLITS": max(FEWEST_SPLITS, next_power_of_2(splits)),
+        # Splits that are added side by side: as many as registers hold, whatever their number, so
+        # that no batch needs a kernel of its own.
+        "SPLIT_BLOCK": min(16, 2048 // row_block(dim)),
+        "BLOCK_B": 1024,
+    }
+
+
+def merge_warps(dim: int) -> int:
+    return 4 if dim > 32 else 1
+
+
+def _combine(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    pointer: Tensor | None,
+    buffers: Buffers,
+    plan: Plan,
+    settings: Settings,
+) -> Launch:
+    batch, dim = z_s.shape
+    return Launch(
+        Kernel("fifo.kernels.combine", "combine"),
+        (batch,),
+        {
+            "z_s": z_s,
+            "z_t": z_t,
+            "memory": memory,
+            "pointer": buffers.state if pointer is None else pointer,
+            "partials": buffers.partials,
+            "stats": buffers.stats,
+            "state": buffers.state,
+            "losses": buffers.losses,
+            "loss": buffers.loss,
+            "grad_z_s": buffers.grad_z_s,
+            **_embeddings(z_s, z_t, memory),
+            "splits": plan.splits,
+            "scale_s": LOG2_E / settings.tau_s,
+            "inverse_tau_s": 1 / settings.tau_s,
+            "weight": 1 / batch if settings.reduction == 1 else 1.0,
+            "momentum": settings.momentum,
+        },
+        {
+            **_row_constants(dim, plan.dim_pad, settings),
+            "OPERAND": operand_dtype(settings.operand),
+            **merge_constants(dim, plan.splits, settings.need_grad, settings.reduction),
+            "DEPENDENT": plan.dependent,
+        },
+        merge_warps(dim),
+        dependent=plan.dependent,
+    )

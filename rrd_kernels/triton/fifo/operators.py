@@ -1,0 +1,162 @@
+"""What ``csrc/cuda`` leaves to Python: the first call of each kind, and what has no kernels."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rrd_kernels.triton.cards import MAX_DIM, MAX_ROWS, hardware_of
+from rrd_kernels.triton.fifo.launches import (
+    ENQUEUES,
+    Buffers,
+    Settings,
+    enqueue_launches,
+    step_launches,
+)
+from rrd_kernels.triton.fifo.partials import partials_launches
+from rrd_kernels.triton.fifo.recipe import recipe_of
+from rrd_kernels.triton.momentum.operators import (
+    estimate_normalizers_,
+    momentum_update_,
+    on_device,
+    sampled_relational_loss_forward,
+    settled,
+)
+from rrd_kernels.triton.plain import plain_forward, plain_partials
+from rrd_kernels.triton.runtime.launch import Launch
+from rrd_kernels.triton.runtime.run import load_all, run
+
+#: What rrd_kernels/ops.py looks for here.
+__all__ = [
+    "enqueue_",
+    "estimate_normalizers_",
+    "momentum_update_",
+    "relational_partials",
+    "sampled_relational_loss_forward",
+    "triton_recipe",
+    "triton_step",
+]
+
+AUTOTUNE = os.environ.get("RRD_TRITON_AUTOTUNE") == "1"
+
+
+def _has_kernels(z_s: Tensor, memory: Tensor, settings: Settings) -> bool:
+    batch, dim = z_s.shape
+    double = settings.operand == "float64" or memory.dtype == torch.float64
+    return batch > 0 and dim <= MAX_DIM and memory.shape[0] <= MAX_ROWS and not double
+
+
+def _launches(
+    z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor | None, settings: Settings
+) -> tuple[Buffers, Sequence[Launch]]:
+    hardware = hardware_of(memory.device)
+    plan = None
+    if AUTOTUNE:
+        from rrd_kernels.triton.fifo.autotune import best_plan
+
+        plan = best_plan(z_s, z_t, memory, settings, hardware)
+    return step_launches(z_s, z_t, memory, pointer, settings, hardware, plan)
+
+
+def settings_of(
+    tau_s: float,
+    tau_t: float,
+    unit_memory: bool,
+    operand: str,
+    reduction: int,
+    enqueue: int,
+    momentum: float,
+    need_grad: bool,
+) -> Settings:
+    """From the numbers in the order in which the operators below take them."""
+    return Settings(
+        tau_s, tau_t, unit_memory, operand, reduction, need_grad, ENQUEUES[enqueue], momentum
+    )
+
+
+def triton_step(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    pointer: Tensor | None,
+    *numbers: Any,
+) -> tuple[Tensor, Tensor]:
+    """Loss and gradient, with the enqueue where there is one, launched from Python."""
+    settings = settings_of(*numbers)
+    if _has_kernels(z_s, memory, settings):
+        buffers, launches = _launches(z_s, z_t, memory, pointer, settings)
+        run(launches)
+        return buffers.loss, buffers.grad_z_s
+    if settings.enqueue == "before" and pointer is not None:
+        enqueue_(memory, pointer, z_t, settings.momentum)
+    result = plain_forward(z_s, z_t, memory, settings)
+    if settings.enqueue == "after" and pointer is not None:
+        enqueue_(memory, pointer, z_t, settings.momentum)
+    return result
+
+
+def triton_recipe(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    pointer: Tensor | None,
+    *numbers: Any,
+) -> list[int]:
+    """How ``csrc/cuda`` is to launch calls of this kind; empty where it is not to."""
+    settings = settings_of(*numbers)
+    if not _has_kernels(z_s, memory, settings):
+        return []
+    # Told apart by identity, which one tensor given twice would not be.
+    inputs = z_s.detach(), z_t.detach(), memory.detach(), pointer
+    buffers, launches = _launches(*inputs, settings)
+    loaded = load_all(launches, memory.get_device())
+    return [] if loaded is None else recipe_of(launches, loaded, buffers, inputs)
+
+
+def relational_partials(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    tau_s: float,
+    tau_t: float,
+    unit_memory: bool,
+    precision: str | None,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """The operator of this name."""
+    # rrd_kernels.functional has checked everything; this is for callers of the bare operator.
+    matrices = z_s.dim() == memory.dim() == 2 and memory.numel() > 0
+    if not matrices or z_s.shape != z_t.shape or z_s.shape[1] != memory.shape[1]:
+        shapes = [tuple(tensor.shape) for tensor in (z_s, z_t, memory)]
+        raise ValueError(f"relational_partials: z_s, z_t and memory {shapes} do not fit")
+    if not z_s.device == z_t.device == memory.device:
+        raise ValueError("relational_partials: z_s, z_t and memory must be on one device")
+    settings = Settings(tau_s, tau_t, unit_memory, settled(precision), 0, need_grad)
+    if not _has_kernels(z_s, memory, settings):
+        return plain_partials(z_s, z_t, memory, settings)
+    with on_device(memory.device):
+        hardware = hardware_of(memory.device)
+        results, launches = partials_launches(z_s, z_t, memory, settings, hardware)
+        run(launches)
+    return results
+
+
+def enqueue_(memory: Tensor, pointer: Tensor, keys: Tensor, momentum: float) -> None:
+    """The operator of this name."""
+    # rrd_kernels.functional has checked everything; this is for callers of the bare operator.
+    (batch, width), (size, dim) = keys.shape, memory.shape
+    if width != dim or batch > size or pointer.dtype != torch.int64 or pointer.numel() != 1:
+        raise ValueError(
+            f"enqueue_: keys {tuple(keys.shape)} do not fit a memory {tuple(memory.shape)}, or the "
+            f"pointer is not one int64"
+        )
+    if not keys.device == pointer.device == memory.device:
+        raise ValueError("enqueue_: memory, pointer and keys must be on one device")
+    if batch == 0:
+        return
+    if keys.untyped_storage().data_ptr() == memory.untyped_storage().data_ptr():
+        keys = keys.clone()  # slots that must not change while they are read
+    with on_device(memory.device):
+        run(enqueue_launches(memory, pointer, keys, momentum))

@@ -1,0 +1,68 @@
+"""relational_partials on a GPU: prepare, attend, merge."""
+
+import torch
+from torch import Tensor
+
+from rrd_kernels.bounds import LOG2_E
+from rrd_kernels.triton.cards import Hardware
+from rrd_kernels.triton.fifo.launches import (
+    Settings,
+    allocate,
+    attend_launch,
+    merge_constants,
+    merge_warps,
+    operand_dtype,
+    prepare_launch,
+)
+from rrd_kernels.triton.fifo.plan import make_plan, row_block
+from rrd_kernels.triton.runtime.launch import Kernel, Launch
+
+
+def partials_launches(
+    z_s: Tensor, z_t: Tensor, memory: Tensor, settings: Settings, hardware: Hardware
+) -> tuple[tuple[Tensor, Tensor], tuple[Launch, Launch, Launch]]:
+    """The sums and the shifts, and what is launched for them, in order.
+
+    Args:
+        z_s, z_t: [B, D], B >= 1, any strides and floating dtype.
+        memory: [K, D], any strides.
+        settings: with no reduction and no enqueue.
+        hardware: what it runs on.
+    """
+    (batch, dim), size = z_s.shape, memory.shape[0]
+    need_grad, operand = settings.need_grad, settings.operand
+    plan = make_plan(batch, size, dim, operand, memory.element_size(), need_grad, hardware)
+    buffers = allocate(z_s, plan, settings)
+    sums = z_s.new_empty((batch, 3 + (2 * dim if need_grad else 0)), dtype=torch.float32)
+    shifts = z_s.new_empty((batch, 2), dtype=torch.float32)
+    constants = merge_constants(dim, plan.splits, need_grad, settings.reduction)
+    last = Launch(
+        Kernel("fifo.kernels.merge", "merge"),
+        (batch,),
+        {
+            "z_s": z_s,
+            "partials": buffers.partials,
+            "stats": buffers.stats,
+            "sums": sums,
+            "shifts": shifts,
+            "batch": batch,
+            "splits": plan.splits,
+            "z_s_row": z_s.stride(0),
+            "z_s_dim": z_s.stride(1),
+            "scale_s": LOG2_E / settings.tau_s,
+        },
+        {
+            "OPERAND": operand_dtype(operand),
+            "TF32": operand == "tf32",
+            "NEED_GRAD": need_grad,
+            "SPLITS": constants["SPLITS"],
+            "SPLIT_BLOCK": constants["SPLIT_BLOCK"],
+            "DIM": dim,
+            "DIM_PAD": plan.dim_pad,
+            "BLOCK_D": row_block(dim),
+        },
+        merge_warps(dim),
+    )
+    first = prepare_launch(z_s, z_t, memory, None, buffers.queries, buffers.state, settings)
+    middle = attend_launch(memory, buffers, plan, settings, hardware)
+    return (sums, shifts), (first, middle, last)

@@ -1,0 +1,1 @@
+"""The momentum memory on a GPU: operators, launches, plans, and Triton kernels under kernels/."""

@@ -1,0 +1,87 @@
+"""The last kernel of the sampled loss: merges the splits into loss and gradient."""
+
+import triton
+import triton.language as tl
+
+from rrd_kernels.triton.common.kernels.rows import load_row, unit_row
+from rrd_kernels.triton.fifo.kernels.combine import (
+    LOG_2,
+    add_losses,
+    load_stats,
+    merged_weights,
+    through_norm,
+)
+
+
+@triton.jit
+def added(
+    partials,
+    row,
+    count,
+    splits,
+    SPLIT_BLOCK: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The sum over splits of a row of ``partials`` [splits, count, DIM_PAD], in an order of its
+    own."""
+    d = tl.arange(0, BLOCK_D)
+    output = tl.zeros((SPLIT_BLOCK, BLOCK_D), tl.float32)
+    for first in tl.range(0, splits, SPLIT_BLOCK):
+        split = (first + tl.arange(0, SPLIT_BLOCK)).to(tl.int64)
+        place = (split * count + row)[:, None] * DIM_PAD + d[None, :]
+        mask = (split < splits)[:, None] & (d[None, :] < DIM_PAD)
+        output += tl.load(partials + place, mask=mask, other=0.0)
+    return tl.sum(output, axis=0)
+
+
+@triton.jit
+def sampled_combine(
+    z_s,
+    partials,
+    stats,
+    state,
+    losses,
+    loss,
+    grad_z_s,
+    batch,
+    splits,
+    z_s_row,
+    z_s_dim,
+    slope,
+    weight,
+    NEED_GRAD: tl.constexpr,
+    REDUCE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SPLIT_BLOCK: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """One program a sample: ``losses[i]`` and ``grad_z_s[i]``, the derivative times ``weight``.
+
+    With REDUCE the last of them adds the losses. ``slope`` is what weights in ``partials`` lack.
+    """
+    i = tl.program_id(0)
+    count = 2 * batch
+    shifts_s, totals_s = load_stats(stats, i, count, splits, SPLITS)
+    shifts_t, totals_t = load_stats(stats, batch + i, count, splits, SPLITS)
+    _, total_s, shift_s = merged_weights(shifts_s, totals_s)
+    weight_t, total_t, _ = merged_weights(shifts_t, totals_t)
+    split = tl.arange(0, SPLITS)
+    stat = stats + split.to(tl.int64) * 3 * count + 2 * count + i
+    centres = tl.load(stat, mask=split < splits, other=0.0)
+    centre = tl.sum(weight_t * centres, axis=0) / total_t
+    own_loss = (tl.log2(total_s) + shift_s - centre) * LOG_2
+    tl.store(losses + i, own_loss)
+    if NEED_GRAD:
+        d = tl.arange(0, BLOCK_D)
+        grad = added(partials, i, batch, splits, SPLIT_BLOCK, DIM_PAD, BLOCK_D) * slope
+        unit, norm = unit_row(load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D))
+        grad = through_norm(grad, unit, norm) * weight
+        # Where no row that was wanted is there, no weight has been NaN.
+        grad = tl.where(own_loss == own_loss, grad, own_loss)
+        tl.store(grad_z_s + i.to(tl.int64) * DIM + d, grad, mask=d < DIM)
+    if REDUCE:
+        add_losses(state, losses, loss, batch, weight, BLOCK_B)

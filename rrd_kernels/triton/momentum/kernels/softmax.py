@@ -1,0 +1,114 @@
+"""What the kernels of the sampled loss share: logits out of products, statistics, weights.
+
+Logits are in units of log 2: b the student's and a the teacher's. Statistics lie as those of
+fifo/kernels/loss_only.py.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def gain_of(normalizers, view, normalizers_dim, scale, EXPONENTIAL: tl.constexpr):
+    """What makes an exponential a logit: ``scale`` / Z, NaN while Z is not positive."""
+    gain = scale
+    if EXPONENTIAL:
+        z = tl.load(normalizers + view * normalizers_dim).to(tl.float32)
+        gain = tl.where(z > 0, scale / z, float("nan"))
+    return gain
+
+
+@triton.jit
+def logit_of(product, gain, EXPONENTIAL: tl.constexpr):
+    """The logit of a row's product with a query, whose scale makes it one already unless it is
+    exponentiated."""
+    if EXPONENTIAL:
+        product = tl.exp2(product) * gain
+    return product
+
+
+@triton.jit
+def count_in(shift, total, logits, count):
+    """The statistics of columns with [M, N] more among them, each ``count`` times; their weights,
+    and what the earlier ones' weights shrink by."""
+    larger = tl.maximum(shift, tl.max(logits, axis=1))
+    # Where nothing is counted yet, -inf - -inf would be NaN.
+    base = tl.where(larger == float("-inf"), 0.0, larger)
+    shrink = tl.exp2(shift - base)
+    weights = count * tl.exp2(logits - base[:, None])
+    return larger, total * shrink + tl.sum(weights, axis=1), weights, shrink
+
+
+@triton.jit
+def accumulate(shift_s, total_s, shift_t, total_t, centre, b, a, count):
+    """The statistics of [M] samples with [M, N] more columns among them.
+
+    A column that counts for nothing may have any logit, NaN too.
+    """
+    counted = count > 0
+    beyond = float("-inf")
+    shift_s, total_s, _, _ = count_in(shift_s, total_s, tl.where(counted, b, beyond), count)
+    shift_t, total_t, weights, shrink = count_in(
+        shift_t, total_t, tl.where(counted, a, beyond), count
+    )
+    centre = centre * shrink + tl.sum(weights * tl.where(counted, b, 0.0), axis=1)
+    return shift_s, total_s, shift_t, total_t, centre
+
+
+@triton.jit
+def store_statistics(stats, split, samples, batch, shift_s, total_s, shift_t, total_t, centre):
+    count = 2 * batch
+    stat = stats + split.to(tl.int64) * 3 * count + samples
+    inside = samples < batch
+    tl.store(stat, shift_s, mask=inside)
+    tl.store(stat + batch, shift_t, mask=inside)
+    tl.store(stat + count, total_s, mask=inside)
+    tl.store(stat + count + batch, total_t, mask=inside)
+    tl.store(stat + 2 * count, centre, mask=inside)
+
+
+@triton.jit
+def merged_statistics(
+    stats, rows, inside, batch, splits, SPLIT_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr
+):
+    """The largest logit and the sum of weights [BLOCK_M] over all splits."""
+    shift = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    for first in tl.range(0, splits, SPLIT_BLOCK):
+        split = first + tl.arange(0, SPLIT_BLOCK)
+        mask = (split[:, None] < splits) & inside[None, :]
+        stat = stats + split.to(tl.int64)[:, None] * 6 * batch + rows[None, :]
+        shifts = tl.load(stat, mask=mask, other=float("-inf"))
+        totals = tl.load(stat + 2 * batch, mask=mask, other=0.0)
+        larger = tl.maximum(shift, tl.max(shifts, axis=0))
+        base = tl.where(larger == float("-inf"), 0.0, larger)
+        total *= tl.exp2(shift - base)
+        total += tl.sum(totals * tl.exp2(shifts - base[None, :]), axis=0)
+        shift = larger
+    return shift, total
+
+
+@triton.jit
+def softmaxes_of(stats, samples, batch, splits, SPLIT_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Each sample's largest logit and reciprocal sum of weights, student's and teacher's."""
+    inside = samples < batch
+    shift_s, total_s = merged_statistics(
+        stats, samples, inside, batch, splits, SPLIT_BLOCK, BLOCK_M
+    )
+    shift_t, total_t = merged_statistics(
+        stats, batch + samples, inside, batch, splits, SPLIT_BLOCK, BLOCK_M
+    )
+    return shift_s, 1.0 / total_s, shift_t, 1.0 / total_t
+
+
+@triton.jit
+def weights_of(b, a, count, shift_s, share_s, shift_t, share_t, EXPONENTIAL: tl.constexpr):
+    """The weight [M, N] of each row in the gradient, but for a constant: (q - p) db/dx.
+
+    Exponentiated similarities make q and p nearly alike, so that sums over each would cancel.
+    """
+    weights = tl.exp2(b - shift_s[:, None]) * share_s[:, None]
+    weights -= tl.exp2(a - shift_t[:, None]) * share_t[:, None]
+    if EXPONENTIAL:
+        weights *= b
+    return tl.where(count > 0, weights * count, 0.0)

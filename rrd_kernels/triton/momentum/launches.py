@@ -1,0 +1,271 @@
+"""The sampled loss on a GPU as a list of launches: prepare, what a method needs, combine."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rrd_kernels.bounds import LOG2_E
+from rrd_kernels.triton.cards import Hardware, input_precision
+from rrd_kernels.triton.fifo.launches import (
+    STORAGE,
+    Settings,
+    merge_constants,
+    merge_warps,
+    operand_dtype,
+    prepare_launch,
+)
+from rrd_kernels.triton.fifo.plan import cdiv, row_block
+from rrd_kernels.triton.fifo.table import Config
+from rrd_kernels.triton.momentum.plan import (
+    SampledPlan,
+    dense_plan,
+    gather_columns,
+    gather_plan,
+    is_dense,
+)
+from rrd_kernels.triton.runtime.launch import Kernel, Launch
+
+#: Modules of kernels.
+DENSE, GATHER, COMBINE = (f"momentum.kernels.{name}" for name in ("dense", "gather", "combine"))
+
+#: Columns that a program counts.
+COUNTED = 1024
+
+
+class Inputs(NamedTuple):
+    """The operator's tensors."""
+
+    z_s: Tensor
+    z_t: Tensor
+    memory_v1: Tensor
+    memory_v2: Tensor
+    contrast_idx: Tensor
+    normalizers: Tensor | None
+
+
+class SampledSettings(NamedTuple):
+    """What is computed, beside the tensors."""
+
+    tau_s: float
+    tau_t: float
+    nce_t: float
+    operand: str  # one of STORAGE, or "float64", for which there are no kernels
+    reduction: int  # as at::Reduction: 0 none, 1 mean, 2 sum
+    method: str  # "auto", "dense" or "gather"
+    need_grad: bool
+
+
+class SampledBuffers(NamedTuple):
+    """What is written; only ``loss`` and ``grad_z_s`` outlive the launches."""
+
+    loss: Tensor  # [] or [B] float32
+    grad_z_s: Tensor  # [B, D] or [0, D] float32
+    losses: Tensor  # [B] float32; ``loss`` itself without a reduction
+    queries: Tensor  # [2B, DIM_PAD] in the operands' dtype
+    partials: Tensor  # [splits, B, DIM_PAD] float32, or [0]
+    stats: Tensor  # [splits, 3, 2B] float32
+    state: Tensor  # int64 [2], of which prepare and combine have the second
+
+
+def _allocate(inputs: Inputs, plan: SampledPlan, settings: SampledSettings) -> SampledBuffers:
+    batch, dim = inputs.z_s.shape
+    need_grad, reduce = settings.need_grad, settings.reduction != 0
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=inputs.z_s.device)
+
+    loss = empty(*(() if reduce else (batch,)))
+    return SampledBuffers(
+        loss=loss,
+        grad_z_s=empty(batch if need_grad else 0, dim),
+        losses=empty(batch) if reduce else loss,
+        queries=empty(2 * batch, plan.dim_pad, dtype=STORAGE[settings.operand]),
+        partials=empty(plan.splits, batch, plan.dim_pad) if need_grad else empty(0),
+        stats=empty(plan.splits, 3, 2 * batch),
+        state=empty(2, dtype=torch.int64),
+    )
+
+
+def sampled_launches(
+    inputs: Inputs, settings: SampledSettings, hardware: Hardware
+) -> tuple[SampledBuffers, list[Launch]]:
+    """What is launched, in order, and what it writes.
+
+    Args:
+        inputs: B, P >= 1; any strides and floating dtypes.
+        settings: what is computed.
+        hardware: what it runs on.
+    """
+    (batch, dim), size = inputs.z_s.shape, inputs.memory_v1.shape[0]
+    columns = inputs.contrast_idx.shape[1]
+    if is_dense(settings.method, batch, columns, size):
+        memory_bytes = max(inputs.memory_v1.element_size(), inputs.memory_v2.element_size())
+        plan, config = dense_plan(batch, size, dim, settings.operand, memory_bytes, hardware)
+        buffers = _allocate(inputs, plan, settings)
+        between = _dense(inputs, buffers, plan, config, settings, hardware)
+    else:
+        plan = gather_plan(batch, columns, dim, hardware)
+        settings = settings._replace(operand="float32")  # there is nothing to gain by another
+        buffers = _allocate(inputs, plan, settings)
+        between = _gather(inputs, buffers, plan, settings)
+    first = _prepare(inputs, buffers, settings)
+    return buffers, [first, *between, _combine(inputs, buffers, plan, settings)]
+
+
+def _prepare(inputs: Inputs, buffers: SampledBuffers, settings: SampledSettings) -> Launch:
+    """Queries whose products are logits, or what their exponentials are taken of."""
+    tau_s, tau_t = settings.tau_s, settings.tau_t
+    if inputs.normalizers is not None:
+        tau_s = tau_t = settings.nce_t
+    row_settings = Settings(
+        tau_s, tau_t, False, settings.operand, settings.reduction, settings.need_grad
+    )
+    return prepare_launch(
+        inputs.z_s,
+        inputs.z_t,
+        inputs.memory_v2,
+        None,
+        buffers.queries,
+        buffers.state,
+        row_settings,
+    )
+
+
+def _shared(
+    inputs: Inputs, buffers: SampledBuffers, plan: SampledPlan, settings: SampledSettings
+) -> dict[str, Any]:
+    """What the two methods' kernels have in common."""
+    v1, v2, contrast_idx = inputs.memory_v1, inputs.memory_v2, inputs.contrast_idx
+    normalizers = inputs.normalizers
+    return {
+        "queries": buffers.queries,
+        "partials": buffers.partials,
+        "stats": buffers.stats,
+        "memory_v1": v1,
+        "memory_v2": v2,
+        "contrast_idx": contrast_idx,
+        "normalizers": buffers.stats if normalizers is None else normalizers,
+        "batch": inputs.z_s.shape[0],
+        "size": v1.shape[0],
+        "columns": contrast_idx.shape[1],
+        "splits": plan.splits,
+        "v1_row": v1.stride(0),
+        "v1_dim": v1.stride(1),
+        "v2_row": v2.stride(0),
+        "v2_dim": v2.stride(1),
+        "contrast_row": contrast_idx.stride(0),
+        "contrast_dim": contrast_idx.stride(1),
+        "normalizers_dim": 1 if normalizers is None else normalizers.stride(0),
+        "scale_s": LOG2_E / settings.tau_s,
+        "scale_t": LOG2_E / settings.tau_t,
+        "EXPONENTIAL": normalizers is not None,
+        "DIM": inputs.z_s.shape[1],
+        "DIM_PAD": plan.dim_pad,
+    }
+
+
+def _launch(
+    kernel: Kernel, grid: tuple[int, ...], values: dict[str, Any], warps: int, stages: int
+) -> Launch:
+    """What the kernel takes of ``values``, of which those in capitals are compiled in."""
+    taken = {name: value for name, value in values.items() if name in kernel.parameters}
+    arguments = {name: value for name, value in taken.items() if not name.isupper()}
+    constants = {name: value for name, value in taken.items() if name.isupper()}
+    return Launch(kernel, grid, arguments, constants, warps, stages)
+
+
+def _dense(
+    inputs: Inputs,
+    buffers: SampledBuffers,
+    plan: SampledPlan,
+    config: Config,
+    settings: SampledSettings,
+    hardware: Hardware,
+) -> list[Launch]:
+    (batch, dim), size = inputs.z_s.shape, inputs.memory_v1.shape[0]
+    # One more than the rows, and whole vectors.
+    stride = cdiv(size + 1, 16) * 16
+    values = {
+        **_shared(inputs, buffers, plan, settings),
+        "counts": torch.zeros((batch, stride), dtype=torch.int32, device=inputs.z_s.device),
+        "counts_row": stride,
+        "blocks": cdiv(inputs.contrast_idx.shape[1], COUNTED),
+        "tiles_per_split": plan.per_split,
+        "OPERAND": operand_dtype(settings.operand),
+        "INPUT_PRECISION": input_precision(hardware.family, settings.operand),
+        "EVEN": size % config.block_n == 0,
+        "SPLIT_BLOCK": 2048 // config.block_m,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "BLOCK_D": config.block_d,
+        "BLOCK_P": COUNTED,
+        "STAGES": config.num_stages,
+    }
+    blocks = cdiv(batch, config.block_m)
+    warps, stages = config.num_warps, config.num_stages
+    launches = [
+        _launch(Kernel(DENSE, "count"), (batch * values["blocks"],), values, 4, 1),
+        _launch(
+            Kernel(DENSE, "dense_statistics"),
+            (blocks, plan.splits),
+            values,
+            warps,
+            stages,
+        ),
+    ]
+    if settings.need_grad:
+        grid = blocks, plan.splits, cdiv(dim, config.block_d)
+        launches.append(_launch(Kernel(DENSE, "dense_gradient"), grid, values, warps, stages))
+    return launches
+
+
+def _gather(
+    inputs: Inputs, buffers: SampledBuffers, plan: SampledPlan, settings: SampledSettings
+) -> list[Launch]:
+    (batch, dim), columns = inputs.z_s.shape, inputs.contrast_idx.shape[1]
+    kept = (2, batch, columns) if settings.need_grad else (0,)
+    values = {
+        **_shared(inputs, buffers, plan, settings),
+        "logits": torch.empty(kept, dtype=torch.float32, device=inputs.z_s.device),
+        "columns_per_split": plan.per_split,
+        "NEED_GRAD": settings.need_grad,
+        "SPLIT_BLOCK": 256,
+        "BLOCK_P": gather_columns(dim),
+        "BLOCK_D": row_block(dim),
+    }
+    grid = batch, plan.splits
+    launches = [_launch(Kernel(GATHER, "gather_statistics"), grid, values, 4, 1)]
+    if settings.need_grad:
+        launches.append(_launch(Kernel(GATHER, "gather_gradient"), grid, values, 4, 1))
+    return launches
+
+
+def _combine(
+    inputs: Inputs, buffers: SampledBuffers, plan: SampledPlan, settings: SampledSettings
+) -> Launch:
+    z_s = inputs.z_s
+    batch, dim = z_s.shape
+    # db/dx is 1 / tau_s, or b / nce_t, of which the kernels multiply b, in units of log 2.
+    exponential = inputs.normalizers is not None
+    values = {
+        "z_s": z_s,
+        "partials": buffers.partials,
+        "stats": buffers.stats,
+        "state": buffers.state,
+        "losses": buffers.losses,
+        "loss": buffers.loss,
+        "grad_z_s": buffers.grad_z_s,
+        "batch": batch,
+        "splits": plan.splits,
+        "z_s_row": z_s.stride(0),
+        "z_s_dim": z_s.stride(1),
+        "slope": 1 / (LOG2_E * settings.nce_t) if exponential else 1 / settings.tau_s,
+        "weight": 1 / batch if settings.reduction == 1 else 1.0,
+        "DIM": dim,
+        "DIM_PAD": plan.dim_pad,
+        "BLOCK_D": row_block(dim),
+        **merge_constants(dim, plan.splits, settings.need_grad, settings.reduction),
+    }
+    return _launch(Kernel(COMBINE, "sampled_combine"), (batch,), values, merge_warps(dim), 1)

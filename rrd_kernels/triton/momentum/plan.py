@@ -1,0 +1,91 @@
+"""How the sampled loss is cut into programs, and by which method: from sizes alone."""
+
+from typing import NamedTuple
+
+from rrd_kernels.triton.cards import MAX_ROWS, Hardware, look_up
+from rrd_kernels.triton.fifo.plan import (
+    MAX_SPLITS,
+    MERGE_RATE,
+    PARTIAL_BYTES,
+    RATE,
+    best_splits,
+    cdiv,
+    narrowed,
+    row_block,
+)
+from rrd_kernels.triton.fifo.table import Config
+from rrd_kernels.triton.momentum.table import DENSE
+
+# Seconds by which "auto" chooses, for float32 on an H200: 4.3 TB/s, and 100 TFLOP/s as three
+# products of TensorFloat-32. With n rows in a memory,
+#
+#     dense    10·B·n·D operations, 4·n·D elements read    n·D·(B·1.0e-13 + 3.7e-12)
+#     gather   3·B·P·D elements read                       B·P·D·2.8e-12
+#
+# so that dense takes less where n·(37 + B) < 28·B·P. The second is then lowered: the count of the
+# columns takes a fifth of dense's time at D = 128, and rows that several samples want come from the
+# second-level cache. Estimates, not measurements.
+OVERHEAD = 37
+RATIO = 16
+
+#: Programs of a gather that a multiprocessor is given, to have enough loads on their way.
+RESIDENT = 16
+
+#: Elements of the rows that a program gathers at a time.
+GATHERED = 2048
+
+
+class SampledPlan(NamedTuple):
+    """What is launched for B samples of P columns, out of memories of n rows."""
+
+    dim_pad: int
+    splits: int
+    per_split: int  # tiles of the memory (dense), columns (gather)
+
+
+def is_dense(method: str, batch: int, columns: int, size: int) -> bool:
+    """Whether all rows are multiplied. Those that 32 bits cannot count are gathered."""
+    if size > MAX_ROWS or method == "gather":
+        return False
+    return method == "dense" or size * (OVERHEAD + batch) <= RATIO * batch * columns
+
+
+def dense_plan(
+    batch: int, size: int, dim: int, operand: str, memory_bytes: int, hardware: Hardware
+) -> tuple[SampledPlan, Config]:
+    """The plan where all ``size`` rows are multiplied, and its kernels' block sizes.
+
+    Args:
+        operand: the products' operands: "float32", "tf32", "float16" or "bfloat16".
+        memory_bytes: of an element of the memories.
+    """
+    dim_pad = cdiv(dim, 16) * 16
+    config = narrowed(look_up(DENSE, hardware.family, operand, dim, memory_bytes), dim)
+    tiles = cdiv(size, config.block_n)
+    split_bytes = batch * dim_pad * 4
+    operations = 2 * config.block_m * config.block_n * (2 * dim_pad + config.block_d)
+    splits = best_splits(
+        tiles,
+        cdiv(batch, config.block_m) * cdiv(dim, config.block_d),
+        hardware.multiprocessors,
+        most=max(1, min(MAX_SPLITS, PARTIAL_BYTES // split_bytes)),
+        tile_time=operations / RATE,
+        merge_time=2 * split_bytes / MERGE_RATE,
+    )
+    return SampledPlan(dim_pad, splits, cdiv(tiles, splits)), config
+
+
+def gather_columns(dim: int) -> int:
+    """Columns whose rows a program gathers at a time."""
+    return max(1, GATHERED // row_block(dim))
+
+
+def gather_plan(batch: int, columns: int, dim: int, hardware: Hardware) -> SampledPlan:
+    """The plan where the wanted rows are read."""
+    dim_pad = cdiv(dim, 16) * 16
+    block = gather_columns(dim)
+    tiles = cdiv(columns, block)
+    most = min(MAX_SPLITS, PARTIAL_BYTES // (batch * dim_pad * 4))
+    wanted = cdiv(hardware.multiprocessors * RESIDENT, batch)
+    per_split = cdiv(tiles, max(1, min(tiles, most, wanted)))
+    return SampledPlan(dim_pad, cdiv(tiles, per_split), per_split * block)

@@ -1,0 +1,152 @@
+"""What is launched: a kernel, its grid, its arguments, and what it is specialized on.
+
+Described without Triton, so that kernels which were compiled ahead need no compiler. Triton's own
+specialization looks at every integer; here only strides count, so that neither the batch nor the
+memory's size makes a new kernel.
+"""
+
+import ast
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+TRITON = Path(__file__).parents[1]
+
+POINTER_TYPE = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+}
+#: Bytes, or elements of a stride, whose multiples allow whole vectors to be loaded.
+ALIGNMENT = 16
+
+
+class Kernel(NamedTuple):
+    """A function of a module of kernels under rrd_kernels/triton."""
+
+    module: str  # from rrd_kernels.triton on, such as "fifo.kernels.attention"
+    name: str
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names, in order."""
+        return _functions_of(self.module)[self.name]
+
+
+def source_of(module: str) -> Path:
+    """The file of a module of kernels."""
+    return TRITON.joinpath(*module.split(".")).with_suffix(".py")
+
+
+@functools.cache
+def _functions_of(module: str) -> dict[str, tuple[str, ...]]:
+    """The parameters of each function, from the source: importing it would import Triton."""
+    tree = ast.parse(source_of(module).read_text())
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    return {node.name: tuple(arg.arg for arg in node.args.args) for node in functions}
+
+
+class Launch(NamedTuple):
+    """A kernel's grid, run-time arguments and compile-time constants."""
+
+    kernel: Kernel
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    constants: dict[str, Any]  # dtypes by name
+    num_warps: int
+    num_stages: int = 1
+    #: May start before the kernel before it has ended, for which it waits itself: programmatic
+    #: dependent launch.
+    dependent: bool = False
+
+
+class Argument(NamedTuple):
+    """How one argument enters the compiled code."""
+
+    type: str  # Triton's name for it
+    constant: int | None = None  # folded into the code: not passed at run time
+    aligned: bool = False
+
+
+def describe(launch: Launch, name: str) -> Argument:
+    """What is known of a run-time argument at compile time."""
+    value = launch.arguments[name]
+    if isinstance(value, Tensor):
+        # Normalizers are a part of a longer buffer, and loaded one by one.
+        aligned = name != "normalizers" and value.data_ptr() % ALIGNMENT == 0
+        return Argument(POINTER_TYPE[value.dtype], aligned=aligned)
+    if isinstance(value, float):
+        return Argument("fp64" if launch.constants.get("DTYPE") == "float64" else "fp32")
+    width = "i32" if -(2**31) <= value < 2**31 else "i64"
+    if name.endswith(("_row", "_dim")):  # strides
+        # A memory of contiguous rows that is gone through tile by tile; three products of TF32 have
+        # no register for what the compiler moves out of their loop.
+        contiguous = name == "stride_row" and value == launch.constants["DIM"]
+        if value == 1 or (contiguous and launch.constants["INPUT_PRECISION"] != "tf32x3"):
+            return Argument("constexpr", constant=value)
+        return Argument(width, aligned=value % ALIGNMENT == 0)
+    return Argument(width)
+
+
+class Specialization(NamedTuple):
+    """Everything that a launch's machine code depends on, but for the compiler and the card."""
+
+    kernel: Kernel
+    arguments: tuple[tuple[str, Argument], ...]
+    constants: tuple[tuple[str, Any], ...]
+    num_warps: int
+    num_stages: int
+
+    @property
+    def passed(self) -> list[tuple[str, str]]:
+        """Names and types of what the machine code takes, in its order."""
+        described = dict(self.arguments)
+        names = (name for name in self.kernel.parameters if name in described)
+        return [(name, described[name].type) for name in names if described[name].constant is None]
+
+    @classmethod
+    def from_json(cls, data: list[Any]) -> "Specialization":
+        """What ``json`` made of one."""
+        kernel, arguments, constants, num_warps, num_stages = data
+        return cls(
+            Kernel(*kernel),
+            tuple((name, Argument(*argument)) for name, argument in arguments),
+            tuple((name, value) for name, value in constants),
+            num_warps,
+            num_stages,
+        )
+
+
+def specialize(launch: Launch) -> Specialization:
+    """What a launch is compiled for."""
+    return Specialization(
+        launch.kernel,
+        tuple((name, describe(launch, name)) for name in launch.arguments),
+        tuple(launch.constants.items()),
+        launch.num_warps,
+        launch.num_stages,
+    )
+
+
+class Binary(NamedTuple):
+    """Machine code for NVIDIA's driver, and what a launch of it needs."""
+
+    code: bytes
+    name: str  # of the function in it
+    shared_bytes: int  # of a program
+    threads: int  # of a program
+
+
+class Loaded(NamedTuple):
+    """A kernel that csrc/cuda can launch."""
+
+    function: int
+    threads: int
+    shared_bytes: int
+    passed: tuple[tuple[str, str], ...]  # names and types of its parameters, in order

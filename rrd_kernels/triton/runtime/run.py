@@ -1,0 +1,134 @@
+"""Launches: kernels out of a pack, or compiled by Triton, loaded once and launched by csrc/cuda."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rrd_kernels.triton.cards import arch_of
+from rrd_kernels.triton.fifo.recipe import encode
+from rrd_kernels.triton.runtime.launch import Binary, Launch, Loaded, Specialization, specialize
+from rrd_kernels.triton.runtime.pack import VARIABLE, pack_for
+
+#: Bytes of a parameter; pointers have eight.
+SIZE = {"i32": 4, "i64": 8, "fp32": 4, "fp64": 8}
+#: Triton's pointers to scratch memory, behind the kernel's own parameters.
+SCRATCH = [8, 8]
+
+
+class SharedMemoryError(RuntimeError):
+    """A kernel needs more shared memory than the card has."""
+
+
+# By device. None: Triton has to launch it.
+_loaded: dict[tuple[Specialization, int], Loaded | None] = {}
+_by_triton: dict[tuple[Specialization, int], Any] = {}
+_origins: Counter[str] = Counter()
+
+
+def counts() -> dict[str, int]:
+    """How many kernels of this process came out of a pack, and how many were compiled."""
+    return {origin: _origins[origin] for origin in ("pack", "compiled")}
+
+
+def load(launch: Launch, device: int) -> Loaded | None:
+    """The kernel for a launch, loaded at its first use; none where csrc/cuda cannot launch it.
+
+    Raises:
+        PackError: a pack is to be used, and cannot be.
+        SharedMemoryError: the card has too little.
+    """
+    key = specialize(launch), device
+    if key not in _loaded:
+        _loaded.setdefault(key, _load(*key))  # the first of two threads' is kept
+    return _loaded[key]
+
+
+def _load(specialization: Specialization, device: int) -> Loaded | None:
+    arch = arch_of(device)
+    pack = pack_for(arch)
+    binary, origin = pack.find(specialization) if pack else None, "pack"
+    if binary is None:
+        binary, origin = _compile(specialization, arch), "compiled"
+    if binary is None:
+        return None
+    available = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    if binary.shared_bytes > available:
+        raise SharedMemoryError(
+            f"rrd_kernels: {specialization.kernel.name} needs {binary.shared_bytes} bytes of "
+            f"shared memory, and this card has {available}"
+        )
+    code = torch.frombuffer(bytearray(binary.code), dtype=torch.uint8)
+    try:
+        function, sizes = torch.ops.rrd_kernels.load_kernel(
+            code, binary.name, binary.shared_bytes, device
+        )
+    except RuntimeError as error:
+        where = (
+            f"out of the pack {pack.folder}" if pack and origin == "pack" else "as compiled here"
+        )
+        raise RuntimeError(
+            f"{error}, for {specialization.kernel.name} {where}. A driver that is older than the "
+            f"compiler may refuse its code: update the driver, or use the other of the two "
+            f"({VARIABLE} names packs)."
+        ) from error
+    # A compiler that passes something else, or a driver that cannot tell.
+    passed = tuple(specialization.passed)
+    if sizes != [SIZE.get(type_name, 8) for _, type_name in passed] + SCRATCH:
+        return None
+    _origins[origin] += 1
+    return Loaded(function, binary.threads, binary.shared_bytes, passed)
+
+
+def _compile(specialization: Specialization, arch: str) -> Binary | None:
+    try:
+        from rrd_kernels.triton.runtime.compiler import binary_of, compile_kernel, nvidia_target
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            f"rrd_kernels: no {specialization.kernel.name} for "
+            f"{dict(specialization.constants)} has been compiled ahead, and Triton, which would "
+            f"compile it, is not installed"
+        ) from error
+    return binary_of(compile_kernel(specialization, nvidia_target(arch)))
+
+
+def load_all(launches: Sequence[Launch], device: int) -> list[Loaded] | None:
+    """What :func:`load` has for all of them; none where csrc/cuda cannot launch one."""
+    if torch.version.hip is not None:  # AMD's driver has launches of its own
+        return None
+    loaded = [kernel for launch in launches if (kernel := load(launch, device)) is not None]
+    return loaded if len(loaded) == len(launches) else None
+
+
+def run(launches: Sequence[Launch]) -> None:
+    """Launches in order, on the current stream of the device that their tensors are on."""
+    tensors = (value for value in launches[0].arguments.values() if isinstance(value, Tensor))
+    device = next(tensors).get_device()
+    loaded = load_all(launches, device)
+    if loaded is not None:
+        torch.ops.rrd_kernels.launch_kernels(encode(launches, loaded), device)
+        return
+    for launch in launches:
+        _launch_by_triton(launch, device)
+
+
+def _launch_by_triton(launch: Launch, device: int) -> None:
+    """On the current device and stream."""
+    import triton
+
+    from rrd_kernels.triton.runtime.compiler import compile_kernel, constants_of
+
+    key = specialize(launch), device
+    if key not in _by_triton:
+        kernel = compile_kernel(key[0], triton.runtime.driver.active.get_current_target())
+        try:
+            kernel.run  # noqa: B018 - loads it, which must not wait for a graph's capture
+        except triton.OutOfResources as error:
+            raise SharedMemoryError(f"rrd_kernels: {key[0].kernel.name}: {error}") from error
+        # The first of two threads' is kept: where a kernel is dropped, its handle is invalid.
+        _by_triton.setdefault(key, kernel)
+    grid = launch.grid + (1,) * (3 - len(launch.grid))
+    values = launch.arguments | constants_of(launch.constants)
+    _by_triton[key][grid](*(values[name] for name in launch.kernel.parameters))
