@@ -1,10 +1,10 @@
 """Relational Representation Distillation (RRD, arXiv 2407.12073) with fused kernels."""
 
 from rrd_kernels import checkpoint, distributed, functional, ops, reference
+from rrd_kernels.fifo.memory import FifoMemory
 from rrd_kernels.loss import RRDLoss
-from rrd_kernels.memory import FifoMemory
-from rrd_kernels.momentum import MomentumMemory
-from rrd_kernels.sampling import ContrastSampler
+from rrd_kernels.momentum.memory import MomentumMemory
+from rrd_kernels.momentum.sampling import ContrastSampler
 
 __version__ = "0.1.0"
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from rrd_kernels import checkpoint
 from rrd_kernels import validation as check
 from rrd_kernels.distributed.ddp import ignore_in_ddp
-from rrd_kernels.memory import FifoMemory
-from rrd_kernels.momentum import MomentumMemory
+from rrd_kernels.fifo.memory import FifoMemory
+from rrd_kernels.momentum.memory import MomentumMemory
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

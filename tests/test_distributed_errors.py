@@ -11,8 +11,11 @@ from ranks import message_of, on_ranks
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 
-from rrd_kernels import RRDLoss, functional
+from rrd_kernels import RRDLoss
 from rrd_kernels.distributed import ignore_in_ddp
+from rrd_kernels.fifo import functional as fifo_functional
+from rrd_kernels.fifo import partials
+from rrd_kernels.momentum import functional as momentum_functional
 
 
 def given(rank, batch=0):
@@ -156,13 +159,13 @@ def columns(rank):
         module.load_state_dict(more.state_dict())
     counts = []
     with pytest.MonkeyPatch.context() as patch:
-        loss = functional.sampled_relational_loss
+        loss = momentum_functional.sampled_relational_loss
 
         def count(*arguments, **settings):
             counts.append(arguments[4].shape[1])
             return loss(*arguments, **settings)
 
-        patch.setattr(functional, "sampled_relational_loss", count)
+        patch.setattr(momentum_functional, "sampled_relational_loss", count)
         for batch in range(2):
             module(*given(rank, batch)[:3])
     return message, counts
@@ -266,12 +269,13 @@ class NoRoom:
         return self.function(*arguments, **settings)
 
 
-#: What has no room: the loss, or the write, of the momentum memory between its two halves.
+#: What has no room, and at which call: the loss, or the write of the momentum memory between its
+#: two halves.
 FAILURES = {
-    "fifo 2025": {"relational_loss": 0},
-    "fifo 2024": {"relational_loss": 0},
-    "momentum": {"sampled_relational_loss": 0},
-    "cosine": {"momentum_update_": 1},
+    "fifo 2025": (fifo_functional, "relational_loss", 0),
+    "fifo 2024": (fifo_functional, "relational_loss", 0),
+    "momentum": (momentum_functional, "sampled_relational_loss", 0),
+    "cosine": (momentum_functional, "momentum_update_", 1),
 }
 
 
@@ -282,8 +286,8 @@ def run_out_of_memory(rank, name, failing):
     module(*given(rank))
     with pytest.MonkeyPatch.context() as patch:
         if rank == failing:
-            for function, at in FAILURES[name].items():
-                patch.setattr(functional, function, NoRoom(getattr(functional, function), at))
+            functions, function, at = FAILURES[name]
+            patch.setattr(functions, function, NoRoom(getattr(functions, function), at))
         message = message_of(module, *given(rank, 1))
     module(*given(rank, 2))
     return message, module.state_dict(), undisturbed.state_dict()
@@ -309,7 +313,7 @@ def miss_rows(rank, failing):
     dist.broadcast_object_list(every, 0)
     with pytest.MonkeyPatch.context() as patch:
         if rank == failing:
-            patch.setattr(functional, "loss_of_partials", NoRoom(None))
+            patch.setattr(partials, "loss_of_partials", NoRoom(None))
         messages = [message_of(module, *given(rank, 1))]
     messages.append(message_of(module, *given(rank, 2)))
     module.load_state_dict(every[0])

@@ -7,7 +7,7 @@ from ranks import on_ranks
 
 from benchmarks.measuring.memory import CLEAR_REFS, peak_extra_memory
 from rrd_kernels import RRDLoss
-from rrd_kernels.distributed.layout import ROWS_AT_ONCE
+from rrd_kernels.fifo.shard import ROWS_AT_ONCE
 from rrd_kernels.functional import relational_loss, sampled_relational_loss
 
 MIB = 1 << 20

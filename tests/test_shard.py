@@ -14,7 +14,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 
 from rrd_kernels import RRDLoss
-from rrd_kernels.distributed import ignore_in_ddp, layout
+from rrd_kernels.distributed import ignore_in_ddp
+from rrd_kernels.fifo import shard
 
 #: 31 rows over 2 or 4 ranks: 16 and 15, or 8, 8, 8 and 7. A temperature of 0.01 is beyond the
 #: bounded softmax, and the reference never takes it.
@@ -160,17 +161,17 @@ def test_a_state_of_one_process_is_spread():
 
 @pytest.mark.parametrize("size", [70, 65])  # the last piece of which has 48 numbers, or 8
 def test_rows_drawn_in_pieces_are_those_of_one_draw(size, monkeypatch):
-    monkeypatch.setattr(layout, "ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(shard, "ROWS_AT_ONCE", 16)
     for start in ("published", "unit"):
         parts = []
         for rank in range(3):
             torch.manual_seed(4)
-            place = layout.Layout(size, 3, rank)
-            parts.append(layout.draw_rows(place, 8, start, device=None, dtype=torch.float64))
+            place = shard.Layout(size, 3, rank)
+            parts.append(shard.draw_rows(place, 8, start, device=None, dtype=torch.float64))
         after = torch.rand(1)
         torch.manual_seed(4)
-        place = layout.Layout(size, 1, 0)
-        rows = layout.draw_rows(place, 8, start, device=None, dtype=torch.float64)
+        place = shard.Layout(size, 1, 0)
+        rows = shard.draw_rows(place, 8, start, device=None, dtype=torch.float64)
         torch.testing.assert_close(torch.cat(parts), rows, **CLOSE)
         assert torch.rand(1) == after
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from rrd_kernels import validation as check
-from rrd_kernels.distributed.layout import Layout
+from rrd_kernels.fifo.shard import Layout
 
 GATHERS = ("keys", "none", "shard")
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.bounds import UNIT_SLACK
 from rrd_kernels.distributed.agreement import Standing, Step
 from rrd_kernels.distributed.ddp import check_ddp, ignore_in_ddp
-from rrd_kernels.distributed.fifo import keys_step
-from rrd_kernels.distributed.layout import ROWS_AT_ONCE, Layout, draw_rows
 from rrd_kernels.distributed.ranks import Ranks
-from rrd_kernels.distributed.shard import shard_step, warm_up_shard
-from rrd_kernels.distributed.state import as_dtensor, own_rows
 from rrd_kernels.embeddings import Embeddings
+from rrd_kernels.fifo import functional
+from rrd_kernels.fifo.distributed import keys_step
+from rrd_kernels.fifo.dtensor import as_dtensor, own_rows
+from rrd_kernels.fifo.shard import ROWS_AT_ONCE, Layout, draw_rows
+from rrd_kernels.fifo.shard_step import shard_step, warm_up_shard
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

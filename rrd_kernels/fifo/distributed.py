@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import use_fused
 from rrd_kernels.distributed.agreement import Share, Standing, Step, agree, check_projections
 from rrd_kernels.distributed.collectives import copy_from, gather_rows
 from rrd_kernels.distributed.ddp import refuse_join
+from rrd_kernels.fifo import functional
 
 if TYPE_CHECKING:
-    from rrd_kernels.memory import FifoMemory
+    from rrd_kernels.fifo.memory import FifoMemory
 
 
 def _alike(

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.distributed.agreement import Standing
 from rrd_kernels.distributed.ddp import check_ddp, ignore_in_ddp
-from rrd_kernels.distributed.momentum import shared_step
 from rrd_kernels.distributed.ranks import Ranks
 from rrd_kernels.embeddings import Embeddings
-from rrd_kernels.sampling import draw_contrast_idx
+from rrd_kernels.momentum import functional
+from rrd_kernels.momentum.distributed import shared_step
+from rrd_kernels.momentum.sampling import draw_contrast_idx
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -11,16 +11,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.bounds import fits_float32
 from rrd_kernels.dispatch import use_fused
 from rrd_kernels.distributed.agreement import Standing, Step
 from rrd_kernels.distributed.collectives import copy_from, gather_rows, scatter_sums
-from rrd_kernels.distributed.fifo import begin
+from rrd_kernels.fifo import functional, partials
+from rrd_kernels.fifo.distributed import begin
+from rrd_kernels.momentum.functional import momentum_update_
 
 if TYPE_CHECKING:
-    from rrd_kernels.memory import FifoMemory
+    from rrd_kernels.fifo.memory import FifoMemory
 
 
 @torch._disable_dynamo  # as keys_step
@@ -32,7 +33,7 @@ def shard_step(
     """The loss of this rank's samples against the rows of all ranks; those of all ranks' teachers
     enter the memory, each where its slot lies.
 
-    Args, Returns, Raises: as :func:`rrd_kernels.distributed.fifo.keys_step`.
+    Args, Returns, Raises: as :func:`rrd_kernels.fifo.distributed.keys_step`.
     """
     ranks = memory.ranks
     step, z_s, z_t, writes = begin(memory, prepare, settings)
@@ -63,7 +64,7 @@ def _loss(
     """The mean over this rank's samples."""
     ranks = memory.ranks
     bounded = step.unit_rows and _holds(memory, settings)
-    sums, shifts = functional.relational_partials(
+    sums, shifts = partials.relational_partials(
         all_z_s,
         all_z_t,
         memory.queue,
@@ -84,7 +85,7 @@ def _loss(
         scaled += [sums[:, 3 : 3 + width] * student, sums[:, 3 + width :] * teacher]
     own = scatter_sums(ranks, torch.cat(scaled, 1), step.batches)
     first = sum(step.batches[: ranks.rank])
-    return functional.loss_of_partials(
+    return partials.loss_of_partials(
         z_s, own, common[first : first + len(z_s)], tau_s=settings["tau_s"]
     )
 
@@ -105,9 +106,7 @@ def enqueue_(memory: "FifoMemory", keys: Tensor) -> None:
         here = torch.where(inside, here, -1)  # which those kernels do not write
     else:
         here, keys = here[inside], keys[inside]
-    functional.momentum_update_(
-        memory.queue, here, keys, memory.slot_momentum, backend=memory.backend
-    )
+    momentum_update_(memory.queue, here, keys, memory.slot_momentum, backend=memory.backend)
     pointer.add_(slots.shape[0]).remainder_(layout.size)
     memory.batches_written += 1
 
@@ -122,8 +121,8 @@ def warm_up_shard(
     settings: dict[str, Any] = {"tau_s": tau_s, "tau_t": tau_t, "precision": memory.precision}
     bounded = memory.unit_rows and _holds(memory, settings)
     for need_grad in (True, False):
-        functional.relational_partials(
+        partials.relational_partials(
             z, z, rows, need_grad=need_grad, unit_memory=bounded, **settings
         )
     nowhere = torch.zeros(1, dtype=torch.int64, device=rows.device)
-    functional.momentum_update_(rows[:1].clone(), nowhere, z[:1], memory.slot_momentum)
+    momentum_update_(rows[:1].clone(), nowhere, z[:1], memory.slot_momentum)

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rrd_kernels import functional
 from rrd_kernels import validation as check
 from rrd_kernels.dispatch import use_fused
 from rrd_kernels.distributed.agreement import Share, Standing, agree, check_projections
 from rrd_kernels.distributed.collectives import copy_from, gather_rows
 from rrd_kernels.distributed.ddp import refuse_join
+from rrd_kernels.momentum import functional
 
 if TYPE_CHECKING:
-    from rrd_kernels.momentum import MomentumMemory, Views
+    from rrd_kernels.momentum.memory import MomentumMemory, Views
 
 
 def _alike(memory: "MomentumMemory", z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def shared_step(
     (idx, views, writes) = prepared[0]
     if step.stale:
         check_projections(ranks, rows.params.device, memory)
-    if writes or step.stale:  # as in rrd_kernels.distributed.fifo.begin
+    if writes or step.stale:  # as in rrd_kernels.fifo.distributed.begin
         rows.standing = Standing.UNFINISHED
     if step.stale:
         copy_from(ranks, step.source, (rows.params, rows.memory_v1, rows.memory_v2))

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rrd_kernels.distributed.layout import Layout
 from rrd_kernels.distributed.ranks import Ranks
+from rrd_kernels.fifo.shard import Layout
 
 
 def as_dtensor(rows: Tensor, layout: Layout, ranks: Ranks) -> Any:

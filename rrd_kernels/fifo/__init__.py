@@ -1,0 +1,1 @@
+"""The FIFO memory of earlier teacher embeddings: module, functions, several ranks."""

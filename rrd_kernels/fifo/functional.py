@@ -1,0 +1,326 @@
+"""The operators of the FIFO memory, as functions; public through rrd_kernels.functional."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rrd_kernels import reference
+from rrd_kernels import validation as check
+from rrd_kernels.dispatch import settle_precision, use_fused
+from rrd_kernels.recomputation import may_write
+
+
+def _check_loss(
+    z_s: Tensor, z_t: Tensor, memory: Tensor, tau_s: float, tau_t: float, reduction: str
+) -> None:
+    check.check_loss(z_s, z_t, memory, tau_s, tau_t)
+    check.check_choice("reduction", reduction, check.REDUCTIONS)
+
+
+def _check_write(memory: Tensor, ptr: Tensor, name: str, keys: Tensor, momentum: float) -> None:
+    """``keys`` are checked already to be rows like the memory's; ``name`` is the caller's."""
+    check.check_writable("memory", memory)
+    check.check_pointer(ptr, memory)
+    check.check_momentum("momentum", momentum)
+    check.check_fits(name, keys, memory)
+
+
+def relational_loss(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    *,
+    tau_s: float = 0.1,
+    tau_t: float = 0.02,
+    reduction: str = "mean",
+    unit_memory: bool = False,
+    precision: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Cross-entropy of the student's relations to a memory against the teacher's.
+
+    With :math:`s_i, t_i` the normalised rows of ``z_s`` and ``z_t`` and :math:`m_j` those of
+    ``memory``,
+
+    .. math::
+        \ell_i = -\sum_j \mathrm{softmax}_j(t_i \cdot m_j / \tau_t)
+                 \log \mathrm{softmax}_j(s_i \cdot m_j / \tau_s).
+
+    One pass over the memory gives the loss and its gradient; nothing of size [B, K] exists, and
+    backward does not look at the memory again.
+
+    Args:
+        z_s: [B, D] student embeddings, unnormalised; float64, float32, bfloat16 or float16, any
+            strides. The only argument that receives a gradient, in its own dtype.
+        z_t: [B, D] teacher embeddings, unnormalised, same choice of dtypes.
+        memory: [K, D] earlier teacher rows, used as they are, same choice of dtypes.
+        tau_s: student temperature, positive. Default 0.1.
+        tau_t: teacher temperature, positive. Default 0.02.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. The mean over no rows is zero.
+        unit_memory: promises that no row of the memory is longer than 1 (by more than rounding),
+            which spares the running maximum of the softmax. Default ``False``. A broken promise
+            is found out where it matters, and costs a second pass, never a wrong result.
+        precision: the format of the products' operands: ``"float64"``, ``"float32"``, ``"tf32"``,
+            ``"float16"`` or ``"bfloat16"``. Sums are float32, or float64 with ``"float64"``.
+            Default: the dtype that the three tensors promote to; float32 follows
+            :func:`torch.get_float32_matmul_precision`. Where a device has no unit for a format, a
+            finer one is used: a CPU computes ``"tf32"`` and ``"float16"`` in float32, and
+            ``"bfloat16"`` too unless it has AMX or AVX512-BF16. The reference backend always
+            computes in float32, or float64 when an input is.
+        backend: ``"auto"`` (default: fused kernels where there are any), ``"fused"`` (an error
+            where there are none) or ``"reference"`` (plain PyTorch, twice differentiable).
+
+    Returns:
+        A scalar, or [B] for ``"none"``; float64 with float64 products, else float32.
+
+    Raises:
+        TypeError: an argument of the wrong type; sparse, integer, complex or DTensor inputs.
+        ValueError: shapes or devices that do not agree, a value out of range.
+        RuntimeError: ``backend="fused"`` without fused kernels. A second derivative raises
+            ``NotImplementedError``, a subclass of it.
+
+    Source: arXiv 2407.12073; the form computed here is derived in docs/decisions.md.
+
+    Example:
+        >>> import torch
+        >>> from rrd_kernels.functional import relational_loss
+        >>> z_s = torch.randn(64, 128, requires_grad=True)
+        >>> z_t, memory = torch.randn(64, 128), torch.randn(16384, 128)
+        >>> relational_loss(z_s, z_t, memory).backward()
+        >>> z_s.grad.shape
+        torch.Size([64, 128])
+    """
+    _check_loss(z_s, z_t, memory, tau_s, tau_t, reduction)
+    precision = settle_precision(precision, z_s, z_t, memory)
+    if not use_fused(backend, z_s.device):
+        return reference.relational_loss(
+            z_s, z_t, memory, tau_s=tau_s, tau_t=tau_t, reduction=reduction
+        )
+    return torch.ops.rrd_kernels.relational_loss(
+        z_s,
+        z_t,
+        memory,
+        float(tau_s),
+        float(tau_t),
+        unit_memory,
+        precision,
+        check.REDUCTIONS.index(reduction),
+    )
+
+
+def enqueue_(
+    memory: Tensor,
+    ptr: Tensor,
+    keys: Tensor,
+    *,
+    momentum: float = 0.0,
+    backend: str = "auto",
+) -> None:
+    """Writes the unit rows of ``keys`` into a ring of slots, in place and without a host sync.
+
+    Slot ``(ptr + i) % K`` becomes ``normalize(momentum * slot + (1 - momentum) * normalize(key))``
+    for the i-th key, and ``ptr`` becomes ``(ptr + B) % K``. A key that is not finite leaves its
+    slot as it was.
+
+    Args:
+        memory: [K, D] slots; float64, float32, bfloat16 or float16, any strides, changed in place.
+        ptr: int64 [1], the slot of the first key, on the memory's device, changed in place.
+        keys: [B, D] rows, unnormalised, with B <= K; same choice of dtypes.
+        momentum: how much of the old slot stays, in [0, 1). Default 0: the plain FIFO write.
+        backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.
+
+    Returns nothing; writes ``memory`` and ``ptr``.
+
+    Raises:
+        TypeError: an argument of the wrong type; sparse, integer, complex or DTensor inputs.
+        ValueError: B > K, widths or devices that do not agree, momentum out of range, a memory
+            that is expanded or requires a gradient. Nothing has been written then.
+        RuntimeError: ``backend="fused"`` without fused kernels.
+
+    Source: the published code of arXiv 2407.12073, with wrapping, momentum and refusal added.
+
+    Example:
+        >>> import torch
+        >>> from rrd_kernels.functional import enqueue_
+        >>> memory, ptr = torch.zeros(4, 2), torch.tensor([3])
+        >>> enqueue_(memory, ptr, torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
+        >>> memory[3], memory[0], ptr
+        (tensor([0.6000, 0.8000]), tensor([0., 1.]), tensor([1]))
+    """
+    check.check_rows("memory", memory)
+    check.check_rows("keys", keys)
+    check.check_alike("keys", keys, "memory", memory, same_rows=False)
+    check.check_not_empty("memory", memory)
+    _check_write(memory, ptr, "keys", keys, momentum)
+    if not use_fused(backend, memory.device):
+        reference.enqueue_(memory, ptr, keys, momentum=momentum)
+        return
+    torch.ops.rrd_kernels.enqueue_(memory, ptr, keys.detach(), float(momentum))
+
+
+def relational_step_(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    ptr: Tensor,
+    *,
+    tau_s: float = 0.1,
+    tau_t: float = 0.02,
+    enqueue: str = "before",
+    momentum: float = 0.0,
+    reduction: str = "mean",
+    unit_memory: bool = False,
+    precision: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """A training step on the memory in one operator: :func:`enqueue_` of ``z_t``, and
+    :func:`relational_loss`.
+
+    Where ``torch.utils.checkpoint`` repeats it, it writes nothing: the memory has the rows by then.
+    That is right as long as each step has its backward before the next one, which is not checked
+    here as :class:`rrd_kernels.RRDLoss` does.
+
+    Args:
+        z_s: [B, D] student embeddings, unnormalised; float64, float32, bfloat16 or float16, any
+            strides. The only argument that receives a gradient, in its own dtype.
+        z_t: [B, D] teacher embeddings, unnormalised, with B <= K; same choice of dtypes.
+        memory: [K, D] slots, same choice of dtypes, any strides, changed in place. A backward
+            does not look at them: they may be written again before it.
+        ptr: int64 [1], the slot of the first row of ``z_t``, on the memory's device, changed in
+            place.
+        tau_s: student temperature, positive. Default 0.1.
+        tau_t: teacher temperature, positive. Default 0.02.
+        enqueue: whether the rows of ``z_t`` enter the memory ``"before"`` (default) or ``"after"``
+            the similarities are taken.
+        momentum: how much of the old slot stays, in [0, 1). Default 0: the plain FIFO write.
+        reduction, unit_memory, precision, backend: as in :func:`relational_loss`, with the same
+            defaults. A promise of ``unit_memory`` covers the rows that enter, which are of norm 1.
+
+    Returns:
+        A scalar, or [B] for ``"none"``; float64 with float64 products, else float32. With B = 0
+        nothing is written.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: for what either function refuses; and where
+            ``torch.utils.checkpoint`` repeats a step whose rows entered ``"after"``, which would
+            differentiate another loss than the one that was returned. Nothing has been written
+            then.
+
+    Source: arXiv 2407.12073 and its published code, which does the two one after the other.
+
+    Example:
+        >>> import torch
+        >>> from rrd_kernels.functional import relational_step_
+        >>> memory = torch.nn.functional.normalize(torch.randn(16384, 128), dim=1)
+        >>> ptr = torch.zeros(1, dtype=torch.int64)
+        >>> z_s, z_t = torch.randn(64, 128, requires_grad=True), torch.randn(64, 128)
+        >>> relational_step_(z_s, z_t, memory, ptr, unit_memory=True).backward()
+        >>> z_s.grad.shape, ptr
+        (torch.Size([64, 128]), tensor([64]))
+    """
+    _check_loss(z_s, z_t, memory, tau_s, tau_t, reduction)
+    _check_write(memory, ptr, "z_t", z_t, momentum)
+    check.check_choice("enqueue", enqueue, check.ENQUEUES)
+    if not may_write(True, enqueue):
+        return relational_loss(
+            z_s,
+            z_t,
+            memory,
+            tau_s=tau_s,
+            tau_t=tau_t,
+            reduction=reduction,
+            unit_memory=unit_memory,
+            precision=precision,
+            backend=backend,
+        )
+    precision = settle_precision(precision, z_s, z_t, memory)
+    if not use_fused(backend, z_s.device):
+        return reference.relational_step_(
+            z_s,
+            z_t,
+            memory,
+            ptr,
+            tau_s=tau_s,
+            tau_t=tau_t,
+            enqueue=enqueue,
+            momentum=momentum,
+            reduction=reduction,
+        )
+    return torch.ops.rrd_kernels.relational_step_(
+        memory,
+        ptr,
+        z_s,
+        z_t,
+        float(tau_s),
+        float(tau_t),
+        unit_memory,
+        precision,
+        check.REDUCTIONS.index(reduction),
+        enqueue == "before",
+        float(momentum),
+    )
+
+
+def warmup(
+    batch: int,
+    size: int,
+    dim: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    memory_dtype: torch.dtype | None = None,
+    tau_s: float = 0.1,
+    tau_t: float = 0.02,
+    enqueue: str = "before",
+    momentum: float = 0.0,
+    reduction: str = "mean",
+    unit_memory: bool = False,
+    precision: str | None = None,
+    device: torch.device | str | None = None,
+) -> None:
+    """Compiles what :func:`relational_step_` and :func:`relational_loss` will need.
+
+    GPU kernels are compiled at their first use, which takes seconds, and which a CUDA graph cannot
+    capture. They are kept on disk, so that later processes find them.
+
+    Args:
+        batch: B, at least 1.
+        size: rows K of the memory, at least B.
+        dim: width D.
+        dtype: of the embeddings. Default float32; under autocast, autocast's.
+        memory_dtype: of the memory. Default: ``dtype``.
+        tau_s, tau_t, enqueue, momentum, reduction, unit_memory, precision: as they will be given.
+        device: where. Default: PyTorch's default device.
+
+    Returns nothing; writes no tensor that exists, and compiled kernels to the disk.
+
+    Raises:
+        TypeError, ValueError: an argument that the functions refuse.
+
+    Source: Triton, which compiles a kernel when it is first launched.
+
+    Example:
+        >>> from rrd_kernels.functional import warmup
+        >>> warmup(64, 16384, 128, unit_memory=True)
+    """
+    for name, value in (("batch", batch), ("size", size), ("dim", dim)):
+        check.check_size(name, value)
+    memory = torch.zeros(size, dim, dtype=memory_dtype or dtype, device=device)
+    ptr = torch.zeros(1, dtype=torch.int64, device=device)
+    z_s, z_t = (torch.zeros(batch, dim, dtype=dtype, device=device) for _ in range(2))
+    options: dict[str, Any] = {
+        "tau_s": tau_s,
+        "tau_t": tau_t,
+        "reduction": reduction,
+        "unit_memory": unit_memory,
+        "precision": precision,
+    }
+    for need_grad in (True, False):
+        leaf = z_s.requires_grad_(need_grad)
+        step = relational_step_(
+            leaf, z_t, memory, ptr, enqueue=enqueue, momentum=momentum, **options
+        )
+        loss = relational_loss(leaf, z_t, memory, **options)
+        if need_grad:
+            torch.autograd.grad((step + loss).sum(), leaf)
+    enqueue_(memory, ptr, z_t, momentum=momentum)

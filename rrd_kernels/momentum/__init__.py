@@ -1,0 +1,1 @@
+"""The momentum memory, a row for each sample: module, functions, negatives, several ranks."""
