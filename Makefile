@@ -38,7 +38,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 INSTALLED := $(VENV)/.installed
 EDITABLE := $(VENV)/.editable
 BUILT := $(VENV)/.built
-CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl)
+CPP := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.inl")
 SOURCES := setup.py $(CPP)
 
 .PHONY: help setup demo test test-all test-long test-oldest oldest kernels pack lint format bench gpu-check gpu-pack sanitize dist clean

@@ -9,7 +9,7 @@ LOG2_E = math.log2(math.e)
 UNIT_SLACK = 2.0**-7
 
 #: How far beyond 1/tau a logit may be, of such a row and a query that is rounded too, and its sums
-#: beyond their bounds; as in csrc/cpu/attention_pass.h.
+#: beyond their bounds; as in csrc/cpu/fifo/attention_pass.h.
 SLACK = 1 + 2 * UNIT_SLACK
 
 

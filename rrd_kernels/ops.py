@@ -1,6 +1,6 @@
 """Loads the C++ extension and registers what its operators need from Python.
 
-The schemas are in ``csrc/rrd.cpp``. Without the extension the package works on the reference
+The schemas are in ``csrc/schemas.cpp``. Without the extension the package works on the reference
 backend; :data:`EXTENSION_ERROR` then says why it is missing.
 """
 

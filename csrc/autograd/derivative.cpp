@@ -8,7 +8,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "operators.h"
+#include "calls.h"
 
 namespace rrd {
 namespace {

@@ -3,7 +3,7 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
-#include "operators.h"
+#include "calls.h"
 
 namespace rrd {
 namespace {

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu/attention.h"
+#include "cpu/kernels/attention.h"
 
 namespace rrd::cpu {
 

@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "cpu/attention.h"
+#include "cpu/kernels/attention.h"
 
 namespace rrd::cpu {
 

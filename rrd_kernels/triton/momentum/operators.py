@@ -20,7 +20,7 @@ def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]
 
 
 def settled(precision: str | None) -> str:
-    """The products' format now, as ``settled`` of ``csrc/cuda/operators.cpp``."""
+    """The products' format now, as ``settled`` of ``csrc/cuda/relational_loss.cpp``."""
     if precision is not None:
         return precision
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"

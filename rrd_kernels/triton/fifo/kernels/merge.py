@@ -34,7 +34,7 @@ def merge(
     BLOCK_D: tl.constexpr,
 ):
     """One program a sample: ``sums[i]``, 3 numbers and with NEED_GRAD 2 DIM more, and
-    ``shifts[i]``, 2 numbers; see relational_partials in csrc/rrd.cpp."""
+    ``shifts[i]``, 2 numbers; see relational_partials in csrc/schemas.cpp."""
     i = tl.program_id(0)
     count = 2 * batch
     # All that is loaded from addresses known by now, before anything waits for it.

@@ -4,8 +4,8 @@
 //   logits^T[k, q]  = M[k, d] Q^T[d, q]      M as it lies, Q^T packed once per call;
 //   output^T[d, q] += M^T[d, k] P^T[k, q]    M^T packed once per tile, P^T written by the softmax.
 // Lanes are queries throughout, so that sums and maxima need no reduction across a vector.
-#include "cpu/attention.h"
-#include "cpu/kernels.h"
+#include "cpu/kernels/attention.h"
+#include "cpu/kernels/select.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <immintrin.h>
@@ -13,23 +13,23 @@
 #include <limits>
 
 #define RRD_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c,amx-tile,amx-bf16"
-#include "cpu/target_begin.inl"
+#include "cpu/kernels/target_begin.inl"
 
 #define RRD_VECTOR_BYTES 64
 
 namespace rrd::cpu {
 namespace amx {
-#include "cpu/simd.inl"
+#include "cpu/kernels/simd.inl"
 
-#include "cpu/prefetch.inl"
+#include "cpu/kernels/prefetch.inl"
 
 constexpr int64_t kGroupRows = 32;
 constexpr int64_t kMostTileRows = 512;
-#include "cpu/bfloat16_operands.inl"
+#include "cpu/kernels/bfloat16_operands.inl"
 
-#include "cpu/bfloat16_softmax.inl"
+#include "cpu/kernels/bfloat16_softmax.inl"
 
-#include "cpu/amx_layout.inl"
+#include "cpu/kernels/amx_layout.inl"
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
@@ -166,7 +166,7 @@ Output output_of(const AttentionTask<float>& task, const Scratch& scratch) {
   return {scratch.output, matrix_dim(task.memory.dim) * kRoles * kLanes};
 }
 
-#include "cpu/bfloat16_pass.inl"
+#include "cpu/kernels/bfloat16_pass.inl"
 
 void attend(const AttentionTask<float>& task) {
   const TileConfig config;
@@ -197,5 +197,5 @@ AttentionKernel<float> amx_kernel() {
 
 }  // namespace rrd::cpu
 
-#include "cpu/target_end.inl"
+#include "cpu/kernels/target_end.inl"
 #endif

@@ -6,7 +6,7 @@
 
 #include <tuple>
 
-#include "cpu/attention_pass.h"
+#include "cpu/fifo/attention_pass.h"
 
 namespace rrd::cpu {
 namespace {

@@ -1,15 +1,15 @@
-// The kernels of attention_simd.inl and sampled_simd.inl for AVX2.
+// The kernels of attention_simd.inl and momentum_simd.inl for AVX2.
 #include <limits>
 #include <type_traits>
 
-#include "cpu/attention.h"
-#include "cpu/kernels.h"
-#include "cpu/sampled.h"
+#include "cpu/kernels/attention.h"
+#include "cpu/kernels/momentum.h"
+#include "cpu/kernels/select.h"
 
 #if defined(__x86_64__)
 
 #define RRD_TARGET "avx2,fma,f16c"
-#include "cpu/target_begin.inl"
+#include "cpu/kernels/target_begin.inl"
 
 #define RRD_VECTOR_BYTES 32
 #define RRD_ISA_NAME "avx2"
@@ -19,15 +19,15 @@
 
 namespace rrd::cpu {
 namespace avx2 {
-#include "cpu/simd.inl"
+#include "cpu/kernels/simd.inl"
 
-#include "cpu/prefetch.inl"
+#include "cpu/kernels/prefetch.inl"
 
-#include "cpu/rows.inl"
+#include "cpu/kernels/rows.inl"
 
-#include "cpu/attention_simd.inl"
+#include "cpu/kernels/attention_simd.inl"
 
-#include "cpu/sampled_simd.inl"
+#include "cpu/kernels/momentum_simd.inl"
 }  // namespace avx2
 
 const AttentionKernel<float> kAvx2Float = avx2::simd_kernel<float>();
@@ -37,5 +37,5 @@ const SampledKernel<double> kAvx2SampledDouble = avx2::sampled_kernel<double>();
 
 }  // namespace rrd::cpu
 
-#include "cpu/target_end.inl"
+#include "cpu/kernels/target_end.inl"
 #endif

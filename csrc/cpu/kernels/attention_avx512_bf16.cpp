@@ -5,8 +5,8 @@
 //            read as it lies;
 //   output:  vectors along D, with the memory's rows interleaved in pairs once per tile, pairs of
 //            probabilities broadcast.
-#include "cpu/attention.h"
-#include "cpu/kernels.h"
+#include "cpu/kernels/attention.h"
+#include "cpu/kernels/select.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -14,21 +14,21 @@
 #include <limits>
 
 #define RRD_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"
-#include "cpu/target_begin.inl"
+#include "cpu/kernels/target_begin.inl"
 
 #define RRD_VECTOR_BYTES 64
 
 namespace rrd::cpu {
 namespace avx512_bf16 {
-#include "cpu/simd.inl"
+#include "cpu/kernels/simd.inl"
 
-#include "cpu/prefetch.inl"
+#include "cpu/kernels/prefetch.inl"
 
 constexpr int64_t kGroupRows = 12;
 constexpr int64_t kMostTileRows = 96;
-#include "cpu/bfloat16_operands.inl"
+#include "cpu/kernels/bfloat16_operands.inl"
 
-#include "cpu/bfloat16_softmax.inl"
+#include "cpu/kernels/bfloat16_softmax.inl"
 
 constexpr int64_t kOutputQueries = 8;
 constexpr int64_t kOutputVectors = 3;
@@ -203,7 +203,7 @@ void add_output(const Scratch& scratch, int64_t groups, int64_t dim, float* outp
   add_columns<kOutputVectors>(scratch, groups, dim, 0, output);
 }
 
-#include "cpu/bfloat16_pass.inl"
+#include "cpu/kernels/bfloat16_pass.inl"
 }  // namespace avx512_bf16
 
 // Not a constant, as amx_kernel.
@@ -223,5 +223,5 @@ AttentionKernel<float> avx512_bf16_kernel() {
 
 }  // namespace rrd::cpu
 
-#include "cpu/target_end.inl"
+#include "cpu/kernels/target_end.inl"
 #endif

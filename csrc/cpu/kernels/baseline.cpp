@@ -1,11 +1,11 @@
-// The kernels of attention_simd.inl and sampled_simd.inl for the compiler's default instruction
+// The kernels of attention_simd.inl and momentum_simd.inl for the compiler's default instruction
 // set.
 #include <limits>
 #include <type_traits>
 
-#include "cpu/attention.h"
-#include "cpu/kernels.h"
-#include "cpu/sampled.h"
+#include "cpu/kernels/attention.h"
+#include "cpu/kernels/momentum.h"
+#include "cpu/kernels/select.h"
 
 #define RRD_VECTOR_BYTES 16
 #define RRD_ISA_NAME "baseline"
@@ -15,15 +15,15 @@
 
 namespace rrd::cpu {
 namespace baseline {
-#include "cpu/simd.inl"
+#include "cpu/kernels/simd.inl"
 
-#include "cpu/prefetch.inl"
+#include "cpu/kernels/prefetch.inl"
 
-#include "cpu/rows.inl"
+#include "cpu/kernels/rows.inl"
 
-#include "cpu/attention_simd.inl"
+#include "cpu/kernels/attention_simd.inl"
 
-#include "cpu/sampled_simd.inl"
+#include "cpu/kernels/momentum_simd.inl"
 }  // namespace baseline
 
 const AttentionKernel<float> kBaselineFloat = baseline::simd_kernel<float>();

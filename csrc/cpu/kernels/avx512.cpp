@@ -1,16 +1,16 @@
-// The kernels of attention_simd.inl and sampled_simd.inl for AVX-512.
+// The kernels of attention_simd.inl and momentum_simd.inl for AVX-512.
 #include <limits>
 #include <type_traits>
 
-#include "cpu/attention.h"
-#include "cpu/kernels.h"
-#include "cpu/sampled.h"
+#include "cpu/kernels/attention.h"
+#include "cpu/kernels/momentum.h"
+#include "cpu/kernels/select.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #define RRD_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
-#include "cpu/target_begin.inl"
+#include "cpu/kernels/target_begin.inl"
 
 #define RRD_VECTOR_BYTES 64
 #define RRD_ISA_NAME "avx512"
@@ -20,15 +20,15 @@
 
 namespace rrd::cpu {
 namespace avx512 {
-#include "cpu/simd.inl"
+#include "cpu/kernels/simd.inl"
 
-#include "cpu/prefetch.inl"
+#include "cpu/kernels/prefetch.inl"
 
-#include "cpu/rows.inl"
+#include "cpu/kernels/rows.inl"
 
-#include "cpu/attention_simd.inl"
+#include "cpu/kernels/attention_simd.inl"
 
-#include "cpu/sampled_simd.inl"
+#include "cpu/kernels/momentum_simd.inl"
 }  // namespace avx512
 
 const AttentionKernel<float> kAvx512Float = avx512::simd_kernel<float>();
@@ -38,5 +38,5 @@ const SampledKernel<double> kAvx512SampledDouble = avx512::sampled_kernel<double
 
 }  // namespace rrd::cpu
 
-#include "cpu/target_end.inl"
+#include "cpu/kernels/target_end.inl"
 #endif

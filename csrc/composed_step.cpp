@@ -1,7 +1,7 @@
 // relational_step_forward_ for a backend that has no kernel of its own for it.
 #include <torch/library.h>
 
-#include "operators.h"
+#include "calls.h"
 #include "recomputation.h"
 
 namespace rrd {

@@ -11,7 +11,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/attention_pass.h"
+#include "cpu/fifo/attention_pass.h"
 
 namespace rrd::cpu {
 namespace {

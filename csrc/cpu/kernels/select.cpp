@@ -1,6 +1,6 @@
 // Which kernel runs: the fastest instruction set of this machine, or what RRD_CPU_CAPABILITY caps
 // it to (the counterpart of PyTorch's ATEN_CPU_CAPABILITY).
-#include "cpu/kernels.h"
+#include "cpu/kernels/select.h"
 
 #include <c10/util/Exception.h>
 #include <torch/library.h>
@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/sampled.h"
+#include "cpu/kernels/momentum.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>

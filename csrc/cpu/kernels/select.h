@@ -1,7 +1,7 @@
 // The kernels that were compiled, and the choice among them at run time.
 #pragma once
 
-#include "cpu/attention.h"
+#include "cpu/kernels/attention.h"
 
 namespace rrd::cpu {
 

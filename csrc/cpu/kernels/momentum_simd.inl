@@ -1,4 +1,4 @@
-// The kernels of sampled.h, after simd.inl, rows.inl and attention_simd.inl.
+// The kernels of momentum.h, after simd.inl, rows.inl and attention_simd.inl.
 
 inline int64_t padded_count(int64_t count) { return round_up(count, Vector<double>::kLanes); }
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cpu/attention.h"
+#include "cpu/kernels/attention.h"
 
 namespace rrd::cpu {
 

@@ -8,7 +8,7 @@
 #include <atomic>
 #include <cmath>
 
-#include "cpu/kernels.h"
+#include "cpu/kernels/select.h"
 #include "cpu/tensors.h"
 
 namespace rrd::cpu {

@@ -14,9 +14,9 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "calls.h"
 #include "cuda/driver.h"
 #include "cuda/recipe.h"
-#include "operators.h"
 #include "recomputation.h"
 
 namespace rrd {
