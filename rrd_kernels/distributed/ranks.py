@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 
 from rrd_kernels import validation as check
-from rrd_kernels.fifo.shard import Layout
 
 GATHERS = ("keys", "none", "shard")
 
@@ -62,19 +61,6 @@ class Ranks:
         group = self.group or dist.group.WORLD
         before, self._met = self._met, weakref.ref(group)
         return before is None or before() is not group
-
-    def check_layout(self, layout: Layout) -> None:
-        """This rank's part of a memory is the one that it was made as.
-
-        Raises:
-            RuntimeError: it is not, as where the group, or another process's copy, came later.
-        """
-        if self.gather == "shard" and (layout.rank, layout.ranks) != (self.rank, self.size):
-            raise RuntimeError(
-                f"these rows are those of rank {layout.rank} of {layout.ranks}, and this is rank "
-                f"{self.rank} of {self.size}: make the criterion after init_process_group, on "
-                f"every rank, and use it before destroy_process_group"
-            )
 
     def device_for_numbers(self, device: torch.device) -> torch.device:
         """Where a few integers are exchanged: on the CPU where the group can, so that reading them

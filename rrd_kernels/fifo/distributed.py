@@ -1,7 +1,7 @@
 """A training step on a FIFO memory of which every rank has a copy."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +12,10 @@ from rrd_kernels.distributed.agreement import Share, Standing, Step, agree, chec
 from rrd_kernels.distributed.collectives import copy_from, gather_rows
 from rrd_kernels.distributed.ddp import refuse_join
 from rrd_kernels.fifo import functional
-
-if TYPE_CHECKING:
-    from rrd_kernels.fifo.memory import FifoMemory
+from rrd_kernels.fifo.rows import FifoRows
 
 
-def _alike(
-    memory: "FifoMemory", settings: dict[str, Any], z_s: Tensor, z_t: Tensor
-) -> dict[str, Any]:
+def _alike(memory: FifoRows, settings: dict[str, Any], z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
     """What all ranks must have alike, by the names that an error uses."""
     return {
         "gather": memory.ranks.gather,
@@ -36,11 +32,11 @@ def _alike(
 
 
 def begin(
-    memory: "FifoMemory",
-    prepare: Callable[[], tuple[Tensor, Tensor, bool]],
+    memory: FifoRows,
+    embed: Callable[[], tuple[Tensor, Tensor, bool]],
     settings: dict[str, Any],
 ) -> tuple[Step, Tensor, Tensor, bool]:
-    """What all ranks bring to a step, and what ``prepare`` has made of this rank's input.
+    """What all ranks bring to a step, and what ``embed`` has made of this rank's input.
 
     A memory that is to be written counts as unfinished from here on, until the step sets it right
     at its end: a rank that fails in between, for want of memory, has another's again at the next
@@ -48,7 +44,7 @@ def begin(
 
     Args, Raises: as :func:`keys_step`.
     """
-    prepared: list[tuple[Tensor, Tensor, bool]] = []
+    embedded: list[tuple[Tensor, Tensor, bool]] = []
 
     def share() -> Share:
         # What the functions would refuse after the ranks have agreed.
@@ -57,8 +53,8 @@ def begin(
         use_fused(memory.backend, memory.queue.device)
         if memory.ranks.are_others() and memory.standing == Standing.ALIKE:
             memory.standing = Standing.STALE
-        prepared.append(prepare())
-        z_s, z_t, writes = prepared[0]
+        embedded.append(embed())
+        z_s, z_t, writes = embedded[0]
         alike = _alike(memory, settings, z_s, z_t)
         alike |= {"nce_k": memory.layout.size, "update": writes}
         if memory.ranks.gather == "shard":  # no other rank has the rows that one has loaded
@@ -69,7 +65,7 @@ def begin(
 
     refuse_join(memory.ranks)
     step = agree(memory.ranks, memory.queue.device, share)
-    z_s, z_t, writes = prepared[0]
+    z_s, z_t, writes = embedded[0]
     memory.check_fits(step, writes)
     if step.stale:
         check_projections(memory.ranks, memory.queue.device, memory)
@@ -80,15 +76,15 @@ def begin(
 
 @torch._disable_dynamo  # what ranks tell each other decides what is done
 def keys_step(
-    memory: "FifoMemory",
-    prepare: Callable[[], tuple[Tensor, Tensor, bool]],
+    memory: FifoRows,
+    embed: Callable[[], tuple[Tensor, Tensor, bool]],
     settings: dict[str, Any],
 ) -> Tensor:
     """The loss of this rank's samples; the teacher rows of all ranks enter every rank's memory.
 
     Args:
         memory: whose step this is; written.
-        prepare: checks this rank's input and makes z_s and z_t [B, D] of it, and says whether the
+        embed: checks this rank's input and makes z_s and z_t [B, D] of it, and says whether the
             batch is to enter the memory.
         settings: for :func:`rrd_kernels.functional.relational_loss`.
 
@@ -101,7 +97,7 @@ def keys_step(
             ValueError where the ranks' batches together do not fit the memory.
     """
     ranks, queue, pointer = memory.ranks, memory.queue, memory.queue_ptr
-    step, z_s, z_t, writes = begin(memory, prepare, settings)
+    step, z_s, z_t, writes = begin(memory, embed, settings)
     if step.stale:
         copy_from(ranks, step.source, (queue, pointer))
         memory.inspect_rows()
@@ -117,7 +113,7 @@ def keys_step(
     return step.weighted(loss, ranks.rank)
 
 
-def enqueue_(memory: "FifoMemory", keys: Tensor) -> None:
+def enqueue_(memory: FifoRows, keys: Tensor) -> None:
     """Writes the unit rows of ``keys`` [B, D], those of all ranks, from the pointer on."""
     functional.enqueue_(
         memory.queue,

@@ -1,31 +1,18 @@
-"""The FIFO memory of earlier teacher embeddings: parameters and buffers, nothing numeric."""
+"""The FIFO memory of earlier teacher embeddings, as a module."""
 
 import functools
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rrd_kernels import validation as check
-from rrd_kernels.bounds import UNIT_SLACK
-from rrd_kernels.distributed.agreement import Standing, Step
-from rrd_kernels.distributed.ddp import check_ddp, ignore_in_ddp
-from rrd_kernels.distributed.ranks import Ranks
-from rrd_kernels.embeddings import Embeddings
 from rrd_kernels.fifo import functional
 from rrd_kernels.fifo.distributed import keys_step
-from rrd_kernels.fifo.dtensor import as_dtensor, own_rows
-from rrd_kernels.fifo.shard import ROWS_AT_ONCE, Layout, draw_rows
+from rrd_kernels.fifo.rows import FifoRows
 from rrd_kernels.fifo.shard_step import shard_step, warm_up_shard
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
-STARTS = ("published", "unit")
-
-
-class FifoMemory(Embeddings):
+class FifoMemory(FifoRows):
     """The last K teacher embeddings, and the projections that lead to them.
 
     Args:
@@ -73,92 +60,6 @@ class FifoMemory(Embeddings):
         torch.Size([])
     """
 
-    queue: Tensor
-    queue_ptr: Tensor
-
-    def __init__(
-        self,
-        s_dim: int,
-        t_dim: int,
-        feat_dim: int = 128,
-        size: int = 16384,
-        *,
-        enqueue: str = "before",
-        start: str = "published",
-        slot_momentum: float = 0.0,
-        precision: str | None = None,
-        backend: str = "auto",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        memory_dtype: torch.dtype | None = None,
-        process_group: "ProcessGroup | None" = None,
-        gather: str = "keys",
-    ) -> None:
-        check.check_size("size", size)
-        check.check_choice("enqueue", enqueue, check.ENQUEUES)
-        check.check_choice("start", start, STARTS)
-        check.check_momentum("slot_momentum", slot_momentum)
-        check.check_choice("backend", backend, check.BACKENDS)
-        check.check_numbers(precision, memory_dtype)
-        ranks = Ranks(gather, process_group)
-        shards = gather == "shard"
-        layout = Layout(size, ranks.size if shards else 1, ranks.rank if shards else 0)
-        layout.check()
-        super().__init__(s_dim, t_dim, feat_dim, device=device, dtype=dtype)
-        self.ranks = ranks
-        self.layout = layout
-        self.standing = Standing.STALE  # until the ranks have compared
-        # Of a part that no other rank has: what the ranks compare in its stead.
-        self.states_loaded = self.batches_written = 0
-        self.enqueue_order = enqueue
-        self.slot_momentum = slot_momentum
-        self.precision = precision
-        self.backend = backend
-        rows = draw_rows(layout, feat_dim, start, device=device, dtype=dtype)
-        self.register_buffer("queue", rows.to(dtype=memory_dtype))
-        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64, device=device))
-        ignore_in_ddp(self)
-        self.unit_rows = False
-        self._inspected = False
-        self.inspect_rows()
-
-    def inspect_rows(self) -> None:
-        """Looks at every row and sets ``unit_rows``; one host sync on a GPU."""
-        # Meta and fake tensors have no rows to look at; what fills them later looks again.
-        if not self.queue.is_meta and type(self.queue).__name__ != "FakeTensor":
-            # Some at a time: in another dtype the norm makes a copy of its rows.
-            parts = self.queue.split(ROWS_AT_ONCE)
-            norms = [torch.linalg.vector_norm(p, dim=1, dtype=self._norm_dtype()) for p in parts]
-            self.unit_rows = bool((torch.cat(norms) <= 1 + UNIT_SLACK).all())
-            self._inspected = True
-
-    def _norm_dtype(self) -> torch.dtype:
-        return torch.promote_types(self.queue.dtype, torch.float32)
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        may_be = self.unit_rows or not self._inspected
-        *_, errors = args
-        refused = len(errors)
-        if (key := f"{prefix}queue") in state_dict:
-            # load_state_dict hands out a copy of the user's dict.
-            state_dict = {**state_dict, key: own_rows(state_dict[key], self.layout)}
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if key in state_dict and len(errors) == refused:
-            self.states_loaded, self.batches_written = self.states_loaded + 1, 0
-        self.inspect_rows()
-        self.unit_rows = self.unit_rows and may_be
-        self.standing = Standing.STALE
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.layout.ranks > 1:
-            rows = destination[f"{prefix}queue"]
-            destination[f"{prefix}queue"] = as_dtensor(rows, self.layout, self.ranks)
-
     def forward(
         self,
         f_s: Tensor,
@@ -182,12 +83,12 @@ class FifoMemory(Embeddings):
             "precision": self.precision,
             "backend": self.backend,
         }
-        prepare = functools.partial(self._prepare, f_s, f_t, update)
+        embed = functools.partial(self.embed, f_s, f_t, update)
         if self.ranks.size > 1 and self.ranks.gather == "keys" and self.training:
-            return keys_step(self, prepare, settings)
+            return keys_step(self, embed, settings)
         if self.ranks.size > 1 and self.ranks.gather == "shard":
-            return shard_step(self, prepare, settings)
-        z_s, z_t, writes = prepare()
+            return shard_step(self, embed, settings)
+        z_s, z_t, writes = embed()
         if not writes:
             return functional.relational_loss(z_s, z_t, self.queue, **settings)
         return functional.relational_step_(
@@ -199,27 +100,6 @@ class FifoMemory(Embeddings):
             momentum=self.slot_momentum,
             **settings,
         )
-
-    def _prepare(self, f_s: Tensor, f_t: Tensor, update: bool) -> tuple[Tensor, Tensor, bool]:
-        """The embeddings of features that are checked here, and whether they are to enter."""
-        self.ranks.check_layout(self.layout)
-        check_ddp(self, self.ranks)
-        writes = self.recomputations.may_write(self.training and update, self.enqueue_order)
-        self.check_features(f_s, f_t, self.queue.device)
-        if writes and f_s.shape[0] > self.layout.size:
-            raise ValueError(
-                f"a batch of {f_s.shape[0]} does not fit a memory of {self.layout.size} rows; "
-                f"make the memory (nce_k) larger"
-            )
-        return *self.project(f_s, f_t), writes
-
-    def check_fits(self, step: Step, writes: bool) -> None:
-        """The batches of all ranks fit the memory, where they are to enter it."""
-        if writes and step.batch > self.layout.size:
-            raise ValueError(
-                f"batches of {step.batches} rows on {len(step.batches)} ranks do not fit a memory "
-                f"of {self.layout.size} rows; make the memory (nce_k) larger"
-            )
 
     def warmup(
         self, batch_size: int, *, tau_s: float, tau_t: float, dtype: torch.dtype | None = None
@@ -247,10 +127,4 @@ class FifoMemory(Embeddings):
             unit_memory=self.unit_rows,
             precision=self.precision,
             device=self.queue.device,
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f"size={self.layout.size}, feat_dim={self.queue.shape[1]}, "
-            f"enqueue={self.enqueue_order!r}"
         )

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rrd_kernels.distributed.ranks import Ranks
+
 #: Rows that are drawn at a time: few enough for any machine, and a multiple of the 16 numbers that
 #: PyTorch's CPU generator makes at once, so that the pieces are what one draw would have given.
 ROWS_AT_ONCE = 2**16
@@ -42,6 +44,19 @@ class Layout(NamedTuple):
             raise ValueError(
                 f"a memory of {self.size} rows cannot be spread over {self.ranks} ranks, "
                 f"{self._each} to each: the last would have none; make the memory (nce_k) larger"
+            )
+
+    def check_ranks(self, ranks: Ranks) -> None:
+        """The memory is still spread as it was made.
+
+        Raises:
+            RuntimeError: it is not, as where the group, or another process's copy, came later.
+        """
+        if ranks.gather == "shard" and (self.rank, self.ranks) != (ranks.rank, ranks.size):
+            raise RuntimeError(
+                f"these rows are those of rank {self.rank} of {self.ranks}, and this is rank "
+                f"{ranks.rank} of {ranks.size}: make the criterion after init_process_group, on "
+                f"every rank, and use it before destroy_process_group"
             )
 
     def part_of(self, rows: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ come of it are added over ranks, each sample's on the rank that it belongs to.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,16 +18,14 @@ from rrd_kernels.distributed.agreement import Standing, Step
 from rrd_kernels.distributed.collectives import copy_from, gather_rows, scatter_sums
 from rrd_kernels.fifo import functional, partials
 from rrd_kernels.fifo.distributed import begin
+from rrd_kernels.fifo.rows import FifoRows
 from rrd_kernels.momentum.functional import momentum_update_
-
-if TYPE_CHECKING:
-    from rrd_kernels.fifo.memory import FifoMemory
 
 
 @torch._disable_dynamo  # as keys_step
 def shard_step(
-    memory: "FifoMemory",
-    prepare: Callable[[], tuple[Tensor, Tensor, bool]],
+    memory: FifoRows,
+    embed: Callable[[], tuple[Tensor, Tensor, bool]],
     settings: dict[str, Any],
 ) -> Tensor:
     """The loss of this rank's samples against the rows of all ranks; those of all ranks' teachers
@@ -36,7 +34,7 @@ def shard_step(
     Args, Returns, Raises: as :func:`rrd_kernels.fifo.distributed.keys_step`.
     """
     ranks = memory.ranks
-    step, z_s, z_t, writes = begin(memory, prepare, settings)
+    step, z_s, z_t, writes = begin(memory, embed, settings)
     if step.stale:
         copy_from(ranks, step.source, (memory.queue_ptr,))
     if step.batch == 0:
@@ -54,7 +52,7 @@ def shard_step(
 
 
 def _loss(
-    memory: "FifoMemory",
+    memory: FifoRows,
     z_s: Tensor,
     all_z_s: Tensor,
     all_z_t: Tensor,
@@ -90,12 +88,12 @@ def _loss(
     )
 
 
-def _holds(memory: "FifoMemory", settings: dict[str, Any]) -> bool:
+def _holds(memory: FifoRows, settings: dict[str, Any]) -> bool:
     """Whether float32 holds sums over all ranks' rows without a shift, if they are unit rows."""
     return all(fits_float32(settings[tau], memory.layout.size) for tau in ("tau_s", "tau_t"))
 
 
-def enqueue_(memory: "FifoMemory", keys: Tensor) -> None:
+def enqueue_(memory: FifoRows, keys: Tensor) -> None:
     """Writes those of ``keys`` [B, D], the rows of all ranks, whose slots are this rank's, and
     moves the pointer. Without a host sync where a GPU has kernels."""
     layout, pointer = memory.layout, memory.queue_ptr
@@ -112,7 +110,7 @@ def enqueue_(memory: "FifoMemory", keys: Tensor) -> None:
 
 
 def warm_up_shard(
-    memory: "FifoMemory", batch: int, tau_s: float, tau_t: float, dtype: torch.dtype
+    memory: FifoRows, batch: int, tau_s: float, tau_t: float, dtype: torch.dtype
 ) -> None:
     """Compiles what steps of ``batch`` samples on each rank will need, on this rank alone."""
     check.check_size("batch_size", batch)

@@ -1,7 +1,7 @@
 """A training step on a momentum memory of which every rank has a copy."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,10 @@ from rrd_kernels.distributed.agreement import Share, Standing, agree, check_proj
 from rrd_kernels.distributed.collectives import copy_from, gather_rows
 from rrd_kernels.distributed.ddp import refuse_join
 from rrd_kernels.momentum import functional
-
-if TYPE_CHECKING:
-    from rrd_kernels.momentum.memory import MomentumMemory, Views
+from rrd_kernels.momentum.rows import MomentumRows, Views
 
 
-def _alike(memory: "MomentumMemory", z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
+def _alike(memory: MomentumRows, z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
     """What all ranks must have alike, by the names that an error uses."""
     rows = memory.contrast
     return {
@@ -36,8 +34,8 @@ def _alike(memory: "MomentumMemory", z_s: Tensor, z_t: Tensor) -> dict[str, Any]
 
 @torch._disable_dynamo  # as keys_step
 def shared_step(
-    memory: "MomentumMemory",
-    prepare: Callable[[], "tuple[Tensor, Views, bool]"],
+    memory: MomentumRows,
+    embed: Callable[[], tuple[Tensor, Views, bool]],
     tau_s: float,
     tau_t: float,
     *,
@@ -47,7 +45,7 @@ def shared_step(
 
     Args:
         memory: whose step this is; written.
-        prepare: checks this rank's input and makes its samples' numbers and views of it, and says
+        embed: checks this rank's input and makes its samples' numbers and views of it, and says
             whether they are to be written.
         tau_s, tau_t: the temperatures.
         draws: whether the columns are drawn here, and not given.
@@ -59,15 +57,15 @@ def shared_step(
         RuntimeError, ValueError: as :func:`rrd_kernels.distributed.agreement.agree`.
     """
     ranks, rows = memory.ranks, memory.contrast
-    prepared: list[tuple[Tensor, Views, bool]] = []
+    embedded: list[tuple[Tensor, Views, bool]] = []
 
     def share() -> Share:
         check.check_temperature("tau_s", tau_s)
         check.check_temperature("tau_t", tau_t)
         if ranks.are_others() and rows.standing == Standing.ALIKE:
             rows.standing = Standing.STALE
-        prepared.append(prepare())
-        idx, (z_s, z_t, memory_v1, _, contrast_idx), writes = prepared[0]
+        embedded.append(embed())
+        idx, (z_s, z_t, memory_v1, _, contrast_idx), writes = embedded[0]
         use_fused(memory.backend, rows.params.device)
         check.check_index("contrast_idx", contrast_idx, z_s, dims=2)
         check.check_has_columns(contrast_idx)
@@ -79,7 +77,7 @@ def shared_step(
 
     refuse_join(ranks)
     step = agree(ranks, rows.params.device, share)
-    (idx, views, writes) = prepared[0]
+    (idx, views, writes) = embedded[0]
     if step.stale:
         check_projections(ranks, rows.params.device, memory)
     if writes or step.stale:  # as in rrd_kernels.fifo.distributed.begin
@@ -105,7 +103,7 @@ def shared_step(
     return step.weighted(loss, ranks.rank)
 
 
-def _estimate_(memory: "MomentumMemory", normalizers: Tensor, views: "Views") -> None:
+def _estimate_(memory: MomentumRows, normalizers: Tensor, views: Views) -> None:
     """:func:`functional.estimate_normalizers_` over the samples of all ranks."""
     ranks = memory.ranks
     own = torch.full_like(normalizers, -1)

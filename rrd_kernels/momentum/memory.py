@@ -1,110 +1,17 @@
-"""The momentum memory: a row for each training sample, of student and teacher."""
+"""The momentum memory, a row of student and teacher for each training sample, as a module."""
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rrd_kernels import validation as check
-from rrd_kernels.distributed.agreement import Standing
-from rrd_kernels.distributed.ddp import check_ddp, ignore_in_ddp
-from rrd_kernels.distributed.ranks import Ranks
-from rrd_kernels.embeddings import Embeddings
 from rrd_kernels.momentum import functional
 from rrd_kernels.momentum.distributed import shared_step
-from rrd_kernels.momentum.sampling import draw_contrast_idx
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
-#: z_s, z_t, memory_v1, memory_v2, contrast_idx
-Views = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+from rrd_kernels.momentum.rows import MomentumRows
 
 
-def _checked(params: Tensor) -> list[float]:
-    """The five numbers of ``params``, which a checkpoint may have brought.
-
-    Raises:
-        ValueError: K, nce_t or nce_m is out of range.
-    """
-    size, nce_t, z_v1, z_v2, nce_m = params.tolist()
-    if not (size >= 1 and size == int(size)):
-        raise ValueError(f"params must begin with K, a positive whole number; got {size}")
-    check.check_temperature("nce_t, the second of params,", nce_t)
-    check.check_momentum("nce_m, the fifth of params,", nce_m)
-    return [size, nce_t, z_v1, z_v2, nce_m]
-
-
-class ContrastRows(nn.Module):
-    """The state of a :class:`MomentumMemory`, under its published names.
-
-    Attributes:
-        params: [5] buffer: K, nce_t, Z_v1, Z_v2, nce_m; Z is -1 until the first batch.
-        memory_v1: [n_data, D] buffer, the students' rows.
-        memory_v2: [n_data, D] buffer, the teachers' rows.
-    """
-
-    params: Tensor
-    memory_v1: Tensor
-    memory_v2: Tensor
-
-    def __init__(
-        self,
-        n_data: int,
-        feat_dim: int,
-        size: int,
-        nce_t: float,
-        nce_m: float,
-        *,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-        memory_dtype: torch.dtype | None,
-    ) -> None:
-        super().__init__()
-        # Uniform deviates of the variance that makes a row's norm about 1, as published.
-        reach = 1 / (feat_dim / 3) ** 0.5
-        precise = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
-        params = torch.tensor([size, nce_t, -1, -1, nce_m], device=device, dtype=precise)
-        self.register_buffer("params", params)
-        for name in ("memory_v1", "memory_v2"):
-            rows = torch.rand(n_data, feat_dim, device=device, dtype=dtype)
-            self.register_buffer(name, rows.mul_(2 * reach).add_(-reach).to(memory_dtype))
-        self.size, self.nce_t, self.nce_m = size, float(nce_t), float(nce_m)
-        #: K, nce_t and nce_m without what a state has brought, which may be on some ranks only.
-        self.given = (self.size, self.nce_t, self.nce_m)
-        self.standing = Standing.STALE  # until the ranks have compared
-        self.normalized = False  # whether Z is known to be set
-        self.read_params()
-
-    def read_params(self) -> None:
-        """Takes K, nce_t and nce_m from ``params``; one host sync on a GPU."""
-        # Meta and fake tensors have no values; what fills them later is read again.
-        if not self.params.is_meta and type(self.params).__name__ != "FakeTensor":
-            size, self.nce_t, _, _, self.nce_m = _checked(self.params)
-            self.size = int(size)
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        params = state_dict.get(f"{prefix}params")
-        if isinstance(params, Tensor) and params.shape == (5,) and not params.is_meta:
-            _checked(params)  # before anything is copied
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self.params = self.params.to(torch.promote_types(self.params.dtype, torch.float32))
-        self.read_params()
-        self.standing, self.normalized = Standing.STALE, False
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ContrastRows":
-        params = self.params
-        super()._apply(fn, recurse)
-        if self.params.dtype in (torch.float16, torch.bfloat16):  # which would not hold Z
-            self.params = params.to(self.params.device)
-        return self
-
-
-class MomentumMemory(Embeddings):
+class MomentumMemory(MomentumRows):
     """Rows of every training sample, which the batches that contain it move by momentum.
 
     A student is compared with the teachers' rows, and a teacher with the students', at sampled
@@ -157,65 +64,6 @@ class MomentumMemory(Embeddings):
         torch.Size([])
     """
 
-    def __init__(
-        self,
-        s_dim: int,
-        t_dim: int,
-        feat_dim: int = 128,
-        size: int = 16384,
-        *,
-        n_data: int,
-        nce_t: float = 0.07,
-        nce_m: float = 0.5,
-        similarity: str = "exponential",
-        precision: str | None = None,
-        method: str = "auto",
-        backend: str = "auto",
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        memory_dtype: torch.dtype | None = None,
-        process_group: "ProcessGroup | None" = None,
-        gather: str = "keys",
-    ) -> None:
-        check.check_size("size", size)
-        check.check_size("n_data", n_data)
-        check.check_temperature("nce_t", nce_t)
-        check.check_momentum("nce_m", nce_m)
-        check.check_choice("similarity", similarity, check.SIMILARITIES)
-        check.check_choice("method", method, check.METHODS)
-        check.check_choice("backend", backend, check.BACKENDS)
-        check.check_numbers(precision, memory_dtype)
-        ranks = Ranks(gather, process_group)
-        if gather == "shard":
-            raise ValueError(
-                "the momentum memory cannot be spread over ranks: gather='shard' is for "
-                "memory_type='fifo'"
-            )
-        super().__init__(s_dim, t_dim, feat_dim, device=device, dtype=dtype)
-        self.ranks = ranks
-        self.similarity = similarity
-        self.precision = precision
-        self.method = method
-        self.backend = backend
-        self.generator = generator
-        self.contrast = ContrastRows(
-            n_data,
-            feat_dim,
-            size,
-            nce_t,
-            nce_m,
-            device=device,
-            dtype=dtype,
-            memory_dtype=memory_dtype,
-        )
-        ignore_in_ddp(self)
-
-    @property
-    def n_data(self) -> int:
-        """Rows of each memory."""
-        return self.contrast.memory_v1.shape[0]
-
     def forward(
         self,
         f_s: Tensor,
@@ -233,12 +81,12 @@ class MomentumMemory(Embeddings):
         sets Z, unless ``update`` is false. Otherwise nothing is changed: before Z is set, the
         batch's own is used.
         """
-        prepare = functools.partial(self._prepare, f_s, f_t, idx, contrast_idx, update)
+        embed = functools.partial(self.embed, f_s, f_t, idx, contrast_idx, update)
         if self.ranks.size > 1 and self.ranks.gather == "keys" and self.training:
-            return shared_step(self, prepare, tau_s, tau_t, draws=contrast_idx is None)
+            return shared_step(self, embed, tau_s, tau_t, draws=contrast_idx is None)
         check.check_temperature("tau_s", tau_s)
         check.check_temperature("tau_t", tau_t)
-        samples, views, writes = prepare()
+        samples, views, writes = embed()
         normalizers = self.normalizers(writes)
         if normalizers is not None:
             functional.estimate_normalizers_(
@@ -248,63 +96,6 @@ class MomentumMemory(Embeddings):
         if writes:
             self.move_rows(samples, *views[:2])
         return loss
-
-    def _prepare(
-        self,
-        f_s: Tensor,
-        f_t: Tensor,
-        idx: Tensor | None,
-        contrast_idx: Tensor | None,
-        update: bool,
-    ) -> tuple[Tensor, Views, bool]:
-        """The batch's samples, what the loss is taken of, and whether its rows are to move; of
-        arguments that are checked here."""
-        rows = self.contrast
-        check_ddp(self, self.ranks)
-        writes = self.recomputations.may_write(
-            self.training and update, "after", written=rows.params
-        )
-        self.check_features(f_s, f_t, rows.params.device)
-        if idx is None:
-            raise ValueError(
-                "the momentum memory needs idx, the int64 [B] numbers of the batch's samples"
-            )
-        check.check_index("idx", idx, f_s, dims=1)
-        check.check_range("idx", idx, self.n_data, " = n_data")
-        if contrast_idx is None:
-            contrast_idx = self.draw(idx)
-        z_s, z_t = self.project(f_s, f_t)
-        return idx, (z_s, z_t, rows.memory_v1, rows.memory_v2, contrast_idx), writes
-
-    def draw(self, idx: Tensor) -> Tensor:
-        """The columns of samples ``idx`` [B]: each its own and K others, int64 [B, K + 1]."""
-        return draw_contrast_idx(idx, self.n_data, self.contrast.size, generator=self.generator)
-
-    def normalizers(self, writes: bool) -> Tensor | None:
-        """(Z_v1, Z_v2), or a copy where nothing may be written; none under the cosine."""
-        if self.similarity != "exponential":
-            return None
-        stored = self.contrast.params[2:4]
-        return stored if writes else stored.clone()
-
-    def move_rows(self, idx: Tensor, z_s: Tensor, z_t: Tensor) -> None:
-        """Moves the samples' rows of both memories towards [B, D] embeddings."""
-        rows = self.contrast
-        for memory, new in ((rows.memory_v1, z_s), (rows.memory_v2, z_t)):
-            functional.momentum_update_(memory, idx, new.detach(), rows.nce_m, backend=self.backend)
-
-    def loss(self, views: Views, normalizers: Tensor | None, tau_s: float, tau_t: float) -> Tensor:
-        """The mean loss with these normalizers, a scalar."""
-        return functional.sampled_relational_loss(
-            *views,
-            normalizers,
-            tau_s=tau_s,
-            tau_t=tau_t,
-            nce_t=self.contrast.nce_t,
-            precision=self.precision,
-            method=self.method,
-            backend=self.backend,
-        )
 
     def warmup(
         self, batch_size: int, *, tau_s: float, tau_t: float, dtype: torch.dtype | None = None
@@ -336,9 +127,3 @@ class MomentumMemory(Embeddings):
         few = rows.memory_v1[:1].clone()
         index = torch.zeros(batch_size, dtype=torch.int64, device=device)
         functional.momentum_update_(few, index, z_t, rows.nce_m, backend=self.backend)
-
-    def extra_repr(self) -> str:
-        return (
-            f"size={self.contrast.size}, n_data={self.n_data}, "
-            f"feat_dim={self.contrast.memory_v1.shape[1]}, similarity={self.similarity!r}"
-        )
