@@ -5,6 +5,7 @@ backend; :data:`EXTENSION_ERROR` then says why it is missing.
 """
 
 import functools
+import importlib
 import importlib.util
 import warnings
 from pathlib import Path
@@ -19,8 +20,11 @@ __all__ = ["EXTENSION_ERROR", "why_not_fused"]
 TRITON_FOUND = importlib.util.find_spec("triton") is not None
 
 
-#: The operators of the momentum memory.
-SAMPLED = ("sampled_relational_loss_forward", "estimate_normalizers_", "momentum_update_")
+#: What csrc/cuda leaves to Python, by the folder of rrd_kernels/triton that has it.
+OPERATORS = {
+    "fifo": ("triton_step", "triton_recipe", "relational_partials", "enqueue_"),
+    "momentum": ("sampled_relational_loss_forward", "estimate_normalizers_", "momentum_update_"),
+}
 
 
 def _load_extension() -> str | None:
@@ -177,17 +181,17 @@ _gpu_library: torch.library.Library | None = None
 def _register_on_gpu() -> torch.library.Library:
     """Puts what csrc/cuda leaves to Python behind the CUDA key, imported at the first call."""
 
-    def register(name: str) -> None:
+    def register(memory: str, name: str) -> None:
         def call(*arguments: Any) -> Any:
-            from rrd_kernels.triton.fifo import operators
-
+            operators = importlib.import_module(f"rrd_kernels.triton.{memory}.operators")
             return getattr(operators, name)(*arguments)
 
         library.impl(name, call, "CUDA")
 
     library = torch.library.Library("rrd_kernels", "IMPL")
-    for name in ("triton_step", "triton_recipe", "relational_partials", "enqueue_", *SAMPLED):
-        register(name)
+    for memory, names in OPERATORS.items():
+        for name in names:
+            register(memory, name)
     return library
 
 

@@ -16,13 +16,8 @@ from rrd_kernels import validation as check
 from rrd_kernels.dispatch import settle_precision
 from rrd_kernels.loss import PROTOCOLS
 from rrd_kernels.triton.cards import MAX_DIM, Hardware, family_of_capability
-from rrd_kernels.triton.fifo.launches import (
-    FEWEST_SPLITS,
-    STORAGE,
-    Settings,
-    enqueue_launches,
-    step_launches,
-)
+from rrd_kernels.triton.common.launches import FEWEST_SPLITS, STORAGE
+from rrd_kernels.triton.fifo.launches import Settings, enqueue_launches, step_launches
 from rrd_kernels.triton.fifo.partials import partials_launches
 from rrd_kernels.triton.momentum.launches import Inputs, SampledSettings, sampled_launches
 from rrd_kernels.triton.momentum.updates import normalizer_launches, update_launch

@@ -5,6 +5,7 @@ float64 reference on every device hold them to the same bounds where there is no
 """
 
 import functools
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,14 +24,16 @@ _libraries: list[torch.library.Library] = []
 
 def gpu_kernels() -> dict[str, Callable[..., Any]]:
     """What csrc/cuda has Triton do, by operator: what C++ settles before is settled here."""
-    from rrd_kernels.triton.fifo import operators
+    from rrd_kernels.ops import OPERATORS
+    from rrd_kernels.triton.common.operators import settled
+    from rrd_kernels.triton.fifo.operators import triton_step
 
     def loss_forward(
         z_s: Tensor, z_t: Tensor, memory: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor]:
         *numbers, precision, reduction, need_grad = options
-        last = (operators.settled(precision), reduction, 0, 0.0, need_grad)
-        return operators.triton_step(z_s, z_t, memory, None, *numbers, *last)
+        last = (settled(precision), reduction, 0, 0.0, need_grad)
+        return triton_step(z_s, z_t, memory, None, *numbers, *last)
 
     def step_forward(
         memory: Tensor, pointer: Tensor, z_s: Tensor, z_t: Tensor, *options: Any
@@ -38,18 +41,14 @@ def gpu_kernels() -> dict[str, Callable[..., Any]]:
         *numbers, precision, reduction, first, momentum, need_grad = options
         inputs = (z.clone() if torch._C._is_alias_of(z, memory) else z for z in (z_s, z_t))
         enqueue = 1 if first else 2
-        last = (operators.settled(precision), reduction, enqueue, momentum, need_grad)
-        return operators.triton_step(*inputs, memory, pointer, *numbers, *last)
+        last = (settled(precision), reduction, enqueue, momentum, need_grad)
+        return triton_step(*inputs, memory, pointer, *numbers, *last)
 
-    others = (
-        *("relational_partials", "enqueue_", "sampled_relational_loss_forward"),
-        *("estimate_normalizers_", "momentum_update_"),
-    )
-    return {
-        "relational_loss_forward": loss_forward,
-        "relational_step_forward_": step_forward,
-        **{name: getattr(operators, name) for name in others},
-    }
+    found = {"relational_loss_forward": loss_forward, "relational_step_forward_": step_forward}
+    for memory, names in OPERATORS.items():
+        operators = importlib.import_module(f"rrd_kernels.triton.{memory}.operators")
+        found |= {name: getattr(operators, name) for name in names if "triton" not in name}
+    return found
 
 
 def replace_cpu_kernels() -> Card:

@@ -22,10 +22,9 @@ from benchmarks.cases.sizes import CUDA_CASES, Case
 from benchmarks.implementations.step import FifoStep, Step
 from benchmarks.measuring.run import OURS, run_case
 from benchmarks.report import __main__ as report
-from rrd_kernels.triton.cards import Hardware
+from rrd_kernels.triton.cards import Config, Hardware
 from rrd_kernels.triton.fifo.launches import Buffers, Settings, step_launches
 from rrd_kernels.triton.fifo.plan import Plan, make_plan
-from rrd_kernels.triton.fifo.table import Config
 from rrd_kernels.triton.runtime import run as launcher
 from rrd_kernels.triton.runtime.launch import Launch
 

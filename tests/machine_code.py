@@ -18,11 +18,10 @@ from lanes import lopsided
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.cases.sizes import Case
-from rrd_kernels.triton.cards import MAX_DIM, Hardware
+from rrd_kernels.triton.cards import FAMILIES, MAX_DIM, UNMEASURED, WIDTHS, Hardware
 from rrd_kernels.triton.fifo.launches import Settings, enqueue_launches, step_launches
 from rrd_kernels.triton.fifo.partials import partials_launches
 from rrd_kernels.triton.fifo.plan import Plan
-from rrd_kernels.triton.fifo.table import COLUMN, WIDTHS
 from rrd_kernels.triton.momentum.launches import Inputs, SampledSettings, sampled_launches
 from rrd_kernels.triton.momentum.updates import normalizer_launches, update_launch
 from rrd_kernels.triton.runtime.compiler import compile_kernel
@@ -287,10 +286,10 @@ def normalizer_estimate(card: Card, size: int, dim: int) -> tuple[Launch, Launch
 
 
 def cards_and_widths() -> Iterator[tuple[str, int]]:
-    """The widths at which a card's kernels differ: where the table has one row for all, two, of
+    """The widths at which a card's kernels differ: where block sizes are the same for all, two, of
     which one has its loop over D unrolled."""
     for name, card in CARDS.items():
-        alike = COLUMN.get(card.family) == "others"
+        alike = FAMILIES[card.family].attention is UNMEASURED.attention
         yield from ((name, dim) for dim in ((128, MAX_DIM) if alike else WIDTHS))
 
 

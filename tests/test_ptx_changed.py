@@ -16,7 +16,7 @@ FIFO, MOMENTUM = "tests/test_ptx_fifo.py", "tests/test_ptx_momentum.py"
 #: Kernels' module, line, what becomes of it, and the kernel's tests: a file, and which of them.
 CHANGES = [
     (
-        *("fifo/attention", 'logits = tl.where(inside[None, :], logits, float("-inf"))', "pass"),
+        *("common/tiles", 'logits = tl.where(inside[None, :], logits, float("-inf"))', "pass"),
         *(FIFO, "steps and tf32 and 64 and 5x333 and sm_90"),
     ),
     (
@@ -38,7 +38,7 @@ CHANGES = [
         "centre += tl.sum(weights * logits_s, axis=1)",
         *(FIFO, "steps and float32 and 100 and 5x333 and sm_90"),
     ),
-    ("fifo/combine", 'sem="acq_rel"', 'sem="relaxed"', FIFO, "steps and mean and 64 and sm_80"),
+    ("common/splits", 'sem="acq_rel"', 'sem="relaxed"', FIFO, "steps and mean and 64 and sm_80"),
     ("common/prepare", "tl.store(state + 1, 0)", "pass", FIFO, "steps and mean and 64 and sm_80"),
     ("common/prepare", "store_query(queries, batch + i,", "store_query(queries, i,",
      FIFO, "partial_sums"),

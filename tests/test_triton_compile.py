@@ -30,10 +30,10 @@ from machine_code import (
 )
 
 from benchmarks.cases.sizes import CUDA_CASES
-from rrd_kernels.triton.cards import MAX_DIM, Hardware, look_up
-from rrd_kernels.triton.fifo.launches import STORAGE, Settings
+from rrd_kernels.triton.cards import FAMILIES, MAX_DIM, Hardware, look_up
+from rrd_kernels.triton.common.launches import STORAGE
+from rrd_kernels.triton.fifo.launches import Settings
 from rrd_kernels.triton.fifo.plan import make_plan
-from rrd_kernels.triton.fifo.table import ATTENTION
 from rrd_kernels.triton.runtime.launch import specialize
 
 pytestmark = pytest.mark.skipif(EMULATED, reason="not of what is emulated")
@@ -50,7 +50,7 @@ def settings(operand, *, bounded=True, need_grad=True, **others) -> Settings:
 
 def parts_of(card, operand, dim, dtype):
     """The problems for which a card has block sizes of their own."""
-    small, large = look_up(ATTENTION, CARDS[card].family, operand, dim, dtype.itemsize)
+    small, large = look_up(FAMILIES[CARDS[card].family].attention, operand, dim, dtype.itemsize)
     return [part for part in SIZES if part != "large" or large != small]
 
 

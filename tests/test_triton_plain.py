@@ -11,8 +11,10 @@ from sampled_problems import SIMILARITIES, within
 pytest.importorskip("triton")
 
 from rrd_kernels import reference
-from rrd_kernels.triton import plain
+from rrd_kernels.triton.common import plain
+from rrd_kernels.triton.fifo import plain as fifo_plain
 from rrd_kernels.triton.fifo.launches import Settings
+from rrd_kernels.triton.momentum import plain as momentum_plain
 from rrd_kernels.triton.momentum.launches import Inputs, SampledSettings
 
 #: Products, and widths: what has no kernels for one reason or the other.
@@ -38,7 +40,7 @@ def fifo(precision, dim, device):
 
 def loss_and_gradient(problem, precision, reduction=0, need_grad=True):
     settings = Settings(problem.tau_s, problem.tau_t, False, precision, reduction, need_grad)
-    return plain.plain_forward(problem.z_s, problem.z_t, problem.memory, settings)
+    return fifo_plain.plain_forward(problem.z_s, problem.z_t, problem.memory, settings)
 
 
 def sampled(precision, dim, similarity, device):
@@ -50,7 +52,7 @@ def sampled_loss_and_gradient(problem, precision, reduction=0, need_grad=True):
     tensors = [getattr(problem, name) for name in Inputs._fields]
     taus = (problem.tau_s, problem.tau_t, problem.nce_t)
     settings = SampledSettings(*taus, precision, reduction, "auto", need_grad)
-    return plain.plain_sampled_forward(Inputs(*tensors), settings)
+    return momentum_plain.plain_forward(Inputs(*tensors), settings)
 
 
 def chunks_of(monkeypatch, name, elements):

@@ -16,12 +16,11 @@ from rrd_kernels import functional, ops
 from rrd_kernels.bounds import fits_float32
 from rrd_kernels.ops import why_not_fused
 from rrd_kernels.triton import cards
-from rrd_kernels.triton.cards import MAX_DIM, WIDTHS, Hardware
+from rrd_kernels.triton.cards import FAMILIES, MAX_DIM, WIDTHS, Config, Hardware
+from rrd_kernels.triton.common.launches import STORAGE
 from rrd_kernels.triton.fifo import autotune
-from rrd_kernels.triton.fifo.launches import STORAGE, Settings, allocate
+from rrd_kernels.triton.fifo.launches import Settings, allocate
 from rrd_kernels.triton.fifo.plan import make_plan
-from rrd_kernels.triton.fifo.table import ATTENTION, COLUMN, LOSS, Config
-from rrd_kernels.triton.momentum.table import DENSE
 
 given, st = hypothesis.given, hypothesis.strategies
 
@@ -91,15 +90,12 @@ def test_as_many_splits_as_are_asked_for(splits):
 
 
 def test_the_table_is_complete():
-    families = {card.family for card in CARDS.values()}
-    assert families >= COLUMN.keys()
-    columns = {COLUMN.get(family, family) for family in families}
-    assert columns == ATTENTION.keys() == LOSS.keys() == DENSE.keys()
-    for column, operands in ATTENTION.items():
+    assert {card.family for card in CARDS.values()} == FAMILIES.keys()
+    for family in FAMILIES.values():
         for operand in ("half", "tf32", "float32"):
-            for table in (ATTENTION, LOSS, DENSE):
-                assert tuple(table[column][operand]) == WIDTHS
-            for small, large in operands[operand].values():
+            for table in (family.attention, family.loss_only, family.dense):
+                assert tuple(table[operand]) == WIDTHS
+            for small, large in family.attention[operand].values():
                 for config in (small, large):
                     assert config.block_d >= config.block_k
 

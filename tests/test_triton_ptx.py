@@ -13,7 +13,8 @@ from lanes import lopsided
 from machine_code import CARDS, Job, SampledJob
 from packaging.version import Version
 
-from rrd_kernels.triton.fifo.launches import STORAGE, Settings
+from rrd_kernels.triton.common.launches import STORAGE
+from rrd_kernels.triton.fifo.launches import Settings
 from rrd_kernels.triton.momentum.launches import SampledSettings
 from rrd_kernels.triton.runtime.compiler import compile_kernel, source_of
 from rrd_kernels.triton.runtime.fences import FENCE, missing_fences, with_fences

@@ -23,7 +23,7 @@ from machine_code import (
 )
 
 from rrd_kernels.triton.cards import MAX_DIM, WIDTHS
-from rrd_kernels.triton.fifo.launches import STORAGE
+from rrd_kernels.triton.common.launches import STORAGE
 from rrd_kernels.triton.momentum.launches import SampledSettings
 from rrd_kernels.triton.runtime.launch import specialize
 

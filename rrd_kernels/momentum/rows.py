@@ -103,7 +103,7 @@ class ContrastRows(nn.Module):
 
 
 class MomentumRows(Embeddings):
-    """What a :class:`rrd_kernels.MomentumMemory` holds, which describes arguments and attributes."""
+    """What a :class:`rrd_kernels.MomentumMemory` holds, and where arguments are described."""
 
     def __init__(
         self,

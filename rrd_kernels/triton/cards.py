@@ -1,4 +1,10 @@
-"""Which block sizes a step has: from a fixed table, by device, operands, width and size."""
+"""Every card that the kernels know: how it is recognised, and its block sizes.
+
+To add a card, give it a family in :func:`family_of` or :func:`family_of_capability` and an entry in
+:data:`FAMILIES`. The sizes here are the largest that compile without a spilled register, within the
+family's shared memory, with the oldest supported Triton and with the newest; ``make kernels``
+prints what the compiler makes of each.
+"""
 
 import functools
 from collections.abc import Mapping
@@ -6,7 +12,23 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from rrd_kernels.triton.fifo.table import ATTENTION, COLUMN, LOSS, WIDTHS, Config
+Blocks = TypeVar("Blocks")
+
+
+class Config(NamedTuple):
+    """Block sizes of a kernel that multiplies tiles of the memory."""
+
+    block_m: int  # queries; samples where a kernel takes both queries of each
+    block_n: int  # memory rows of a tile
+    block_k: int  # elements of a row that are multiplied at a time
+    block_d: int  # elements of the output that one program has, at least block_k
+    num_warps: int
+    num_stages: int
+    programs: int = 1  # that a multiprocessor is to hold at a time
+
+
+#: A row of D elements is looked up under the first that holds it.
+WIDTHS = (64, 128, 256, 1024)
 
 #: The widest rows that the kernels hold.
 MAX_DIM = WIDTHS[-1]
@@ -18,15 +40,189 @@ MAX_ROWS = 2**31 - 2**16
 #: multiprocessors.
 LARGE = 2**25
 
-HALF = ("float16", "bfloat16")
 
-Blocks = TypeVar("Blocks")
+class Family(NamedTuple):
+    """Cards with the same block sizes. These are given by the format of the products' operands, as
+    :func:`operand_class` names it, and by the width of a row, one of :data:`WIDTHS`."""
+
+    #: Of the kernel for loss and gradient: for a small problem, and for a large one.
+    attention: dict[str, dict[int, tuple[Config, Config]]]
+    #: Of the kernel for the loss alone, which does not use ``block_d``.
+    loss_only: dict[str, dict[int, Config]]
+    #: Of the momentum memory's kernels that multiply all rows.
+    dense: dict[str, dict[int, Config]]
+    #: Partial sums of a row's weights that a program keeps, so that each thread adds up its own.
+    #: For float32 always one: its three products leave no register for more.
+    partial_sums: int = 1
+    #: Whether TF32 rows are multiplied in another order, at the width where the compiled code is
+    #: better for it (docs/decisions.md).
+    reorders_tf32: bool = False
+    #: Triton's name for how float32 operands are multiplied: NVIDIA's tensor cores take three
+    #: products of TensorFloat-32.
+    float32_products: str = "tf32x3"
+
+
+AMPERE = Family(
+    attention={
+        "half": {
+            64: (Config(64, 64, 64, 64, 4, 3), Config(128, 128, 64, 64, 8, 3)),
+            128: (Config(64, 64, 128, 128, 4, 3), Config(128, 64, 128, 128, 8, 3)),
+            256: (Config(64, 64, 256, 256, 8, 2), Config(64, 64, 256, 256, 8, 2)),
+            1024: (Config(64, 64, 64, 128, 4, 2), Config(128, 64, 64, 128, 8, 2)),
+        },
+        "tf32": {
+            64: (Config(64, 32, 64, 64, 4, 2), Config(128, 64, 64, 64, 8, 2)),
+            128: (Config(64, 32, 128, 128, 4, 2), Config(128, 32, 128, 128, 8, 2)),
+            256: (Config(64, 32, 64, 256, 8, 2), Config(64, 32, 64, 256, 8, 2)),
+            1024: (Config(64, 32, 32, 128, 4, 2), Config(64, 32, 32, 128, 4, 2)),
+        },
+        "float32": {
+            64: (Config(64, 16, 64, 64, 4, 2), Config(128, 16, 64, 64, 8, 2)),
+            128: (Config(64, 16, 32, 64, 4, 2), Config(64, 16, 32, 64, 4, 2)),
+            256: (Config(64, 32, 32, 64, 4, 2), Config(64, 32, 32, 64, 4, 2)),
+            1024: (Config(64, 32, 32, 64, 4, 2), Config(64, 32, 32, 64, 4, 2)),
+        },
+    },
+    loss_only={
+        "half": {
+            64: Config(64, 64, 64, 64, 4, 2),
+            128: Config(64, 64, 128, 128, 4, 2),
+            256: Config(64, 32, 128, 128, 4, 2),
+            1024: Config(64, 32, 64, 64, 4, 2),
+        },
+        "tf32": {
+            64: Config(64, 64, 64, 64, 4, 2),
+            128: Config(64, 32, 128, 128, 4, 2),
+            256: Config(64, 32, 32, 32, 4, 2),
+            1024: Config(64, 32, 32, 32, 4, 2),
+        },
+        "float32": {
+            64: Config(64, 32, 64, 64, 4, 2),
+            128: Config(32, 16, 32, 32, 4, 1),
+            256: Config(32, 32, 32, 32, 4, 2),
+            1024: Config(32, 32, 32, 32, 4, 2),
+        },
+    },
+    dense={
+        "half": {
+            64: Config(64, 64, 64, 64, 8, 2),
+            128: Config(64, 64, 128, 128, 8, 2),
+            256: Config(64, 64, 64, 256, 8, 2),
+            1024: Config(64, 64, 64, 256, 8, 2),
+        },
+        "tf32": {
+            64: Config(64, 32, 64, 64, 8, 2),
+            128: Config(64, 64, 32, 128, 8, 2),
+            256: Config(64, 32, 64, 128, 8, 2),
+            1024: Config(64, 32, 64, 128, 8, 2),
+        },
+        "float32": {
+            64: Config(64, 32, 16, 64, 8, 2),
+            128: Config(64, 32, 32, 128, 8, 2),
+            256: Config(64, 32, 32, 128, 8, 2),
+            1024: Config(64, 32, 32, 128, 8, 2),
+        },
+    },
+    partial_sums=32,
+)
+
+HOPPER = Family(
+    attention={
+        "half": {
+            64: (Config(64, 64, 64, 64, 4, 3), Config(128, 128, 64, 64, 8, 3)),
+            128: (Config(64, 64, 128, 128, 4, 3), Config(128, 128, 128, 128, 8, 3)),
+            256: (Config(64, 64, 128, 256, 4, 2), Config(128, 64, 256, 256, 8, 3)),
+            1024: (Config(64, 64, 64, 128, 4, 2), Config(128, 64, 64, 256, 8, 2)),
+        },
+        "tf32": {
+            64: (Config(64, 32, 64, 64, 4, 2), Config(128, 64, 64, 64, 8, 2)),
+            128: (Config(64, 32, 128, 128, 4, 3), Config(128, 64, 128, 128, 8, 3)),
+            256: (Config(64, 32, 64, 256, 8, 2), Config(128, 32, 32, 256, 8, 2)),
+            1024: (Config(64, 32, 64, 128, 4, 2), Config(128, 32, 64, 128, 8, 2)),
+        },
+        "float32": {
+            64: (Config(64, 32, 64, 64, 4, 2), Config(128, 64, 64, 64, 8, 2)),
+            128: (Config(64, 32, 32, 128, 4, 2), Config(128, 32, 32, 128, 8, 2)),
+            256: (Config(64, 32, 32, 128, 4, 2), Config(128, 32, 32, 128, 8, 2)),
+            1024: (Config(64, 32, 32, 128, 4, 2), Config(128, 32, 32, 128, 8, 2)),
+        },
+    },
+    loss_only={
+        "half": {
+            64: Config(64, 64, 64, 64, 4, 2),
+            128: Config(64, 64, 128, 128, 4, 2),
+            256: Config(64, 64, 128, 128, 4, 2),
+            1024: Config(64, 64, 128, 128, 4, 2),
+        },
+        "tf32": {
+            64: Config(64, 64, 64, 64, 4, 2),
+            128: Config(64, 64, 128, 128, 4, 2),
+            256: Config(64, 32, 64, 64, 4, 2),
+            1024: Config(64, 32, 64, 64, 4, 2),
+        },
+        "float32": {
+            64: Config(64, 64, 64, 64, 4, 2),
+            128: Config(64, 32, 128, 128, 4, 2),
+            256: Config(64, 32, 32, 32, 4, 2),
+            1024: Config(64, 32, 32, 32, 4, 2),
+        },
+    },
+    dense={
+        "half": {
+            64: Config(64, 64, 64, 64, 4, 2),
+            128: Config(64, 64, 128, 128, 4, 2),
+            256: Config(64, 64, 64, 256, 8, 2),
+            1024: Config(64, 64, 64, 256, 8, 2),
+        },
+        "tf32": {
+            64: Config(64, 64, 64, 64, 8, 2),
+            128: Config(64, 64, 128, 128, 8, 2),
+            256: Config(64, 32, 64, 128, 8, 2),
+            1024: Config(64, 32, 64, 128, 8, 2),
+        },
+        "float32": {
+            64: Config(64, 32, 64, 64, 8, 2),
+            128: Config(64, 32, 32, 128, 8, 2),
+            256: Config(64, 32, 32, 128, 8, 2),
+            1024: Config(64, 32, 32, 128, 8, 2),
+        },
+    },
+    partial_sums=16,
+    reorders_tf32=True,
+)
+
+#: For cards that nobody has measured: the same for all widths, found for both at once.
+UNMEASURED = Family(
+    attention={
+        "half": dict.fromkeys(WIDTHS, (Config(64, 64, 128, 128, 4, 2),) * 2),
+        "tf32": dict.fromkeys(WIDTHS, (Config(64, 32, 32, 128, 4, 2),) * 2),
+        "float32": dict.fromkeys(WIDTHS, (Config(64, 32, 32, 128, 4, 2),) * 2),
+    },
+    loss_only={
+        "half": dict.fromkeys(WIDTHS, Config(64, 64, 128, 128, 4, 2)),
+        "tf32": dict.fromkeys(WIDTHS, Config(64, 32, 64, 64, 4, 2)),
+        "float32": dict.fromkeys(WIDTHS, Config(64, 32, 32, 32, 4, 2)),
+    },
+    dense={
+        "half": dict.fromkeys(WIDTHS, Config(64, 64, 64, 128, 4, 2)),
+        "tf32": dict.fromkeys(WIDTHS, Config(64, 32, 64, 128, 4, 2)),
+        "float32": dict.fromkeys(WIDTHS, Config(64, 32, 16, 128, 8, 2)),
+    },
+)
+
+FAMILIES = {
+    "sm_80": AMPERE,
+    "sm_86": AMPERE,  # fits what is newer too, and has less shared memory
+    "sm_90": HOPPER,
+    "sm_100": UNMEASURED,
+    "gfx942": UNMEASURED._replace(float32_products="ieee"),  # AMD's matrix units have float32
+}
 
 
 class Hardware(NamedTuple):
     """What a plan depends on."""
 
-    family: str  # a key of the table, or of COLUMN
+    family: str  # a key of FAMILIES
     multiprocessors: int
 
 
@@ -40,8 +236,12 @@ def family_of(index: int | None) -> str | None:
 
 
 def family_of_capability(major: int, minor: int, roomy: bool | None = None) -> str | None:
-    """The table's key for NVIDIA's cards; ``roomy``: whether a program may have 163 KiB of shared
-    memory, if that is known."""
+    """The family of NVIDIA's cards.
+
+    Args:
+        major, minor: the compute capability.
+        roomy: whether a program may have 163 KiB of shared memory, if that is known.
+    """
     if major < 8:
         return None
     if (major, minor) == (9, 0):
@@ -65,7 +265,7 @@ def hardware_of(device: torch.device) -> Hardware:
     """What a GPU is planned for.
 
     Raises:
-        RuntimeError: there is nothing in the table for it.
+        RuntimeError: it is of no family.
     """
     family = family_of(device.index)
     if family is None:
@@ -73,45 +273,25 @@ def hardware_of(device: torch.device) -> Hardware:
     return Hardware(family, torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def width_of(dim: int) -> int:
-    return next(width for width in WIDTHS if dim <= width)
-
-
-def operand_class(operand: str, memory_bytes: int) -> str:
-    """The table's name for operands that come out of a memory of ``memory_bytes`` an element: half
-    precision that is float32 on its way takes as much room as TF32."""
-    if operand in HALF:
+def operand_class(precision: str, memory_bytes: int) -> str:
+    """Under which a :class:`Family` has block sizes for products in ``precision``, out of a memory
+    of ``memory_bytes`` an element: half precision that is float32 on its way takes as much room as
+    TF32."""
+    if precision in ("float16", "bfloat16"):
         return "half" if memory_bytes == 2 else "tf32"
-    return operand
+    return precision
 
 
 def look_up(
-    table: Mapping[str, Mapping[str, Mapping[int, Blocks]]],
-    family: str,
-    operand: str,
-    dim: int,
-    memory_bytes: int,
+    blocks: Mapping[str, Mapping[int, Blocks]], precision: str, dim: int, memory_bytes: int
 ) -> Blocks:
-    """What a table has for products of ``operand`` with a memory of ``memory_bytes`` an element."""
-    column = table[COLUMN.get(family, family)]
-    return column[operand_class(operand, memory_bytes)][width_of(dim)]
+    """What one of a family's tables has for rows of ``dim`` elements; see :func:`operand_class`."""
+    width = next(width for width in WIDTHS if dim <= width)
+    return blocks[operand_class(precision, memory_bytes)][width]
 
 
-def attention_config(family: str, operand: str, dim: int, memory_bytes: int, work: int) -> Config:
-    """Block sizes of the kernel for loss and gradient, for ``work`` = 2·B·K."""
-    small, large = look_up(ATTENTION, family, operand, dim, memory_bytes)
-    return large if work >= LARGE else small
-
-
-def loss_config(family: str, operand: str, dim: int, memory_bytes: int) -> Config:
-    """Block sizes of the kernel for the loss alone; its blocks are of samples, not of queries, and
-    it has no use for ``block_d``."""
-    return look_up(LOSS, family, operand, dim, memory_bytes)
-
-
-def input_precision(family: str, operand: str) -> str:
+def input_precision(family: str, precision: str) -> str:
     """Triton's name for how float32 operands are multiplied; half precision ignores it."""
-    if operand == "float32":
-        # AMD's matrix units have float32; NVIDIA's take three products of TensorFloat-32.
-        return "ieee" if family == "gfx942" else "tf32x3"
-    return "tf32" if operand == "tf32" else "ieee"
+    if precision == "float32":
+        return FAMILIES[family].float32_products
+    return "tf32" if precision == "tf32" else "ieee"

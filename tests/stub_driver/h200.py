@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from rrd_kernels.ops import OPERATORS
 from rrd_kernels.triton.cards import Hardware
 from rrd_kernels.triton.fifo import operators
 from rrd_kernels.triton.momentum import operators as sampled_operators
@@ -70,8 +71,9 @@ def take_its_place() -> None:
     for name in ("relational_loss_forward", "relational_step_forward_"):
         op = getattr(torch.ops.rrd_kernels, name).default
         _library.impl(name, _on_cuda(op), "CPU", allow_override=True)
-    for name in operators.__all__:
-        _library.impl(name, getattr(operators, name), "CPU", allow_override=True)
+    for module, memory in ((operators, "fifo"), (sampled_operators, "momentum")):
+        for name in OPERATORS[memory]:
+            _library.impl(name, getattr(module, name), "CPU", allow_override=True)
 
 
 def _on_cuda(op: Any) -> Any:

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rrd_kernels.triton.cards import Hardware, look_up
+from rrd_kernels.triton.cards import FAMILIES, Config, Hardware, look_up
 from rrd_kernels.triton.fifo.launches import Settings, step_launches
 from rrd_kernels.triton.fifo.plan import Plan, make_plan
-from rrd_kernels.triton.fifo.table import ATTENTION, LOSS, Config
 from rrd_kernels.triton.runtime.run import SharedMemoryError, run
 
 _logger = logging.getLogger(__name__)
@@ -25,11 +24,11 @@ _best: dict[tuple[Any, ...], Plan] = {}
 def candidates(operand: str, dim: int, memory_bytes: int, need_grad: bool) -> list[Config]:
     """The table's block sizes for operands and width, those of other families too."""
     found: dict[Config, None] = {}
-    for family in ATTENTION:
+    for family in FAMILIES.values():
         if need_grad:
-            found |= dict.fromkeys(look_up(ATTENTION, family, operand, dim, memory_bytes))
+            found |= dict.fromkeys(look_up(family.attention, operand, dim, memory_bytes))
         else:
-            found[look_up(LOSS, family, operand, dim, memory_bytes)] = None
+            found[look_up(family.loss_only, operand, dim, memory_bytes)] = None
     return sorted(found)
 
 

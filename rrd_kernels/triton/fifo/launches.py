@@ -1,30 +1,24 @@
 """A step on a GPU as a list of launches: prepare, attend, combine."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rrd_kernels.bounds import LOG2_E, SLACK, fits_float32
-from rrd_kernels.triton.cards import Hardware, input_precision
-from rrd_kernels.triton.fifo.plan import Plan, make_plan, next_power_of_2, row_block
-from rrd_kernels.triton.fifo.table import Config
+from rrd_kernels.triton.cards import FAMILIES, Hardware, input_precision
+from rrd_kernels.triton.common.launches import (
+    STORAGE,
+    embeddings_of,
+    merge_constants,
+    merge_warps,
+    operand_dtype,
+    prepare_launch,
+    row_constants,
+)
+from rrd_kernels.triton.common.sizes import row_block, row_warps
+from rrd_kernels.triton.fifo.plan import Plan, make_plan
 from rrd_kernels.triton.runtime.launch import Kernel, Launch
-
-#: What the products' operands are stored in.
-STORAGE = {
-    "float32": torch.float32,
-    "tf32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-
-#: Columns of a tile after which a thread's own come again, where threads share rows; one where sums
-#: are taken across threads at once, as for float32, which has no register left.
-LANES = {"sm_80": 32, "sm_86": 32, "sm_90": 16}
-
-#: Splits that a last kernel has room for, at least: so that most batches need one kernel.
-FEWEST_SPLITS = 256
 
 #: In the order of the operators' integer.
 ENQUEUES = ("never", "before", "after")
@@ -53,15 +47,6 @@ class Buffers(NamedTuple):
     partials: Tensor  # [splits, 2B, DIM_PAD] float32, or [0]
     stats: Tensor  # [splits, 3, 2B] float32
     state: Tensor  # int64 [2]
-
-
-def operand_dtype(operand: str) -> str:
-    """The name of what it is stored in."""
-    return str(STORAGE[operand]).removeprefix("torch.")
-
-
-def row_warps(dim: int) -> int:
-    return 1 if dim <= 256 else 4
 
 
 def allocate(z_s: Tensor, plan: Plan, settings: Settings) -> Buffers:
@@ -167,76 +152,23 @@ def step_launches(
     buffers = allocate(z_s, plan, settings)
     launches = (
         prepare_launch(
-            z_s, z_t, memory, pointer, buffers.queries, buffers.state, settings, plan.dependent
+            z_s,
+            z_t,
+            memory,
+            pointer,
+            buffers.queries,
+            buffers.state,
+            tau_s=settings.tau_s,
+            tau_t=settings.tau_t,
+            operand=settings.operand,
+            enqueue=settings.enqueue,
+            momentum=settings.momentum,
+            dependent=plan.dependent,
         ),
         attend_launch(memory, buffers, plan, settings, hardware),
         _combine(z_s, z_t, memory, pointer, buffers, plan, settings),
     )
     return buffers, launches
-
-
-def _embeddings(z_s: Tensor, z_t: Tensor, memory: Tensor) -> dict[str, int]:
-    """Sizes and strides that the first and the last kernel share."""
-    return {
-        "batch": z_s.shape[0],
-        "size": memory.shape[0],
-        "z_s_row": z_s.stride(0),
-        "z_s_dim": z_s.stride(1),
-        "z_t_row": z_t.stride(0),
-        "z_t_dim": z_t.stride(1),
-        "memory_row": memory.stride(0),
-        "memory_dim": memory.stride(1),
-    }
-
-
-def _row_constants(dim: int, dim_pad: int, settings: Settings) -> dict[str, Any]:
-    return {
-        "ENQUEUE": settings.enqueue,
-        "MOMENTUM": settings.momentum != 0,
-        "TF32": settings.operand == "tf32",
-        "DIM": dim,
-        "DIM_PAD": dim_pad,
-        "BLOCK_D": row_block(dim),
-    }
-
-
-def prepare_launch(
-    z_s: Tensor,
-    z_t: Tensor,
-    memory: Tensor,
-    pointer: Tensor | None,
-    queries: Tensor,
-    state: Tensor,
-    settings: Settings,
-    dependent: bool = False,
-) -> Launch:
-    """The queries out of the embeddings, and the enqueue where it comes before."""
-    batch, dim = z_s.shape
-    return Launch(
-        Kernel("common.kernels.prepare", "prepare"),
-        (batch,),
-        {
-            "z_s": z_s,
-            "z_t": z_t,
-            "memory": memory,
-            "pointer": state if pointer is None else pointer,
-            "queries": queries,
-            "state": state,
-            **_embeddings(z_s, z_t, memory),
-            "scale_s": LOG2_E / settings.tau_s,
-            "scale_t": LOG2_E / settings.tau_t,
-            "momentum": settings.momentum,
-        },
-        _row_constants(dim, queries.shape[1], settings) | {"DEPENDENT": dependent},
-        row_warps(dim),
-    )
-
-
-def reorders(config: Config, settings: Settings, hardware: Hardware) -> bool:
-    """Whether the second product takes a tile's rows in another order: for Hopper's tensor cores
-    with TF32, at the width where the compiled code is the better for it."""
-    whole_rows = config.block_k == config.block_d == 128
-    return settings.operand == "tf32" and hardware.family == "sm_90" and whole_rows
 
 
 def attend_launch(
@@ -277,9 +209,12 @@ def attend_launch(
     if settings.need_grad:
         kernel, constants["BLOCK_D"] = Kernel("fifo.kernels.attention", "attend"), config.block_d
         constants["NVIDIA"] = hardware.family.startswith("sm_")
-        constants["REORDER_WARPS"] = config.num_warps if reorders(config, settings, hardware) else 0
-        lanes = LANES.get(hardware.family, 1) if settings.operand != "float32" else 1
-        constants["LANES"] = min(config.block_n, lanes)
+        family = FAMILIES[hardware.family]
+        whole_rows = config.block_k == config.block_d == 128
+        reorders = settings.operand == "tf32" and family.reorders_tf32 and whole_rows
+        constants["REORDER_WARPS"] = config.num_warps if reorders else 0
+        sums = 1 if settings.operand == "float32" else family.partial_sums
+        constants["LANES"] = min(config.block_n, sums)
     else:
         kernel = Kernel("fifo.kernels.loss_only", "attend_loss")
         del arguments["partials"]
@@ -292,23 +227,6 @@ def attend_launch(
         config.num_stages,
         plan.dependent,
     )
-
-
-def merge_constants(dim: int, splits: int, need_grad: bool, reduction: int) -> dict[str, Any]:
-    """What a last kernel is compiled for, beside the width of its rows."""
-    return {
-        "NEED_GRAD": need_grad,
-        "REDUCE": reduction != 0,
-        "SPLITS": max(FEWEST_SPLITS, next_power_of_2(splits)),
-        # Splits that are added side by side: as many as registers hold, whatever their number, so
-        # that no batch needs a kernel of its own.
-        "SPLIT_BLOCK": min(16, 2048 // row_block(dim)),
-        "BLOCK_B": 1024,
-    }
-
-
-def merge_warps(dim: int) -> int:
-    return 4 if dim > 32 else 1
 
 
 def _combine(
@@ -335,7 +253,7 @@ def _combine(
             "losses": buffers.losses,
             "loss": buffers.loss,
             "grad_z_s": buffers.grad_z_s,
-            **_embeddings(z_s, z_t, memory),
+            **embeddings_of(z_s, z_t, memory),
             "splits": plan.splits,
             "scale_s": LOG2_E / settings.tau_s,
             "inverse_tau_s": 1 / settings.tau_s,
@@ -343,7 +261,9 @@ def _combine(
             "momentum": settings.momentum,
         },
         {
-            **_row_constants(dim, plan.dim_pad, settings),
+            **row_constants(
+                dim, plan.dim_pad, settings.operand, settings.enqueue, settings.momentum
+            ),
             "OPERAND": operand_dtype(settings.operand),
             **merge_constants(dim, plan.splits, settings.need_grad, settings.reduction),
             "DEPENDENT": plan.dependent,

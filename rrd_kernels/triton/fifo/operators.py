@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rrd_kernels.triton.cards import MAX_DIM, MAX_ROWS, hardware_of
+from rrd_kernels.triton.common.operators import on_device, settled
 from rrd_kernels.triton.fifo.launches import (
     ENQUEUES,
     Buffers,
@@ -16,28 +17,10 @@ from rrd_kernels.triton.fifo.launches import (
     step_launches,
 )
 from rrd_kernels.triton.fifo.partials import partials_launches
+from rrd_kernels.triton.fifo.plain import plain_forward, plain_partials
 from rrd_kernels.triton.fifo.recipe import recipe_of
-from rrd_kernels.triton.momentum.operators import (
-    estimate_normalizers_,
-    momentum_update_,
-    on_device,
-    sampled_relational_loss_forward,
-    settled,
-)
-from rrd_kernels.triton.plain import plain_forward, plain_partials
 from rrd_kernels.triton.runtime.launch import Launch
 from rrd_kernels.triton.runtime.run import load_all, run
-
-#: What rrd_kernels/ops.py looks for here.
-__all__ = [
-    "enqueue_",
-    "estimate_normalizers_",
-    "momentum_update_",
-    "relational_partials",
-    "sampled_relational_loss_forward",
-    "triton_recipe",
-    "triton_step",
-]
 
 AUTOTUNE = os.environ.get("RRD_TRITON_AUTOTUNE") == "1"
 

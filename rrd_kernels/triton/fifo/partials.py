@@ -5,16 +5,15 @@ from torch import Tensor
 
 from rrd_kernels.bounds import LOG2_E
 from rrd_kernels.triton.cards import Hardware
-from rrd_kernels.triton.fifo.launches import (
-    Settings,
-    allocate,
-    attend_launch,
+from rrd_kernels.triton.common.launches import (
     merge_constants,
     merge_warps,
     operand_dtype,
     prepare_launch,
 )
-from rrd_kernels.triton.fifo.plan import make_plan, row_block
+from rrd_kernels.triton.common.sizes import row_block
+from rrd_kernels.triton.fifo.launches import Settings, allocate, attend_launch
+from rrd_kernels.triton.fifo.plan import make_plan
 from rrd_kernels.triton.runtime.launch import Kernel, Launch
 
 
@@ -63,6 +62,16 @@ def partials_launches(
         },
         merge_warps(dim),
     )
-    first = prepare_launch(z_s, z_t, memory, None, buffers.queries, buffers.state, settings)
+    first = prepare_launch(
+        z_s,
+        z_t,
+        memory,
+        None,
+        buffers.queries,
+        buffers.state,
+        tau_s=settings.tau_s,
+        tau_t=settings.tau_t,
+        operand=operand,
+    )
     middle = attend_launch(memory, buffers, plan, settings, hardware)
     return (sums, shifts), (first, middle, last)

@@ -1,25 +1,18 @@
 """How a step is cut into programs: from sizes alone, so that equal sizes give equal bits."""
 
 import functools
-import math
 from typing import NamedTuple
 
-from rrd_kernels.triton.cards import Config, Hardware, attention_config, loss_config
-
-#: Bytes that partial sums over splits may take. With the queries and what is returned, a step stays
-#: below 16·B·D bytes + 32 MiB.
-PARTIAL_BYTES = 24 * 2**20
-
-#: Grids have at most this many programs along their second axis.
-MAX_SPLITS = 65535
-
-# What a split costs, in seconds on a card such as an H100; only their proportions matter. A program
-# starts in START and multiplies at RATE; partial sums are written and read at MERGE_RATE.
-START = 1.5e-6
-RATE = (
-    3e12  # operations per second and multiprocessor, half of what its tensor cores do in bfloat16
+from rrd_kernels.triton.cards import FAMILIES, LARGE, Config, Hardware, look_up
+from rrd_kernels.triton.common.sizes import (
+    MAX_SPLITS,
+    MERGE_RATE,
+    PARTIAL_BYTES,
+    RATE,
+    best_splits,
+    cdiv,
+    narrowed,
 )
-MERGE_RATE = 2e12  # bytes per second, most of them in the second-level cache
 
 
 class Plan(NamedTuple):
@@ -39,52 +32,21 @@ class Plan(NamedTuple):
         return self.row_blocks, self.splits, self.dim_blocks
 
 
-def cdiv(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def next_power_of_2(value: int) -> int:
-    return 1 << (value - 1).bit_length()
-
-
-def row_block(dim: int) -> int:
-    """Elements of a block that holds a whole row; a dimension of a product is 16 at least."""
-    return max(16, next_power_of_2(dim))
-
-
-def narrowed(config: Config, dim: int) -> Config:
-    """The same for rows that are narrower than the table's width."""
-    widest = row_block(dim)
-    return config._replace(block_k=min(config.block_k, widest), block_d=min(config.block_d, widest))
-
-
-def best_splits(
-    tiles: int, blocks: int, multiprocessors: int, most: int, tile_time: float, merge_time: float
-) -> int:
-    """The number of splits that takes the least time: waves of programs, then the merge.
-
-    Only numbers that leave no split empty are looked at; the last split may be shorter.
-
-    Args:
-        tiles: of memory rows.
-        blocks: of queries, each of which goes through all tiles.
-        multiprocessors: of the device.
-        most: splits that are allowed.
-        tile_time: of one tile of one block, in seconds.
-        merge_time: of one split, in seconds.
-    """
-    best, least = 1, math.inf
-    splits = 1
-    while splits <= min(tiles, most):
-        per_split = cdiv(tiles, splits)
-        splits = cdiv(tiles, per_split)
-        waves = cdiv(blocks * splits, multiprocessors)
-        time = waves * (START + per_split * tile_time) + splits * merge_time
-        if time < least:
-            best, least = splits, time
-        # The next number for which a split is shorter.
-        splits = cdiv(tiles, per_split - 1) if per_split > 1 else tiles + 1
-    return best
+def block_sizes(
+    batch: int,
+    size: int,
+    dim: int,
+    operand: str,
+    memory_bytes: int,
+    need_grad: bool,
+    hardware: Hardware,
+) -> Config:
+    """The card's own; arguments as of :func:`make_plan`."""
+    family = FAMILIES[hardware.family]
+    if not need_grad:
+        return look_up(family.loss_only, operand, dim, memory_bytes)
+    small, large = look_up(family.attention, operand, dim, memory_bytes)
+    return large if 2 * batch * size >= LARGE else small
 
 
 @functools.lru_cache(maxsize=4096)
@@ -110,10 +72,8 @@ def make_plan(
         splits: at most, in place of the cost model's; as many as leave none empty.
     """
     dim_pad = cdiv(dim, 16) * 16
-    if config is None and need_grad:
-        config = attention_config(hardware.family, operand, dim, memory_bytes, 2 * batch * size)
-    elif config is None:
-        config = loss_config(hardware.family, operand, dim, memory_bytes)
+    if config is None:
+        config = block_sizes(batch, size, dim, operand, memory_bytes, need_grad, hardware)
     config = narrowed(config, dim)
     if need_grad:
         row_blocks = cdiv(2 * batch, config.block_m)

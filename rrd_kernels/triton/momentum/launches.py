@@ -6,17 +6,15 @@ import torch
 from torch import Tensor
 
 from rrd_kernels.bounds import LOG2_E
-from rrd_kernels.triton.cards import Hardware, input_precision
-from rrd_kernels.triton.fifo.launches import (
+from rrd_kernels.triton.cards import Config, Hardware, input_precision
+from rrd_kernels.triton.common.launches import (
     STORAGE,
-    Settings,
     merge_constants,
     merge_warps,
     operand_dtype,
     prepare_launch,
 )
-from rrd_kernels.triton.fifo.plan import cdiv, row_block
-from rrd_kernels.triton.fifo.table import Config
+from rrd_kernels.triton.common.sizes import cdiv, row_block
 from rrd_kernels.triton.momentum.plan import (
     SampledPlan,
     dense_plan,
@@ -118,9 +116,6 @@ def _prepare(inputs: Inputs, buffers: SampledBuffers, settings: SampledSettings)
     tau_s, tau_t = settings.tau_s, settings.tau_t
     if inputs.normalizers is not None:
         tau_s = tau_t = settings.nce_t
-    row_settings = Settings(
-        tau_s, tau_t, False, settings.operand, settings.reduction, settings.need_grad
-    )
     return prepare_launch(
         inputs.z_s,
         inputs.z_t,
@@ -128,7 +123,9 @@ def _prepare(inputs: Inputs, buffers: SampledBuffers, settings: SampledSettings)
         None,
         buffers.queries,
         buffers.state,
-        row_settings,
+        tau_s=tau_s,
+        tau_t=tau_t,
+        operand=settings.operand,
     )
 
 

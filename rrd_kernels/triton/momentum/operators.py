@@ -1,29 +1,16 @@
 """The operators of the momentum memory on a GPU."""
 
-import contextlib
-
 import torch
 from torch import Tensor
 
 from rrd_kernels.triton.cards import MAX_DIM, hardware_of
-from rrd_kernels.triton.fifo.recipe import shares_storage
+from rrd_kernels.triton.common.operators import on_device, settled
 from rrd_kernels.triton.momentum.launches import Inputs, SampledSettings, sampled_launches
+from rrd_kernels.triton.momentum.plain import plain_forward
 from rrd_kernels.triton.momentum.updates import normalizer_launches, update_launch
-from rrd_kernels.triton.plain import plain_sampled_forward
+from rrd_kernels.triton.runtime.recipe import shares_storage
 from rrd_kernels.triton.runtime.run import run
 from rrd_kernels.validation import METHODS
-
-
-def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Makes ``device`` the current one."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def settled(precision: str | None) -> str:
-    """The products' format now, as ``settled`` of ``csrc/cuda/relational_loss.cpp``."""
-    if precision is not None:
-        return precision
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"
 
 
 # rrd_kernels.functional has checked everything; this is for callers of the bare operators.
@@ -78,7 +65,7 @@ def sampled_relational_loss_forward(
     double = operand == "float64" or torch.float64 in (memory_v1.dtype, memory_v2.dtype)
     with on_device(z_s.device):
         if double or dim > MAX_DIM or batch == 0:
-            return plain_sampled_forward(inputs, settings)
+            return plain_forward(inputs, settings)
         buffers, launches = sampled_launches(inputs, settings, hardware_of(z_s.device))
         run(launches)
     return buffers.loss, buffers.grad_z_s

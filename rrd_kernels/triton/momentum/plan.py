@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from rrd_kernels.triton.cards import MAX_ROWS, Hardware, look_up
-from rrd_kernels.triton.fifo.plan import (
+from rrd_kernels.triton.cards import FAMILIES, MAX_ROWS, Config, Hardware, look_up
+from rrd_kernels.triton.common.sizes import (
     MAX_SPLITS,
     MERGE_RATE,
     PARTIAL_BYTES,
@@ -13,8 +13,6 @@ from rrd_kernels.triton.fifo.plan import (
     narrowed,
     row_block,
 )
-from rrd_kernels.triton.fifo.table import Config
-from rrd_kernels.triton.momentum.table import DENSE
 
 # Seconds by which "auto" chooses, for float32 on an H200: 4.3 TB/s, and 100 TFLOP/s as three
 # products of TensorFloat-32. With n rows in a memory,
@@ -60,7 +58,8 @@ def dense_plan(
         memory_bytes: of an element of the memories.
     """
     dim_pad = cdiv(dim, 16) * 16
-    config = narrowed(look_up(DENSE, hardware.family, operand, dim, memory_bytes), dim)
+    dense = FAMILIES[hardware.family].dense
+    config = narrowed(look_up(dense, operand, dim, memory_bytes), dim)
     tiles = cdiv(size, config.block_n)
     split_bytes = batch * dim_pad * 4
     operations = 2 * config.block_m * config.block_n * (2 * dim_pad + config.block_d)

@@ -7,7 +7,8 @@ their logits side by side.
 import triton
 import triton.language as tl
 
-from rrd_kernels.triton.fifo.kernels.attention import load_queries, logits_of, wait_for_queries
+from rrd_kernels.triton.common.kernels.tiles import load_queries, logits_of
+from rrd_kernels.triton.fifo.kernels.attention import wait_for_queries
 
 
 @triton.jit

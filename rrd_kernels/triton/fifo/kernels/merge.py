@@ -4,12 +4,8 @@ import triton
 import triton.language as tl
 
 from rrd_kernels.triton.common.kernels.rows import load_row, query_of, unit_row
-from rrd_kernels.triton.fifo.kernels.combine import (
-    LOG_2,
-    load_stats,
-    merged_outputs,
-    merged_weights,
-)
+from rrd_kernels.triton.common.kernels.splits import LOG_2, load_stats, merged_weights
+from rrd_kernels.triton.fifo.kernels.combine import merged_outputs
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from rrd_kernels.triton.common.kernels.rows import load_row, unit_row
-from rrd_kernels.triton.fifo.kernels.combine import (
+from rrd_kernels.triton.common.kernels.splits import (
     LOG_2,
     add_losses,
     load_stats,

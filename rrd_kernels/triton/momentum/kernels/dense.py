@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from rrd_kernels.triton.common.kernels.rows import TINY, round_to_tf32
-from rrd_kernels.triton.fifo.kernels.attention import load_queries, load_tile, logits_of
+from rrd_kernels.triton.common.kernels.tiles import load_queries, load_tile, logits_of
 from rrd_kernels.triton.momentum.kernels.softmax import (
     accumulate,
     gain_of,

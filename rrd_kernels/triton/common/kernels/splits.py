@@ -1,0 +1,51 @@
+"""What last kernels do with the sums of splits: weigh them, and add up losses."""
+
+import triton
+import triton.language as tl
+
+LOG_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def load_stats(stats, row, count, splits, SPLITS: tl.constexpr):
+    """The splits' shifts and sums of weights, [SPLITS] each."""
+    split = tl.arange(0, SPLITS)
+    inside = split < splits
+    stat = stats + split.to(tl.int64) * 3 * count + row
+    shift = tl.load(stat, mask=inside, other=float("-inf"))
+    total = tl.load(stat + count, mask=inside, other=0.0)
+    return shift, total
+
+
+@triton.jit
+def merged_weights(shift, total):
+    """The splits' weights 2^(shift - largest) [SPLITS], their sum of weights, and the largest
+    shift."""
+    largest = tl.max(shift, axis=0)
+    weight = tl.exp2(shift - largest)
+    return weight, tl.sum(weight * total, axis=0), largest
+
+
+@triton.jit
+def through_norm(grad, unit, norm):
+    """The derivative by a row out of that by its unit row."""
+    along = tl.sum(grad * unit, axis=0)
+    # A row shorter than the norm's clamp is divided by a constant: no projection there.
+    along = tl.where(norm > 1e-12, along, 0.0)
+    return (grad - along * unit) / norm
+
+
+@triton.jit
+def add_losses(state, losses, loss, batch, weight, BLOCK_B: tl.constexpr):
+    """The last program to come here writes ``loss`` = weight * sum(losses), added in one order
+    whichever program that is."""
+    # Every thread's loss is out before one of them counts this program as done.
+    tl.debug_barrier()
+    done = tl.atomic_add(state + 1, 1, sem="acq_rel")
+    if done == batch - 1:
+        total = tl.zeros((BLOCK_B,), tl.float32)
+        for first_loss in tl.range(0, batch, BLOCK_B):
+            b = first_loss + tl.arange(0, BLOCK_B)
+            # Not from this multiprocessor's own cache.
+            total += tl.load(losses + b, mask=b < batch, other=0.0, cache_modifier=".cg")
+        tl.store(loss, tl.sum(total, axis=0) * weight)

@@ -1,0 +1,108 @@
+"""What the steps of both memories launch alike: the first kernel, and constants of the last."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rrd_kernels.bounds import LOG2_E
+from rrd_kernels.triton.common.sizes import next_power_of_2, row_block, row_warps
+from rrd_kernels.triton.runtime.launch import Kernel, Launch
+
+#: What the products' operands are stored in.
+STORAGE = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+#: Splits that a last kernel has room for, at least: so that most batches need one kernel.
+FEWEST_SPLITS = 256
+
+
+def operand_dtype(operand: str) -> str:
+    """The name of what it is stored in."""
+    return str(STORAGE[operand]).removeprefix("torch.")
+
+
+def embeddings_of(z_s: Tensor, z_t: Tensor, memory: Tensor) -> dict[str, int]:
+    """Sizes and strides that the first and the last kernel share."""
+    return {
+        "batch": z_s.shape[0],
+        "size": memory.shape[0],
+        "z_s_row": z_s.stride(0),
+        "z_s_dim": z_s.stride(1),
+        "z_t_row": z_t.stride(0),
+        "z_t_dim": z_t.stride(1),
+        "memory_row": memory.stride(0),
+        "memory_dim": memory.stride(1),
+    }
+
+
+def row_constants(
+    dim: int, dim_pad: int, operand: str, enqueue: str, momentum: float
+) -> dict[str, Any]:
+    """What the first and the last kernel are compiled for."""
+    return {
+        "ENQUEUE": enqueue,
+        "MOMENTUM": momentum != 0,
+        "TF32": operand == "tf32",
+        "DIM": dim,
+        "DIM_PAD": dim_pad,
+        "BLOCK_D": row_block(dim),
+    }
+
+
+def prepare_launch(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    pointer: Tensor | None,
+    queries: Tensor,
+    state: Tensor,
+    *,
+    tau_s: float,
+    tau_t: float,
+    operand: str,
+    enqueue: str = "never",
+    momentum: float = 0.0,
+    dependent: bool = False,
+) -> Launch:
+    """The queries out of the embeddings, and the enqueue where it comes before."""
+    batch, dim = z_s.shape
+    return Launch(
+        Kernel("common.kernels.prepare", "prepare"),
+        (batch,),
+        {
+            "z_s": z_s,
+            "z_t": z_t,
+            "memory": memory,
+            "pointer": state if pointer is None else pointer,
+            "queries": queries,
+            "state": state,
+            **embeddings_of(z_s, z_t, memory),
+            "scale_s": LOG2_E / tau_s,
+            "scale_t": LOG2_E / tau_t,
+            "momentum": momentum,
+        },
+        row_constants(dim, queries.shape[1], operand, enqueue, momentum) | {"DEPENDENT": dependent},
+        row_warps(dim),
+    )
+
+
+def merge_constants(dim: int, splits: int, need_grad: bool, reduction: int) -> dict[str, Any]:
+    """What a last kernel is compiled for, beside the width of its rows."""
+    return {
+        "NEED_GRAD": need_grad,
+        "REDUCE": reduction != 0,
+        "SPLITS": max(FEWEST_SPLITS, next_power_of_2(splits)),
+        # Splits that are added side by side: as many as registers hold, whatever their number, so
+        # that no batch needs a kernel of its own.
+        "SPLIT_BLOCK": min(16, 2048 // row_block(dim)),
+        "BLOCK_B": 1024,
+    }
+
+
+def merge_warps(dim: int) -> int:
+    return 4 if dim > 32 else 1
