@@ -1,21 +1,21 @@
-// relational_step_forward_ for a backend that has no kernel of its own for it.
+// relational_step_forward_ for a backend that has no kernel for the whole of it.
 #include <torch/library.h>
 
-#include "calls.h"
+#include "operators.h"
 #include "recomputation.h"
 
 namespace rrd {
 namespace {
 
-LossAndGrad composed_step(at::Tensor& memory, at::Tensor& pointer, const at::Tensor& z_s,
+LossAndGrad composed_step(at::Tensor& memory, at::Tensor& ptr, const at::Tensor& z_s,
                           const at::Tensor& z_t, double tau_s, double tau_t, bool unit_memory,
-                          Precision precision, int64_t reduction, bool enqueue_first,
+                          Precision precision, int64_t reduction, c10::string_view enqueue,
                           double momentum, bool need_grad) {
-  const bool writes = may_enqueue(enqueue_first);
-  if (writes && enqueue_first) enqueue(memory, pointer, z_t, momentum);
-  LossAndGrad result = relational_loss_forward(z_s, z_t, memory, tau_s, tau_t, unit_memory,
-                                               precision, reduction, need_grad);
-  if (writes && !enqueue_first) enqueue(memory, pointer, z_t, momentum);
+  const bool writes = may_write(enqueue);
+  if (writes && enqueue == "before") Enqueue::call(memory, ptr, z_t, momentum);
+  LossAndGrad result = LossForward::call(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision,
+                                         reduction, need_grad);
+  if (writes && enqueue == "after") Enqueue::call(memory, ptr, z_t, momentum);
   return result;
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <c10/util/Exception.h>
+#include <c10/util/string_view.h>
 #include <torch/csrc/autograd/graph_task.h>
 
 namespace rrd {
@@ -20,8 +21,10 @@ inline void refuse_recomputation() {
 }
 
 // Whether a step's rows enter the memory.
-inline bool may_enqueue(bool enqueue_first) {
-  if (!enqueue_first) refuse_recomputation();
+inline bool may_write(c10::string_view enqueue) {
+  TORCH_CHECK_VALUE(enqueue == "before" || enqueue == "after",
+                    "rrd_kernels: enqueue must be 'before' or 'after'; got '", enqueue, "'");
+  if (enqueue == "after") refuse_recomputation();
   return !is_recomputation();
 }
 

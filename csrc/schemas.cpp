@@ -1,4 +1,5 @@
-// Operator schemas. Every backend registers on these; rrd_kernels/ops.py registers their fakes.
+// Operator schemas. Every backend registers on these; rrd_kernels/extension.py registers their
+// fakes.
 #include <torch/library.h>
 
 TORCH_LIBRARY(rrd_kernels, m) {
@@ -11,9 +12,9 @@ TORCH_LIBRARY(rrd_kernels, m) {
   // The same, with the rows of z_t entering the memory as enqueue_ writes them, before or after the
   // similarities are taken.
   m.def(
-      "relational_step_(Tensor(a!) memory, Tensor(b!) pointer, Tensor z_s, Tensor z_t, "
+      "relational_step_(Tensor(a!) memory, Tensor(b!) ptr, Tensor z_s, Tensor z_t, "
       "float tau_s, float tau_t, bool unit_memory, str? precision, int reduction, "
-      "bool enqueue_first, float momentum) -> Tensor");
+      "str enqueue, float momentum) -> Tensor");
 
   // What a backend computes for these two, without an autograd graph: the loss, reduced, and with
   // need_grad its derivative [B, D] (else [0, D]), of loss_i in row i where nothing is reduced.
@@ -23,9 +24,9 @@ TORCH_LIBRARY(rrd_kernels, m) {
       "bool unit_memory, str? precision, int reduction, bool need_grad) "
       "-> (Tensor loss, Tensor grad_z_s)");
   m.def(
-      "relational_step_forward_(Tensor(a!) memory, Tensor(b!) pointer, Tensor z_s, Tensor z_t, "
+      "relational_step_forward_(Tensor(a!) memory, Tensor(b!) ptr, Tensor z_s, Tensor z_t, "
       "float tau_s, float tau_t, bool unit_memory, str? precision, int reduction, "
-      "bool enqueue_first, float momentum, bool need_grad) -> (Tensor loss, Tensor grad_z_s)");
+      "str enqueue, float momentum, bool need_grad) -> (Tensor loss, Tensor grad_z_s)");
 
   // What that adds up over the memory, before any division: for each sample, with weights
   // 2^(logit log2(e) - shift), their sums for the student and the teacher, the sum of the teacher's
@@ -35,8 +36,8 @@ TORCH_LIBRARY(rrd_kernels, m) {
       "relational_partials(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
       "bool unit_memory, str? precision, bool need_grad) -> (Tensor sums, Tensor shifts)");
 
-  // slot <- normalize(momentum * slot + (1 - momentum) * normalize(key)), pointer <- pointer + B.
-  m.def("enqueue_(Tensor(a!) memory, Tensor(b!) pointer, Tensor keys, float momentum) -> ()");
+  // slot <- normalize(momentum * slot + (1 - momentum) * normalize(key)), ptr <- ptr + B.
+  m.def("enqueue_(Tensor(a!) memory, Tensor(b!) ptr, Tensor keys, float momentum) -> ()");
 
   // The loss over sampled rows: z_s against memory_v2 and z_t against memory_v1, at the rows
   // contrast_idx [B, P]. With normalizers (Z_v1, Z_v2) logits are exp(s.m / nce_t) / Z / tau;
@@ -64,17 +65,16 @@ TORCH_LIBRARY(rrd_kernels, m) {
   // so to keep it where it is in a graph of torch.compile.
   m.def("refuse_recomputation_(Tensor(a!) memory) -> ()");
 
-  // What csrc/cuda leaves to Python. precision: one that is settled; enqueue: 0 never,
-  // 1 before, 2 after. The first computes a call; the second says how calls of its kind are
-  // launched, see csrc/cuda/recipe.h.
+  // What csrc/cuda leaves to Python. precision is settled; enqueue may be "never" too. The first
+  // computes a call; the second says how calls of its kind are launched, see csrc/cuda/recipe.h.
   m.def(
-      "triton_step(Tensor z_s, Tensor z_t, Tensor(a!) memory, Tensor(b!)? pointer, float tau_s, "
-      "float tau_t, bool unit_memory, str precision, int reduction, int enqueue, float momentum, "
-      "bool need_grad) -> (Tensor loss, Tensor grad_z_s)");
+      "triton_step(Tensor z_s, Tensor z_t, Tensor(a!) memory, Tensor(b!)? ptr, float tau_s, "
+      "float tau_t, bool unit_memory, str precision, int reduction, bool need_grad, str enqueue, "
+      "float momentum) -> (Tensor loss, Tensor grad_z_s)");
   m.def(
-      "triton_recipe(Tensor z_s, Tensor z_t, Tensor memory, Tensor? pointer, float tau_s, "
-      "float tau_t, bool unit_memory, str precision, int reduction, int enqueue, float momentum, "
-      "bool need_grad) -> int[]");
+      "triton_recipe(Tensor z_s, Tensor z_t, Tensor memory, Tensor? ptr, float tau_s, "
+      "float tau_t, bool unit_memory, str precision, int reduction, bool need_grad, str enqueue, "
+      "float momentum) -> int[]");
 
   // Loads machine code, uint8 [bytes], on a CUDA device: a handle to the function of this name, and
   // the sizes in bytes of its parameters, none where the driver cannot tell.

@@ -30,7 +30,7 @@ from benchmarks.measuring.clocks import interleaved, timer_of
 from benchmarks.measuring.run import run_case
 from benchmarks.report.tables import frame, listing, markdown, print_markdown
 from digits import Digits, Method, Network, Scores
-from rrd_kernels.ops import why_not_fused
+from rrd_kernels.extension import why_not_fused
 
 # loss = CE + a·KD + b·RRD, chosen with --validate, the test images unseen: of a = 0.3, 1, 3, 10 the
 # best, though all lie within the spread over seeds; of b = 3, 10, 30, 100 the one beyond which

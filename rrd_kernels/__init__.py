@@ -1,6 +1,6 @@
 """Relational Representation Distillation (RRD, arXiv 2407.12073) with fused kernels."""
 
-from rrd_kernels import checkpoint, distributed, functional, ops, reference
+from rrd_kernels import checkpoint, distributed, extension, functional, reference
 from rrd_kernels.fifo.memory import FifoMemory
 from rrd_kernels.loss import RRDLoss
 from rrd_kernels.momentum.memory import MomentumMemory
@@ -15,7 +15,7 @@ __all__ = [
     "RRDLoss",
     "checkpoint",
     "distributed",
+    "extension",
     "functional",
-    "ops",
     "reference",
 ]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rrd_kernels import validation as check
-from rrd_kernels.ops import why_not_fused
+from rrd_kernels.extension import why_not_fused
 
 
 def use_fused(backend: str, device: torch.device) -> bool:

@@ -80,16 +80,16 @@ def fifo_launches(
     """
     z_s, z_t = (_shape(batch, dim, dtype=dtype) for _ in range(2))
     memory = _shape(rows, dim, dtype=memory_dtype)
-    pointer, index = _shape(1, dtype=torch.int64), _shape(batch, dtype=torch.int64)
+    ptr, index = _shape(1, dtype=torch.int64), _shape(batch, dtype=torch.int64)
     # Rows are looked at when a memory is made or loaded: either may come.
     for unit_memory, need_grad in itertools.product((True, False), repeat=2):
         loss = Settings(tau_s, tau_t, unit_memory, operand, 1, need_grad)
         step = loss._replace(enqueue=enqueue, momentum=momentum)
-        yield from step_launches(z_s, z_t, memory, pointer, step, hardware)[1]
+        yield from step_launches(z_s, z_t, memory, ptr, step, hardware)[1]
         yield from step_launches(z_s, z_t, memory, None, loss, hardware)[1]
         partials = loss._replace(reduction=0)
         yield from partials_launches(z_s, z_t, memory, partials, hardware)[1]
-    yield from enqueue_launches(memory, pointer, z_t, momentum)
+    yield from enqueue_launches(memory, ptr, z_t, momentum)
     yield update_launch(memory, index, z_t, momentum)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rrd_kernels.ops import EXTENSION_ERROR
+from rrd_kernels.extension import EXTENSION_ERROR
 
 _CHANGED = (
     "torch.utils.checkpoint recomputes a loss whose memory has changed since; call the criterion "

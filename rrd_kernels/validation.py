@@ -148,7 +148,7 @@ def check_fits(name: str, rows: Tensor, memory: Tensor) -> None:
         )
 
 
-def check_pointer(ptr: object, memory: Tensor) -> None:
+def check_ptr(ptr: object, memory: Tensor) -> None:
     if not isinstance(ptr, Tensor) or ptr.dtype != torch.int64:
         got = ptr.dtype if isinstance(ptr, Tensor) else type(ptr).__name__
         raise TypeError(f"ptr must be an int64 Tensor; got {got}")

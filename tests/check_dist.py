@@ -18,8 +18,8 @@ EMPTY = ROOT / "build" / "empty-environment"
 
 SMOKE = """
 import torch
-from rrd_kernels import RRDLoss, ops
-assert ops.EXTENSION_ERROR is None, ops.EXTENSION_ERROR
+from rrd_kernels import RRDLoss, extension
+assert extension.EXTENSION_ERROR is None, extension.EXTENSION_ERROR
 fused = RRDLoss(s_dim=8, t_dim=8, backend='fused')
 eager = RRDLoss(s_dim=8, t_dim=8, backend='reference')
 eager.load_state_dict(fused.state_dict())

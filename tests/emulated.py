@@ -24,7 +24,7 @@ _libraries: list[torch.library.Library] = []
 
 def gpu_kernels() -> dict[str, Callable[..., Any]]:
     """What csrc/cuda has Triton do, by operator: what C++ settles before is settled here."""
-    from rrd_kernels.ops import OPERATORS
+    from rrd_kernels.extension import OPERATORS
     from rrd_kernels.triton.common.operators import settled
     from rrd_kernels.triton.fifo.operators import triton_step
 
@@ -32,17 +32,16 @@ def gpu_kernels() -> dict[str, Callable[..., Any]]:
         z_s: Tensor, z_t: Tensor, memory: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor]:
         *numbers, precision, reduction, need_grad = options
-        last = (settled(precision), reduction, 0, 0.0, need_grad)
+        last = (settled(precision), reduction, need_grad, "never", 0.0)
         return triton_step(z_s, z_t, memory, None, *numbers, *last)
 
     def step_forward(
-        memory: Tensor, pointer: Tensor, z_s: Tensor, z_t: Tensor, *options: Any
+        memory: Tensor, ptr: Tensor, z_s: Tensor, z_t: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor]:
-        *numbers, precision, reduction, first, momentum, need_grad = options
+        *numbers, precision, reduction, enqueue, momentum, need_grad = options
         inputs = (z.clone() if torch._C._is_alias_of(z, memory) else z for z in (z_s, z_t))
-        enqueue = 1 if first else 2
-        last = (settled(precision), reduction, enqueue, momentum, need_grad)
-        return triton_step(*inputs, memory, pointer, *numbers, *last)
+        last = (settled(precision), reduction, need_grad, enqueue, momentum)
+        return triton_step(*inputs, memory, ptr, *numbers, *last)
 
     found = {"relational_loss_forward": loss_forward, "relational_step_forward_": step_forward}
     for memory, names in OPERATORS.items():

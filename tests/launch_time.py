@@ -36,15 +36,15 @@ def measure() -> None:
     torch.set_num_threads(1)
     z_s, z_t = torch.randn(2, 64, 128)
     memory = torch.nn.functional.normalize(torch.randn(16384, 128), dim=1)
-    pointer = torch.tensor([0])
-    options = (0.1, 0.02, True, "bfloat16", 1, True, 0.0, True)
+    ptr = torch.tensor([0])
+    options = (0.1, 0.02, True, "bfloat16", 1, "before", 0.0, True)
     settings = Settings(0.1, 0.02, True, "bfloat16", 1, True, "before")
 
     def from_cpp() -> None:
-        call("relational_step_forward_", memory, pointer, z_s, z_t, *options)
+        call("relational_step_forward_", memory, ptr, z_s, z_t, *options)
 
     def from_python() -> None:
-        _, launches = step_launches(z_s, z_t, memory, pointer, settings, HARDWARE)
+        _, launches = step_launches(z_s, z_t, memory, ptr, settings, HARDWARE)
         for launch in launches:
             hash(specialize(launch))
 

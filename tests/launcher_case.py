@@ -48,9 +48,9 @@ def expected(launch, kernel, addresses) -> list[int | None]:
     return [*values, 0, 0]
 
 
-def check(operator, z_s, z_t, memory, pointer, options, need_grad) -> None:
-    state = () if pointer is None else (memory, pointer)
-    inputs = (z_s, z_t, memory) if pointer is None else (z_s, z_t)
+def check(operator, z_s, z_t, memory, ptr, options, need_grad) -> None:
+    state = () if ptr is None else (memory, ptr)
+    inputs = (z_s, z_t, memory) if ptr is None else (z_s, z_t)
     loss, grad = call(operator, *state, *inputs, *options, need_grad)
     launches, kernels = recipes[-1]
     addresses = {
@@ -60,8 +60,8 @@ def check(operator, z_s, z_t, memory, pointer, options, need_grad) -> None:
         "loss": loss.data_ptr(),
         "grad_z_s": grad.data_ptr(),
     }
-    if pointer is not None:
-        addresses["pointer"] = pointer.data_ptr()
+    if ptr is not None:
+        addresses["ptr"] = ptr.data_ptr()
     if loss.dim() == 1:
         addresses["losses"] = loss.data_ptr()
     if need_grad and memory.shape[0] < 512:  # the gradient takes the queries' place
@@ -90,7 +90,7 @@ def check(operator, z_s, z_t, memory, pointer, options, need_grad) -> None:
     for launch, stubbed in zip(launches, done, strict=True):
         for (name, _), value in zip(specialize(launch).passed, stubbed.parameters, strict=False):
             tensor = launch.arguments[name]
-            if isinstance(tensor, torch.Tensor) and name not in {*addresses, "pointer"}:
+            if isinstance(tensor, torch.Tensor) and name not in {*addresses, "ptr"}:
                 places.setdefault(name, set()).add((value, value + tensor.nbytes))
     assert {len(found) for found in places.values()} == {1}
     ranges = sorted(found.pop() for found in places.values())
@@ -110,12 +110,12 @@ def main() -> None:
     ):
         z_s, z_t = torch.randn(2, 8, dim)
         memory = F.normalize(torch.randn(size, dim), dim=1)
-        pointer = torch.tensor([size - 3])
+        ptr = torch.tensor([size - 3])
         common = (0.1, 0.02, True, precision, reduction)
         check("relational_loss_forward", z_s, z_t, memory, None, common, need_grad)
-        for first in (True, False):
-            step = (*common, first, 0.25)
-            check("relational_step_forward_", z_s, z_t, memory, pointer, step, need_grad)
+        for enqueue in ("before", "after"):
+            step = (*common, enqueue, 0.25)
+            check("relational_step_forward_", z_s, z_t, memory, ptr, step, need_grad)
 
     # The same kind of call again, on other tensors: no recipe is made, the addresses are new.
     made = len(recipes)

@@ -62,7 +62,7 @@ def run_tests() -> int:
         "PYTHONPATH": str(BUILD),
     }
     check = (
-        "import rrd_kernels, torch; assert rrd_kernels.ops.EXTENSION_ERROR is None; "
+        "import rrd_kernels, torch; assert rrd_kernels.extension.EXTENSION_ERROR is None; "
         f"assert rrd_kernels.__file__.startswith({str(BUILD)!r}), rrd_kernels.__file__"
     )
     subprocess.run([sys.executable, "-c", check], env=environment, cwd=BUILD, check=True)

@@ -187,13 +187,13 @@ def run(launches: Sequence[Launch]) -> None:
     """What the launches of a step with the enqueue before it compute, by the CPU's operator."""
     first, _, last = (launch.arguments for launch in launches)
     loss, gradient = torch.ops.rrd_kernels.relational_step_forward_(
-        *(first[name] for name in ("memory", "pointer", "z_s", "z_t")),
+        *(first[name] for name in ("memory", "ptr", "z_s", "z_t")),
         tau_s=LOG2_E / first["scale_s"],
         tau_t=LOG2_E / first["scale_t"],
         unit_memory=True,
         precision=None,
         reduction=1,
-        enqueue_first=True,
+        enqueue="before",
         momentum=0.0,
         need_grad=True,
     )

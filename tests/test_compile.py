@@ -142,14 +142,14 @@ def test_opcheck_of_the_loss(dtype, need_grad, reduction, device):
     )
 
 
-@pytest.mark.parametrize("enqueue_first", [False, True])
+@pytest.mark.parametrize("enqueue", ["after", "before"])
 @pytest.mark.parametrize("reduction", [0, 1])
 @pytest.mark.parametrize("need_grad", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_opcheck_of_the_step(dtype, need_grad, reduction, enqueue_first, device):
+def test_opcheck_of_the_step(dtype, need_grad, reduction, enqueue, device):
     problem = draw(4, 8, 16, dtype, device)
     ptr = torch.tensor([14], device=device)
-    settings = (0.1, 0.02, False, None, reduction, enqueue_first, 0.5)
+    settings = (0.1, 0.02, False, None, reduction, enqueue, 0.5)
     torch.library.opcheck(
         torch.ops.rrd_kernels.relational_step_forward_.default,
         (problem.memory, ptr, problem.z_s, problem.z_t, *settings, need_grad),

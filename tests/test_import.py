@@ -39,9 +39,9 @@ def copy_without_extension(folder: Path) -> Path:
 TRAIN = """
 import os
 import torch
-from rrd_kernels import RRDLoss, ops
+from rrd_kernels import RRDLoss, extension
 from rrd_kernels.functional import relational_loss
-assert os.path.samefile(os.path.dirname(ops.__file__), 'rrd_kernels'), 'not the copy'
+assert os.path.samefile(os.path.dirname(extension.__file__), 'rrd_kernels'), 'not the copy'
 criterion = RRDLoss(s_dim=6, t_dim=5, feat_dim=8, nce_k=16)
 f_s = torch.randn(10, 6, requires_grad=True)
 for _ in range(3):

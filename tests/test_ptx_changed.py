@@ -44,7 +44,7 @@ CHANGES = [
      FIFO, "partial_sums"),
     ("common/rows", "mask=d < kept", "mask=d < DIM", FIFO, "not_finite and float32 and sm_90"),
     ("common/rows", "return tl.where(at < 0, at + size, at)", "return at", FIFO, "enqueue_alone"),
-    ("fifo/enqueue", "slot_of(tl.load(pointer), size) + i) % size", "tl.load(pointer) + i)",
+    ("fifo/enqueue", "slot_of(tl.load(ptr), size) + i) % size", "tl.load(ptr) + i)",
      FIFO, "enqueue_alone"),
     ("fifo/merge", "tl.store(row + 2, cross * LOG_2)", "tl.store(row + 2, cross)",
      FIFO, "partial_sums"),

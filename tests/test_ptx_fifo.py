@@ -151,7 +151,7 @@ def run(step: Step, problem: Problem, arch: str, **others) -> tuple[torch.Tensor
         return found[0], found[1], found[4], pointer
     arguments = (
         *(problem.memory, pointer, problem.z_s, problem.z_t, *numbers),
-        *(step.order == "before", step.momentum, step.need_grad),
+        *(step.order, step.momentum, step.need_grad),
     )
     found = executed("relational_step_forward_", *arguments, arch=arch, **others)
     return found[0], found[1], found[2], found[3]

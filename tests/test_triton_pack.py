@@ -43,8 +43,8 @@ ARCH = "sm_90"
 
 def advance(num_warps: int = 1, size: int = 16) -> Specialization:
     """The smallest kernel."""
-    pointer = torch.empty(1, dtype=torch.int64, device="meta")
-    arguments = {"pointer": pointer, "batch": 4, "size": size}
+    ptr = torch.empty(1, dtype=torch.int64, device="meta")
+    arguments = {"ptr": ptr, "batch": 4, "size": size}
     return specialize(
         Launch(Kernel("fifo.kernels.enqueue", "advance"), (1,), arguments, {}, num_warps)
     )
@@ -124,7 +124,7 @@ def test_what_an_address_is_compiled_for(offset):
 def test_a_specialization_survives_json(root):
     [entry] = Pack(root / ARCH).kernels.values()
     assert Specialization.from_json(entry["specialization"]) == advance()
-    assert entry["parameters"] == [["pointer", "*i64"], ["batch", "i32"], ["size", "i32"]]
+    assert entry["parameters"] == [["ptr", "*i64"], ["batch", "i32"], ["size", "i32"]]
 
 
 def test_what_is_there_is_not_compiled_again(root):
@@ -227,11 +227,11 @@ class TestRefused:
 def test_a_launch_is_refused_before_it_is_made(spoil, said, root, monkeypatch):
     monkeypatch.setattr(run, "arch_of", lambda device: ARCH)
     spoil(root / ARCH)
-    pointer = torch.zeros(1, dtype=torch.int64)
-    arguments = {"pointer": pointer, "batch": 4, "size": 16}
+    ptr = torch.zeros(1, dtype=torch.int64)
+    arguments = {"ptr": ptr, "batch": 4, "size": 16}
     with pytest.raises(PackError, match=said):
         run.run([Launch(Kernel("fifo.kernels.enqueue", "advance"), (1,), arguments, {}, 1)])
-    assert pointer.item() == 0
+    assert ptr.item() == 0
 
 
 def test_without_the_variable_the_package_s_own_counts(small, monkeypatch):

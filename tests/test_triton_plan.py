@@ -12,9 +12,9 @@ hypothesis = pytest.importorskip("hypothesis")
 from machine_code import CARDS, step
 from problems import draw
 
-from rrd_kernels import functional, ops
+from rrd_kernels import extension, functional
 from rrd_kernels.bounds import fits_float32
-from rrd_kernels.ops import why_not_fused
+from rrd_kernels.extension import why_not_fused
 from rrd_kernels.triton import cards
 from rrd_kernels.triton.cards import FAMILIES, MAX_DIM, WIDTHS, Config, Hardware
 from rrd_kernels.triton.common.launches import STORAGE
@@ -167,7 +167,7 @@ def test_autotuning_takes_what_measures_best(operand, need_grad, monkeypatch):
 def test_a_gpu_is_asked_for_once_and_not_by_dynamo(monkeypatch):
     asked = []
     monkeypatch.setattr(cards, "family_of", lambda index: asked.append(index) or "sm_90")
-    ops._family_of.cache_clear()
+    extension._family_of.cache_clear()
     device = torch.device("cuda:3")
 
     def negated(x):
@@ -179,7 +179,7 @@ def test_a_gpu_is_asked_for_once_and_not_by_dynamo(monkeypatch):
         assert compiled(torch.ones(())).item() == negated(torch.ones(())).item() == -1
     assert asked == [3]
     monkeypatch.undo()
-    ops._family_of.cache_clear()
+    extension._family_of.cache_clear()
 
 
 @pytest.mark.parametrize(

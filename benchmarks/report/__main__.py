@@ -19,7 +19,7 @@ from benchmarks.measuring.breakdown import breakdown, host_time
 from benchmarks.measuring.memory import NOT_MEASURED, OUT_OF_MEMORY, first_line
 from benchmarks.measuring.run import GROWTH, OURS, Row, run_case
 from benchmarks.report.record import Record, default_path, new_record, write_whole
-from rrd_kernels.ops import EXTENSION_ERROR
+from rrd_kernels.extension import EXTENSION_ERROR
 
 STARTED = time.monotonic()
 PARTS = ("cases", "host", "breakdown", "growth")

@@ -8,7 +8,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "calls.h"
+#include "operators.h"
 
 namespace rrd {
 namespace {
@@ -59,93 +59,70 @@ class AttachedGradient : public torch::autograd::Function<AttachedGradient> {
   }
 };
 
-// The loss that compute(need_grad) returns, with its gradient attached where autograd wants one.
-template <typename Compute>
-at::Tensor differentiable(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory,
-                          const Compute& compute) {
-  for (const at::Tensor* input : {&z_s, &z_t, &memory}) {
-    TORCH_CHECK_NOT_IMPLEMENTED(!input->_fw_grad(0).defined(),
-                                "rrd_kernels: the loss has no forward-mode derivative; "
-                                "backend=\"reference\" has one.");
+void refuse_forward_mode(const at::Tensor& input) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!input._fw_grad(0).defined(),
+                              "rrd_kernels: the loss has no forward-mode derivative; "
+                              "backend=\"reference\" has one.");
+}
+
+void refuse_forward_mode(const std::optional<at::Tensor>& input) {
+  if (input) refuse_forward_mode(*input);
+}
+
+template <typename Setting>
+void refuse_forward_mode(const Setting&) {}
+
+// An operator's z_s: the first tensor that it does not write.
+template <typename... Others>
+const at::Tensor& student(const at::Tensor& z_s, const Others&...) {
+  return z_s;
+}
+
+template <typename... Others>
+const at::Tensor& student(at::Tensor&, at::Tensor&, const at::Tensor& z_s, const Others&...) {
+  return z_s;
+}
+
+// The operators of one signature, on top of what a backend computes.
+template <typename Forward, typename Signature>
+struct Differentiable;
+
+template <typename Forward, typename... Arguments>
+struct Differentiable<Forward, at::Tensor(Arguments...)> {
+  // The loss, with its gradient attached where autograd wants one.
+  static at::Tensor attached(Arguments... arguments) {
+    (refuse_forward_mode(arguments), ...);
+    const at::Tensor& z_s = student(arguments...);
+    const bool need_grad = at::GradMode::is_enabled() && z_s.requires_grad();
+    const LossAndGrad computed = [&] {
+      at::AutoDispatchBelowAutograd guard;
+      return Forward::call(arguments..., need_grad);
+    }();
+    return need_grad ? AttachedGradient::apply(z_s, computed) : std::get<0>(computed);
   }
-  const bool need_grad = at::GradMode::is_enabled() && z_s.requires_grad();
-  const LossAndGrad computed = [&] {
-    at::AutoDispatchBelowAutograd guard;
-    return compute(need_grad);
-  }();
-  return need_grad ? AttachedGradient::apply(z_s, computed) : std::get<0>(computed);
-}
 
-at::Tensor differentiable_loss(const at::Tensor& z_s, const at::Tensor& z_t,
-                               const at::Tensor& memory, double tau_s, double tau_t,
-                               bool unit_memory, Precision precision, int64_t reduction) {
-  return differentiable(z_s, z_t, memory, [&](bool need_grad) {
-    return relational_loss_forward(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision,
-                                   reduction, need_grad);
-  });
-}
+  // Without autograd, which is inference mode.
+  static at::Tensor alone(Arguments... arguments) {
+    return std::get<0>(Forward::call(arguments..., false));
+  }
+};
 
-at::Tensor differentiable_step(at::Tensor& memory, at::Tensor& pointer, const at::Tensor& z_s,
-                               const at::Tensor& z_t, double tau_s, double tau_t, bool unit_memory,
-                               Precision precision, int64_t reduction, bool enqueue_first,
-                               double momentum) {
-  return differentiable(z_s, z_t, memory, [&](bool need_grad) {
-    return relational_step_forward(memory, pointer, z_s, z_t, tau_s, tau_t, unit_memory, precision,
-                                   reduction, enqueue_first, momentum, need_grad);
-  });
-}
-
-at::Tensor differentiable_sampled_loss(const at::Tensor& z_s, const at::Tensor& z_t,
-                                       const at::Tensor& memory_v1, const at::Tensor& memory_v2,
-                                       const at::Tensor& contrast_idx,
-                                       const std::optional<at::Tensor>& normalizers, double tau_s,
-                                       double tau_t, double nce_t, Precision precision,
-                                       int64_t reduction, c10::string_view method) {
-  return differentiable(z_s, z_t, memory_v2, [&](bool need_grad) {
-    return sampled_relational_loss_forward(z_s, z_t, memory_v1, memory_v2, contrast_idx,
-                                           normalizers, tau_s, tau_t, nce_t, precision, reduction,
-                                           method, need_grad);
-  });
-}
-
-// Without autograd, which is inference mode.
-at::Tensor plain_loss(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory,
-                      double tau_s, double tau_t, bool unit_memory, Precision precision,
-                      int64_t reduction) {
-  return std::get<0>(relational_loss_forward(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision,
-                                             reduction, false));
-}
-
-at::Tensor plain_step(at::Tensor& memory, at::Tensor& pointer, const at::Tensor& z_s,
-                      const at::Tensor& z_t, double tau_s, double tau_t, bool unit_memory,
-                      Precision precision, int64_t reduction, bool enqueue_first, double momentum) {
-  return std::get<0>(relational_step_forward(memory, pointer, z_s, z_t, tau_s, tau_t, unit_memory,
-                                             precision, reduction, enqueue_first, momentum, false));
-}
-
-at::Tensor plain_sampled_loss(const at::Tensor& z_s, const at::Tensor& z_t,
-                              const at::Tensor& memory_v1, const at::Tensor& memory_v2,
-                              const at::Tensor& contrast_idx,
-                              const std::optional<at::Tensor>& normalizers, double tau_s,
-                              double tau_t, double nce_t, Precision precision, int64_t reduction,
-                              c10::string_view method) {
-  return std::get<0>(sampled_relational_loss_forward(z_s, z_t, memory_v1, memory_v2, contrast_idx,
-                                                     normalizers, tau_s, tau_t, nce_t, precision,
-                                                     reduction, method, false));
-}
+using LossOperator = Differentiable<LossForward, Loss>;
+using StepOperator = Differentiable<StepForward, Step>;
+using SampledLossOperator = Differentiable<SampledLossForward, SampledLoss>;
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rrd_kernels, Autograd, m) {
-  m.impl("relational_loss", differentiable_loss);
-  m.impl("relational_step_", differentiable_step);
-  m.impl("sampled_relational_loss", differentiable_sampled_loss);
+  m.impl("relational_loss", LossOperator::attached);
+  m.impl("relational_step_", StepOperator::attached);
+  m.impl("sampled_relational_loss", SampledLossOperator::attached);
 }
 
 TORCH_LIBRARY_IMPL(rrd_kernels, CompositeExplicitAutograd, m) {
-  m.impl("relational_loss", plain_loss);
-  m.impl("relational_step_", plain_step);
-  m.impl("sampled_relational_loss", plain_sampled_loss);
+  m.impl("relational_loss", LossOperator::alone);
+  m.impl("relational_step_", StepOperator::alone);
+  m.impl("sampled_relational_loss", SampledLossOperator::alone);
 }
 
 }  // namespace rrd

@@ -1,76 +1,59 @@
-// Tells autograd that an operator has written: whatever was saved from the memory is out of date.
+// Tells autograd that an operator has written: whatever it saved of the memory is out of date.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
-#include "calls.h"
+#include "operators.h"
 
 namespace rrd {
 namespace {
 
-template <typename... Tensors>
-void refuse_inference_tensors(const Tensors&... written) {
-  TORCH_CHECK((!written.is_inference() && ...),
-              "rrd_kernels: a memory made in inference mode can be written only there");
-}
+// An operator writes the tensors that it takes by a reference that is not const.
+template <typename Argument>
+constexpr bool kWritten = std::is_same_v<Argument, at::Tensor&>;
 
-template <typename... Tensors>
-void bump_versions(const Tensors&... written) {
-  (torch::autograd::impl::bump_version(written), ...);
-}
-
-void tracked_enqueue(at::Tensor& memory, at::Tensor& pointer, const at::Tensor& keys,
-                     double momentum) {
-  refuse_inference_tensors(memory, pointer);
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    enqueue(memory, pointer, keys, momentum);
+template <typename Argument>
+void refuse_inference_tensor(Argument& argument) {
+  if constexpr (kWritten<Argument>) {
+    TORCH_CHECK(!argument.is_inference(),
+                "rrd_kernels: a memory made in inference mode can be written only there");
   }
-  bump_versions(memory, pointer);
 }
 
-LossAndGrad tracked_step(at::Tensor& memory, at::Tensor& pointer, const at::Tensor& z_s,
-                         const at::Tensor& z_t, double tau_s, double tau_t, bool unit_memory,
-                         Precision precision, int64_t reduction, bool enqueue_first,
-                         double momentum, bool need_grad) {
-  refuse_inference_tensors(memory, pointer);
-  LossAndGrad result = [&] {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return relational_step_forward(memory, pointer, z_s, z_t, tau_s, tau_t, unit_memory, precision,
-                                   reduction, enqueue_first, momentum, need_grad);
-  }();
-  bump_versions(memory, pointer);
-  return result;
+template <typename Argument>
+void bump_version(Argument& argument) {
+  if constexpr (kWritten<Argument>) torch::autograd::impl::bump_version(argument);
 }
 
-void tracked_estimate(at::Tensor& normalizers, const at::Tensor& z_s, const at::Tensor& z_t,
-                      const at::Tensor& memory_v1, const at::Tensor& memory_v2,
-                      const at::Tensor& contrast_idx, double nce_t) {
-  refuse_inference_tensors(normalizers);
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    estimate_normalizers(normalizers, z_s, z_t, memory_v1, memory_v2, contrast_idx, nce_t);
+template <typename Operator>
+struct Tracked;
+
+template <Name kName, typename Result, typename... Arguments>
+struct Tracked<Operator<kName, Result(Arguments...)>> {
+  static Result call(Arguments... arguments) {
+    (refuse_inference_tensor<Arguments>(arguments), ...);
+    const auto below = [&] {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      return Operator<kName, Result(Arguments...)>::call(arguments...);
+    };
+    if constexpr (std::is_void_v<Result>) {
+      below();
+      (bump_version<Arguments>(arguments), ...);
+    } else {
+      Result result = below();
+      (bump_version<Arguments>(arguments), ...);
+      return result;
+    }
   }
-  bump_versions(normalizers);
-}
-
-void tracked_update(at::Tensor& memory, const at::Tensor& index, const at::Tensor& rows,
-                    double momentum) {
-  refuse_inference_tensors(memory);
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    momentum_update(memory, index, rows, momentum);
-  }
-  bump_versions(memory);
-}
+};
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rrd_kernels, ADInplaceOrView, m) {
-  m.impl("enqueue_", tracked_enqueue);
-  m.impl("relational_step_forward_", tracked_step);
-  m.impl("estimate_normalizers_", tracked_estimate);
-  m.impl("momentum_update_", tracked_update);
+  m.impl("enqueue_", Tracked<Enqueue>::call);
+  m.impl("relational_step_forward_", Tracked<StepForward>::call);
+  m.impl("estimate_normalizers_", Tracked<EstimateNormalizers>::call);
+  m.impl("momentum_update_", Tracked<MomentumUpdate>::call);
 }
 
 }  // namespace rrd

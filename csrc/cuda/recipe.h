@@ -18,7 +18,7 @@ enum class Source : int64_t {
   kStudent,
   kTeacher,
   kMemory,
-  kPointer,
+  kPtr,
   kLoss,
   kGradient,
   kWorkspace,

@@ -14,27 +14,25 @@
 #include <mutex>
 #include <unordered_map>
 
-#include "calls.h"
 #include "cuda/driver.h"
 #include "cuda/recipe.h"
+#include "operators.h"
 #include "recomputation.h"
 
 namespace rrd {
 namespace {
 
-enum class Enqueue : int64_t { kNever, kBefore, kAfter };
-
-// One call of relational_loss_forward, or of relational_step_forward_ with its memory's pointer.
+// One call of relational_loss_forward, or of relational_step_forward_ with the pointer to its slot.
 struct Call {
   at::Tensor z_s, z_t, memory;
-  std::optional<at::Tensor> pointer;
+  std::optional<at::Tensor> ptr;
   double tau_s, tau_t;
   bool unit_memory;
   c10::string_view precision;
   int64_t reduction;
-  Enqueue enqueue;
-  double momentum;
   bool need_grad;
+  c10::string_view enqueue;  // "never" of a loss alone
+  double momentum;
 };
 
 // float32 as PyTorch's global setting, in its older or its newer form, has it now. "medium", which
@@ -49,9 +47,14 @@ c10::string_view settled(Precision precision) {
 // Cache key: everything a launch depends on except the pointers.
 using Key = std::array<int64_t, 21>;
 
+// The beginning of a name, which tells it from the others.
+int64_t word_of(c10::string_view name) {
+  int64_t word = 0;
+  std::memcpy(&word, name.data(), std::min(sizeof(word), name.size()));
+  return word;
+}
+
 Key key_of(const Call& call) {
-  int64_t precision = 0;
-  std::memcpy(&precision, call.precision.data(), std::min<size_t>(8, call.precision.size()));
   Key key{};
   size_t at = 0;
   for (const at::Tensor* tensor : {&call.z_s, &call.z_t, &call.memory}) {
@@ -67,9 +70,9 @@ Key key_of(const Call& call) {
   for (const double value : {call.tau_s, call.tau_t, call.momentum}) {
     key[at++] = std::bit_cast<int64_t>(value);
   }
-  key[at++] = precision;
+  key[at++] = word_of(call.precision);
   key[at++] = call.reduction;
-  key[at++] = static_cast<int64_t>(call.enqueue);
+  key[at++] = word_of(call.enqueue);
   key[at++] = call.unit_memory;
   key[at++] = call.need_grad;
   return key;
@@ -83,19 +86,14 @@ struct HashKey {
   }
 };
 
-constexpr char kStep[] = "rrd_kernels::triton_step";
-constexpr char kRecipe[] = "rrd_kernels::triton_recipe";
-
-template <const char* kName, typename Result>
+template <Name kName, typename Result>
 Result in_python(const Call& call) {
-  using Signature =
-      Result(const at::Tensor&, const at::Tensor&, at::Tensor, std::optional<at::Tensor>, double,
-             double, bool, c10::string_view, int64_t, int64_t, double, bool);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow(kName, "").typed<Signature>();
-  return op.call(call.z_s, call.z_t, call.memory, call.pointer, call.tau_s, call.tau_t,
-                 call.unit_memory, call.precision, call.reduction,
-                 static_cast<int64_t>(call.enqueue), call.momentum, call.need_grad);
+  using Python = Operator<kName, Result(const at::Tensor&, const at::Tensor&, at::Tensor,
+                                        std::optional<at::Tensor>, double, double, bool,
+                                        c10::string_view, int64_t, bool, c10::string_view, double)>;
+  return Python::call(call.z_s, call.z_t, call.memory, call.ptr, call.tau_s, call.tau_t,
+                      call.unit_memory, call.precision, call.reduction, call.need_grad,
+                      call.enqueue, call.momentum);
 }
 
 std::shared_ptr<const cuda::Recipe> recipe_for(const Call& call) {
@@ -110,7 +108,7 @@ std::shared_ptr<const cuda::Recipe> recipe_for(const Call& call) {
   }
   // Compile outside the lock: it is slow and takes the GIL.
   auto recipe = std::make_shared<const cuda::Recipe>(
-      cuda::Recipe::parse(in_python<kRecipe, std::vector<int64_t>>(call)));
+      cuda::Recipe::parse(in_python<"rrd_kernels::triton_recipe", std::vector<int64_t>>(call)));
   const std::lock_guard lock(mutex);
   if (known.size() >= kMost) known.clear();
   known.insert_or_assign(key, recipe);
@@ -134,12 +132,12 @@ LossAndGrad run(const cuda::Recipe& recipe, const Call& call) {
           : at::empty({recipe.gradient_elements}, floats).as_strided({rows, dim}, {dim, 1});
   const at::Tensor workspace =
       at::empty({recipe.workspace_bytes}, call.z_s.options().dtype(at::kByte));
-  void* pointer = call.pointer ? call.pointer->mutable_data_ptr() : nullptr;
+  void* ptr = call.ptr ? call.ptr->mutable_data_ptr() : nullptr;
   const cuda::Addresses addresses{{
       const_cast<void*>(call.z_s.const_data_ptr()),
       const_cast<void*>(call.z_t.const_data_ptr()),
       call.memory.mutable_data_ptr(),
-      pointer,
+      ptr,
       loss.mutable_data_ptr(),
       grad_z_s.mutable_data_ptr(),
       workspace.mutable_data_ptr(),
@@ -159,12 +157,12 @@ void check(const Call& call) {
       " do not fit");
   TORCH_CHECK_VALUE(z_s.device() == memory.device() && z_t.device() == memory.device(),
                     "rrd_kernels: z_s, z_t and memory must be on one device");
-  if (!call.pointer) return;
+  if (!call.ptr) return;
   TORCH_CHECK_VALUE(z_s.size(0) <= memory.size(0), "rrd_kernels: ", z_s.size(0),
                     " rows do not fit a memory of ", memory.size(0));
-  TORCH_CHECK_VALUE(call.pointer->numel() == 1 && call.pointer->scalar_type() == at::kLong &&
-                        call.pointer->device() == memory.device(),
-                    "rrd_kernels: the pointer must be one int64 on the memory's device");
+  TORCH_CHECK_VALUE(call.ptr->numel() == 1 && call.ptr->scalar_type() == at::kLong &&
+                        call.ptr->device() == memory.device(),
+                    "rrd_kernels: ptr must be one int64 on the memory's device");
 }
 
 LossAndGrad forward(const Call& call) {
@@ -174,7 +172,7 @@ LossAndGrad forward(const Call& call) {
     const auto recipe = recipe_for(call);
     if (!recipe->launches.empty()) return run(*recipe, call);
   }
-  return in_python<kStep, LossAndGrad>(call);
+  return in_python<"rrd_kernels::triton_step", LossAndGrad>(call);
 }
 
 c10::OptionalDeviceGuard guard_of(int64_t device) {
@@ -205,20 +203,19 @@ LossAndGrad loss_on_gpu(const at::Tensor& z_s, const at::Tensor& z_t, const at::
                         double tau_s, double tau_t, bool unit_memory, Precision precision,
                         int64_t reduction, bool need_grad) {
   return forward({z_s, z_t, memory, std::nullopt, tau_s, tau_t, unit_memory, settled(precision),
-                  reduction, Enqueue::kNever, 0.0, need_grad});
+                  reduction, need_grad, "never", 0.0});
 }
 
-LossAndGrad step_on_gpu(at::Tensor& memory, at::Tensor& pointer, const at::Tensor& z_s,
+LossAndGrad step_on_gpu(at::Tensor& memory, at::Tensor& ptr, const at::Tensor& z_s,
                         const at::Tensor& z_t, double tau_s, double tau_t, bool unit_memory,
-                        Precision precision, int64_t reduction, bool enqueue_first, double momentum,
-                        bool need_grad) {
-  if (!may_enqueue(enqueue_first)) {
+                        Precision precision, int64_t reduction, c10::string_view enqueue,
+                        double momentum, bool need_grad) {
+  if (!may_write(enqueue)) {
     return loss_on_gpu(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision, reduction,
                        need_grad);
   }
-  return forward({apart(z_s, memory), apart(z_t, memory), memory, pointer, tau_s, tau_t,
-                  unit_memory, settled(precision), reduction,
-                  enqueue_first ? Enqueue::kBefore : Enqueue::kAfter, momentum, need_grad});
+  return forward({apart(z_s, memory), apart(z_t, memory), memory, ptr, tau_s, tau_t, unit_memory,
+                  settled(precision), reduction, need_grad, enqueue, momentum});
 }
 
 }  // namespace

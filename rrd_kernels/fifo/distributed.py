@@ -96,10 +96,10 @@ def keys_step(
         RuntimeError, ValueError: as :func:`rrd_kernels.distributed.agreement.agree`; and a
             ValueError where the ranks' batches together do not fit the memory.
     """
-    ranks, queue, pointer = memory.ranks, memory.queue, memory.queue_ptr
+    ranks, queue, ptr = memory.ranks, memory.queue, memory.queue_ptr
     step, z_s, z_t, writes = begin(memory, embed, settings)
     if step.stale:
-        copy_from(ranks, step.source, (queue, pointer))
+        copy_from(ranks, step.source, (queue, ptr))
         memory.inspect_rows()
         memory.unit_rows = memory.unit_rows and step.unit_rows
     settings = settings | {"unit_memory": memory.unit_rows and step.unit_rows}

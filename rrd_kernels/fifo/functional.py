@@ -21,7 +21,7 @@ def _check_loss(
 def _check_write(memory: Tensor, ptr: Tensor, name: str, keys: Tensor, momentum: float) -> None:
     """``keys`` are checked already to be rows like the memory's; ``name`` is the caller's."""
     check.check_writable("memory", memory)
-    check.check_pointer(ptr, memory)
+    check.check_ptr(ptr, memory)
     check.check_momentum("momentum", momentum)
     check.check_fits(name, keys, memory)
 
@@ -257,7 +257,7 @@ def relational_step_(
         unit_memory,
         precision,
         check.REDUCTIONS.index(reduction),
-        enqueue == "before",
+        enqueue,
         float(momentum),
     )
 

@@ -96,8 +96,8 @@ def _holds(memory: FifoRows, settings: dict[str, Any]) -> bool:
 def enqueue_(memory: FifoRows, keys: Tensor) -> None:
     """Writes those of ``keys`` [B, D], the rows of all ranks, whose slots are this rank's, and
     moves the pointer. Without a host sync where a GPU has kernels."""
-    layout, pointer = memory.layout, memory.queue_ptr
-    slots = torch.arange(len(keys), device=pointer.device).add_(pointer).remainder_(layout.size)
+    layout, ptr = memory.layout, memory.queue_ptr
+    slots = torch.arange(len(keys), device=ptr.device).add_(ptr).remainder_(layout.size)
     here = slots - layout.first
     inside = (here >= 0) & (here < layout.rows)
     if keys.device.type != "cpu" and use_fused(memory.backend, keys.device):
@@ -105,7 +105,7 @@ def enqueue_(memory: FifoRows, keys: Tensor) -> None:
     else:
         here, keys = here[inside], keys[inside]
     momentum_update_(memory.queue, here, keys, memory.slot_momentum, backend=memory.backend)
-    pointer.add_(slots.shape[0]).remainder_(layout.size)
+    ptr.add_(slots.shape[0]).remainder_(layout.size)
     memory.batches_written += 1
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rrd_kernels.ops import OPERATORS
+from rrd_kernels.extension import OPERATORS
 from rrd_kernels.triton.cards import Hardware
 from rrd_kernels.triton.fifo import operators
 from rrd_kernels.triton.momentum import operators as sampled_operators

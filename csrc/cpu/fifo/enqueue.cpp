@@ -28,17 +28,17 @@ void write_rows(const at::Tensor& memory, int64_t first, const at::Tensor& keys,
                    });
 }
 
-void enqueue(at::Tensor& memory, at::Tensor& pointer, const at::Tensor& rows, double momentum) {
+void enqueue(at::Tensor& memory, at::Tensor& ptr, const at::Tensor& rows, double momentum) {
   // rrd_kernels.functional has checked everything; this is for callers of the bare operator.
   TORCH_CHECK_VALUE(memory.dim() == 2 && rows.dim() == 2 && memory.size(1) == rows.size(1) &&
                         rows.size(0) <= memory.size(0) && memory.numel() > 0,
                     "enqueue_: keys ", rows.sizes(), " do not fit a memory ", memory.sizes());
-  TORCH_CHECK_VALUE(pointer.numel() == 1 && pointer.scalar_type() == at::kLong,
-                    "enqueue_: the pointer must be one int64");
+  TORCH_CHECK_VALUE(ptr.numel() == 1 && ptr.scalar_type() == at::kLong,
+                    "enqueue_: ptr must be one int64");
   // Keys that are themselves slots must not change while they are being written.
   const at::Tensor keys = rows.is_alias_of(memory) ? rows.clone() : rows;
   const int64_t size = memory.size(0);
-  int64_t* at = pointer.mutable_data_ptr<int64_t>();
+  int64_t* at = ptr.mutable_data_ptr<int64_t>();
   // A pointer from a checkpoint may hold anything; the slot it leads to is always one of ours.
   const int64_t first = ((*at % size) + size) % size;
   AT_DISPATCH_V2(memory.scalar_type(), "enqueue_", AT_WRAP([&] {

@@ -11,11 +11,11 @@
 #include <cmath>
 #include <vector>
 
-#include "calls.h"
 #include "cpu/indices.h"
 #include "cpu/kernels/momentum.h"
 #include "cpu/kernels/select.h"
 #include "cpu/tensors.h"
+#include "operators.h"
 
 namespace rrd::cpu {
 namespace {

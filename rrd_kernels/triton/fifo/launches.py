@@ -20,9 +20,6 @@ from rrd_kernels.triton.common.sizes import row_block, row_warps
 from rrd_kernels.triton.fifo.plan import Plan, make_plan
 from rrd_kernels.triton.runtime.launch import Kernel, Launch
 
-#: In the order of the operators' integer.
-ENQUEUES = ("never", "before", "after")
-
 
 class Settings(NamedTuple):
     """What a step computes, beside its tensors."""
@@ -82,7 +79,7 @@ def allocate(z_s: Tensor, plan: Plan, settings: Settings) -> Buffers:
 
 
 def enqueue_launches(
-    memory: Tensor, pointer: Tensor, keys: Tensor, momentum: float
+    memory: Tensor, ptr: Tensor, keys: Tensor, momentum: float
 ) -> tuple[Launch, Launch]:
     """The enqueue by itself: the slots, then the pointer."""
     (size, dim), batch = memory.shape, keys.shape[0]
@@ -92,7 +89,7 @@ def enqueue_launches(
         (batch,),
         {
             "memory": memory,
-            "pointer": pointer,
+            "ptr": ptr,
             "keys": keys,
             "size": size,
             "keys_row": keys.stride(0),
@@ -112,7 +109,7 @@ def enqueue_launches(
     move = Launch(
         Kernel("fifo.kernels.enqueue", "advance"),
         (1,),
-        {"pointer": pointer, "batch": batch, "size": size},
+        {"ptr": ptr, "batch": batch, "size": size},
         {},
         1,
     )
@@ -123,7 +120,7 @@ def step_launches(
     z_s: Tensor,
     z_t: Tensor,
     memory: Tensor,
-    pointer: Tensor | None,
+    ptr: Tensor | None,
     settings: Settings,
     hardware: Hardware,
     plan: Plan | None = None,
@@ -133,7 +130,7 @@ def step_launches(
     Args:
         z_s, z_t: [B, D], B >= 1, any strides and floating dtype.
         memory: [K, D], any strides; written where ``settings.enqueue`` is not "never".
-        pointer: int64 [1], for an enqueue.
+        ptr: int64 [1], for an enqueue.
         settings: what is computed.
         hardware: what it runs on.
         plan: in place of the one that the table leads to.
@@ -155,7 +152,7 @@ def step_launches(
             z_s,
             z_t,
             memory,
-            pointer,
+            ptr,
             buffers.queries,
             buffers.state,
             tau_s=settings.tau_s,
@@ -166,7 +163,7 @@ def step_launches(
             dependent=plan.dependent,
         ),
         attend_launch(memory, buffers, plan, settings, hardware),
-        _combine(z_s, z_t, memory, pointer, buffers, plan, settings),
+        _combine(z_s, z_t, memory, ptr, buffers, plan, settings),
     )
     return buffers, launches
 
@@ -233,7 +230,7 @@ def _combine(
     z_s: Tensor,
     z_t: Tensor,
     memory: Tensor,
-    pointer: Tensor | None,
+    ptr: Tensor | None,
     buffers: Buffers,
     plan: Plan,
     settings: Settings,
@@ -246,7 +243,7 @@ def _combine(
             "z_s": z_s,
             "z_t": z_t,
             "memory": memory,
-            "pointer": buffers.state if pointer is None else pointer,
+            "ptr": buffers.state if ptr is None else ptr,
             "partials": buffers.partials,
             "stats": buffers.stats,
             "state": buffers.state,

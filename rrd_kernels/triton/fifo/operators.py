@@ -10,7 +10,6 @@ from torch import Tensor
 from rrd_kernels.triton.cards import MAX_DIM, MAX_ROWS, hardware_of
 from rrd_kernels.triton.common.operators import on_device, settled
 from rrd_kernels.triton.fifo.launches import (
-    ENQUEUES,
     Buffers,
     Settings,
     enqueue_launches,
@@ -32,7 +31,7 @@ def _has_kernels(z_s: Tensor, memory: Tensor, settings: Settings) -> bool:
 
 
 def _launches(
-    z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor | None, settings: Settings
+    z_s: Tensor, z_t: Tensor, memory: Tensor, ptr: Tensor | None, settings: Settings
 ) -> tuple[Buffers, Sequence[Launch]]:
     hardware = hardware_of(memory.device)
     plan = None
@@ -40,43 +39,27 @@ def _launches(
         from rrd_kernels.triton.fifo.autotune import best_plan
 
         plan = best_plan(z_s, z_t, memory, settings, hardware)
-    return step_launches(z_s, z_t, memory, pointer, settings, hardware, plan)
-
-
-def settings_of(
-    tau_s: float,
-    tau_t: float,
-    unit_memory: bool,
-    operand: str,
-    reduction: int,
-    enqueue: int,
-    momentum: float,
-    need_grad: bool,
-) -> Settings:
-    """From the numbers in the order in which the operators below take them."""
-    return Settings(
-        tau_s, tau_t, unit_memory, operand, reduction, need_grad, ENQUEUES[enqueue], momentum
-    )
+    return step_launches(z_s, z_t, memory, ptr, settings, hardware, plan)
 
 
 def triton_step(
     z_s: Tensor,
     z_t: Tensor,
     memory: Tensor,
-    pointer: Tensor | None,
-    *numbers: Any,
+    ptr: Tensor | None,
+    *settings: Any,
 ) -> tuple[Tensor, Tensor]:
     """Loss and gradient, with the enqueue where there is one, launched from Python."""
-    settings = settings_of(*numbers)
-    if _has_kernels(z_s, memory, settings):
-        buffers, launches = _launches(z_s, z_t, memory, pointer, settings)
+    wanted = Settings(*settings)
+    if _has_kernels(z_s, memory, wanted):
+        buffers, launches = _launches(z_s, z_t, memory, ptr, wanted)
         run(launches)
         return buffers.loss, buffers.grad_z_s
-    if settings.enqueue == "before" and pointer is not None:
-        enqueue_(memory, pointer, z_t, settings.momentum)
-    result = plain_forward(z_s, z_t, memory, settings)
-    if settings.enqueue == "after" and pointer is not None:
-        enqueue_(memory, pointer, z_t, settings.momentum)
+    if wanted.enqueue == "before" and ptr is not None:
+        enqueue_(memory, ptr, z_t, wanted.momentum)
+    result = plain_forward(z_s, z_t, memory, wanted)
+    if wanted.enqueue == "after" and ptr is not None:
+        enqueue_(memory, ptr, z_t, wanted.momentum)
     return result
 
 
@@ -84,16 +67,16 @@ def triton_recipe(
     z_s: Tensor,
     z_t: Tensor,
     memory: Tensor,
-    pointer: Tensor | None,
-    *numbers: Any,
+    ptr: Tensor | None,
+    *settings: Any,
 ) -> list[int]:
     """How ``csrc/cuda`` is to launch calls of this kind; empty where it is not to."""
-    settings = settings_of(*numbers)
-    if not _has_kernels(z_s, memory, settings):
+    wanted = Settings(*settings)
+    if not _has_kernels(z_s, memory, wanted):
         return []
     # Told apart by identity, which one tensor given twice would not be.
-    inputs = z_s.detach(), z_t.detach(), memory.detach(), pointer
-    buffers, launches = _launches(*inputs, settings)
+    inputs = z_s.detach(), z_t.detach(), memory.detach(), ptr
+    buffers, launches = _launches(*inputs, wanted)
     loaded = load_all(launches, memory.get_device())
     return [] if loaded is None else recipe_of(launches, loaded, buffers, inputs)
 
@@ -126,20 +109,20 @@ def relational_partials(
     return results
 
 
-def enqueue_(memory: Tensor, pointer: Tensor, keys: Tensor, momentum: float) -> None:
+def enqueue_(memory: Tensor, ptr: Tensor, keys: Tensor, momentum: float) -> None:
     """The operator of this name."""
     # rrd_kernels.functional has checked everything; this is for callers of the bare operator.
     (batch, width), (size, dim) = keys.shape, memory.shape
-    if width != dim or batch > size or pointer.dtype != torch.int64 or pointer.numel() != 1:
+    if width != dim or batch > size or ptr.dtype != torch.int64 or ptr.numel() != 1:
         raise ValueError(
-            f"enqueue_: keys {tuple(keys.shape)} do not fit a memory {tuple(memory.shape)}, or the "
-            f"pointer is not one int64"
+            f"enqueue_: keys {tuple(keys.shape)} do not fit a memory {tuple(memory.shape)}, or ptr "
+            f"is not one int64"
         )
-    if not keys.device == pointer.device == memory.device:
-        raise ValueError("enqueue_: memory, pointer and keys must be on one device")
+    if not keys.device == ptr.device == memory.device:
+        raise ValueError("enqueue_: memory, ptr and keys must be on one device")
     if batch == 0:
         return
     if keys.untyped_storage().data_ptr() == memory.untyped_storage().data_ptr():
         keys = keys.clone()  # slots that must not change while they are read
     with on_device(memory.device):
-        run(enqueue_launches(memory, pointer, keys, momentum))
+        run(enqueue_launches(memory, ptr, keys, momentum))

@@ -46,7 +46,7 @@ def recipe_of(
         launches: of one step.
         loaded: their kernels.
         buffers: what they write.
-        inputs: z_s, z_t, memory and pointer, in the order of :class:`Source`.
+        inputs: z_s, z_t, memory and ptr, in the order of :class:`Source`.
     """
     places, workspace_bytes = _places(buffers, inputs)
     gradient = buffers.grad_z_s.untyped_storage().nbytes() // buffers.grad_z_s.element_size()

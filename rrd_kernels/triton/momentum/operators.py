@@ -1,5 +1,7 @@
 """The operators of the momentum memory on a GPU."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,56 +39,35 @@ def _check_views(inputs: Inputs) -> None:
         raise ValueError("rrd_kernels: embeddings, memories and columns must be on one device")
 
 
-def sampled_relational_loss_forward(
-    z_s: Tensor,
-    z_t: Tensor,
-    memory_v1: Tensor,
-    memory_v2: Tensor,
-    contrast_idx: Tensor,
-    normalizers: Tensor | None,
-    tau_s: float,
-    tau_t: float,
-    nce_t: float,
-    precision: str | None,
-    reduction: int,
-    method: str,
-    need_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    """The operator of this name."""
-    inputs = Inputs(z_s, z_t, memory_v1, memory_v2, contrast_idx, normalizers)
+def sampled_relational_loss_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The operator of this name: tensors, then settings, in the order of its schema."""
+    inputs, settings = Inputs(*arguments[:6]), SampledSettings(*arguments[6:])
     _check_views(inputs)
-    if method not in METHODS:
-        raise ValueError(f"rrd_kernels: method must be one of {METHODS}; got {method!r}")
-    if contrast_idx.shape[1] == 0:
+    if settings.method not in METHODS:
+        raise ValueError(f"rrd_kernels: method must be one of {METHODS}; got {settings.method!r}")
+    if inputs.contrast_idx.shape[1] == 0:
         raise ValueError("rrd_kernels: contrast_idx names no rows")
-    operand = settled(precision)
-    settings = SampledSettings(tau_s, tau_t, nce_t, operand, reduction, method, need_grad)
-    batch, dim = z_s.shape
-    double = operand == "float64" or torch.float64 in (memory_v1.dtype, memory_v2.dtype)
-    with on_device(z_s.device):
+    settings = settings._replace(operand=settled(settings.operand))
+    (batch, dim), device = inputs.z_s.shape, inputs.z_s.device
+    dtypes = inputs.memory_v1.dtype, inputs.memory_v2.dtype
+    with on_device(device):
+        double = settings.operand == "float64" or torch.float64 in dtypes
         if double or dim > MAX_DIM or batch == 0:
             return plain_forward(inputs, settings)
-        buffers, launches = sampled_launches(inputs, settings, hardware_of(z_s.device))
+        buffers, launches = sampled_launches(inputs, settings, hardware_of(device))
         run(launches)
     return buffers.loss, buffers.grad_z_s
 
 
-def estimate_normalizers_(
-    normalizers: Tensor,
-    z_s: Tensor,
-    z_t: Tensor,
-    memory_v1: Tensor,
-    memory_v2: Tensor,
-    contrast_idx: Tensor,
-    nce_t: float,
-) -> None:
-    """The operator of this name."""
-    inputs = Inputs(z_s, z_t, memory_v1, memory_v2, contrast_idx, normalizers)
+def estimate_normalizers_(normalizers: Tensor, *arguments: Any) -> None:
+    """The operator of this name, with the arguments of its schema."""
+    inputs = Inputs(*(*arguments[:5], normalizers))
     _check_views(inputs)
-    if contrast_idx.numel() == 0:
+    if inputs.contrast_idx.numel() == 0:
         return
-    with on_device(z_s.device):
-        run(normalizer_launches(normalizers, *inputs[:5], nce_t, hardware_of(z_s.device)))
+    device = inputs.z_s.device
+    with on_device(device):
+        run(normalizer_launches(normalizers, *inputs[:5], arguments[5], hardware_of(device)))
 
 
 def momentum_update_(memory: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:

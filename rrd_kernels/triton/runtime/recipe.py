@@ -16,7 +16,7 @@ class Source(IntEnum):
     STUDENT = 0
     TEACHER = 1
     MEMORY = 2
-    POINTER = 3
+    PTR = 3
     LOSS = 4
     GRADIENT = 5
     WORKSPACE = 6

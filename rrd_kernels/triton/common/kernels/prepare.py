@@ -29,7 +29,7 @@ def prepare(
     z_s,
     z_t,
     memory,
-    pointer,
+    ptr,
     queries,
     state,
     batch,
@@ -62,7 +62,7 @@ def prepare(
     student = load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D)
     teacher = load_row(z_t, i, z_t_row, z_t_dim, DIM, BLOCK_D)
     if ENQUEUE != "never":
-        start = tl.load(pointer)  # before stores, which the compiler moves no load ahead of
+        start = tl.load(ptr)  # before stores, which the compiler moves no load ahead of
     store_query(queries, i, student, scale_s, TF32, DIM_PAD, BLOCK_D)
     store_query(queries, batch + i, teacher, scale_t, TF32, DIM_PAD, BLOCK_D)
     if i == 0:

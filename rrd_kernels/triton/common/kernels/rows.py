@@ -67,9 +67,9 @@ def query_of(unit, scale, OPERAND: tl.constexpr, TF32: tl.constexpr):
 
 
 @triton.jit
-def slot_of(pointer, size):
+def slot_of(ptr, size):
     """The slot that a stored pointer leads to, which a checkpoint may have made anything."""
-    at = pointer % size
+    at = ptr % size
     return tl.where(at < 0, at + size, at)
 
 

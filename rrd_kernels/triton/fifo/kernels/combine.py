@@ -77,7 +77,7 @@ def combine(
     z_s,
     z_t,
     memory,
-    pointer,
+    ptr,
     partials,
     stats,
     state,
@@ -165,6 +165,6 @@ def combine(
         )
     if ENQUEUE != "never":
         if i == 0:
-            tl.store(pointer, (first + batch) % size)
+            tl.store(ptr, (first + batch) % size)
     if REDUCE:
         add_losses(state, losses, loss, batch, weight, BLOCK_B)

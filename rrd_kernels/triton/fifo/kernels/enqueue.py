@@ -9,7 +9,7 @@ from rrd_kernels.triton.common.kernels.rows import load_row, slot_of, write_slot
 @triton.jit
 def enqueue(
     memory,
-    pointer,
+    ptr,
     keys,
     size,
     keys_row,
@@ -24,12 +24,12 @@ def enqueue(
 ):
     """One program a key; DTYPE is what the row is computed in."""
     i = tl.program_id(0)
-    slot = (slot_of(tl.load(pointer), size) + i) % size
+    slot = (slot_of(tl.load(ptr), size) + i) % size
     key = load_row(keys, i, keys_row, keys_dim, DIM, BLOCK_D, DTYPE)
     write_slot(memory, slot, memory_row, memory_dim, key, momentum, MOMENTUM, DIM, BLOCK_D)
 
 
 @triton.jit
-def advance(pointer, batch, size):
-    """Moves the pointer, in a launch of its own: every key's program has read it by then."""
-    tl.store(pointer, (slot_of(tl.load(pointer), size) + batch) % size)
+def advance(ptr, batch, size):
+    """Moves the ptr, in a launch of its own: every key's program has read it by then."""
+    tl.store(ptr, (slot_of(tl.load(ptr), size) + batch) % size)

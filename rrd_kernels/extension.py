@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 __all__ = ["EXTENSION_ERROR", "why_not_fused"]
 
@@ -25,6 +24,13 @@ OPERATORS = {
     "fifo": ("triton_step", "triton_recipe", "relational_partials", "enqueue_"),
     "momentum": ("sampled_relational_loss_forward", "estimate_normalizers_", "momentum_update_"),
 }
+
+#: What torch.compile meets.
+WITH_FAKES = (
+    *("relational_loss", "relational_loss_forward", "relational_step_", "relational_step_forward_"),
+    *("relational_partials", "sampled_relational_loss", "sampled_relational_loss_forward"),
+    *("enqueue_", "estimate_normalizers_", "momentum_update_", "refuse_recomputation_"),
+)
 
 
 def _load_extension() -> str | None:
@@ -45,133 +51,31 @@ def _load_extension() -> str | None:
 EXTENSION_ERROR: str | None = _load_extension()
 
 
-def _fake_loss(z_s: Tensor, precision: str | None, reduction: int) -> Tensor:
-    dtype = torch.float64 if precision == "float64" else torch.float32
-    return z_s.new_empty(() if reduction else z_s.shape[:1], dtype=dtype)
-
-
-def _fake_forward(
-    z_s: Tensor, precision: str | None, reduction: int, need_grad: bool
-) -> tuple[Tensor, Tensor]:
-    loss = _fake_loss(z_s, precision, reduction)
-    batch, dim = z_s.shape
-    return loss, loss.new_empty((batch if need_grad else 0, dim))
-
-
 def _register_fakes() -> None:
-    @torch.library.register_fake("rrd_kernels::relational_loss")
-    def _(
-        z_s: Tensor,
-        z_t: Tensor,
-        memory: Tensor,
-        tau_s: float,
-        tau_t: float,
-        unit_memory: bool,
-        precision: str | None,
-        reduction: int,
-    ) -> Tensor:
-        return _fake_loss(z_s, precision, reduction)
+    """Shapes and dtypes of what operators return, out of their arguments by the schemas' names."""
 
-    @torch.library.register_fake("rrd_kernels::relational_step_")
-    def _(
-        memory: Tensor,
-        pointer: Tensor,
-        z_s: Tensor,
-        z_t: Tensor,
-        tau_s: float,
-        tau_t: float,
-        unit_memory: bool,
-        precision: str | None,
-        reduction: int,
-        enqueue_first: bool,
-        momentum: float,
-    ) -> Tensor:
-        return _fake_loss(z_s, precision, reduction)
+    def register(name: str) -> None:
+        schema = getattr(torch.ops.rrd_kernels, name).default._schema
+        names = [argument.name for argument in schema.arguments]
 
-    @torch.library.register_fake("rrd_kernels::relational_loss_forward")
-    def _(
-        z_s: Tensor,
-        z_t: Tensor,
-        memory: Tensor,
-        tau_s: float,
-        tau_t: float,
-        unit_memory: bool,
-        precision: str | None,
-        reduction: int,
-        need_grad: bool,
-    ) -> tuple[Tensor, Tensor]:
-        return _fake_forward(z_s, precision, reduction, need_grad)
+        def fake(*arguments: Any) -> Any:
+            given = dict(zip(names, arguments, strict=True))
+            if not schema.returns:
+                return None
+            batch, dim = given["z_s"].shape
+            dtype = torch.float64 if given["precision"] == "float64" else torch.float32
+            empty = functools.partial(given["z_s"].new_empty, dtype=dtype)
+            if name == "relational_partials":
+                return empty((batch, 3 + (2 * dim if given["need_grad"] else 0))), empty((batch, 2))
+            loss = empty(() if given["reduction"] else (batch,))
+            if len(schema.returns) == 1:
+                return loss
+            return loss, empty((batch if given["need_grad"] else 0, dim))
 
-    @torch.library.register_fake("rrd_kernels::relational_step_forward_")
-    def _(
-        memory: Tensor,
-        pointer: Tensor,
-        z_s: Tensor,
-        z_t: Tensor,
-        tau_s: float,
-        tau_t: float,
-        unit_memory: bool,
-        precision: str | None,
-        reduction: int,
-        enqueue_first: bool,
-        momentum: float,
-        need_grad: bool,
-    ) -> tuple[Tensor, Tensor]:
-        return _fake_forward(z_s, precision, reduction, need_grad)
+        torch.library.register_fake(f"rrd_kernels::{name}", fake)
 
-    @torch.library.register_fake("rrd_kernels::relational_partials")
-    def _(
-        z_s: Tensor,
-        z_t: Tensor,
-        memory: Tensor,
-        tau_s: float,
-        tau_t: float,
-        unit_memory: bool,
-        precision: str | None,
-        need_grad: bool,
-    ) -> tuple[Tensor, Tensor]:
-        batch, dim = z_s.shape
-        shifts = _fake_loss(z_s, precision, reduction=0).new_empty((batch, 2))
-        return shifts.new_empty((batch, 3 + (2 * dim if need_grad else 0))), shifts
-
-    @torch.library.register_fake("rrd_kernels::sampled_relational_loss")
-    def _(
-        z_s: Tensor,
-        z_t: Tensor,
-        memory_v1: Tensor,
-        memory_v2: Tensor,
-        contrast_idx: Tensor,
-        normalizers: Tensor | None,
-        tau_s: float,
-        tau_t: float,
-        nce_t: float,
-        precision: str | None,
-        reduction: int,
-        method: str,
-    ) -> Tensor:
-        return _fake_loss(z_s, precision, reduction)
-
-    @torch.library.register_fake("rrd_kernels::sampled_relational_loss_forward")
-    def _(
-        z_s: Tensor,
-        z_t: Tensor,
-        memory_v1: Tensor,
-        memory_v2: Tensor,
-        contrast_idx: Tensor,
-        normalizers: Tensor | None,
-        tau_s: float,
-        tau_t: float,
-        nce_t: float,
-        precision: str | None,
-        reduction: int,
-        method: str,
-        need_grad: bool,
-    ) -> tuple[Tensor, Tensor]:
-        return _fake_forward(z_s, precision, reduction, need_grad)
-
-    writes = ("enqueue_", "estimate_normalizers_", "momentum_update_", "refuse_recomputation_")
-    for name in writes:
-        torch.library.register_fake(f"rrd_kernels::{name}", lambda *_: None)
+    for name in WITH_FAKES:
+        register(name)
 
 
 # A registration lasts as long as its library object.
@@ -243,7 +147,7 @@ def why_not_fused(device: torch.device) -> str | None:
     Source: csrc/ and rrd_kernels/triton, by what is built, installed and known of a GPU.
 
     Example:
-        >>> from rrd_kernels.ops import why_not_fused
+        >>> from rrd_kernels.extension import why_not_fused
         >>> why_not_fused(torch.device("meta"))
         'they run on cpu and cuda, not on meta'
     """

@@ -1,0 +1,79 @@
+// The operators of schemas.cpp as C++ functions. Each type is stated here once, for those who call
+// and those who wrap; a call goes through the dispatcher.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/util/string_view.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+
+namespace rrd {
+
+// A string as a template's argument.
+template <size_t kSize>
+struct Name {
+  consteval Name(const char (&from)[kSize]) { std::copy_n(from, kSize, text); }
+  char text[kSize];
+};
+
+template <Name kName, typename Signature>
+struct Operator;
+
+template <Name kName, typename Result, typename... Arguments>
+struct Operator<kName, Result(Arguments...)> {
+  static Result call(Arguments... arguments) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow(kName.text, "")
+                               .template typed<Result(Arguments...)>();
+    return op.call(std::forward<Arguments>(arguments)...);
+  }
+};
+
+using Precision = std::optional<c10::string_view>;
+
+// The losses as users call them. What a backend computes has one argument more, need_grad, and
+// returns the gradient with the loss.
+using Loss = at::Tensor(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory,
+                        double tau_s, double tau_t, bool unit_memory, Precision precision,
+                        int64_t reduction);
+using Step = at::Tensor(at::Tensor& memory, at::Tensor& ptr, const at::Tensor& z_s,
+                        const at::Tensor& z_t, double tau_s, double tau_t, bool unit_memory,
+                        Precision precision, int64_t reduction, c10::string_view enqueue,
+                        double momentum);
+using SampledLoss = at::Tensor(const at::Tensor& z_s, const at::Tensor& z_t,
+                               const at::Tensor& memory_v1, const at::Tensor& memory_v2,
+                               const at::Tensor& contrast_idx,
+                               const std::optional<at::Tensor>& normalizers, double tau_s,
+                               double tau_t, double nce_t, Precision precision, int64_t reduction,
+                               c10::string_view method);
+
+using LossAndGrad = std::tuple<at::Tensor, at::Tensor>;
+
+template <Name kName, typename Signature>
+struct ForwardOf;
+
+template <Name kName, typename... Arguments>
+struct ForwardOf<kName, at::Tensor(Arguments...)> {
+  using Type = Operator<kName, LossAndGrad(Arguments..., bool need_grad)>;
+};
+
+using LossForward = ForwardOf<"rrd_kernels::relational_loss_forward", Loss>::Type;
+using StepForward = ForwardOf<"rrd_kernels::relational_step_forward_", Step>::Type;
+using SampledLossForward =
+    ForwardOf<"rrd_kernels::sampled_relational_loss_forward", SampledLoss>::Type;
+
+using Enqueue = Operator<"rrd_kernels::enqueue_", void(at::Tensor& memory, at::Tensor& ptr,
+                                                       const at::Tensor& keys, double momentum)>;
+using EstimateNormalizers =
+    Operator<"rrd_kernels::estimate_normalizers_",
+             void(at::Tensor& normalizers, const at::Tensor& z_s, const at::Tensor& z_t,
+                  const at::Tensor& memory_v1, const at::Tensor& memory_v2,
+                  const at::Tensor& contrast_idx, double nce_t)>;
+using MomentumUpdate =
+    Operator<"rrd_kernels::momentum_update_", void(at::Tensor& memory, const at::Tensor& index,
+                                                   const at::Tensor& rows, double momentum)>;
+
+}  // namespace rrd
