@@ -1,7 +1,8 @@
 """The functions of :mod:`rrd_kernels.functional` in plain PyTorch: what every test trusts.
 
-Nothing here is fast: [B, K] matrices, copies, autograd's own gradient. Inputs are taken as valid;
-:mod:`rrd_kernels.functional` is where they are checked.
+Nothing here is fast: [B, K] matrices, copies, autograd's own gradient. Each function means what
+its namesake there documents. Inputs are not checked here, so errors are PyTorch's own; an argument
+that chooses among kernels is missing.
 """
 
 import math
@@ -43,28 +44,9 @@ def relational_loss(
     tau_t: float = 0.02,
     reduction: str = "mean",
 ) -> Tensor:
-    """Cross-entropy of the student's relations to a memory against the teacher's.
+    """:func:`rrd_kernels.functional.relational_loss`, in float64 if an input is, else float32.
 
-    Args:
-        z_s: [B, D] student embeddings, unnormalised, floating; the gradient goes here.
-        z_t: [B, D] teacher embeddings, unnormalised.
-        memory: [K, D] earlier teacher rows. It may change before backward: a copy is used.
-        tau_s: student temperature. Default 0.1.
-        tau_t: teacher temperature. Default 0.02.
-        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``.
-
-    Returns:
-        A scalar, or [B] for ``"none"``; float64 if an input is, else float32.
-
-    Raises:
-        RuntimeError: PyTorch's own, for what functional.relational_loss refuses clearly.
-
-    Source: arXiv 2407.12073, equations of the relational objective.
-
-    Example:
-        >>> z_s, z_t, memory = torch.randn(4, 8), torch.randn(4, 8), torch.randn(16, 8)
-        >>> relational_loss(z_s, z_t, memory).shape
-        torch.Size([])
+    The memory may change before backward: a copy is used.
     """
     with torch.autocast(z_s.device.type, enabled=False):  # it would round the logits
         loss = _losses(z_s, z_t, memory, tau_s, tau_t)
@@ -94,27 +76,9 @@ def relational_partials(
     tau_t: float = 0.02,
     need_grad: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """What :func:`relational_loss` adds up over ``memory``, undivided.
+    """:func:`rrd_kernels.functional.relational_partials`, in float64 if an input is, else float32.
 
-    Args:
-        z_s, z_t, memory, tau_s, tau_t: as in :func:`relational_loss`.
-        need_grad: whether the sums of rows are wanted. Default ``True``.
-
-    Returns:
-        For each sample, with weights exp(logit - its largest), their sums for the student and the
-        teacher, the sum of the teacher's times the student's logits, and with ``need_grad`` both
-        weighted sums of rows: [B, 3 + 2D] or [B, 3]. And both largest logits, times log2(e):
-        [B, 2].
-
-    Raises:
-        RuntimeError: PyTorch's own, for what functional.relational_partials refuses clearly.
-
-    Source: docs/decisions.md, the loss as attention.
-
-    Example:
-        >>> sums, shifts = relational_partials(*torch.randn(2, 4, 8), torch.randn(16, 8))
-        >>> sums.shape, shifts.shape
-        (torch.Size([4, 19]), torch.Size([4, 2]))
+    The shifts are each sample's largest logits, times log2(e).
     """
     with torch.autocast(z_s.device.type, enabled=False):
         dtype = _compute_dtype(z_s, z_t, memory)
@@ -161,30 +125,7 @@ def through_normalize(z_s: Tensor, grad: Tensor) -> Tensor:
 
 @torch.no_grad()
 def enqueue_(memory: Tensor, ptr: Tensor, keys: Tensor, *, momentum: float = 0.0) -> None:
-    """Writes the unit rows of ``keys`` into ``memory`` from slot ``ptr`` on, wrapping.
-
-    Each slot becomes ``normalize(momentum * slot + (1 - momentum) * normalize(key))``; a key that
-    is not finite leaves its slot alone. The pointer moves on by B in any case.
-
-    Args:
-        memory: [K, D], floating, changed in place.
-        ptr: int64 [1] on the memory's device, changed in place.
-        keys: [B, D], unnormalised, B <= K.
-        momentum: how much of the old slot stays, in [0, 1). Default 0.
-
-    Returns nothing; writes ``memory`` and ``ptr``.
-
-    Raises:
-        RuntimeError: PyTorch's own, for what functional.enqueue_ refuses clearly.
-
-    Source: arXiv 2407.12073 and its published code, with momentum and wrapping added.
-
-    Example:
-        >>> memory, ptr = torch.zeros(4, 2), torch.tensor([3])
-        >>> enqueue_(memory, ptr, torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
-        >>> memory[3].tolist(), memory[0].tolist(), ptr.item()
-        ([0.6000000238418579, 0.800000011920929], [0.0, 1.0], 1)
-    """
+    """:func:`rrd_kernels.functional.enqueue_`, computed in float64."""
     size, batch = memory.shape[0], keys.shape[0]
     slots = (ptr % size + torch.arange(batch, device=memory.device)) % size
     new = F.normalize(keys.double(), dim=1)
@@ -207,27 +148,7 @@ def relational_step_(
     momentum: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """:func:`enqueue_` of ``z_t``, before or after :func:`relational_loss`.
-
-    Args:
-        z_s, z_t, memory, tau_s, tau_t, reduction: as in :func:`relational_loss`.
-        ptr, momentum: as in :func:`enqueue_`.
-        enqueue: ``"before"`` (default) or ``"after"`` the similarities are taken.
-
-    Returns:
-        A scalar, or [B] for ``"none"``; float64 if an input is, else float32.
-
-    Raises:
-        RuntimeError: PyTorch's own, for what functional.relational_step_ refuses clearly.
-
-    Source: arXiv 2407.12073 and its published code.
-
-    Example:
-        >>> z_s, z_t, memory = torch.randn(4, 8), torch.randn(4, 8), torch.randn(16, 8)
-        >>> ptr = torch.tensor([14])
-        >>> relational_step_(z_s, z_t, memory, ptr).shape, ptr
-        (torch.Size([]), tensor([2]))
-    """
+    """:func:`rrd_kernels.functional.relational_step_`: the two one after the other."""
     if enqueue == "before":
         enqueue_(memory, ptr, z_t, momentum=momentum)
     loss = relational_loss(z_s, z_t, memory, tau_s=tau_s, tau_t=tau_t, reduction=reduction)
@@ -266,34 +187,8 @@ def sampled_relational_loss(
     nce_t: float = 0.07,
     reduction: str = "mean",
 ) -> Tensor:
-    """Cross-entropy of the student's relations to sampled rows against the teacher's.
-
-    Args:
-        z_s: [B, D] student embeddings, unnormalised, floating; the gradient goes here.
-        z_t: [B, D] teacher embeddings, unnormalised.
-        memory_v1, memory_v2: [n_data, D] the students' rows and the teachers'.
-        contrast_idx: int [B, P], each sample's rows.
-        normalizers: [2], (Z_v1, Z_v2), for similarities exp(s.m / nce_t) / Z; a loss is NaN where
-            one is not positive. Default: similarities s.m.
-        tau_s: student temperature. Default 0.1.
-        tau_t: teacher temperature. Default 0.02.
-        nce_t: temperature of the exponential. Default 0.07.
-        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``.
-
-    Returns:
-        A scalar, or [B] for ``"none"``; float64 if an input is, else float32.
-
-    Raises:
-        IndexError: PyTorch's own, for a row that is not in the memories.
-
-    Source: arXiv 2407.12073 and its published momentum memory.
-
-    Example:
-        >>> z_s, z_t, memory_v1, memory_v2 = torch.randn(4, 4, 8)
-        >>> contrast_idx = torch.randint(4, (4, 3))
-        >>> sampled_relational_loss(z_s, z_t, memory_v1, memory_v2, contrast_idx).shape
-        torch.Size([])
-    """
+    """:func:`rrd_kernels.functional.sampled_relational_loss`, in float64 if an input is, else
+    float32."""
     views = z_s, z_t, memory_v1, memory_v2, contrast_idx
     with torch.autocast(z_s.device.type, enabled=False):
         loss = cross_entropy(*sampled_logits(*views, normalizers, tau_s, tau_t, nce_t))
@@ -331,27 +226,7 @@ def estimate_normalizers_(
     *,
     nce_t: float = 0.07,
 ) -> None:
-    """Sets each of (Z_v1, Z_v2) that is negative to mean(exp(s.m / nce_t)) * n_data of its view.
-
-    Args:
-        normalizers: [2], floating, changed in place; a value that would not be finite is not set.
-        z_s, z_t, memory_v1, memory_v2, contrast_idx, nce_t: as in :func:`sampled_relational_loss`.
-
-    Returns nothing; writes ``normalizers``.
-
-    Raises:
-        IndexError: PyTorch's own, for a row that is not in the memories.
-
-    Source: the published momentum memory of arXiv 2407.12073.
-
-    Example:
-        >>> normalizers = torch.full((2,), -1.0)
-        >>> memory = torch.zeros(50, 8)
-        >>> contrast_idx = torch.randint(50, (4, 3))
-        >>> estimate_normalizers_(normalizers, *torch.randn(2, 4, 8), memory, memory, contrast_idx)
-        >>> normalizers
-        tensor([50., 50.])
-    """
+    """:func:`rrd_kernels.functional.estimate_normalizers_`, computed in float64."""
     if contrast_idx.numel() == 0:
         return
     found = []
@@ -366,31 +241,7 @@ def estimate_normalizers_(
 
 @torch.no_grad()
 def momentum_update_(memory: Tensor, index: Tensor, rows: Tensor, momentum: float = 0.5) -> None:
-    """Moves the rows at ``index`` towards the unit rows of ``rows``, in place.
-
-    Each becomes ``normalize(momentum * row + (1 - momentum) * normalize(new))``. Where an index
-    occurs more than once, its last occurrence alone counts; a new row that is not finite leaves
-    the memory's as it was.
-
-    Args:
-        memory: [n_data, D], floating, changed in place.
-        index: int [B].
-        rows: [B, D], unnormalised.
-        momentum: how much of the old row stays, in [0, 1). Default 0.5.
-
-    Returns nothing; writes ``memory``.
-
-    Raises:
-        IndexError: an index that is not in the memory, on the CPU.
-
-    Source: the published momentum memory of arXiv 2407.12073, with duplicates and refusal settled.
-
-    Example:
-        >>> memory = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-        >>> momentum_update_(memory, torch.tensor([1]), torch.tensor([[2.0, 0.0]]))
-        >>> memory[1]
-        tensor([0.7071, 0.7071])
-    """
+    """:func:`rrd_kernels.functional.momentum_update_`, computed in float64."""
     index = index.long()
     batch = torch.arange(index.shape[0], device=index.device)
     same = index[:, None] == index[None, :]
