@@ -4,7 +4,7 @@ from rrd_kernels import checkpoint, distributed, extension, functional, referenc
 from rrd_kernels.fifo.memory import FifoMemory
 from rrd_kernels.loss import RRDLoss
 from rrd_kernels.momentum.memory import MomentumMemory
-from rrd_kernels.momentum.sampling import ContrastSampler
+from rrd_kernels.momentum.negatives import ContrastSampler
 
 __version__ = "0.1.0"
 

@@ -22,13 +22,13 @@ class Protocol(NamedTuple):
     """What the two published versions of the code differ in."""
 
     enqueue: str
-    nce_t_s: float
-    nce_t_t: float
+    tau_s: float
+    tau_t: float
 
 
 PROTOCOLS = {
-    "2024": Protocol(enqueue="after", nce_t_s=0.04, nce_t_t=0.1),
-    "2025": Protocol(enqueue="before", nce_t_s=0.1, nce_t_t=0.02),
+    "2024": Protocol(enqueue="after", tau_s=0.04, tau_t=0.1),
+    "2025": Protocol(enqueue="before", tau_s=0.1, tau_t=0.02),
 }
 
 
@@ -161,8 +161,8 @@ class RRDLoss(nn.Module):
                 raise ValueError(f"{name} must be given, as a keyword or as opt.{name}")
             return default if value is None else value
 
-        tau_s = setting("nce_t_s", nce_t_s, published.nce_t_s)
-        tau_t = setting("nce_t_t", nce_t_t, published.nce_t_t)
+        tau_s = setting("nce_t_s", nce_t_s, published.tau_s)
+        tau_t = setting("nce_t_t", nce_t_t, published.tau_t)
         check.check_temperature("nce_t_s", tau_s)
         check.check_temperature("nce_t_t", tau_t)
         memory_type = setting("memory_type", memory_type, "fifo")

@@ -17,9 +17,9 @@ from rrd_kernels.dispatch import settle_precision
 from rrd_kernels.loss import PROTOCOLS
 from rrd_kernels.triton.cards import MAX_DIM, Hardware, family_of_capability
 from rrd_kernels.triton.common.launches import FEWEST_SPLITS, STORAGE
-from rrd_kernels.triton.fifo.launches import Settings, enqueue_launches, step_launches
+from rrd_kernels.triton.fifo.launches import FifoSettings, enqueue_launches, step_launches
 from rrd_kernels.triton.fifo.partials import partials_launches
-from rrd_kernels.triton.momentum.launches import Inputs, SampledSettings, sampled_launches
+from rrd_kernels.triton.momentum.launches import MomentumInputs, MomentumSettings, loss_launches
 from rrd_kernels.triton.momentum.updates import normalizer_launches, update_launch
 from rrd_kernels.triton.runtime.launch import Launch, specialize
 from rrd_kernels.triton.runtime.pack import VARIABLE, write
@@ -61,7 +61,7 @@ def fifo_launches(
     dim: int,
     dtype: torch.dtype,
     memory_dtype: torch.dtype,
-    operand: str,
+    precision: str,
     hardware: Hardware,
     enqueue: str = "before",
     momentum: float = 0.0,
@@ -74,7 +74,7 @@ def fifo_launches(
         batch, rows, dim: B, K, D.
         dtype: of the embeddings.
         memory_dtype: of the memory.
-        operand: the products' operands, "float32", "tf32", "float16" or "bfloat16".
+        precision: the products' operands, "float32", "tf32", "float16" or "bfloat16".
         hardware: what the launches are planned for.
         enqueue, momentum, tau_s, tau_t: as of :func:`rrd_kernels.functional.relational_step_`.
     """
@@ -83,7 +83,7 @@ def fifo_launches(
     ptr, index = _shape(1, dtype=torch.int64), _shape(batch, dtype=torch.int64)
     # Rows are looked at when a memory is made or loaded: either may come.
     for unit_memory, need_grad in itertools.product((True, False), repeat=2):
-        loss = Settings(tau_s, tau_t, unit_memory, operand, 1, need_grad)
+        loss = FifoSettings(tau_s, tau_t, unit_memory, precision, 1, need_grad)
         step = loss._replace(enqueue=enqueue, momentum=momentum)
         yield from step_launches(z_s, z_t, memory, ptr, step, hardware)[1]
         yield from step_launches(z_s, z_t, memory, None, loss, hardware)[1]
@@ -100,7 +100,7 @@ def momentum_launches(
     dim: int,
     dtype: torch.dtype,
     memory_dtype: torch.dtype,
-    operand: str,
+    precision: str,
     hardware: Hardware,
     momentum: float = 0.5,
     method: str = "auto",
@@ -109,7 +109,7 @@ def momentum_launches(
 
     Args:
         batch, columns, rows, dim: B, P, n, D.
-        dtype, memory_dtype, operand, hardware: as of :func:`fifo_launches`.
+        dtype, memory_dtype, precision, hardware: as of :func:`fifo_launches`.
         momentum, method: as of :class:`rrd_kernels.MomentumMemory`.
     """
     z_s, z_t = (_shape(batch, dim, dtype=dtype) for _ in range(2))
@@ -118,8 +118,8 @@ def momentum_launches(
     normalizers, index = _shape(2, dtype=torch.float32), _shape(batch, dtype=torch.int64)
     views = z_s, z_t, memory_v1, memory_v2, contrast_idx
     for of_exponentials, need_grad in itertools.product((normalizers, None), (True, False)):
-        settings = SampledSettings(0.1, 0.02, 0.07, operand, 1, method, need_grad)
-        yield from sampled_launches(Inputs(*views, of_exponentials), settings, hardware)[1]
+        settings = MomentumSettings(0.1, 0.02, 0.07, precision, 1, method, need_grad)
+        yield from loss_launches(MomentumInputs(*views, of_exponentials), settings, hardware)[1]
     yield from normalizer_launches(normalizers, *views, 0.07, hardware)
     yield update_launch(memory_v1, index, z_t, momentum)
 
@@ -145,8 +145,8 @@ def launches(chosen: argparse.Namespace, arch: str) -> Iterator[Launch]:
     for (batch, rows, dim), name in itertools.product(sizes, chosen.dtype):
         dtype, memory_dtype = (getattr(torch, n) for n in (name, chosen.memory_dtype or name))
         tensors = (torch.empty(0, dtype=kind) for kind in (dtype, memory_dtype))
-        operand = settle_precision(chosen.precision, *tensors) or "float32"
-        common = (dtype, memory_dtype, operand, hardware)
+        precision = settle_precision(chosen.precision, *tensors) or "float32"
+        common = (dtype, memory_dtype, precision, hardware)
         if chosen.n_data is not None:
             yield from momentum_launches(
                 batch, rows + 1, chosen.n_data, dim, *common, chosen.momentum
@@ -154,7 +154,7 @@ def launches(chosen: argparse.Namespace, arch: str) -> Iterator[Launch]:
             continue
         for protocol in chosen.protocol:
             published = PROTOCOLS[protocol]
-            settings = (published.enqueue, chosen.momentum, published.nce_t_s, published.nce_t_t)
+            settings = (published.enqueue, chosen.momentum, published.tau_s, published.tau_t)
             yield from fifo_launches(batch, rows, dim, *common, *settings)
 
 

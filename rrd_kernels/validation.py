@@ -53,7 +53,7 @@ def check_dtype(name: str, value: object) -> None:
         raise ValueError(f"{name} must be one of {wanted}; got {value}")
 
 
-def check_numbers(precision: str | None, memory_dtype: torch.dtype | None) -> None:
+def check_formats(precision: str | None, memory_dtype: torch.dtype | None) -> None:
     """What a memory computes with and stores, where it is given."""
     if precision is not None:
         check_choice("precision", precision, PRECISIONS)

@@ -51,8 +51,8 @@ class Case(Protocol):
         """The largest ‖fused - exact‖ / ‖exact‖ that is right."""
 
 
-def storage(operand: str) -> torch.dtype:
-    return getattr(torch, operand, torch.float32)
+def storage(precision: str) -> torch.dtype:
+    return getattr(torch, precision, torch.float32)
 
 
 def randn(*shape: int) -> Tensor:
@@ -70,7 +70,7 @@ def with_gradient(losses: Tensor, z_s: Tensor) -> Results:
     return {"loss": losses.detach(), "gradient": grad}
 
 
-def of_similarities(operand: str, dim: int, tau_t: float) -> float:
+def of_similarities(precision: str, dim: int, tau_t: float) -> float:
     """A relative error of loss and gradient.
 
     A similarity's error is that of a logit, and so of a probability, times 1 / tau, and the
@@ -79,8 +79,8 @@ def of_similarities(operand: str, dim: int, tau_t: float) -> float:
     rounding / √3 each, and what weights and a gradient are rounded by. In float32 the sums err most
     and cut off: granted is what they would err by if all products erred alike.
     """
-    rounding = ROUNDING[operand]
-    if operand == "float32":
+    rounding = ROUNDING[precision]
+    if precision == "float32":
         return rounding / tau_t
     return 4 * rounding / math.sqrt(3 * dim) / tau_t + 2 * rounding
 
@@ -94,23 +94,23 @@ def stored_rows(dtype: torch.dtype) -> float:
 class Loss:
     """relational_loss: losses and gradient, or losses alone."""
 
-    operand: str
+    precision: str
     dim: int
     batch: int
     rows: int
     unit: bool
     need_grad: bool = True
-    stored: torch.dtype | None = None  # of the memory, if not as the operand is
+    stored: torch.dtype | None = None  # of the memory, if not as the precision is
 
     @property
     def name(self) -> str:
-        size = f"{self.operand} D={self.dim} {self.batch}×{self.rows}"
+        size = f"{self.precision} D={self.dim} {self.batch}×{self.rows}"
         alone = "" if self.need_grad else ", loss alone"
         stored = f", memory {self.stored}".replace("torch.", "") if self.stored else ""
         return f"{size} {'bounded' if self.unit else 'online'}{alone}{stored}"
 
     def draw(self) -> Problem:
-        dtype = storage(self.operand)
+        dtype = storage(self.precision)
         z_s, z_t = randn(2, self.batch, self.dim).to(dtype)
         return Problem(z_s, z_t, unit_rows(self.rows, self.dim, self.stored or dtype))
 
@@ -124,7 +124,7 @@ class Loss:
             tau_t=drawn.tau_t,
             reduction="none",
             unit_memory=self.unit,
-            precision=self.operand,
+            precision=self.precision,
             backend="fused",
         )
         return with_gradient(losses, z_s)
@@ -134,14 +134,14 @@ class Loss:
         return {"loss": losses, "gradient": grad}
 
     def bounds(self, drawn: Problem, exact: Results) -> Mapping[str, float]:
-        return dict.fromkeys(exact, of_similarities(self.operand, self.dim, drawn.tau_t))
+        return dict.fromkeys(exact, of_similarities(self.precision, self.dim, drawn.tau_t))
 
 
 @dataclass(frozen=True)
 class Partials:
     """relational_partials, as the losses and the gradient that they make."""
 
-    operand: str
+    precision: str
     dim: int
     batch: int
     rows: int
@@ -154,7 +154,7 @@ class Partials:
 
     @property
     def _loss(self) -> Loss:
-        return Loss(self.operand, self.dim, self.batch, self.rows, self.unit, self.need_grad)
+        return Loss(self.precision, self.dim, self.batch, self.rows, self.unit, self.need_grad)
 
     def draw(self) -> Problem:
         return self._loss.draw()
@@ -168,7 +168,7 @@ class Partials:
             tau_t=drawn.tau_t,
             need_grad=self.need_grad,
             unit_memory=self.unit,
-            precision=self.operand,
+            precision=self.precision,
             backend="fused",
         )
         losses, grad = reference.losses_of_partials(
@@ -217,7 +217,7 @@ def of_writes(dtype: torch.dtype) -> Mapping[str, float]:
 class Step:
     """relational_step_ over the wrap: mean loss, gradient, memory and pointer."""
 
-    operand: str
+    precision: str
     dim: int
     batch: int
     rows: int
@@ -227,10 +227,10 @@ class Step:
     @property
     def name(self) -> str:
         kind = f"enqueue {self.enqueue}" + (f", momentum {self.momentum}" if self.momentum else "")
-        return f"step: {self.operand} D={self.dim} {self.batch}×{self.rows} {kind}"
+        return f"step: {self.precision} D={self.dim} {self.batch}×{self.rows} {kind}"
 
     def draw(self) -> Ring:
-        return draw_ring(self.dim, self.batch, self.rows, storage(self.operand))
+        return draw_ring(self.dim, self.batch, self.rows, storage(self.precision))
 
     def fused(self, drawn: Ring) -> Results:
         problem = drawn.problem
@@ -246,7 +246,7 @@ class Step:
             enqueue=self.enqueue,
             momentum=self.momentum,
             unit_memory=True,
-            precision=self.operand,
+            precision=self.precision,
             backend="fused",
         )
         return {**with_gradient(loss, z_s), **drawn.written(memory, pointer)}
@@ -261,7 +261,7 @@ class Step:
         return results | drawn.written(memory, pointer)
 
     def bounds(self, drawn: Ring, exact: Results) -> Mapping[str, float]:
-        bound = of_similarities(self.operand, self.dim, drawn.problem.tau_t)
+        bound = of_similarities(self.precision, self.dim, drawn.problem.tau_t)
         return {"loss": bound, "gradient": bound, **of_writes(drawn.problem.memory.dtype)}
 
 
@@ -305,7 +305,7 @@ class SampledLoss:
 
     method: str
     similarity: str
-    operand: str
+    precision: str
     dim: int
     batch: int
     columns: int
@@ -316,10 +316,10 @@ class SampledLoss:
     def name(self) -> str:
         size = f"{self.batch}×{self.columns} of {self.rows}"
         alone = "" if self.need_grad else ", loss alone"
-        return f"{self.method}: {self.operand} D={self.dim} {size} {self.similarity}{alone}"
+        return f"{self.method}: {self.precision} D={self.dim} {size} {self.similarity}{alone}"
 
     def draw(self) -> Sampled:
-        dtype = storage(self.operand)
+        dtype = storage(self.precision)
         z_s, z_t = randn(2, self.batch, self.dim).to(dtype)
         memories = (randn(2, self.rows, self.dim) / self.dim**0.5).to(dtype)
         contrast_idx = torch.randint(self.rows, (self.batch, self.columns), device="cuda")
@@ -335,7 +335,7 @@ class SampledLoss:
         losses = leaf.call(
             functional.sampled_relational_loss,
             reduction="none",
-            precision=self.operand,
+            precision=self.precision,
             method=self.method,
             backend="fused",
         )
@@ -350,7 +350,7 @@ class SampledLoss:
         own rounding counts more than once."""
         own = sampled_problems.error_bound(drawn, Rounding(0, 0, ROUNDING["float32"], 0))
         return {
-            name: of_similarities(self.operand, self.dim, drawn.tau_t)
+            name: of_similarities(self.precision, self.dim, drawn.tau_t)
             + (bound.norm() / exact[name].norm()).item()
             for name, bound in zip(("loss", "gradient"), own, strict=True)
         }
@@ -398,7 +398,7 @@ class Update:
 class Normalizers:
     """estimate_normalizers_."""
 
-    operand: str
+    precision: str
     dim: int
     batch: int
     columns: int
@@ -407,11 +407,11 @@ class Normalizers:
     @property
     def name(self) -> str:
         size = f"{self.batch}×{self.columns} of {self.rows}"
-        return f"normalizers: {self.operand} D={self.dim} {size}"
+        return f"normalizers: {self.precision} D={self.dim} {size}"
 
     def draw(self) -> Sampled:
         shape = (self.dim, self.batch, self.columns, self.rows)
-        return SampledLoss("gather", "cosine", self.operand, *shape).draw()
+        return SampledLoss("gather", "cosine", self.precision, *shape).draw()
 
     def _estimate(self, drawn: Sampled, estimate: Any, **options: Any) -> Results:
         found = torch.full((2,), -1.0, device="cuda")
@@ -449,7 +449,7 @@ PATHS = tuple(itertools.product(("bounded", "online"), ("full", "masks")))
 BOUNDED_FULL, BOUNDED_MASKS, ONLINE_FULL, ONLINE_MASKS = PATHS
 
 
-def losses(operand: str, dim: int, sizes: Sizes, *, every: bool = False) -> Iterator[Loss]:
+def losses(precision: str, dim: int, sizes: Sizes, *, every: bool = False) -> Iterator[Loss]:
     """Of small and large blocks, and of the loss alone: every path at one of them, or all."""
     for size, need_grad, paths in (
         (sizes.large, True, (BOUNDED_FULL, BOUNDED_MASKS, ONLINE_FULL)),
@@ -459,7 +459,7 @@ def losses(operand: str, dim: int, sizes: Sizes, *, every: bool = False) -> Iter
         for softmax, tiles in PATHS if every else paths:
             batch, rows = size
             rows += sizes.odd if tiles == "masks" else 0
-            yield Loss(operand, dim, batch, rows, softmax == "bounded", need_grad)
+            yield Loss(precision, dim, batch, rows, softmax == "bounded", need_grad)
 
 
 def first_cases(sizes: Sizes) -> Iterator[Case]:
@@ -470,17 +470,17 @@ def first_cases(sizes: Sizes) -> Iterator[Case]:
 
 
 def further_cases(sizes: Sizes) -> Iterator[Case]:
-    for dim, operand in itertools.product(DIMS, OPERANDS):
-        if (operand, dim) != ("bfloat16", 128):
-            yield from losses(operand, dim, sizes)
+    for dim, precision in itertools.product(DIMS, OPERANDS):
+        if (precision, dim) != ("bfloat16", 128):
+            yield from losses(precision, dim, sizes)
         if dim == 128:
-            yield from _others(operand, sizes)
+            yield from _others(precision, sizes)
     few, dim = (5, 12), 1000  # one split, whose programs share a query or not
-    for operand, width in itertools.product(("float32", "tf32"), (128, dim)):
-        yield Loss(operand, width, *few, unit=True)
-    for operand, stored in (("bfloat16", torch.float32), ("float32", torch.bfloat16)):
+    for precision, width in itertools.product(("float32", "tf32"), (128, dim)):
+        yield Loss(precision, width, *few, unit=True)
+    for precision, stored in (("bfloat16", torch.float32), ("float32", torch.bfloat16)):
         for size in (sizes.small, sizes.large):
-            yield Loss(operand, 128, *size, unit=True, stored=stored)
+            yield Loss(precision, 128, *size, unit=True, stored=stored)
     batch, _, rows = sizes.sampled
     for dtype, width in itertools.product((torch.float32, torch.bfloat16), (128, dim)):
         yield Enqueue(dtype, width, *sizes.ring, momentum=0.0 if width == 128 else 0.5)
@@ -489,29 +489,29 @@ def further_cases(sizes: Sizes) -> Iterator[Case]:
     yield Normalizers("bfloat16", dim, *sizes.sampled)
 
 
-def _others(operand: str, sizes: Sizes) -> Iterator[Case]:
+def _others(precision: str, sizes: Sizes) -> Iterator[Case]:
     """Steps, partial sums and the momentum memory."""
-    if operand != "bfloat16":
-        yield Step(operand, 128, *sizes.ring, "before")
-        yield Step(operand, 128, *sizes.ring, "after", 0.5)
-    yield Partials(operand, 128, *sizes.small, unit=operand != "tf32")
+    if precision != "bfloat16":
+        yield Step(precision, 128, *sizes.ring, "before")
+        yield Step(precision, 128, *sizes.ring, "after", 0.5)
+    yield Partials(precision, 128, *sizes.small, unit=precision != "tf32")
     batch, columns, rows = sizes.sampled
     for dim in DIMS[:5]:
-        yield SampledLoss("dense", "exponential", operand, dim, *sizes.sampled)
-    yield SampledLoss("dense", "cosine", operand, 128, batch, columns, rows + sizes.odd)
-    if operand in ("bfloat16", "float32"):
-        yield SampledLoss("dense", "exponential", operand, 128, *sizes.sampled, need_grad=False)
-    if operand == "float32":
+        yield SampledLoss("dense", "exponential", precision, dim, *sizes.sampled)
+    yield SampledLoss("dense", "cosine", precision, 128, batch, columns, rows + sizes.odd)
+    if precision in ("bfloat16", "float32"):
+        yield SampledLoss("dense", "exponential", precision, 128, *sizes.sampled, need_grad=False)
+    if precision == "float32":
         for dim in DIMS[:5]:
-            yield SampledLoss("gather", "exponential", operand, dim, *sizes.sampled)
-        yield SampledLoss("gather", "cosine", operand, 128, *sizes.sampled)
-        yield SampledLoss("gather", "exponential", operand, 128, *sizes.sampled, need_grad=False)
+            yield SampledLoss("gather", "exponential", precision, dim, *sizes.sampled)
+        yield SampledLoss("gather", "cosine", precision, 128, *sizes.sampled)
+        yield SampledLoss("gather", "exponential", precision, 128, *sizes.sampled, need_grad=False)
 
 
 #: What is also replayed in a graph and run on another stream and in threads.
 def watched_cases(sizes: Sizes) -> Iterator[Case]:
-    for operand in OPERANDS:
-        yield Step(operand, 128, *sizes.ring, "before")
+    for precision in OPERANDS:
+        yield Step(precision, 128, *sizes.ring, "before")
     yield Loss("bfloat16", 128, *sizes.large, unit=True)
     for method in ("dense", "gather"):
         yield SampledLoss(method, "exponential", "float32", 128, *sizes.sampled)

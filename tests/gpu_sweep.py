@@ -23,8 +23,8 @@ from benchmarks.implementations.step import FifoStep, Step
 from benchmarks.measuring.run import OURS, run_case
 from benchmarks.report import __main__ as report
 from rrd_kernels.triton.cards import Config, Hardware
-from rrd_kernels.triton.fifo.launches import Buffers, Settings, step_launches
-from rrd_kernels.triton.fifo.plan import Plan, make_plan
+from rrd_kernels.triton.fifo.launches import FifoBuffers, FifoSettings, step_launches
+from rrd_kernels.triton.fifo.plan import FifoPlan, make_plan
 from rrd_kernels.triton.runtime import run as launcher
 from rrd_kernels.triton.runtime.launch import Launch
 
@@ -62,7 +62,7 @@ class Variant(NamedTuple):
     """A plan, and constants of the second kernel in place of its own."""
 
     name: str
-    plan: Plan
+    plan: FifoPlan
     constants: tuple[tuple[str, Any], ...] = ()
 
 
@@ -103,10 +103,12 @@ class VariantStep(FifoStep):
         super().__init__(case, state)
         self.case = case
 
-    def launches(self, z_s: Tensor, z_t: Tensor) -> tuple[Buffers, tuple[Launch, Launch, Launch]]:
+    def launches(
+        self, z_s: Tensor, z_t: Tensor
+    ) -> tuple[FifoBuffers, tuple[Launch, Launch, Launch]]:
         """What is written, and what is launched for it."""
         case, tensors = self.case, (z_s, z_t, self.memory, self.pointer)
-        settings = Settings(case.tau_s, case.tau_t, True, case.format, 1, True, "before")
+        settings = FifoSettings(case.tau_s, case.tau_t, True, case.format, 1, True, "before")
         buffers, (first, middle, last) = step_launches(*tensors, settings, H200, self.variant.plan)
         constants = middle.constants | dict(self.variant.constants)
         return buffers, (first, middle._replace(constants=constants), last)

@@ -30,7 +30,7 @@ def measure() -> None:
     from launcher_case import call
     from stub_driver.h200 import HARDWARE
 
-    from rrd_kernels.triton.fifo.launches import Settings, step_launches
+    from rrd_kernels.triton.fifo.launches import FifoSettings, step_launches
     from rrd_kernels.triton.runtime.launch import specialize
 
     torch.set_num_threads(1)
@@ -38,7 +38,7 @@ def measure() -> None:
     memory = torch.nn.functional.normalize(torch.randn(16384, 128), dim=1)
     ptr = torch.tensor([0])
     options = (0.1, 0.02, True, "bfloat16", 1, "before", 0.0, True)
-    settings = Settings(0.1, 0.02, True, "bfloat16", 1, True, "before")
+    settings = FifoSettings(0.1, 0.02, True, "bfloat16", 1, True, "before")
 
     def from_cpp() -> None:
         call("relational_step_forward_", memory, ptr, z_s, z_t, *options)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from stub_driver.h200 import CUDA, HARDWARE, Function, stub, take_its_place, taken
 
 from rrd_kernels.triton.fifo import operators
-from rrd_kernels.triton.fifo.launches import Settings, enqueue_launches, step_launches
+from rrd_kernels.triton.fifo.launches import FifoSettings, enqueue_launches, step_launches
 from rrd_kernels.triton.fifo.recipe import recipe_of
 from rrd_kernels.triton.runtime import run
 from rrd_kernels.triton.runtime.launch import Launch, Loaded, specialize
@@ -49,9 +49,9 @@ def expected(launch, kernel, addresses) -> list[int | None]:
 
 
 def check(operator, z_s, z_t, memory, ptr, options, need_grad) -> None:
-    state = () if ptr is None else (memory, ptr)
+    memories = () if ptr is None else (memory, ptr)
     inputs = (z_s, z_t, memory) if ptr is None else (z_s, z_t)
-    loss, grad = call(operator, *state, *inputs, *options, need_grad)
+    loss, grad = call(operator, *memories, *inputs, *options, need_grad)
     launches, kernels = recipes[-1]
     addresses = {
         "z_s": z_s.data_ptr(),
@@ -187,7 +187,7 @@ def main() -> None:
 
 def from_python(z_s, z_t, memory) -> None:
     """What has no recipe: the launches' own tensors are passed."""
-    settings = Settings(0.1, 0.02, True, "float32", 1, True)
+    settings = FifoSettings(0.1, 0.02, True, "float32", 1, True)
     _, launches = step_launches(z_s, z_t, memory, None, settings, HARDWARE)
     launches = [launch._replace(dependent=i == 1) for i, launch in enumerate(launches)]
     launches += enqueue_launches(memory.double(), torch.tensor([3]), z_t.double(), 0.25)

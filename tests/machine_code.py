@@ -19,10 +19,10 @@ from triton.backends.compiler import GPUTarget
 
 from benchmarks.cases.sizes import Case
 from rrd_kernels.triton.cards import FAMILIES, MAX_DIM, UNMEASURED, WIDTHS, Hardware
-from rrd_kernels.triton.fifo.launches import Settings, enqueue_launches, step_launches
+from rrd_kernels.triton.fifo.launches import FifoSettings, enqueue_launches, step_launches
 from rrd_kernels.triton.fifo.partials import partials_launches
-from rrd_kernels.triton.fifo.plan import Plan
-from rrd_kernels.triton.momentum.launches import Inputs, SampledSettings, sampled_launches
+from rrd_kernels.triton.fifo.plan import FifoPlan
+from rrd_kernels.triton.momentum.launches import MomentumInputs, MomentumSettings, loss_launches
 from rrd_kernels.triton.momentum.updates import normalizer_launches, update_launch
 from rrd_kernels.triton.runtime.compiler import compile_kernel
 from rrd_kernels.triton.runtime.launch import Launch, specialize
@@ -147,7 +147,7 @@ class Job:
     batch: int
     size: int
     dim: int
-    settings: Settings
+    settings: FifoSettings
     memory_dtype: torch.dtype
     which: int  # of the step's launches
     label: str  # what the rest does not say
@@ -159,7 +159,7 @@ class Job:
 
     def __str__(self) -> str:
         kernel = self.launch().kernel.name
-        return f"{kernel} {self.card} {self.settings.operand} D={self.dim} {self.label}"
+        return f"{kernel} {self.card} {self.settings.precision} D={self.dim} {self.label}"
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class SampledJob:
     card: str  # a key of CARDS
     size: int  # of the memories
     dim: int
-    settings: SampledSettings
+    settings: MomentumSettings
     exponential: bool
     memory_dtype: torch.dtype
     kernel: str  # its name
@@ -189,7 +189,7 @@ class SampledJob:
         similarity = "exponential" if self.exponential else "cosine"
         memory = str(self.memory_dtype).removeprefix("torch.")
         return (
-            f"{self.kernel} {self.card} {self.settings.operand} D={self.dim} {similarity}, "
+            f"{self.kernel} {self.card} {self.settings.precision} D={self.dim} {similarity}, "
             f"memory {memory}" + ("" if self.settings.need_grad else ", loss alone")
         )
 
@@ -216,25 +216,27 @@ class VariantJob:
 AnyJob = Job | SampledJob | VariantJob
 
 
-def sampled_inputs(size: int, dim: int, exponential: bool, memory_dtype: torch.dtype) -> Inputs:
+def sampled_inputs(
+    size: int, dim: int, exponential: bool, memory_dtype: torch.dtype
+) -> MomentumInputs:
     """64 samples of 4097 columns, as tensors that have sizes and no memory."""
     z_s, z_t = torch.empty(2, 64, dim, device="meta")
     memory_v1, memory_v2 = torch.empty(2, size, dim, dtype=memory_dtype, device="meta")
     contrast_idx = torch.empty(64, 4097, dtype=torch.int64, device="meta")
     normalizers = torch.empty(2, device="meta") if exponential else None
-    return Inputs(z_s, z_t, memory_v1, memory_v2, contrast_idx, normalizers)
+    return MomentumInputs(z_s, z_t, memory_v1, memory_v2, contrast_idx, normalizers)
 
 
 def sampled(
     card: Card,
     size: int,
     dim: int,
-    settings: SampledSettings,
+    settings: MomentumSettings,
     exponential: bool,
     memory_dtype: torch.dtype,
 ) -> list[Launch]:
     inputs = sampled_inputs(size, dim, exponential, memory_dtype)
-    return sampled_launches(inputs, settings, Hardware(card.family, card.multiprocessors))[1]
+    return loss_launches(inputs, settings, Hardware(card.family, card.multiprocessors))[1]
 
 
 def compile_job(job: AnyJob) -> Code:
@@ -246,9 +248,9 @@ def step(
     batch: int,
     size: int,
     dim: int,
-    settings: Settings,
+    settings: FifoSettings,
     memory_dtype: torch.dtype,
-    plan: Plan | None = None,
+    plan: FifoPlan | None = None,
 ) -> tuple[Launch, Launch, Launch]:
     """A step's launches on tensors that have sizes and no memory."""
     z_s, z_t = torch.empty(2, batch, dim, dtype=torch.float32, device="meta")
@@ -264,7 +266,7 @@ def lone_enqueue(batch: int, size: int, dim: int, momentum: float) -> tuple[Laun
     return enqueue_launches(memory, pointer, keys, momentum)
 
 
-def merge_alone(card: Card, dim: int, settings: Settings) -> Launch:
+def merge_alone(card: Card, dim: int, settings: FifoSettings) -> Launch:
     """The last kernel of relational_partials."""
     z_s, z_t = torch.empty(2, 64, dim, device="meta")
     memory = torch.empty(16384, dim, device="meta")
@@ -312,7 +314,7 @@ def each(jobs: Iterable[AnyJob]) -> pytest.MarkDecorator:
 
     def marks(job: AnyJob) -> list[pytest.MarkDecorator]:
         short = not isinstance(job, VariantJob) and (
-            (job.card, job.dim) == ("H200", 128) and job.settings.operand in ("bfloat16", "tf32")
+            (job.card, job.dim) == ("H200", 128) and job.settings.precision in ("bfloat16", "tf32")
         )
         return [] if short else [pytest.mark.long]
 

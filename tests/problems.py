@@ -30,30 +30,30 @@ def nearest_tf32(value: Tensor) -> Tensor:
     return ((bits + 0xFFF + (bits >> 13 & 1)) & -8192).view(torch.float32)
 
 
-def rounded_query(query: Tensor, operand: str) -> Tensor:
+def rounded_query(query: Tensor, precision: str) -> Tensor:
     """To the products' operands, in float64."""
-    rounded = nearest_tf32(query) if operand == "tf32" else query.to(getattr(torch, operand))
+    rounded = nearest_tf32(query) if precision == "tf32" else query.to(getattr(torch, precision))
     return rounded.double()
 
 
-def loaded(memory: Tensor, operand: str) -> Tensor:
+def loaded(memory: Tensor, precision: str) -> Tensor:
     """Rows as they are multiplied, in float64: the hardware cuts off what TF32 has not."""
-    if operand == "tf32":
+    if precision == "tf32":
         return (memory.float().contiguous().view(torch.int32) & -8192).view(torch.float32).double()
-    return memory.to(getattr(torch, operand)).double()
+    return memory.to(getattr(torch, precision)).double()
 
 
-def clear_of_ties(z: Tensor, operand: str, *taus: float) -> Tensor:
+def clear_of_ties(z: Tensor, precision: str, *taus: float) -> Tensor:
     """``z``, whose rows are drawn anew until no element of a query is as near to the middle of two
     numbers of the operands' format as float32 errs, and may be rounded to either."""
     while True:
         queries = [F.normalize(z.double(), dim=1) * (math.log2(math.e) / tau) for tau in taus]
         ends = [
-            [rounded_query(q * (1 + side * 16 * 2.0**-24), operand) for side in (-1, 1)]
+            [rounded_query(q * (1 + side * 16 * 2.0**-24), precision) for side in (-1, 1)]
             for q in queries
         ]
         unclear = sum((low != high).any(dim=1) for low, high in ends) > 0
-        if operand == "float32" or not unclear.any():
+        if precision == "float32" or not unclear.any():
             return z
         z[unclear] = torch.randn(int(unclear.sum()), z.shape[1], dtype=torch.float64).to(z.dtype)
 
@@ -66,15 +66,15 @@ class Problem:
     tau_s: float = 0.1
     tau_t: float = 0.02
 
-    def rounded_float64(self, operand: str) -> tuple[Tensor, Tensor]:
-        """The same for products of ``operand``: queries rounded to it once they are scaled by
+    def rounded_float64(self, precision: str) -> tuple[Tensor, Tensor]:
+        """The same for products of ``precision``: queries rounded to it once they are scaled by
         log2(e) / tau, the memory cut off as the hardware does for TF32, float64 from there on. The
         loss as attention, with the derivative through the exact row."""
-        rows, z_s = loaded(self.memory, operand), self.z_s.double()
+        rows, z_s = loaded(self.memory, precision), self.z_s.double()
 
         def query(z: Tensor, tau: float) -> Tensor:
             scale = math.log2(math.e) / tau
-            return rounded_query(F.normalize(z.double(), dim=1) * scale, operand) / scale
+            return rounded_query(F.normalize(z.double(), dim=1) * scale, precision) / scale
 
         b = query(z_s, self.tau_s) @ rows.T / self.tau_s
         p = (query(self.z_t, self.tau_t) @ rows.T / self.tau_t).softmax(1)

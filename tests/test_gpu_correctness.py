@@ -140,11 +140,11 @@ def gpu():
 
 
 @pytest.mark.usefixtures("gpu")
-@pytest.mark.parametrize("operand", gpu_cases.OPERANDS)
+@pytest.mark.parametrize("precision", gpu_cases.OPERANDS)
 @pytest.mark.parametrize("mistake", ["tile", "temperature", "gradient"])
-def test_the_bounds_see_mistakes(mistake, operand):
+def test_the_bounds_see_mistakes(mistake, precision):
     """A tile of 64 rows left out, a temperature or a gradient off by a tenth."""
-    right = gpu_cases.Loss(operand, 128, 16, 2048, unit=True)
+    right = gpu_cases.Loss(precision, 128, 16, 2048, unit=True)
 
     def fused(drawn):
         if mistake == "tile":

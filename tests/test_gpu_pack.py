@@ -13,7 +13,7 @@ from recorded import H200, Recorder
 
 from benchmarks.cases.sizes import Case, MomentumCase
 from rrd_kernels.functional import relational_step_
-from rrd_kernels.triton.fifo.launches import Settings, step_launches
+from rrd_kernels.triton.fifo.launches import FifoSettings, step_launches
 from rrd_kernels.triton.runtime.launch import Specialization, specialize
 
 CASE = Case(8, 64, "bfloat16")
@@ -24,7 +24,7 @@ def test_what_is_noted_is_what_the_step_describes():
     z_s, z_t = torch.empty(2, CASE.batch, CASE.dim, dtype=CASE.dtype, device="meta")
     memory = torch.empty(CASE.rows, CASE.dim, dtype=CASE.dtype, device="meta")
     pointer = torch.empty(1, dtype=torch.int64, device="meta")
-    settings = Settings(CASE.tau_s, CASE.tau_t, True, "bfloat16", 1, True, "before")
+    settings = FifoSettings(CASE.tau_s, CASE.tau_t, True, "bfloat16", 1, True, "before")
     _, launches = step_launches(z_s, z_t, memory, pointer, settings, H200)
     assert list(noted) == list(map(specialize, launches))
 

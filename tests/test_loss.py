@@ -49,9 +49,9 @@ def test_opt_and_keywords_mean_the_same():
 def test_protocols(protocol, tau_s, tau_t, order):
     criterion = make(protocol=protocol)
     assert (criterion.tau_s, criterion.tau_t) == (tau_s, tau_t)
-    assert criterion.memory.enqueue_order == order
+    assert criterion.memory.enqueue == order
     other = "after" if order == "before" else "before"
-    assert make(protocol=protocol, enqueue=other).memory.enqueue_order == other
+    assert make(protocol=protocol, enqueue=other).memory.enqueue == other
 
 
 def test_defaults_are_the_published_ones():
@@ -247,7 +247,7 @@ class TestMemoryDtype:
     def test_equal_seeds_give_equal_rows_rounded(self, start, dtype):
         criterion, plain = self.pair(dtype, start=start)
         assert torch.equal(criterion.memory.queue, plain.memory.queue.to(dtype))
-        assert criterion.memory.unit_rows == plain.memory.unit_rows
+        assert criterion.memory.unit_memory == plain.memory.unit_memory
         for name, parameter in criterion.named_parameters():
             assert parameter.dtype == torch.float32
             assert torch.equal(parameter, plain.get_parameter(name))
@@ -310,22 +310,22 @@ class TestUnitRows:
     def test_a_short_memory_starts_longer_than_one(self):
         short = make(nce_k=6)
         assert short.memory.queue.norm(dim=1).max() > 1.1
-        assert not short.memory.unit_rows
-        assert make(nce_k=4096).memory.unit_rows
-        assert make(nce_k=6, start="unit").memory.unit_rows
+        assert not short.memory.unit_memory
+        assert make(nce_k=4096).memory.unit_memory
+        assert make(nce_k=6, start="unit").memory.unit_memory
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_rounded_unit_rows_still_count(self, dtype):
         criterion = make(start="unit").to(dtype)
         criterion.memory.inspect_rows()
-        assert criterion.memory.unit_rows
+        assert criterion.memory.unit_memory
 
     def test_loading_looks_again(self):
         criterion = make(nce_k=4096)
         state = criterion.state_dict()
         state["memory.queue"] = 40 * state["memory.queue"]
         criterion.load_state_dict(state)
-        assert not criterion.memory.unit_rows
+        assert not criterion.memory.unit_memory
         f_s, f_t = features()
         loss = criterion.eval()(f_s, f_t)
         oracle = make(nce_k=4096, backend="reference")
@@ -336,22 +336,22 @@ class TestUnitRows:
         """Else a resumed training would round otherwise than the unbroken one."""
         short, unit = make(nce_k=6), make(nce_k=6, start="unit")
         short.load_state_dict(unit.state_dict())
-        assert not short.memory.unit_rows
+        assert not short.memory.unit_memory
         unit.load_state_dict(unit.state_dict())
-        assert unit.memory.unit_rows
+        assert unit.memory.unit_memory
 
     def test_not_a_number_does_not_count(self):
         memory = FifoMemory(4, 4, 8, 4096)
         memory.queue[5, 3] = float("nan")
         memory.inspect_rows()
-        assert not memory.unit_rows
+        assert not memory.unit_memory
 
     def test_meta_device_is_left_undecided(self):
         criterion = RRDLoss(**SIZES, device="meta")
-        assert not criterion.memory.unit_rows
+        assert not criterion.memory.unit_memory
         real = make(nce_k=48, start="unit")
         criterion.to_empty(device="cpu").load_state_dict(real.state_dict())
-        assert criterion.memory.unit_rows
+        assert criterion.memory.unit_memory
 
 
 def test_slot_momentum_reaches_the_memory():

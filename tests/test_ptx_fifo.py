@@ -18,7 +18,7 @@ from ptx.program import PtxError
 
 from rrd_kernels import reference
 from rrd_kernels.triton.cards import Hardware
-from rrd_kernels.triton.fifo.launches import Settings, step_launches
+from rrd_kernels.triton.fifo.launches import FifoSettings, step_launches
 from rrd_kernels.triton.fifo.plan import make_plan
 
 archs = pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
@@ -43,7 +43,7 @@ STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 class Step:
     """One call, and what it runs on."""
 
-    operand: str
+    precision: str
     dim: int
     batch: int = 5
     rows: int = 150
@@ -54,10 +54,10 @@ class Step:
     need_grad: bool = True
     strided: bool = False
     multiprocessors: int = 1
-    stored: torch.dtype | None = None  # of the memory, if not as the operand is
+    stored: torch.dtype | None = None  # of the memory, if not as the precision is
 
     def __str__(self) -> str:
-        words = [self.operand, f"D={self.dim}", f"{self.batch}x{self.rows}", self.order]
+        words = [self.precision, f"D={self.dim}", f"{self.batch}x{self.rows}", self.order]
         words += [f"m={self.momentum}"] if self.momentum else []
         words += [("none", "mean", "sum")[self.reduction], f"promise-{self.promise}"]
         words += ["loss-alone"] * (not self.need_grad) + ["strided"] * self.strided
@@ -83,10 +83,10 @@ def strided(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def problem_of(step: Step) -> Problem:
-    dtype = STORED.get(step.operand, torch.float32)
+    dtype = STORED.get(step.precision, torch.float32)
     problem = draw(step.batch, step.dim, step.rows, dtype, memory_dtype=step.stored)
     for z in (problem.z_s, problem.z_t):
-        clear_of_ties(z, step.operand, problem.tau_s, problem.tau_t)
+        clear_of_ties(z, step.precision, problem.tau_s, problem.tau_t)
     if step.promise == "broken":
         problem.memory *= 40
     if step.strided:
@@ -104,7 +104,7 @@ OMITTED = {"float32": 3 * 2.0**-22}
 ROUNDOFF = 2.0**-24
 
 
-def bounds(problem: Problem, operand: str, need_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def bounds(problem: Problem, precision: str, need_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """How far losses [B] and gradient rows' norms [B] may be from float64 of the operands as
     rounded.
 
@@ -113,8 +113,8 @@ def bounds(problem: Problem, operand: str, need_grad: bool) -> tuple[torch.Tenso
     of its products' absolute values. A weight is off, relatively, as its logit is absolutely.
     """
     rows = problem.memory.double()
-    deviation = WEIGHT[operand] / math.sqrt(3) if need_grad else 0.0
-    per_logit = (math.sqrt(rows.shape[1] / 8) + 2) * ROUNDOFF + OMITTED.get(operand, 0.0)
+    deviation = WEIGHT[precision] / math.sqrt(3) if need_grad else 0.0
+    per_logit = (math.sqrt(rows.shape[1] / 8) + 2) * ROUNDOFF + OMITTED.get(precision, 0.0)
 
     def side(z: torch.Tensor, tau: float) -> tuple[torch.Tensor, ...]:
         logits = F.normalize(z.double(), dim=1) @ rows.T / tau
@@ -135,14 +135,14 @@ def bounds(problem: Problem, operand: str, need_grad: bool) -> tuple[torch.Tenso
     square += (p * from_centre).square() * (deviation**2 + off_t.square())
     loss = 6 * square.sum(1).sqrt()
     loss += 8 * ROUNDOFF * (b.logsumexp(1).abs() + b.abs().amax(1))
-    loss += CUT.get(operand, 0.0) if need_grad else 0.0
+    loss += CUT.get(precision, 0.0) if need_grad else 0.0
     return loss, grad / problem.z_s.double().norm(dim=1).clamp_min(1e-12)
 
 
 def run(step: Step, problem: Problem, arch: str, **others) -> tuple[torch.Tensor, ...]:
     """Loss, gradient, the memory and the pointer after the step."""
     pointer = torch.tensor([step.rows - 2])  # so that it wraps
-    numbers = (problem.tau_s, problem.tau_t, step.promise != "none", step.operand, step.reduction)
+    numbers = (problem.tau_s, problem.tau_t, step.promise != "none", step.precision, step.reduction)
     others["multiprocessors"] = step.multiprocessors
     if step.order == "never":
         arguments = (problem.z_s, problem.z_t, problem.memory, *numbers, step.need_grad)
@@ -173,8 +173,8 @@ def check(step: Step, problem: Problem, arch: str, **others) -> tuple[torch.Tens
 
 def holds(step: Step, problem: Problem, loss: torch.Tensor, grad: torch.Tensor) -> None:
     """Loss and gradient are as right as their roundings let them be; NaN where they must be."""
-    exact, exact_grad = problem.rounded_float64(step.operand)
-    loss_bound, grad_bound = bounds(problem, step.operand, step.need_grad)
+    exact, exact_grad = problem.rounded_float64(step.precision)
+    loss_bound, grad_bound = bounds(problem, step.precision, step.need_grad)
     weight = 1 / step.batch if step.reduction == 1 else 1.0
     if step.reduction:
         exact, loss_bound = exact.sum() * weight, loss_bound.sum() * weight
@@ -192,13 +192,13 @@ def holds(step: Step, problem: Problem, loss: torch.Tensor, grad: torch.Tensor) 
 
 
 def steps() -> Iterator[Step]:
-    """Every operand and width, and the other choices in turn: test_every_choice_meets_every_operand
-    says how."""
+    """Every precision and width, and the other choices in turn, as
+    test_every_choice_meets_every_operand says."""
     for d, dim in enumerate((32, 64, 100, 128, 256, 512, 1000)):
-        for o, operand in enumerate(OPERANDS):
+        for o, precision in enumerate(OPERANDS):
             several = (d // 2 + o) % 2
             yield Step(
-                operand,
+                precision,
                 dim,
                 rows=333 if several and dim < 1000 else 150,
                 order=ORDERS[(d + o) % 3],
@@ -210,9 +210,9 @@ def steps() -> Iterator[Step]:
                 multiprocessors=4 if several else 1,
             )
     # More than one block of queries, and several tiles of one split, each loop more than once.
-    for operand in OPERANDS:
-        yield Step(operand, 128, 70, 400, promise="kept")
-        yield Step(operand, 64, 70, 400, "after", need_grad=False)
+    for precision in OPERANDS:
+        yield Step(precision, 128, 70, 400, promise="kept")
+        yield Step(precision, 64, 70, 400, "after", need_grad=False)
     # Full tiles, which need no mask.
     yield Step("bfloat16", 128, 5, 256, "after", promise="kept", multiprocessors=2)
     yield Step("float32", 100, 5, 256, "before", reduction=0)
@@ -230,19 +230,19 @@ def marked(step: Step) -> object:
 
 
 def test_every_choice_meets_every_operand():
-    """In the short tests, and each order has a gradient and none, with every operand."""
+    """In the short tests, and each order has a gradient and none, with every precision."""
     short = [step for step in steps() if not marked(step).marks]
     names = ("order", "momentum", "reduction", "promise", "need_grad", "strided")
-    met = {(s.operand, name, getattr(s, name)) for s in steps() for name in names}
-    met |= {(s.operand, "several", s.multiprocessors > 1) for s in steps()}
+    met = {(s.precision, name, getattr(s, name)) for s in steps() for name in names}
+    met |= {(s.precision, "several", s.multiprocessors > 1) for s in steps()}
     assert met >= {(o, name, value) for o in OPERANDS for _, name, value in met}
-    assert {(s.operand, s.order, s.need_grad) for s in steps()} == {
+    assert {(s.precision, s.order, s.need_grad) for s in steps()} == {
         *itertools.product(OPERANDS, ORDERS, (True, False))
     }
-    assert {(s.operand, s.promise) for s in short} >= {
+    assert {(s.precision, s.promise) for s in short} >= {
         *itertools.product(OPERANDS, ("kept", "none", "broken"))
     }
-    assert {(s.operand, s.need_grad) for s in short} >= {
+    assert {(s.precision, s.need_grad) for s in short} >= {
         *itertools.product(OPERANDS, (True, False))
     }
 
@@ -255,7 +255,7 @@ def test_steps(step, arch):
 
 @archs
 @pytest.mark.parametrize(
-    ("operand", "order", "momentum"),
+    ("precision", "order", "momentum"),
     [
         ("float32", "before", 0.5),
         ("float32", "after", 0.0),
@@ -264,8 +264,8 @@ def test_steps(step, arch):
         ("float16", "before", 0.5),
     ],
 )
-def test_rows_that_are_not_finite_zero_or_huge(operand, order, momentum, arch):
-    step = Step(operand, 100, 7, 70, order, momentum, 0)
+def test_rows_that_are_not_finite_zero_or_huge(precision, order, momentum, arch):
+    step = Step(precision, 100, 7, 70, order, momentum, 0)
     problem = problem_of(step)
     problem.z_s[0], problem.z_t[1] = 0.0, 0.0
     problem.z_s[2] *= 1e30
@@ -280,7 +280,7 @@ def test_rows_that_are_not_finite_zero_or_huge(operand, order, momentum, arch):
 def test_partial_sums(need_grad, arch):
     step = Step("float32", 100, 6, 150, "never", 0.0, 0, "none", need_grad, multiprocessors=3)
     problem = problem_of(step)
-    numbers = (problem.tau_s, problem.tau_t, False, step.operand, need_grad)
+    numbers = (problem.tau_s, problem.tau_t, False, step.precision, need_grad)
     sums, shifts, *_ = executed(
         "relational_partials", problem.z_s, problem.z_t, problem.memory, *numbers,
         arch=arch, multiprocessors=step.multiprocessors,
@@ -309,8 +309,10 @@ def test_dependent_launches(spoilt):
     """Each may begin before its predecessor has ended, and waits before it looks at its results."""
     step = Step("bfloat16", 64, multiprocessors=4)
     problem = problem_of(step)
-    settings = Settings(problem.tau_s, problem.tau_t, False, step.operand, 1, True, step.order)
-    plan = make_plan(step.batch, step.rows, step.dim, step.operand, 2, True, Hardware("sm_90", 4))
+    settings = FifoSettings(
+        problem.tau_s, problem.tau_t, False, step.precision, 1, True, step.order
+    )
+    plan = make_plan(step.batch, step.rows, step.dim, step.precision, 2, True, Hardware("sm_90", 4))
 
     def changed(name: str, ptx: str) -> str:
         assert "griddepcontrol" in ptx

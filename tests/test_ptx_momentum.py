@@ -32,20 +32,20 @@ class Loss:
     """One call of the sampled loss."""
 
     method: str
-    operand: str
+    precision: str
     dim: int
     similarity: str
     reduction: int = 1
     need_grad: bool = True
     strided: bool = False
     multiprocessors: int = 1
-    stored: torch.dtype | None = None  # of the memories, if not as the operand is
+    stored: torch.dtype | None = None  # of the memories, if not as the precision is
     batch: int = 5
     columns: int = 40
     rows: int = 150
 
     def __str__(self) -> str:
-        words = [self.method, self.operand, f"D={self.dim}", self.similarity]
+        words = [self.method, self.precision, f"D={self.dim}", self.similarity]
         words += [("none", "mean", "sum")[self.reduction]]
         words += ["loss-alone"] * (not self.need_grad) + ["strided"] * self.strided
         words += ["split"] * (self.multiprocessors > 1)
@@ -55,11 +55,11 @@ class Loss:
     @property
     def multiplied(self) -> str:
         """The products' format: rows that are gathered are multiplied in float32."""
-        return self.operand if self.method == "dense" else "float32"
+        return self.precision if self.method == "dense" else "float32"
 
 
 def problem_of(case: Loss) -> Sampled:
-    dtype = STORED.get(case.operand, torch.float32)
+    dtype = STORED.get(case.precision, torch.float32)
     problem = draw(
         case.batch, case.columns, case.rows, case.dim, case.similarity, dtype,
         memory_dtype=case.stored,
@@ -78,15 +78,15 @@ def exact(case: Loss, problem: Sampled) -> tuple[torch.Tensor, ...]:
     A weight of the gradient's sum falls either way where it is rounded, uniformly: six standard
     deviations are granted. To float32's own roundings their absolute sum, as in test_ptx_fifo.py.
     """
-    operand, exponential = case.multiplied, problem.normalizers is not None
+    precision, exponential = case.multiplied, problem.normalizers is not None
     z_s, z_t = problem.z_s.double(), problem.z_t.double()
     idx = problem.contrast_idx
-    per_logit = (math.sqrt(case.dim / 8) + 2) * ROUNDOFF + OMITTED.get(operand, 0.0)
+    per_logit = (math.sqrt(case.dim / 8) + 2) * ROUNDOFF + OMITTED.get(precision, 0.0)
 
     def side(z: torch.Tensor, memory: torch.Tensor, view: int, tau: float):
         scale = math.log2(math.e) / (problem.nce_t if exponential else tau)
-        query = rounded_query(F.normalize(z, dim=1) * scale, operand) * math.log(2)
-        rows = loaded(memory, operand)[idx]
+        query = rounded_query(F.normalize(z, dim=1) * scale, precision) * math.log(2)
+        rows = loaded(memory, precision)[idx]
         logits = torch.einsum("bd,bpd->bp", query, rows)
         products = torch.einsum("bd,bpd->bp", query.abs(), rows.abs())
         off = per_logit * products + 2 * ROUNDOFF
@@ -111,8 +111,8 @@ def exact(case: Loss, problem: Sampled) -> tuple[torch.Tensor, ...]:
     # Columns that name one row are one weight.
     weight = torch.zeros(case.batch, case.rows, dtype=torch.float64)
     weight = weight.scatter_add(1, idx, (q - p) * slope)
-    longest = loaded(problem.memory_v2, operand).norm(dim=1)
-    rounded = (weight * longest).square().sum(1).sqrt() * WEIGHT[operand] / math.sqrt(3)
+    longest = loaded(problem.memory_v2, precision).norm(dim=1)
+    rounded = (weight * longest).square().sum(1).sqrt() * WEIGHT[precision] / math.sqrt(3)
     each = (q * off_q + p * off_p) * slope + ((q - p) * slope).abs() * (off_b + 4 * ROUNDOFF)
     grad_bound = 6 * rounded + (each * length).sum(1) + 8 * ROUNDOFF * grad.norm(dim=1)
 
@@ -123,7 +123,7 @@ def exact(case: Loss, problem: Sampled) -> tuple[torch.Tensor, ...]:
 
 def arguments(case: Loss, problem: Sampled) -> tuple[object, ...]:
     taus = (problem.tau_s, problem.tau_t, problem.nce_t)
-    choices = (case.operand, case.reduction, case.method, case.need_grad)
+    choices = (case.precision, case.reduction, case.method, case.need_grad)
     return (*views(problem), problem.normalizers, *taus, *choices)
 
 
@@ -143,14 +143,14 @@ def check(case: Loss, problem: Sampled, arch: str, **others) -> None:
 
 
 def losses() -> Iterator[Loss]:
-    """Every method, operand and width, and the other choices in turn."""
-    kinds = [("dense", operand) for operand in OPERANDS]
+    """Every method, precision and width, and the other choices in turn."""
+    kinds = [("dense", precision) for precision in OPERANDS]
     kinds += [("gather", "bfloat16"), ("gather", "float32")]
     for d, dim in enumerate((32, 128, 100, 256, 1000)):
-        for o, (method, operand) in enumerate(kinds):
+        for o, (method, precision) in enumerate(kinds):
             yield Loss(
                 method,
-                operand,
+                precision,
                 dim,
                 similarity=("exponential", "cosine")[(d + o) % 2],
                 reduction=(d + o) % 3,
@@ -173,9 +173,9 @@ def marked(case: Loss) -> object:
 
 def test_every_choice_meets_every_operand():
     names = ("similarity", "reduction", "need_grad", "strided")
-    met = {(c.method, c.operand, name, getattr(c, name)) for c in losses() for name in names}
-    met |= {(c.method, c.operand, "several", c.multiprocessors > 1) for c in losses()}
-    kinds = {(c.method, c.operand) for c in losses()}
+    met = {(c.method, c.precision, name, getattr(c, name)) for c in losses() for name in names}
+    met |= {(c.method, c.precision, "several", c.multiprocessors > 1) for c in losses()}
+    kinds = {(c.method, c.precision) for c in losses()}
     assert met >= {(*kind, name, value) for kind in kinds for _, _, name, value in met}
 
 

@@ -25,12 +25,12 @@ class Kernel(NamedTuple):
     steps: tuple[Step, ...]
 
     def __str__(self) -> str:
-        return f"{self.name} {self.arch} {self.steps[0].operand}"
+        return f"{self.name} {self.arch} {self.steps[0].precision}"
 
 
-def attend(operand: str, arch: str) -> Kernel:
+def attend(precision: str, arch: str) -> Kernel:
     """More than a block of queries, the last of which is hardly filled; the second pass too."""
-    step = Step(operand, 128, 33, 333, "after", 0.5, 1, "kept")
+    step = Step(precision, 128, 33, 333, "after", 0.5, 1, "kept")
     return Kernel("attend", arch, (step, replace(step, promise="broken")))
 
 

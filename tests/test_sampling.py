@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rrd_kernels import ContrastSampler, RRDLoss
-from rrd_kernels.momentum.sampling import draw_contrast_idx
+from rrd_kernels.momentum.negatives import draw_contrast_idx
 
 #: Of a chi-squared statistic over its degrees of freedom, whose deviation is sqrt(2 / freedom): a
 #: right sampler passes six of them once in 10^8 runs, and these are seeded.

@@ -31,7 +31,7 @@ QUEUE = "criterion.memory.queue"
 
 
 def whole(module):
-    """Its state in the layout of one process."""
+    """Its state in the shard of one process."""
     return {
         name: value.full_tensor() if hasattr(value, "full_tensor") else value.clone()
         for name, value in module.state_dict().items()
@@ -166,11 +166,11 @@ def test_rows_drawn_in_pieces_are_those_of_one_draw(size, monkeypatch):
         parts = []
         for rank in range(3):
             torch.manual_seed(4)
-            place = shard.Layout(size, 3, rank)
+            place = shard.Shard(size, 3, rank)
             parts.append(shard.draw_rows(place, 8, start, device=None, dtype=torch.float64))
         after = torch.rand(1)
         torch.manual_seed(4)
-        place = shard.Layout(size, 1, 0)
+        place = shard.Shard(size, 1, 0)
         rows = shard.draw_rows(place, 8, start, device=None, dtype=torch.float64)
         torch.testing.assert_close(torch.cat(parts), rows, **CLOSE)
         assert torch.rand(1) == after

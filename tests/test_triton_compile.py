@@ -32,7 +32,7 @@ from machine_code import (
 from benchmarks.cases.sizes import CUDA_CASES
 from rrd_kernels.triton.cards import FAMILIES, MAX_DIM, Hardware, look_up
 from rrd_kernels.triton.common.launches import STORAGE
-from rrd_kernels.triton.fifo.launches import Settings
+from rrd_kernels.triton.fifo.launches import FifoSettings
 from rrd_kernels.triton.fifo.plan import make_plan
 from rrd_kernels.triton.runtime.launch import specialize
 
@@ -44,33 +44,33 @@ SIZES = {"small": SMALL, "large": LARGE, "loss alone": SMALL}
 PREPARE, ATTEND, COMBINE = range(3)
 
 
-def settings(operand, *, bounded=True, need_grad=True, **others) -> Settings:
-    return Settings(0.1, 0.02, bounded, operand, 1, need_grad, **others)
+def settings(precision, *, bounded=True, need_grad=True, **others) -> FifoSettings:
+    return FifoSettings(0.1, 0.02, bounded, precision, 1, need_grad, **others)
 
 
-def parts_of(card, operand, dim, dtype):
+def parts_of(card, precision, dim, dtype):
     """The problems for which a card has block sizes of their own."""
-    small, large = look_up(FAMILIES[CARDS[card].family].attention, operand, dim, dtype.itemsize)
+    small, large = look_up(FAMILIES[CARDS[card].family].attention, precision, dim, dtype.itemsize)
     return [part for part in SIZES if part != "large" or large != small]
 
 
 def attention_jobs():
-    for (card, dim), operand, path in itertools.product(
+    for (card, dim), precision, path in itertools.product(
         cards_and_widths(), STORAGE, ("bounded", "online")
     ):
-        for part in parts_of(card, operand, dim, STORAGE[operand]):
+        for part in parts_of(card, precision, dim, STORAGE[precision]):
             alone = part == "loss alone"
             # A bounded kernel holds the online pass too, for promises that prove false. By itself
             # it is compiled for one card, and where there is no bounded one: float16's weights are
             # shifted.
             if path == "online":
-                wanted = card == "H200" or (operand == "float16" and not alone)
+                wanted = card == "H200" or (precision == "float16" and not alone)
             else:
-                wanted = operand != "float16" or alone
+                wanted = precision != "float16" or alone
             if wanted:
-                options = settings(operand, bounded=path == "bounded", need_grad=not alone)
+                options = settings(precision, bounded=path == "bounded", need_grad=not alone)
                 label = f"{part} {path}"
-                yield Job(card, *SIZES[part], dim, options, STORAGE[operand], ATTEND, label)
+                yield Job(card, *SIZES[part], dim, options, STORAGE[precision], ATTEND, label)
 
 
 @each(attention_jobs())
@@ -80,9 +80,9 @@ def test_attention(job, report):
 
 def mixed_jobs():
     pairs = (("bfloat16", torch.float32), ("float32", torch.bfloat16))
-    for card, (operand, dtype), dim in itertools.product(CARDS, pairs, (128, MAX_DIM)):
-        for part in parts_of(card, operand, dim, dtype):
-            wanted = settings(operand, need_grad=part != "loss alone")
+    for card, (precision, dtype), dim in itertools.product(CARDS, pairs, (128, MAX_DIM)):
+        for part in parts_of(card, precision, dim, dtype):
+            wanted = settings(precision, need_grad=part != "loss alone")
             label = f"{part} bounded, memory {str(dtype).removeprefix('torch.')}"
             yield Job(card, *SIZES[part], dim, wanted, dtype, ATTEND, label)
 
@@ -95,13 +95,13 @@ def test_a_memory_of_another_dtype(job, report):
 
 def masked_jobs():
     shapes = ((16384 + 5, 128), (16384, 100), (16384 + 5, 1000))
-    for card, (size, dim), operand, bounded, need_grad in itertools.product(
+    for card, (size, dim), precision, bounded, need_grad in itertools.product(
         ("A100", "H200"), shapes, ("bfloat16", "float32"), (True, False), (True, False)
     ):
-        wanted = settings(operand, bounded=bounded, need_grad=need_grad)
+        wanted = settings(precision, bounded=bounded, need_grad=need_grad)
         label = f"K={size} {'bounded' if bounded else 'online'}"
         label += "" if need_grad else " loss alone"
-        yield Job(card, 64, size, dim, wanted, STORAGE[operand], ATTEND, label)
+        yield Job(card, 64, size, dim, wanted, STORAGE[precision], ATTEND, label)
 
 
 @each(masked_jobs())
@@ -115,10 +115,10 @@ def test_masks(job, report):
 
 def row_jobs():
     kinds = (("bfloat16", True, "before"), ("tf32", True, "after"), ("float32", False, "never"))
-    for card, dim, (operand, need_grad, enqueue), which in itertools.product(
+    for card, dim, (precision, need_grad, enqueue), which in itertools.product(
         CARDS, (128, MAX_DIM), kinds, (PREPARE, COMBINE)
     ):
-        wanted = settings(operand, need_grad=need_grad, enqueue=enqueue, momentum=0.5)
+        wanted = settings(precision, need_grad=need_grad, enqueue=enqueue, momentum=0.5)
         label = f"enqueue {enqueue}" + ("" if need_grad else ", loss alone")
         yield Job(card, *SMALL, dim, wanted, torch.float32, which, label)
 
@@ -162,11 +162,11 @@ def test_enqueue_alone(name, report):
 @pytest.mark.parametrize("dim", [128, MAX_DIM])
 @on_every_card
 def test_merge_of_partial_sums(name, dim, report):
-    for operand, need_grad in (("bfloat16", True), ("tf32", True), ("float32", False)):
-        launch = merge_alone(CARDS[name], dim, settings(operand, need_grad=need_grad))
+    for precision, need_grad in (("bfloat16", True), ("tf32", True), ("float32", False)):
+        launch = merge_alone(CARDS[name], dim, settings(precision, need_grad=need_grad))
         code = compile_for(launch, CARDS[name])
         alone = "" if need_grad else ", loss alone"
-        report(code, f"merge {name} {operand} D={dim}{alone}")
+        report(code, f"merge {name} {precision} D={dim}{alone}")
         assert code.spilled == 0
 
 

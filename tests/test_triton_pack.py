@@ -20,7 +20,7 @@ import pack_case
 from emulated import EMULATED
 
 from rrd_kernels import pack as command
-from rrd_kernels.triton.fifo.launches import Settings, step_launches
+from rrd_kernels.triton.fifo.launches import FifoSettings, step_launches
 from rrd_kernels.triton.runtime import launch as launching
 from rrd_kernels.triton.runtime import pack as packs
 from rrd_kernels.triton.runtime import run
@@ -74,7 +74,7 @@ def change(root: Path, **entries) -> None:
 
 def multiplies() -> Specialization:
     """A kernel with products, and fences where its compiler leaves them out."""
-    settings = Settings(0.1, 0.02, True, "bfloat16", 1, True)
+    settings = FifoSettings(0.1, 0.02, True, "bfloat16", 1, True)
     z_s, z_t, memory = (
         torch.empty(rows, 32, dtype=torch.bfloat16, device="meta") for rows in (8, 8, 512)
     )

@@ -13,9 +13,9 @@ pytest.importorskip("triton")
 from rrd_kernels import reference
 from rrd_kernels.triton.common import plain
 from rrd_kernels.triton.fifo import plain as fifo_plain
-from rrd_kernels.triton.fifo.launches import Settings
+from rrd_kernels.triton.fifo.launches import FifoSettings
 from rrd_kernels.triton.momentum import plain as momentum_plain
-from rrd_kernels.triton.momentum.launches import Inputs, SampledSettings
+from rrd_kernels.triton.momentum.launches import MomentumInputs, MomentumSettings
 
 #: Products, and widths: what has no kernels for one reason or the other.
 CASES = [("float64", 20), ("float32", 1030)]
@@ -39,7 +39,7 @@ def fifo(precision, dim, device):
 
 
 def loss_and_gradient(problem, precision, reduction=0, need_grad=True):
-    settings = Settings(problem.tau_s, problem.tau_t, False, precision, reduction, need_grad)
+    settings = FifoSettings(problem.tau_s, problem.tau_t, False, precision, reduction, need_grad)
     return fifo_plain.plain_forward(problem.z_s, problem.z_t, problem.memory, settings)
 
 
@@ -49,10 +49,10 @@ def sampled(precision, dim, similarity, device):
 
 
 def sampled_loss_and_gradient(problem, precision, reduction=0, need_grad=True):
-    tensors = [getattr(problem, name) for name in Inputs._fields]
+    tensors = [getattr(problem, name) for name in MomentumInputs._fields]
     taus = (problem.tau_s, problem.tau_t, problem.nce_t)
-    settings = SampledSettings(*taus, precision, reduction, "auto", need_grad)
-    return momentum_plain.plain_forward(Inputs(*tensors), settings)
+    settings = MomentumSettings(*taus, precision, reduction, "auto", need_grad)
+    return momentum_plain.plain_forward(MomentumInputs(*tensors), settings)
 
 
 def chunks_of(monkeypatch, name, elements):

@@ -19,7 +19,7 @@ from rrd_kernels.triton import cards
 from rrd_kernels.triton.cards import FAMILIES, MAX_DIM, WIDTHS, Config, Hardware
 from rrd_kernels.triton.common.launches import STORAGE
 from rrd_kernels.triton.fifo import autotune
-from rrd_kernels.triton.fifo.launches import Settings, allocate
+from rrd_kernels.triton.fifo.launches import FifoSettings, allocate
 from rrd_kernels.triton.fifo.plan import make_plan
 
 given, st = hypothesis.given, hypothesis.strategies
@@ -29,7 +29,7 @@ sizes = {
     "batch": st.integers(1, 20000),
     "size": st.integers(1, 1 << 22),
     "dim": st.integers(1, MAX_DIM),
-    "operand": st.sampled_from(list(STORAGE)),
+    "precision": st.sampled_from(list(STORAGE)),
     "memory_bytes": st.sampled_from([2, 4]),
     "need_grad": st.booleans(),
     "hardware": st.sampled_from(HARDWARE),
@@ -38,9 +38,9 @@ sizes = {
 
 @given(**sizes, splits=st.none() | st.integers(1, 1 << 20))
 def test_every_row_and_query_is_in_one_program(
-    batch, size, dim, operand, memory_bytes, need_grad, hardware, splits
+    batch, size, dim, precision, memory_bytes, need_grad, hardware, splits
 ):
-    plan = make_plan(batch, size, dim, operand, memory_bytes, need_grad, hardware, splits=splits)
+    plan = make_plan(batch, size, dim, precision, memory_bytes, need_grad, hardware, splits=splits)
     assert splits is None or plan.splits <= splits
     config = plan.config
     rows_per_split = plan.tiles_per_split * config.block_n
@@ -55,10 +55,10 @@ def test_every_row_and_query_is_in_one_program(
 
 
 @given(**sizes, splits=st.none() | st.integers(1, 1 << 20))
-def test_extra_memory(batch, size, dim, operand, memory_bytes, need_grad, hardware, splits):
+def test_extra_memory(batch, size, dim, precision, memory_bytes, need_grad, hardware, splits):
     """At most 16·B·D bytes + 32 MiB, whatever K is, with D as the products' 16 see it."""
-    plan = make_plan(batch, size, dim, operand, memory_bytes, need_grad, hardware, splits=splits)
-    settings = Settings(0.1, 0.02, True, operand, 1, need_grad)
+    plan = make_plan(batch, size, dim, precision, memory_bytes, need_grad, hardware, splits=splits)
+    settings = FifoSettings(0.1, 0.02, True, precision, 1, need_grad)
     buffers = allocate(torch.empty(batch, dim, device="meta"), plan, settings)
     owners = [buffer if buffer._base is None else buffer._base for buffer in buffers]
     allocated = {id(owner): owner.nbytes for owner in owners}
@@ -92,10 +92,10 @@ def test_as_many_splits_as_are_asked_for(splits):
 def test_the_table_is_complete():
     assert {card.family for card in CARDS.values()} == FAMILIES.keys()
     for family in FAMILIES.values():
-        for operand in ("half", "tf32", "float32"):
+        for precision in ("half", "tf32", "float32"):
             for table in (family.attention, family.loss_only, family.dense):
-                assert tuple(table[operand]) == WIDTHS
-            for small, large in family.attention[operand].values():
+                assert tuple(table[precision]) == WIDTHS
+            for small, large in family.attention[precision].values():
                 for config in (small, large):
                     assert config.block_d >= config.block_k
 
@@ -111,12 +111,12 @@ def test_bounded_only_where_float32_holds_the_sums():
                 assert (size * torch.exp2(largest) * largest).isfinite()
 
 
-@pytest.mark.parametrize("operand", STORAGE)
-def test_float16_weights_are_never_unshifted(operand):
+@pytest.mark.parametrize("precision", STORAGE)
+def test_float16_weights_are_never_unshifted(precision):
     for need_grad in (True, False):
-        settings = Settings(0.1, 0.02, True, operand, 1, need_grad)
+        settings = FifoSettings(0.1, 0.02, True, precision, 1, need_grad)
         launch = step(CARDS["H200"], 64, 16384, 128, settings, torch.float32)[1]
-        assert launch.constants["BOUNDED"] == (not need_grad or operand != "float16")
+        assert launch.constants["BOUNDED"] == (not need_grad or precision != "float16")
 
 
 @pytest.mark.parametrize(
@@ -137,11 +137,11 @@ def test_a_device_without_kernels_is_named():
 
 
 @pytest.mark.parametrize("need_grad", [True, False])
-@pytest.mark.parametrize("operand", STORAGE)
-def test_autotuning_takes_what_measures_best(operand, need_grad, monkeypatch):
+@pytest.mark.parametrize("precision", STORAGE)
+def test_autotuning_takes_what_measures_best(precision, need_grad, monkeypatch):
     problem = draw(64, 128, 4096)
-    settings = Settings(0.1, 0.02, True, operand, 1, need_grad, enqueue="before")
-    offered = autotune.candidates(operand, 128, 4, need_grad)
+    settings = FifoSettings(0.1, 0.02, True, precision, 1, need_grad, enqueue="before")
+    offered = autotune.candidates(precision, 128, 4, need_grad)
     measured = []
 
     def milliseconds(call):

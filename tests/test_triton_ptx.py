@@ -14,8 +14,8 @@ from machine_code import CARDS, Job, SampledJob
 from packaging.version import Version
 
 from rrd_kernels.triton.common.launches import STORAGE
-from rrd_kernels.triton.fifo.launches import Settings
-from rrd_kernels.triton.momentum.launches import SampledSettings
+from rrd_kernels.triton.fifo.launches import FifoSettings
+from rrd_kernels.triton.momentum.launches import MomentumSettings
 from rrd_kernels.triton.runtime.compiler import compile_kernel, source_of
 from rrd_kernels.triton.runtime.fences import FENCE, missing_fences, with_fences
 from rrd_kernels.triton.runtime.launch import specialize
@@ -27,19 +27,19 @@ TARGET = CARDS["H200"].target
 needs_compiler = pytest.mark.skipif(EMULATED, reason="not of what is emulated")
 
 
-def settings(operand, bounded=True, need_grad=True) -> Settings:
-    return Settings(0.1, 0.02, bounded, operand, 1, need_grad, "before", 0.5)
+def settings(precision, bounded=True, need_grad=True) -> FifoSettings:
+    return FifoSettings(0.1, 0.02, bounded, precision, 1, need_grad, "before", 0.5)
 
 
-def step_job(operand, size, dim=128, which=ATTEND, card="H200", **others) -> Job:
+def step_job(precision, size, dim=128, which=ATTEND, card="H200", **others) -> Job:
     label = " ".join([f"B={size[0]}", *(f"{name}={value}" for name, value in others.items())])
-    return Job(card, *size, dim, settings(operand, **others), STORAGE[operand], which, label)
+    return Job(card, *size, dim, settings(precision, **others), STORAGE[precision], which, label)
 
 
-def sampled_job(operand, kernel, dim=128, card="H200") -> SampledJob:
+def sampled_job(precision, kernel, dim=128, card="H200") -> SampledJob:
     method = kernel.split("_")[0]
-    wanted = SampledSettings(0.1, 0.02, 0.07, operand, 1, method, True)
-    return SampledJob(card, 49984, dim, wanted, True, STORAGE[operand], kernel)
+    wanted = MomentumSettings(0.1, 0.02, 0.07, precision, 1, method, True)
+    return SampledJob(card, 49984, dim, wanted, True, STORAGE[precision], kernel)
 
 
 @functools.cache
@@ -143,7 +143,7 @@ def row_jobs():
         for dim in (24, 300):
             yield step_job("bfloat16", SMALL, dim, PREPARE, card)
             yield step_job("tf32", SMALL, dim, COMBINE, card)
-            yield sampled_job("float32", "sampled_combine", dim, card)
+            yield sampled_job("float32", "momentum_combine", dim, card)
             yield sampled_job("float32", "gather_statistics", dim, card)
 
 

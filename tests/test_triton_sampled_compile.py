@@ -24,7 +24,7 @@ from machine_code import (
 
 from rrd_kernels.triton.cards import MAX_DIM, WIDTHS
 from rrd_kernels.triton.common.launches import STORAGE
-from rrd_kernels.triton.momentum.launches import SampledSettings
+from rrd_kernels.triton.momentum.launches import MomentumSettings
 from rrd_kernels.triton.runtime.launch import specialize
 
 pytestmark = pytest.mark.skipif(EMULATED, reason="not of what is emulated")
@@ -35,19 +35,19 @@ DENSE = ("dense_statistics", "dense_gradient")
 GATHER = ("gather_statistics", "gather_gradient")
 
 
-def settings(operand, method, need_grad=True) -> SampledSettings:
-    return SampledSettings(0.1, 0.02, 0.07, operand, 1, method, need_grad)
+def settings(precision, method, need_grad=True) -> MomentumSettings:
+    return MomentumSettings(0.1, 0.02, 0.07, precision, 1, method, need_grad)
 
 
 def dense_jobs():
-    for (card, dim), operand, exponential, kernel in itertools.product(
+    for (card, dim), precision, exponential, kernel in itertools.product(
         cards_and_widths(), STORAGE, (False, True), DENSE
     ):
         # The cosine's kernels are those that spill first: one card is enough for the others.
         if exponential and card != "H200":
             continue
-        wanted = settings(operand, "dense")
-        yield SampledJob(card, EVEN, dim, wanted, exponential, STORAGE[operand], kernel)
+        wanted = settings(precision, "dense")
+        yield SampledJob(card, EVEN, dim, wanted, exponential, STORAGE[precision], kernel)
 
 
 @each(dense_jobs())
@@ -57,8 +57,10 @@ def test_dense(job, report):
 
 def mixed_jobs():
     pairs = (("bfloat16", torch.float32), ("float32", torch.bfloat16))
-    for card, (operand, dtype), dim, kernel in itertools.product(CARDS, pairs, (128, 1024), DENSE):
-        yield SampledJob(card, EVEN, dim, settings(operand, "dense"), True, dtype, kernel)
+    for card, (precision, dtype), dim, kernel in itertools.product(
+        CARDS, pairs, (128, 1024), DENSE
+    ):
+        yield SampledJob(card, EVEN, dim, settings(precision, "dense"), True, dtype, kernel)
 
 
 @each(mixed_jobs())
@@ -69,11 +71,11 @@ def test_memories_of_another_dtype(job, report):
 
 def masked_jobs():
     shapes = ((ODD, 128), (EVEN, 100), (ODD, 1000))
-    for card, (size, dim), operand, kernel in itertools.product(
+    for card, (size, dim), precision, kernel in itertools.product(
         ("A100", "H200"), shapes, ("bfloat16", "float32"), DENSE
     ):
-        wanted = settings(operand, "dense")
-        yield SampledJob(card, size, dim, wanted, True, STORAGE[operand], kernel)
+        wanted = settings(precision, "dense")
+        yield SampledJob(card, size, dim, wanted, True, STORAGE[precision], kernel)
 
 
 @each(masked_jobs())
@@ -99,7 +101,7 @@ def test_gather(job, report):
 
 def end_jobs():
     for card, dim, need_grad, kernel in itertools.product(
-        CARDS, (128, MAX_DIM), (False, True), ("prepare", "count", "sampled_combine")
+        CARDS, (128, MAX_DIM), (False, True), ("prepare", "count", "momentum_combine")
     ):
         wanted = settings("bfloat16", "dense", need_grad)
         yield SampledJob(card, ODD, dim, wanted, True, torch.float32, kernel)

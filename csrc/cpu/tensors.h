@@ -52,7 +52,7 @@ struct Buffer {
 };
 
 // The weight of each sample's loss in their reduction.
-inline double weight_of(int64_t reduction, int64_t batch) {
+inline double sample_weight_of(int64_t reduction, int64_t batch) {
   return reduction == at::Reduction::Mean ? 1.0 / std::max<int64_t>(batch, 1) : 1.0;
 }
 
@@ -63,7 +63,7 @@ at::Tensor reduce(const at::Tensor& losses, int64_t reduction) {
   const T* values = losses.const_data_ptr<T>();
   const double sum = std::accumulate(values, values + losses.numel(), 0.0);
   at::Tensor reduced = at::empty({}, losses.options());
-  *reduced.mutable_data_ptr<T>() = T(sum * weight_of(reduction, losses.numel()));
+  *reduced.mutable_data_ptr<T>() = T(sum * sample_weight_of(reduction, losses.numel()));
   return reduced;
 }
 

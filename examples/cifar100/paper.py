@@ -100,7 +100,7 @@ def _as_published(settings: Mapping[str, Any]) -> bool:
     }
     if settings.get("beta"):
         protocol = PROTOCOLS[settings["protocol"]]
-        wanted |= {"nce_t_s": protocol.nce_t_s, "nce_t_t": protocol.nce_t_t}
+        wanted |= {"nce_t_s": protocol.tau_s, "nce_t_t": protocol.tau_t}
     return all(settings[name] == wanted[name] for name in COURSE if name in wanted)
 
 

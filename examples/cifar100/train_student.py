@@ -21,7 +21,7 @@ from engine import Step, Trainer, make_data, prepare
 from losses import DistillationLoss
 from models import ImageClassifier, model_dict
 from rrd_kernels import ContrastSampler, RRDLoss
-from rrd_kernels.momentum.sampling import MODES
+from rrd_kernels.momentum.negatives import MODES
 from run import Run
 from teacher import architecture_of, load_teacher
 

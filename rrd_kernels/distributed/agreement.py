@@ -35,7 +35,7 @@ class Share(NamedTuple):
     alike: Mapping[str, Any]  # settings and shapes that must be the same on every rank
     needs_grad: bool = False
     standing: Standing = Standing.ALIKE
-    unit_rows: bool = False  # whether it may promise that no row is longer than 1
+    unit_memory: bool = False  # whether it may promise that no row is longer than 1
 
 
 class Step(NamedTuple):
@@ -44,7 +44,7 @@ class Step(NamedTuple):
     batches: list[int]  # of each rank, in their order
     needs_grad: bool  # of any
     standings: list[int]  # of each rank
-    unit_rows: bool  # of all
+    unit_memory: bool  # of all
 
     @property
     def batch(self) -> int:
@@ -91,7 +91,7 @@ def agree(ranks: Ranks, device: torch.device, share: Callable[[], Share]) -> Ste
     said = [0, 0, 0, 0, 0, 0]
     if mine is not None:
         said = [1, mine.batch, _digest(mine.alike)]
-        said += [int(flag) for flag in (mine.needs_grad, mine.standing, mine.unit_rows)]
+        said += [int(flag) for flag in (mine.needs_grad, mine.standing, mine.unit_memory)]
     heard = gather_numbers(ranks, device, said)
     if not all(row[0] for row in heard) or len({row[2] for row in heard}) > 1:
         _explain(ranks, mine, error)
@@ -99,7 +99,7 @@ def agree(ranks: Ranks, device: torch.device, share: Callable[[], Share]) -> Ste
         batches=[row[1] for row in heard],
         needs_grad=any(row[3] for row in heard),
         standings=[row[4] for row in heard],
-        unit_rows=all(row[5] for row in heard),
+        unit_memory=all(row[5] for row in heard),
     )
 
 

@@ -12,10 +12,10 @@ from rrd_kernels.distributed.agreement import Share, Standing, Step, agree, chec
 from rrd_kernels.distributed.collectives import copy_from, gather_rows
 from rrd_kernels.distributed.ddp import refuse_join
 from rrd_kernels.fifo import functional
-from rrd_kernels.fifo.rows import FifoRows
+from rrd_kernels.fifo.state import FifoState
 
 
-def _alike(memory: FifoRows, settings: dict[str, Any], z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
+def _alike(memory: FifoState, settings: dict[str, Any], z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
     """What all ranks must have alike, by the names that an error uses."""
     return {
         "gather": memory.ranks.gather,
@@ -24,7 +24,7 @@ def _alike(memory: FifoRows, settings: dict[str, Any], z_s: Tensor, z_t: Tensor)
         "memory_dtype": memory.queue.dtype,
         "dtype of z_s": z_s.dtype,
         "dtype of z_t": z_t.dtype,
-        "enqueue": memory.enqueue_order,
+        "enqueue": memory.enqueue,
         "slot_momentum": memory.slot_momentum,
         "training": memory.training,
         **{name: settings[name] for name in ("tau_s", "tau_t", "precision", "backend")},
@@ -32,7 +32,7 @@ def _alike(memory: FifoRows, settings: dict[str, Any], z_s: Tensor, z_t: Tensor)
 
 
 def begin(
-    memory: FifoRows,
+    memory: FifoState,
     embed: Callable[[], tuple[Tensor, Tensor, bool]],
     settings: dict[str, Any],
 ) -> tuple[Step, Tensor, Tensor, bool]:
@@ -56,12 +56,12 @@ def begin(
         embedded.append(embed())
         z_s, z_t, writes = embedded[0]
         alike = _alike(memory, settings, z_s, z_t)
-        alike |= {"nce_k": memory.layout.size, "update": writes}
+        alike |= {"nce_k": memory.shard.size, "update": writes}
         if memory.ranks.gather == "shard":  # no other rank has the rows that one has loaded
             alike["the number of states loaded"] = memory.states_loaded
             alike["the number of batches written since"] = memory.batches_written
         needs_grad = torch.is_grad_enabled() and z_s.requires_grad
-        return Share(len(z_s), alike, needs_grad, memory.standing, memory.unit_rows)
+        return Share(len(z_s), alike, needs_grad, memory.standing, memory.unit_memory)
 
     refuse_join(memory.ranks)
     step = agree(memory.ranks, memory.queue.device, share)
@@ -76,7 +76,7 @@ def begin(
 
 @torch._disable_dynamo  # what ranks tell each other decides what is done
 def keys_step(
-    memory: FifoRows,
+    memory: FifoState,
     embed: Callable[[], tuple[Tensor, Tensor, bool]],
     settings: dict[str, Any],
 ) -> Tensor:
@@ -96,24 +96,24 @@ def keys_step(
         RuntimeError, ValueError: as :func:`rrd_kernels.distributed.agreement.agree`; and a
             ValueError where the ranks' batches together do not fit the memory.
     """
-    ranks, queue, ptr = memory.ranks, memory.queue, memory.queue_ptr
+    ranks = memory.ranks
     step, z_s, z_t, writes = begin(memory, embed, settings)
     if step.stale:
-        copy_from(ranks, step.source, (queue, ptr))
+        copy_from(ranks, step.source, (memory.queue, memory.queue_ptr))
         memory.inspect_rows()
-        memory.unit_rows = memory.unit_rows and step.unit_rows
-    settings = settings | {"unit_memory": memory.unit_rows and step.unit_rows}
+        memory.unit_memory = memory.unit_memory and step.unit_memory
+    settings = settings | {"unit_memory": memory.unit_memory and step.unit_memory}
     gathering = gather_rows(ranks, z_t, step.batches) if writes else None
-    if gathering is not None and memory.enqueue_order == "before":
+    if gathering is not None and memory.enqueue == "before":
         enqueue_(memory, gathering.wait())
-    loss = functional.relational_loss(z_s, z_t, queue, **settings)
-    if gathering is not None and memory.enqueue_order == "after":
+    loss = functional.relational_loss(z_s, z_t, memory.queue, **settings)
+    if gathering is not None and memory.enqueue == "after":
         enqueue_(memory, gathering.wait())  # the rows have travelled meanwhile
     memory.standing = Standing.ALIKE
     return step.weighted(loss, ranks.rank)
 
 
-def enqueue_(memory: FifoRows, keys: Tensor) -> None:
+def enqueue_(memory: FifoState, keys: Tensor) -> None:
     """Writes the unit rows of ``keys`` [B, D], those of all ranks, from the pointer on."""
     functional.enqueue_(
         memory.queue,

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from rrd_kernels.fifo import functional
 from rrd_kernels.fifo.distributed import keys_step
-from rrd_kernels.fifo.rows import FifoRows
 from rrd_kernels.fifo.shard_step import shard_step, warm_up_shard
+from rrd_kernels.fifo.state import FifoState
 
 
-class FifoMemory(FifoRows):
+class FifoMemory(FifoState):
     """The last K teacher embeddings, and the projections that lead to them.
 
     Args:
@@ -37,7 +37,7 @@ class FifoMemory(FifoRows):
         queue: [K, D] buffer; with ``gather="shard"`` this rank's rows of it, and in the state_dict
             a DTensor of all.
         queue_ptr: int64 [1] buffer, the next slot.
-        unit_rows: whether every row's norm is at most 1, so that the bounded softmax applies.
+        unit_memory: whether every row's norm is at most 1, so that the bounded softmax applies.
             Looked at when the memory is made and when a state is loaded, which can make it false
             and not true again: a resumed training then rounds as the unbroken one does. Where it
             has become untrue since, results stay right, at the price of a second pass; with
@@ -79,7 +79,7 @@ class FifoMemory(FifoRows):
         settings: dict[str, Any] = {
             "tau_s": tau_s,
             "tau_t": tau_t,
-            "unit_memory": self.unit_rows,
+            "unit_memory": self.unit_memory,
             "precision": self.precision,
             "backend": self.backend,
         }
@@ -96,7 +96,7 @@ class FifoMemory(FifoRows):
             z_t,
             self.queue,
             self.queue_ptr,
-            enqueue=self.enqueue_order,
+            enqueue=self.enqueue,
             momentum=self.slot_momentum,
             **settings,
         )
@@ -112,7 +112,7 @@ class FifoMemory(FifoRows):
             dtype: of the projected embeddings; default: the weights', give autocast's under it.
         """
         dtype = dtype or self.embed_s.weight.dtype
-        if self.layout.ranks > 1:
+        if self.shard.ranks > 1:
             warm_up_shard(self, batch_size, tau_s, tau_t, dtype)
             return
         functional.warmup(
@@ -122,9 +122,9 @@ class FifoMemory(FifoRows):
             memory_dtype=self.queue.dtype,
             tau_s=tau_s,
             tau_t=tau_t,
-            enqueue=self.enqueue_order,
+            enqueue=self.enqueue,
             momentum=self.slot_momentum,
-            unit_memory=self.unit_rows,
+            unit_memory=self.unit_memory,
             precision=self.precision,
             device=self.queue.device,
         )

@@ -13,7 +13,7 @@ from rrd_kernels.distributed.ranks import Ranks
 ROWS_AT_ONCE = 2**16
 
 
-class Layout(NamedTuple):
+class Shard(NamedTuple):
     """K rows over W ranks in order, ceil(K / W) to each and what is left to the last, as
     ``torch.chunk`` and DTensor's ``Shard(0)`` have it."""
 
@@ -65,7 +65,7 @@ class Layout(NamedTuple):
 
 
 def draw_rows(
-    layout: Layout,
+    shard: Shard,
     dim: int,
     start: str,
     *,
@@ -78,26 +78,26 @@ def draw_rows(
     they are those of one process, and the generator is left where it would have left it.
 
     Args:
-        layout: which rows.
+        shard: which rows.
         dim: D.
         start: ``"published"``, each column of the K rows normalised, or ``"unit"``, each row.
         device, dtype: as in :func:`torch.randn`.
     """
-    if layout.ranks == 1:
-        rows = torch.randn(layout.size, dim, device=device, dtype=dtype)
+    if shard.ranks == 1:
+        rows = torch.randn(shard.size, dim, device=device, dtype=dtype)
         return F.normalize(rows, dim=0 if start == "published" else 1)
-    kept = torch.empty(layout.rows, dim, device=device, dtype=dtype)
+    kept = torch.empty(shard.rows, dim, device=device, dtype=dtype)
     squares = torch.zeros(dim, device=device, dtype=torch.float64)
     at = 0
-    while at < layout.size:
-        count = min(ROWS_AT_ONCE, layout.size - at)
-        if (layout.size - at - count) * dim < 16:  # so few would be drawn in another way
-            count = layout.size - at
+    while at < shard.size:
+        count = min(ROWS_AT_ONCE, shard.size - at)
+        if (shard.size - at - count) * dim < 16:  # so few would be drawn in another way
+            count = shard.size - at
         some = torch.randn(count, dim, device=device, dtype=dtype)
         squares += some.double().square().sum(0)
-        begin, end = max(at, layout.first), min(at + len(some), layout.first + layout.rows)
+        begin, end = max(at, shard.first), min(at + len(some), shard.first + shard.rows)
         if begin < end:
-            kept[begin - layout.first : end - layout.first] = some[begin - at : end - at]
+            kept[begin - shard.first : end - shard.first] = some[begin - at : end - at]
         at += count
     norms = squares.sqrt().clamp_min(1e-12)
     for part in kept.split(ROWS_AT_ONCE):  # in place: a rank may have no room for them twice

@@ -1,6 +1,6 @@
 """A step on a FIFO memory of which every rank has some rows.
 
-Every rank looks at the queries of all ranks, for its own rows of the memory alone. The sums that
+Every rank looks at the embeddings of all ranks, for its own rows of the memory alone. The sums that
 come of it are added over ranks, each sample's on the rank that it belongs to.
 """
 
@@ -18,13 +18,13 @@ from rrd_kernels.distributed.agreement import Standing, Step
 from rrd_kernels.distributed.collectives import copy_from, gather_rows, scatter_sums
 from rrd_kernels.fifo import functional, partials
 from rrd_kernels.fifo.distributed import begin
-from rrd_kernels.fifo.rows import FifoRows
+from rrd_kernels.fifo.state import FifoState
 from rrd_kernels.momentum.functional import momentum_update_
 
 
 @torch._disable_dynamo  # as keys_step
 def shard_step(
-    memory: FifoRows,
+    memory: FifoState,
     embed: Callable[[], tuple[Tensor, Tensor, bool]],
     settings: dict[str, Any],
 ) -> Tensor:
@@ -40,19 +40,19 @@ def shard_step(
     if step.batch == 0:
         memory.standing = Standing.ALIKE
         return functional.relational_loss(z_s, z_t, memory.queue, **settings)
-    queries = gather_rows(ranks, torch.cat((z_s, z_t), 1), step.batches).wait()
-    all_z_s, all_z_t = queries.chunk(2, dim=1)
-    if writes and memory.enqueue_order == "before":
+    embeddings = gather_rows(ranks, torch.cat((z_s, z_t), 1), step.batches).wait()
+    all_z_s, all_z_t = embeddings.chunk(2, dim=1)
+    if writes and memory.enqueue == "before":
         enqueue_(memory, all_z_t)
     loss = _loss(memory, z_s, all_z_s, all_z_t, step, settings)
-    if writes and memory.enqueue_order == "after":
+    if writes and memory.enqueue == "after":
         enqueue_(memory, all_z_t)
     memory.standing = Standing.ALIKE
     return step.weighted(loss, ranks.rank) if memory.training else loss
 
 
 def _loss(
-    memory: FifoRows,
+    memory: FifoState,
     z_s: Tensor,
     all_z_s: Tensor,
     all_z_t: Tensor,
@@ -61,7 +61,7 @@ def _loss(
 ) -> Tensor:
     """The mean over this rank's samples."""
     ranks = memory.ranks
-    bounded = step.unit_rows and _holds(memory, settings)
+    bounded = step.unit_memory and _holds(memory, settings)
     sums, shifts = partials.relational_partials(
         all_z_s,
         all_z_t,
@@ -88,36 +88,36 @@ def _loss(
     )
 
 
-def _holds(memory: FifoRows, settings: dict[str, Any]) -> bool:
+def _holds(memory: FifoState, settings: dict[str, Any]) -> bool:
     """Whether float32 holds sums over all ranks' rows without a shift, if they are unit rows."""
-    return all(fits_float32(settings[tau], memory.layout.size) for tau in ("tau_s", "tau_t"))
+    return all(fits_float32(settings[tau], memory.shard.size) for tau in ("tau_s", "tau_t"))
 
 
-def enqueue_(memory: FifoRows, keys: Tensor) -> None:
+def enqueue_(memory: FifoState, keys: Tensor) -> None:
     """Writes those of ``keys`` [B, D], the rows of all ranks, whose slots are this rank's, and
     moves the pointer. Without a host sync where a GPU has kernels."""
-    layout, ptr = memory.layout, memory.queue_ptr
-    slots = torch.arange(len(keys), device=ptr.device).add_(ptr).remainder_(layout.size)
-    here = slots - layout.first
-    inside = (here >= 0) & (here < layout.rows)
+    shard, ptr = memory.shard, memory.queue_ptr
+    slots = torch.arange(len(keys), device=ptr.device).add_(ptr).remainder_(shard.size)
+    here = slots - shard.first
+    inside = (here >= 0) & (here < shard.rows)
     if keys.device.type != "cpu" and use_fused(memory.backend, keys.device):
         here = torch.where(inside, here, -1)  # which those kernels do not write
     else:
         here, keys = here[inside], keys[inside]
     momentum_update_(memory.queue, here, keys, memory.slot_momentum, backend=memory.backend)
-    ptr.add_(slots.shape[0]).remainder_(layout.size)
+    ptr.add_(slots.shape[0]).remainder_(shard.size)
     memory.batches_written += 1
 
 
 def warm_up_shard(
-    memory: FifoRows, batch: int, tau_s: float, tau_t: float, dtype: torch.dtype
+    memory: FifoState, batch: int, tau_s: float, tau_t: float, dtype: torch.dtype
 ) -> None:
     """Compiles what steps of ``batch`` samples on each rank will need, on this rank alone."""
     check.check_size("batch_size", batch)
     rows = memory.queue
-    z = rows.new_zeros((batch * memory.layout.ranks, rows.shape[1]), dtype=dtype)
+    z = rows.new_zeros((batch * memory.shard.ranks, rows.shape[1]), dtype=dtype)
     settings: dict[str, Any] = {"tau_s": tau_s, "tau_t": tau_t, "precision": memory.precision}
-    bounded = memory.unit_rows and _holds(memory, settings)
+    bounded = memory.unit_memory and _holds(memory, settings)
     for need_grad in (True, False):
         partials.relational_partials(
             z, z, rows, need_grad=need_grad, unit_memory=bounded, **settings

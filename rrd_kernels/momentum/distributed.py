@@ -12,10 +12,10 @@ from rrd_kernels.distributed.agreement import Share, Standing, agree, check_proj
 from rrd_kernels.distributed.collectives import copy_from, gather_rows
 from rrd_kernels.distributed.ddp import refuse_join
 from rrd_kernels.momentum import functional
-from rrd_kernels.momentum.rows import MomentumRows, Views
+from rrd_kernels.momentum.state import MomentumState, Views
 
 
-def _alike(memory: MomentumRows, z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
+def _alike(memory: MomentumState, z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
     """What all ranks must have alike, by the names that an error uses."""
     rows = memory.contrast
     return {
@@ -34,7 +34,7 @@ def _alike(memory: MomentumRows, z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
 
 @torch._disable_dynamo  # as keys_step
 def shared_step(
-    memory: MomentumRows,
+    memory: MomentumState,
     embed: Callable[[], tuple[Tensor, Views, bool]],
     tau_s: float,
     tau_t: float,
@@ -103,7 +103,7 @@ def shared_step(
     return step.weighted(loss, ranks.rank)
 
 
-def _estimate_(memory: MomentumRows, normalizers: Tensor, views: Views) -> None:
+def _estimate_(memory: MomentumState, normalizers: Tensor, views: Views) -> None:
     """:func:`functional.estimate_normalizers_` over the samples of all ranks."""
     ranks = memory.ranks
     own = torch.full_like(normalizers, -1)

@@ -8,10 +8,10 @@ from torch import Tensor
 from rrd_kernels import validation as check
 from rrd_kernels.momentum import functional
 from rrd_kernels.momentum.distributed import shared_step
-from rrd_kernels.momentum.rows import MomentumRows
+from rrd_kernels.momentum.state import MomentumState
 
 
-class MomentumMemory(MomentumRows):
+class MomentumMemory(MomentumState):
     """Rows of every training sample, which the batches that contain it move by momentum.
 
     A student is compared with the teachers' rows, and a teacher with the students', at sampled
@@ -42,7 +42,7 @@ class MomentumMemory(MomentumRows):
     Attributes:
         embed_s: Linear(s_dim, feat_dim), trained.
         embed_t: Linear(t_dim, feat_dim), without gradient.
-        contrast: the :class:`ContrastRows`. A state that is loaded brings its own K, nce_t and
+        contrast: the :class:`MomentumRows`. A state that is loaded brings its own K, nce_t and
             nce_m, as it does in the published code.
 
     Raises:

@@ -32,7 +32,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& z_s, const at::Tens
         pass.kernel.combine({begin, end, dim, pass.kernel.lanes, pass.plan.splits,
                              pass.plan.panels * pass.kernel.lanes, pass.queries.unit.data,
                              pass.queries.norm.data, pass.partials.all, tau_s,
-                             pass.kernel.rounded_queries, weight_of(reduction, batch),
+                             pass.kernel.rounded_queries, sample_weight_of(reduction, batch),
                              losses.mutable_data_ptr<T>(),
                              need_grad ? grad.mutable_data_ptr<T>() : nullptr, workspace.data});
       });

@@ -63,7 +63,7 @@ struct CombineTask {
   Partial<T> partial;     // [splits, panels, ...]
   double tau_s;
   bool rounded_queries;  // to bfloat16, after their scaling
-  double weight;         // of each sample's loss in the loss whose gradient this is
+  double sample_weight;  // of each sample's loss in the loss whose gradient this is
   T* loss;               // [B], unweighted
   T* grad;               // [B, dim]; null without a gradient
   T* workspace;          // [2, padded_dim]; null without a gradient

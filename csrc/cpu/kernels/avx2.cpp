@@ -32,8 +32,8 @@ namespace avx2 {
 
 const AttentionKernel<float> kAvx2Float = avx2::simd_kernel<float>();
 const AttentionKernel<double> kAvx2Double = avx2::simd_kernel<double>();
-const SampledKernel<float> kAvx2SampledFloat = avx2::sampled_kernel<float>();
-const SampledKernel<double> kAvx2SampledDouble = avx2::sampled_kernel<double>();
+const MomentumKernel<float> kAvx2MomentumFloat = avx2::momentum_kernel<float>();
+const MomentumKernel<double> kAvx2MomentumDouble = avx2::momentum_kernel<double>();
 
 }  // namespace rrd::cpu
 

@@ -33,8 +33,8 @@ namespace avx512 {
 
 const AttentionKernel<float> kAvx512Float = avx512::simd_kernel<float>();
 const AttentionKernel<double> kAvx512Double = avx512::simd_kernel<double>();
-const SampledKernel<float> kAvx512SampledFloat = avx512::sampled_kernel<float>();
-const SampledKernel<double> kAvx512SampledDouble = avx512::sampled_kernel<double>();
+const MomentumKernel<float> kAvx512MomentumFloat = avx512::momentum_kernel<float>();
+const MomentumKernel<double> kAvx512MomentumDouble = avx512::momentum_kernel<double>();
 
 }  // namespace rrd::cpu
 

@@ -28,7 +28,7 @@ namespace baseline {
 
 const AttentionKernel<float> kBaselineFloat = baseline::simd_kernel<float>();
 const AttentionKernel<double> kBaselineDouble = baseline::simd_kernel<double>();
-const SampledKernel<float> kBaselineSampledFloat = baseline::sampled_kernel<float>();
-const SampledKernel<double> kBaselineSampledDouble = baseline::sampled_kernel<double>();
+const MomentumKernel<float> kBaselineMomentumFloat = baseline::momentum_kernel<float>();
+const MomentumKernel<double> kBaselineMomentumDouble = baseline::momentum_kernel<double>();
 
 }  // namespace rrd::cpu

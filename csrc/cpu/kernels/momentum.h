@@ -24,7 +24,7 @@ struct RelateTask {
 };
 
 template <typename T>
-struct SampledKernel {
+struct MomentumKernel {
   int64_t (*padded_count)(int64_t count);
   // Elements of room that the next two need.
   int64_t (*tile_room)(int64_t dim);
@@ -50,20 +50,20 @@ struct SampledKernel {
 };
 
 #if defined(__x86_64__)
-extern const SampledKernel<float> kAvx512SampledFloat;
-extern const SampledKernel<double> kAvx512SampledDouble;
-extern const SampledKernel<float> kAvx2SampledFloat;
-extern const SampledKernel<double> kAvx2SampledDouble;
+extern const MomentumKernel<float> kAvx512MomentumFloat;
+extern const MomentumKernel<double> kAvx512MomentumDouble;
+extern const MomentumKernel<float> kAvx2MomentumFloat;
+extern const MomentumKernel<double> kAvx2MomentumDouble;
 #endif
-extern const SampledKernel<float> kBaselineSampledFloat;
-extern const SampledKernel<double> kBaselineSampledDouble;
+extern const MomentumKernel<float> kBaselineMomentumFloat;
+extern const MomentumKernel<double> kBaselineMomentumDouble;
 
 // The widest that this machine runs.
 template <typename T>
-const SampledKernel<T>& select_sampled_kernel();
+const MomentumKernel<T>& select_momentum_kernel();
 template <>
-const SampledKernel<float>& select_sampled_kernel<float>();
+const MomentumKernel<float>& select_momentum_kernel<float>();
 template <>
-const SampledKernel<double>& select_sampled_kernel<double>();
+const MomentumKernel<double>& select_momentum_kernel<double>();
 
 }  // namespace rrd::cpu

@@ -247,7 +247,7 @@ inline double exponential_sum(double* values, int64_t count, double rate) {
 }
 
 template <typename T>
-constexpr SampledKernel<T> sampled_kernel() {
+constexpr MomentumKernel<T> momentum_kernel() {
   return {padded_count,         tile_room<T>, all_similarities<T>,
           all_weighted_rows<T>, pick<T>,      similarities<T>,
           weighted_rows<T>,     relate,       exponential_sum};

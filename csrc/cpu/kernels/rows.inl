@@ -133,7 +133,7 @@ void combine(const CombineTask<T>& task) {
       store<T>(output_s + d, (load(output_s + d) - load(output_t + d)) * inverse_tau);
     }
     const T radial = clamped ? T(0) : dot(unit, output_s, padded);
-    const T scale = T(task.weight / (clamped ? kNormEps : norm));
+    const T scale = T(task.sample_weight / (clamped ? kNormEps : norm));
     T* grad = task.grad + i * task.dim;
     for (int64_t d = 0; d < task.dim; ++d) grad[d] = (output_s[d] - radial * unit[d]) * scale;
   }

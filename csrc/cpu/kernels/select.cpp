@@ -149,13 +149,13 @@ const AttentionKernel<double>& select_kernel<double>(bool) {
 }
 
 template <>
-const SampledKernel<float>& select_sampled_kernel<float>() {
-  return RRD_WIDEST(SampledFloat);
+const MomentumKernel<float>& select_momentum_kernel<float>() {
+  return RRD_WIDEST(MomentumFloat);
 }
 
 template <>
-const SampledKernel<double>& select_sampled_kernel<double>() {
-  return RRD_WIDEST(SampledDouble);
+const MomentumKernel<double>& select_momentum_kernel<double>() {
+  return RRD_WIDEST(MomentumDouble);
 }
 
 TORCH_LIBRARY_IMPL(rrd_kernels, CatchAll, m) {

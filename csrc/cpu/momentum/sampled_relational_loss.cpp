@@ -124,7 +124,7 @@ struct Workspace {
 
 // Gradient of sample i from sum_p w_p v2_p, through the normalisation.
 template <typename T>
-void write_gradient(const Views<T>& views, int64_t i, const double* output, double weight,
+void write_gradient(const Views<T>& views, int64_t i, const double* output, double sample_weight,
                     T* grad) {
   const T* unit = views.student(i);
   const double norm = double(views.norm.data[i]);
@@ -133,16 +133,16 @@ void write_gradient(const Views<T>& views, int64_t i, const double* output, doub
   if (!clamped) {
     for (int64_t d = 0; d < views.dim(); ++d) radial += output[d] * double(unit[d]);
   }
-  const double scale = weight / (clamped ? kNormEps : norm);
+  const double scale = sample_weight / (clamped ? kNormEps : norm);
   for (int64_t d = 0; d < views.dim(); ++d) {
     grad[d] = T((output[d] - radial * double(unit[d])) * scale);
   }
 }
 
 template <typename T>
-void gather(const Views<T>& views, const RelateTask& settings, double weight, double* losses,
+void gather(const Views<T>& views, const RelateTask& settings, double sample_weight, double* losses,
             T* grad) {
-  const auto& kernel = select_sampled_kernel<T>();
+  const auto& kernel = select_momentum_kernel<T>();
   const MemoryView v1 = view_of(views.memory_v1), v2 = view_of(views.memory_v2);
   at::parallel_for(0, views.batch(), 1, [&](int64_t begin, int64_t end) {
     const Workspace<T> space(kernel.padded_count(views.count()), views.dim());
@@ -157,7 +157,7 @@ void gather(const Views<T>& views, const RelateTask& settings, double weight, do
       losses[i] = kernel.relate(task);
       if (!task.need_grad) continue;
       kernel.weighted_rows(v2, wanted, task.student, task.count, space.rows.data, space.output());
-      write_gradient<T>(views, i, space.output(), weight, grad + i * views.dim());
+      write_gradient<T>(views, i, space.output(), sample_weight, grad + i * views.dim());
     }
   });
 }
@@ -184,7 +184,7 @@ template <typename T, typename Body>
 void over_rows(int64_t rows, int64_t each, int64_t dim, const Body& body) {
   const int64_t parts = (rows + each - 1) / each;
   at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    const Buffer<T> room(select_sampled_kernel<T>().tile_room(dim));
+    const Buffer<T> room(select_momentum_kernel<T>().tile_room(dim));
     for (int64_t part = begin; part < end; ++part) {
       body(part, part * each, std::min(rows, (part + 1) * each), room.data);
     }
@@ -192,9 +192,9 @@ void over_rows(int64_t rows, int64_t each, int64_t dim, const Body& body) {
 }
 
 template <typename T>
-void dense(const Views<T>& views, const RelateTask& settings, double weight, double* losses,
+void dense(const Views<T>& views, const RelateTask& settings, double sample_weight, double* losses,
            T* grad) {
-  const auto& kernel = select_sampled_kernel<T>();
+  const auto& kernel = select_momentum_kernel<T>();
   const int64_t rows = views.rows(), dim = views.dim();
   const int64_t block = dense_block<T>(views.batch(), rows);
   const int64_t width = kRoles * select_kernel<T>(false).lanes;
@@ -246,7 +246,7 @@ void dense(const Views<T>& views, const RelateTask& settings, double weight, dou
           const T* part = outputs.data + (split * block + i) * padded;
           for (int64_t d = 0; d < dim; ++d) output[d] += double(part[d]);
         }
-        write_gradient<T>(views, first + i, output.data(), weight, grad + (first + i) * dim);
+        write_gradient<T>(views, first + i, output.data(), sample_weight, grad + (first + i) * dim);
       }
     });
   }
@@ -261,11 +261,11 @@ LossAndGrad forward(const Views<T>& views, const Settings& settings, c10::string
   if (batch != 0) {
     const RelateTask task = relate_task(settings, views.count());
     std::vector<double> each(batch);
-    const double weight = weight_of(settings.reduction, batch);
+    const double sample_weight = sample_weight_of(settings.reduction, batch);
     T* grad_data = settings.need_grad ? grad.mutable_data_ptr<T>() : nullptr;
     const bool all = method == "dense" ||
                      (method == "auto" && dense_is_cheaper<T>(batch, views.count(), views.rows()));
-    (all ? dense<T> : gather<T>)(views, task, weight, each.data(), grad_data);
+    (all ? dense<T> : gather<T>)(views, task, sample_weight, each.data(), grad_data);
     std::transform(each.begin(), each.end(), losses.mutable_data_ptr<T>(),
                    [](double loss) { return T(loss); });
   }
@@ -314,7 +314,7 @@ LossAndGrad sampled_relational_loss_forward(
 template <typename T>
 double mean_exponential(const at::Tensor& unit, const at::Tensor& memory, const Views<T>& views,
                         double nce_t) {
-  const auto& kernel = select_sampled_kernel<T>();
+  const auto& kernel = select_momentum_kernel<T>();
   const MemoryView view = view_of(memory);
   std::vector<double> sums(views.batch());
   at::parallel_for(0, views.batch(), 1, [&](int64_t begin, int64_t end) {

@@ -21,9 +21,9 @@ STORAGE = {
 FEWEST_SPLITS = 256
 
 
-def operand_dtype(operand: str) -> str:
+def operand_dtype(precision: str) -> str:
     """The name of what it is stored in."""
-    return str(STORAGE[operand]).removeprefix("torch.")
+    return str(STORAGE[precision]).removeprefix("torch.")
 
 
 def embeddings_of(z_s: Tensor, z_t: Tensor, memory: Tensor) -> dict[str, int]:
@@ -41,13 +41,13 @@ def embeddings_of(z_s: Tensor, z_t: Tensor, memory: Tensor) -> dict[str, int]:
 
 
 def row_constants(
-    dim: int, dim_pad: int, operand: str, enqueue: str, momentum: float
+    dim: int, dim_pad: int, precision: str, enqueue: str, momentum: float
 ) -> dict[str, Any]:
     """What the first and the last kernel are compiled for."""
     return {
         "ENQUEUE": enqueue,
         "MOMENTUM": momentum != 0,
-        "TF32": operand == "tf32",
+        "TF32": precision == "tf32",
         "DIM": dim,
         "DIM_PAD": dim_pad,
         "BLOCK_D": row_block(dim),
@@ -60,11 +60,11 @@ def prepare_launch(
     memory: Tensor,
     ptr: Tensor | None,
     queries: Tensor,
-    state: Tensor,
+    progress: Tensor,
     *,
     tau_s: float,
     tau_t: float,
-    operand: str,
+    precision: str,
     enqueue: str = "never",
     momentum: float = 0.0,
     dependent: bool = False,
@@ -78,15 +78,16 @@ def prepare_launch(
             "z_s": z_s,
             "z_t": z_t,
             "memory": memory,
-            "ptr": state if ptr is None else ptr,
+            "ptr": progress if ptr is None else ptr,
             "queries": queries,
-            "state": state,
+            "progress": progress,
             **embeddings_of(z_s, z_t, memory),
             "scale_s": LOG2_E / tau_s,
             "scale_t": LOG2_E / tau_t,
             "momentum": momentum,
         },
-        row_constants(dim, queries.shape[1], operand, enqueue, momentum) | {"DEPENDENT": dependent},
+        row_constants(dim, queries.shape[1], precision, enqueue, momentum)
+        | {"DEPENDENT": dependent},
         row_warps(dim),
     )
 

@@ -13,22 +13,22 @@ import torch
 from torch import Tensor
 
 from rrd_kernels.triton.cards import FAMILIES, Config, Hardware, look_up
-from rrd_kernels.triton.fifo.launches import Settings, step_launches
-from rrd_kernels.triton.fifo.plan import Plan, make_plan
+from rrd_kernels.triton.fifo.launches import FifoSettings, step_launches
+from rrd_kernels.triton.fifo.plan import FifoPlan, make_plan
 from rrd_kernels.triton.runtime.run import SharedMemoryError, run
 
 _logger = logging.getLogger(__name__)
-_best: dict[tuple[Any, ...], Plan] = {}
+_best: dict[tuple[Any, ...], FifoPlan] = {}
 
 
-def candidates(operand: str, dim: int, memory_bytes: int, need_grad: bool) -> list[Config]:
+def candidates(precision: str, dim: int, memory_bytes: int, need_grad: bool) -> list[Config]:
     """The table's block sizes for operands and width, those of other families too."""
     found: dict[Config, None] = {}
     for family in FAMILIES.values():
         if need_grad:
-            found |= dict.fromkeys(look_up(family.attention, operand, dim, memory_bytes))
+            found |= dict.fromkeys(look_up(family.attention, precision, dim, memory_bytes))
         else:
-            found[look_up(family.loss_only, operand, dim, memory_bytes)] = None
+            found[look_up(family.loss_only, precision, dim, memory_bytes)] = None
     return sorted(found)
 
 
@@ -36,10 +36,10 @@ def best_plan(
     z_s: Tensor,
     z_t: Tensor,
     memory: Tensor,
-    settings: Settings,
+    settings: FifoSettings,
     hardware: Hardware,
     milliseconds: Callable[[Callable[[], object]], float] | None = None,
-) -> Plan:
+) -> FifoPlan:
     """The plan that takes the least time, measured at the first call of each size.
 
     Args:
@@ -59,13 +59,13 @@ def best_plan(
         def milliseconds(call: Callable[[], object]) -> float:
             return do_bench(call, warmup=5, rep=20, return_mode="median")
 
-    times: dict[Plan, float] = {}
-    for config in candidates(settings.operand, dim, memory.element_size(), settings.need_grad):
+    times: dict[FifoPlan, float] = {}
+    for config in candidates(settings.precision, dim, memory.element_size(), settings.need_grad):
         plan = make_plan(
             batch,
             size,
             dim,
-            settings.operand,
+            settings.precision,
             memory.element_size(),
             settings.need_grad,
             hardware,

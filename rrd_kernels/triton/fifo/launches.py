@@ -17,24 +17,24 @@ from rrd_kernels.triton.common.launches import (
     row_constants,
 )
 from rrd_kernels.triton.common.sizes import row_block, row_warps
-from rrd_kernels.triton.fifo.plan import Plan, make_plan
+from rrd_kernels.triton.fifo.plan import FifoPlan, make_plan
 from rrd_kernels.triton.runtime.launch import Kernel, Launch
 
 
-class Settings(NamedTuple):
+class FifoSettings(NamedTuple):
     """What a step computes, beside its tensors."""
 
     tau_s: float
     tau_t: float
     unit_memory: bool
-    operand: str  # one of STORAGE
+    precision: str  # one of STORAGE
     reduction: int  # as at::Reduction: 0 none, 1 mean, 2 sum
     need_grad: bool
     enqueue: str = "never"  # or "before", "after"
     momentum: float = 0.0
 
 
-class Buffers(NamedTuple):
+class FifoBuffers(NamedTuple):
     """What a step writes, beside the memory; only ``loss`` and ``grad_z_s`` outlive it."""
 
     loss: Tensor  # [] or [B] float32
@@ -43,17 +43,17 @@ class Buffers(NamedTuple):
     queries: Tensor  # [2B, DIM_PAD] in the operands' dtype
     partials: Tensor  # [splits, 2B, DIM_PAD] float32, or [0]
     stats: Tensor  # [splits, 3, 2B] float32
-    state: Tensor  # int64 [2]
+    progress: Tensor  # int64 [2]
 
 
-def allocate(z_s: Tensor, plan: Plan, settings: Settings) -> Buffers:
+def allocate(z_s: Tensor, plan: FifoPlan, settings: FifoSettings) -> FifoBuffers:
     batch, dim = z_s.shape
     need_grad, reduce = settings.need_grad, settings.reduction != 0
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=z_s.device)
 
-    queries = empty(2 * batch, plan.dim_pad, dtype=STORAGE[settings.operand])
+    queries = empty(2 * batch, plan.dim_pad, dtype=STORAGE[settings.precision])
     grad_z_s = empty(0, dim)
     if not need_grad:
         partials = empty(0)
@@ -67,14 +67,14 @@ def allocate(z_s: Tensor, plan: Plan, settings: Settings) -> Buffers:
         partials = empty(1, 2 * batch, plan.dim_pad)
         grad_z_s = queries.view(-1)[: batch * dim].view(batch, dim)  # they have been read by then
     loss = empty(*(() if reduce else (batch,)))
-    return Buffers(
+    return FifoBuffers(
         loss=loss,
         grad_z_s=grad_z_s,
         losses=empty(batch) if reduce else loss,
         queries=queries,
         partials=partials,
         stats=empty(plan.splits, 3, 2 * batch),
-        state=empty(2, dtype=torch.int64),
+        progress=empty(2, dtype=torch.int64),
     )
 
 
@@ -121,10 +121,10 @@ def step_launches(
     z_t: Tensor,
     memory: Tensor,
     ptr: Tensor | None,
-    settings: Settings,
+    settings: FifoSettings,
     hardware: Hardware,
-    plan: Plan | None = None,
-) -> tuple[Buffers, tuple[Launch, Launch, Launch]]:
+    plan: FifoPlan | None = None,
+) -> tuple[FifoBuffers, tuple[Launch, Launch, Launch]]:
     """What is launched, in order, and what it writes.
 
     Args:
@@ -141,7 +141,7 @@ def step_launches(
             batch,
             size,
             dim,
-            settings.operand,
+            settings.precision,
             memory.element_size(),
             settings.need_grad,
             hardware,
@@ -154,10 +154,10 @@ def step_launches(
             memory,
             ptr,
             buffers.queries,
-            buffers.state,
+            buffers.progress,
             tau_s=settings.tau_s,
             tau_t=settings.tau_t,
-            operand=settings.operand,
+            precision=settings.precision,
             enqueue=settings.enqueue,
             momentum=settings.momentum,
             dependent=plan.dependent,
@@ -169,7 +169,7 @@ def step_launches(
 
 
 def attend_launch(
-    memory: Tensor, buffers: Buffers, plan: Plan, settings: Settings, hardware: Hardware
+    memory: Tensor, buffers: FifoBuffers, plan: FifoPlan, settings: FifoSettings, hardware: Hardware
 ) -> Launch:
     """The pass over the memory, in splits."""
     size, dim = memory.shape
@@ -191,9 +191,9 @@ def attend_launch(
     # float16 holds no weight above 2^16, only shifted ones; the loss alone has them in float32.
     bounded = settings.unit_memory and all(fits_float32(tau, size) for tau in taus)
     constants = {
-        "OPERAND": operand_dtype(settings.operand),
-        "INPUT_PRECISION": input_precision(hardware.family, settings.operand),
-        "BOUNDED": bounded and not (settings.need_grad and settings.operand == "float16"),
+        "OPERAND": operand_dtype(settings.precision),
+        "INPUT_PRECISION": input_precision(hardware.family, settings.precision),
+        "BOUNDED": bounded and not (settings.need_grad and settings.precision == "float16"),
         "EVEN": plan.even,
         "DIM": dim,
         "DIM_PAD": plan.dim_pad,
@@ -208,10 +208,10 @@ def attend_launch(
         constants["NVIDIA"] = hardware.family.startswith("sm_")
         family = FAMILIES[hardware.family]
         whole_rows = config.block_k == config.block_d == 128
-        reorders = settings.operand == "tf32" and family.reorders_tf32 and whole_rows
+        reorders = settings.precision == "tf32" and family.reorders_tf32 and whole_rows
         constants["REORDER_WARPS"] = config.num_warps if reorders else 0
-        sums = 1 if settings.operand == "float32" else family.partial_sums
-        constants["LANES"] = min(config.block_n, sums)
+        sums = 1 if settings.precision == "float32" else family.partial_sums
+        constants["PARTIAL_SUMS"] = min(config.block_n, sums)
     else:
         kernel = Kernel("fifo.kernels.loss_only", "attend_loss")
         del arguments["partials"]
@@ -231,9 +231,9 @@ def _combine(
     z_t: Tensor,
     memory: Tensor,
     ptr: Tensor | None,
-    buffers: Buffers,
-    plan: Plan,
-    settings: Settings,
+    buffers: FifoBuffers,
+    plan: FifoPlan,
+    settings: FifoSettings,
 ) -> Launch:
     batch, dim = z_s.shape
     return Launch(
@@ -243,10 +243,10 @@ def _combine(
             "z_s": z_s,
             "z_t": z_t,
             "memory": memory,
-            "ptr": buffers.state if ptr is None else ptr,
+            "ptr": buffers.progress if ptr is None else ptr,
             "partials": buffers.partials,
             "stats": buffers.stats,
-            "state": buffers.state,
+            "progress": buffers.progress,
             "losses": buffers.losses,
             "loss": buffers.loss,
             "grad_z_s": buffers.grad_z_s,
@@ -254,14 +254,14 @@ def _combine(
             "splits": plan.splits,
             "scale_s": LOG2_E / settings.tau_s,
             "inverse_tau_s": 1 / settings.tau_s,
-            "weight": 1 / batch if settings.reduction == 1 else 1.0,
+            "sample_weight": 1 / batch if settings.reduction == 1 else 1.0,
             "momentum": settings.momentum,
         },
         {
             **row_constants(
-                dim, plan.dim_pad, settings.operand, settings.enqueue, settings.momentum
+                dim, plan.dim_pad, settings.precision, settings.enqueue, settings.momentum
             ),
-            "OPERAND": operand_dtype(settings.operand),
+            "OPERAND": operand_dtype(settings.precision),
             **merge_constants(dim, plan.splits, settings.need_grad, settings.reduction),
             "DEPENDENT": plan.dependent,
         },

@@ -10,8 +10,8 @@ from torch import Tensor
 from rrd_kernels.triton.cards import MAX_DIM, MAX_ROWS, hardware_of
 from rrd_kernels.triton.common.operators import on_device, settled
 from rrd_kernels.triton.fifo.launches import (
-    Buffers,
-    Settings,
+    FifoBuffers,
+    FifoSettings,
     enqueue_launches,
     step_launches,
 )
@@ -24,15 +24,15 @@ from rrd_kernels.triton.runtime.run import load_all, run
 AUTOTUNE = os.environ.get("RRD_TRITON_AUTOTUNE") == "1"
 
 
-def _has_kernels(z_s: Tensor, memory: Tensor, settings: Settings) -> bool:
+def _has_kernels(z_s: Tensor, memory: Tensor, settings: FifoSettings) -> bool:
     batch, dim = z_s.shape
-    double = settings.operand == "float64" or memory.dtype == torch.float64
+    double = settings.precision == "float64" or memory.dtype == torch.float64
     return batch > 0 and dim <= MAX_DIM and memory.shape[0] <= MAX_ROWS and not double
 
 
 def _launches(
-    z_s: Tensor, z_t: Tensor, memory: Tensor, ptr: Tensor | None, settings: Settings
-) -> tuple[Buffers, Sequence[Launch]]:
+    z_s: Tensor, z_t: Tensor, memory: Tensor, ptr: Tensor | None, settings: FifoSettings
+) -> tuple[FifoBuffers, Sequence[Launch]]:
     hardware = hardware_of(memory.device)
     plan = None
     if AUTOTUNE:
@@ -50,7 +50,7 @@ def triton_step(
     *settings: Any,
 ) -> tuple[Tensor, Tensor]:
     """Loss and gradient, with the enqueue where there is one, launched from Python."""
-    wanted = Settings(*settings)
+    wanted = FifoSettings(*settings)
     if _has_kernels(z_s, memory, wanted):
         buffers, launches = _launches(z_s, z_t, memory, ptr, wanted)
         run(launches)
@@ -71,7 +71,7 @@ def triton_recipe(
     *settings: Any,
 ) -> list[int]:
     """How ``csrc/cuda`` is to launch calls of this kind; empty where it is not to."""
-    wanted = Settings(*settings)
+    wanted = FifoSettings(*settings)
     if not _has_kernels(z_s, memory, wanted):
         return []
     # Told apart by identity, which one tensor given twice would not be.
@@ -99,7 +99,7 @@ def relational_partials(
         raise ValueError(f"relational_partials: z_s, z_t and memory {shapes} do not fit")
     if not z_s.device == z_t.device == memory.device:
         raise ValueError("relational_partials: z_s, z_t and memory must be on one device")
-    settings = Settings(tau_s, tau_t, unit_memory, settled(precision), 0, need_grad)
+    settings = FifoSettings(tau_s, tau_t, unit_memory, settled(precision), 0, need_grad)
     if not _has_kernels(z_s, memory, settings):
         return plain_partials(z_s, z_t, memory, settings)
     with on_device(memory.device):

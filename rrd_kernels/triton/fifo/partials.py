@@ -12,13 +12,13 @@ from rrd_kernels.triton.common.launches import (
     prepare_launch,
 )
 from rrd_kernels.triton.common.sizes import row_block
-from rrd_kernels.triton.fifo.launches import Settings, allocate, attend_launch
+from rrd_kernels.triton.fifo.launches import FifoSettings, allocate, attend_launch
 from rrd_kernels.triton.fifo.plan import make_plan
 from rrd_kernels.triton.runtime.launch import Kernel, Launch
 
 
 def partials_launches(
-    z_s: Tensor, z_t: Tensor, memory: Tensor, settings: Settings, hardware: Hardware
+    z_s: Tensor, z_t: Tensor, memory: Tensor, settings: FifoSettings, hardware: Hardware
 ) -> tuple[tuple[Tensor, Tensor], tuple[Launch, Launch, Launch]]:
     """The sums and the shifts, and what is launched for them, in order.
 
@@ -29,8 +29,8 @@ def partials_launches(
         hardware: what it runs on.
     """
     (batch, dim), size = z_s.shape, memory.shape[0]
-    need_grad, operand = settings.need_grad, settings.operand
-    plan = make_plan(batch, size, dim, operand, memory.element_size(), need_grad, hardware)
+    need_grad, precision = settings.need_grad, settings.precision
+    plan = make_plan(batch, size, dim, precision, memory.element_size(), need_grad, hardware)
     buffers = allocate(z_s, plan, settings)
     sums = z_s.new_empty((batch, 3 + (2 * dim if need_grad else 0)), dtype=torch.float32)
     shifts = z_s.new_empty((batch, 2), dtype=torch.float32)
@@ -51,8 +51,8 @@ def partials_launches(
             "scale_s": LOG2_E / settings.tau_s,
         },
         {
-            "OPERAND": operand_dtype(operand),
-            "TF32": operand == "tf32",
+            "OPERAND": operand_dtype(precision),
+            "TF32": precision == "tf32",
             "NEED_GRAD": need_grad,
             "SPLITS": constants["SPLITS"],
             "SPLIT_BLOCK": constants["SPLIT_BLOCK"],
@@ -68,10 +68,10 @@ def partials_launches(
         memory,
         None,
         buffers.queries,
-        buffers.state,
+        buffers.progress,
         tau_s=settings.tau_s,
         tau_t=settings.tau_t,
-        operand=operand,
+        precision=precision,
     )
     middle = attend_launch(memory, buffers, plan, settings, hardware)
     return (sums, shifts), (first, middle, last)

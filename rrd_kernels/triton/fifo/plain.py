@@ -7,14 +7,14 @@ from torch import Tensor
 
 from rrd_kernels import reference
 from rrd_kernels.triton.common.plain import dtype_of, in_chunks, reduced
-from rrd_kernels.triton.fifo.launches import Settings
+from rrd_kernels.triton.fifo.launches import FifoSettings
 
 
 def plain_partials(
-    z_s: Tensor, z_t: Tensor, memory: Tensor, settings: Settings
+    z_s: Tensor, z_t: Tensor, memory: Tensor, settings: FifoSettings
 ) -> tuple[Tensor, Tensor]:
     """Sums and shifts as ``relational_partials`` has them, in float64 or float32."""
-    dtype = dtype_of(settings.operand)
+    dtype = dtype_of(settings.precision)
     some = functools.partial(
         reference.relational_partials,
         memory=memory.to(dtype),
@@ -27,7 +27,7 @@ def plain_partials(
 
 @torch.no_grad()
 def plain_forward(
-    z_s: Tensor, z_t: Tensor, memory: Tensor, settings: Settings
+    z_s: Tensor, z_t: Tensor, memory: Tensor, settings: FifoSettings
 ) -> tuple[Tensor, Tensor]:
     """Loss and gradient as ``relational_loss_forward`` has them, in float64 or float32."""
     sums, shifts = plain_partials(z_s, z_t, memory, settings)

@@ -15,7 +15,7 @@ from rrd_kernels.triton.common.sizes import (
 )
 
 
-class Plan(NamedTuple):
+class FifoPlan(NamedTuple):
     """What is launched for B samples and K rows."""
 
     config: Config
@@ -36,7 +36,7 @@ def block_sizes(
     batch: int,
     size: int,
     dim: int,
-    operand: str,
+    precision: str,
     memory_bytes: int,
     need_grad: bool,
     hardware: Hardware,
@@ -44,8 +44,8 @@ def block_sizes(
     """The card's own; arguments as of :func:`make_plan`."""
     family = FAMILIES[hardware.family]
     if not need_grad:
-        return look_up(family.loss_only, operand, dim, memory_bytes)
-    small, large = look_up(family.attention, operand, dim, memory_bytes)
+        return look_up(family.loss_only, precision, dim, memory_bytes)
+    small, large = look_up(family.attention, precision, dim, memory_bytes)
     return large if 2 * batch * size >= LARGE else small
 
 
@@ -54,17 +54,17 @@ def make_plan(
     batch: int,
     size: int,
     dim: int,
-    operand: str,
+    precision: str,
     memory_bytes: int,
     need_grad: bool,
     hardware: Hardware,
     config: Config | None = None,
     splits: int | None = None,
-) -> Plan:
+) -> FifoPlan:
     """The plan for B = ``batch`` >= 1, K = ``size`` >= 1, D = ``dim``.
 
     Args:
-        operand: the products' operands: "float32", "tf32", "float16" or "bfloat16".
+        precision: the products' operands: "float32", "tf32", "float16" or "bfloat16".
         memory_bytes: of an element of the memory.
         need_grad: whether the gradient is wanted, or the loss alone.
         hardware: what it runs on.
@@ -73,7 +73,7 @@ def make_plan(
     """
     dim_pad = cdiv(dim, 16) * 16
     if config is None:
-        config = block_sizes(batch, size, dim, operand, memory_bytes, need_grad, hardware)
+        config = block_sizes(batch, size, dim, precision, memory_bytes, need_grad, hardware)
     config = narrowed(config, dim)
     if need_grad:
         row_blocks = cdiv(2 * batch, config.block_m)
@@ -97,7 +97,7 @@ def make_plan(
             merge_time=2 * split_bytes / MERGE_RATE,
         )
     tiles_per_split = cdiv(tiles, min(splits, most))
-    return Plan(
+    return FifoPlan(
         config=config,
         row_blocks=row_blocks,
         splits=cdiv(tiles, tiles_per_split),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rrd_kernels.triton.common.sizes import cdiv
-from rrd_kernels.triton.fifo.launches import Buffers
+from rrd_kernels.triton.fifo.launches import FifoBuffers
 from rrd_kernels.triton.runtime.launch import Launch, Loaded
 from rrd_kernels.triton.runtime.recipe import Place, Source, encode_launch, shares_storage
 
@@ -14,14 +14,14 @@ WORKSPACE_ALIGNMENT = 512
 
 
 def _places(
-    buffers: Buffers, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None]
+    buffers: FifoBuffers, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None]
 ) -> tuple[dict[int, Place], int]:
     """Where each tensor is found, by ``id``, and the bytes of the workspace."""
     places: dict[int, Place] = {}
     if shares_storage(buffers.grad_z_s, buffers.queries):
         places[id(buffers.queries)] = (Source.GRADIENT, 0)
     offset = 0
-    for name in ("queries", "partials", "stats", "losses", "state"):
+    for name in ("queries", "partials", "stats", "losses", "progress"):
         tensor = getattr(buffers, name)
         if id(tensor) not in places:
             places[id(tensor)] = (Source.WORKSPACE, offset)
@@ -37,7 +37,7 @@ def _places(
 def recipe_of(
     launches: Sequence[Launch],
     loaded: Sequence[Loaded],
-    buffers: Buffers,
+    buffers: FifoBuffers,
     inputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
 ) -> list[int]:
     """One step's launches on tensors that are not known yet.

@@ -16,7 +16,7 @@ from rrd_kernels.triton.common.launches import (
 )
 from rrd_kernels.triton.common.sizes import cdiv, row_block
 from rrd_kernels.triton.momentum.plan import (
-    SampledPlan,
+    MomentumPlan,
     dense_plan,
     gather_columns,
     gather_plan,
@@ -31,7 +31,7 @@ DENSE, GATHER, COMBINE = (f"momentum.kernels.{name}" for name in ("dense", "gath
 COUNTED = 1024
 
 
-class Inputs(NamedTuple):
+class MomentumInputs(NamedTuple):
     """The operator's tensors."""
 
     z_s: Tensor
@@ -42,19 +42,19 @@ class Inputs(NamedTuple):
     normalizers: Tensor | None
 
 
-class SampledSettings(NamedTuple):
+class MomentumSettings(NamedTuple):
     """What is computed, beside the tensors."""
 
     tau_s: float
     tau_t: float
     nce_t: float
-    operand: str  # one of STORAGE, or "float64", for which there are no kernels
+    precision: str  # one of STORAGE, or "float64", for which there are no kernels
     reduction: int  # as at::Reduction: 0 none, 1 mean, 2 sum
     method: str  # "auto", "dense" or "gather"
     need_grad: bool
 
 
-class SampledBuffers(NamedTuple):
+class MomentumBuffers(NamedTuple):
     """What is written; only ``loss`` and ``grad_z_s`` outlive the launches."""
 
     loss: Tensor  # [] or [B] float32
@@ -63,10 +63,12 @@ class SampledBuffers(NamedTuple):
     queries: Tensor  # [2B, DIM_PAD] in the operands' dtype
     partials: Tensor  # [splits, B, DIM_PAD] float32, or [0]
     stats: Tensor  # [splits, 3, 2B] float32
-    state: Tensor  # int64 [2], of which prepare and combine have the second
+    progress: Tensor  # int64 [2], of which prepare and combine have the second
 
 
-def _allocate(inputs: Inputs, plan: SampledPlan, settings: SampledSettings) -> SampledBuffers:
+def _allocate(
+    inputs: MomentumInputs, plan: MomentumPlan, settings: MomentumSettings
+) -> MomentumBuffers:
     batch, dim = inputs.z_s.shape
     need_grad, reduce = settings.need_grad, settings.reduction != 0
 
@@ -74,20 +76,20 @@ def _allocate(inputs: Inputs, plan: SampledPlan, settings: SampledSettings) -> S
         return torch.empty(shape, dtype=dtype, device=inputs.z_s.device)
 
     loss = empty(*(() if reduce else (batch,)))
-    return SampledBuffers(
+    return MomentumBuffers(
         loss=loss,
         grad_z_s=empty(batch if need_grad else 0, dim),
         losses=empty(batch) if reduce else loss,
-        queries=empty(2 * batch, plan.dim_pad, dtype=STORAGE[settings.operand]),
+        queries=empty(2 * batch, plan.dim_pad, dtype=STORAGE[settings.precision]),
         partials=empty(plan.splits, batch, plan.dim_pad) if need_grad else empty(0),
         stats=empty(plan.splits, 3, 2 * batch),
-        state=empty(2, dtype=torch.int64),
+        progress=empty(2, dtype=torch.int64),
     )
 
 
-def sampled_launches(
-    inputs: Inputs, settings: SampledSettings, hardware: Hardware
-) -> tuple[SampledBuffers, list[Launch]]:
+def loss_launches(
+    inputs: MomentumInputs, settings: MomentumSettings, hardware: Hardware
+) -> tuple[MomentumBuffers, list[Launch]]:
     """What is launched, in order, and what it writes.
 
     Args:
@@ -95,23 +97,25 @@ def sampled_launches(
         settings: what is computed.
         hardware: what it runs on.
     """
-    (batch, dim), size = inputs.z_s.shape, inputs.memory_v1.shape[0]
+    (batch, dim), n_data = inputs.z_s.shape, inputs.memory_v1.shape[0]
     columns = inputs.contrast_idx.shape[1]
-    if is_dense(settings.method, batch, columns, size):
+    if is_dense(settings.method, batch, columns, n_data):
         memory_bytes = max(inputs.memory_v1.element_size(), inputs.memory_v2.element_size())
-        plan, config = dense_plan(batch, size, dim, settings.operand, memory_bytes, hardware)
+        plan, config = dense_plan(batch, n_data, dim, settings.precision, memory_bytes, hardware)
         buffers = _allocate(inputs, plan, settings)
         between = _dense(inputs, buffers, plan, config, settings, hardware)
     else:
         plan = gather_plan(batch, columns, dim, hardware)
-        settings = settings._replace(operand="float32")  # there is nothing to gain by another
+        settings = settings._replace(precision="float32")  # there is nothing to gain by another
         buffers = _allocate(inputs, plan, settings)
         between = _gather(inputs, buffers, plan, settings)
     first = _prepare(inputs, buffers, settings)
     return buffers, [first, *between, _combine(inputs, buffers, plan, settings)]
 
 
-def _prepare(inputs: Inputs, buffers: SampledBuffers, settings: SampledSettings) -> Launch:
+def _prepare(
+    inputs: MomentumInputs, buffers: MomentumBuffers, settings: MomentumSettings
+) -> Launch:
     """Queries whose products are logits, or what their exponentials are taken of."""
     tau_s, tau_t = settings.tau_s, settings.tau_t
     if inputs.normalizers is not None:
@@ -122,15 +126,15 @@ def _prepare(inputs: Inputs, buffers: SampledBuffers, settings: SampledSettings)
         inputs.memory_v2,
         None,
         buffers.queries,
-        buffers.state,
+        buffers.progress,
         tau_s=tau_s,
         tau_t=tau_t,
-        operand=settings.operand,
+        precision=settings.precision,
     )
 
 
 def _shared(
-    inputs: Inputs, buffers: SampledBuffers, plan: SampledPlan, settings: SampledSettings
+    inputs: MomentumInputs, buffers: MomentumBuffers, plan: MomentumPlan, settings: MomentumSettings
 ) -> dict[str, Any]:
     """What the two methods' kernels have in common."""
     v1, v2, contrast_idx = inputs.memory_v1, inputs.memory_v2, inputs.contrast_idx
@@ -144,7 +148,7 @@ def _shared(
         "contrast_idx": contrast_idx,
         "normalizers": buffers.stats if normalizers is None else normalizers,
         "batch": inputs.z_s.shape[0],
-        "size": v1.shape[0],
+        "n_data": v1.shape[0],
         "columns": contrast_idx.shape[1],
         "splits": plan.splits,
         "v1_row": v1.stride(0),
@@ -173,25 +177,25 @@ def _launch(
 
 
 def _dense(
-    inputs: Inputs,
-    buffers: SampledBuffers,
-    plan: SampledPlan,
+    inputs: MomentumInputs,
+    buffers: MomentumBuffers,
+    plan: MomentumPlan,
     config: Config,
-    settings: SampledSettings,
+    settings: MomentumSettings,
     hardware: Hardware,
 ) -> list[Launch]:
-    (batch, dim), size = inputs.z_s.shape, inputs.memory_v1.shape[0]
+    (batch, dim), n_data = inputs.z_s.shape, inputs.memory_v1.shape[0]
     # One more than the rows, and whole vectors.
-    stride = cdiv(size + 1, 16) * 16
+    stride = cdiv(n_data + 1, 16) * 16
     values = {
         **_shared(inputs, buffers, plan, settings),
         "counts": torch.zeros((batch, stride), dtype=torch.int32, device=inputs.z_s.device),
         "counts_row": stride,
         "blocks": cdiv(inputs.contrast_idx.shape[1], COUNTED),
         "tiles_per_split": plan.per_split,
-        "OPERAND": operand_dtype(settings.operand),
-        "INPUT_PRECISION": input_precision(hardware.family, settings.operand),
-        "EVEN": size % config.block_n == 0,
+        "OPERAND": operand_dtype(settings.precision),
+        "INPUT_PRECISION": input_precision(hardware.family, settings.precision),
+        "EVEN": n_data % config.block_n == 0,
         "SPLIT_BLOCK": 2048 // config.block_m,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
@@ -219,7 +223,7 @@ def _dense(
 
 
 def _gather(
-    inputs: Inputs, buffers: SampledBuffers, plan: SampledPlan, settings: SampledSettings
+    inputs: MomentumInputs, buffers: MomentumBuffers, plan: MomentumPlan, settings: MomentumSettings
 ) -> list[Launch]:
     (batch, dim), columns = inputs.z_s.shape, inputs.contrast_idx.shape[1]
     kept = (2, batch, columns) if settings.need_grad else (0,)
@@ -240,7 +244,7 @@ def _gather(
 
 
 def _combine(
-    inputs: Inputs, buffers: SampledBuffers, plan: SampledPlan, settings: SampledSettings
+    inputs: MomentumInputs, buffers: MomentumBuffers, plan: MomentumPlan, settings: MomentumSettings
 ) -> Launch:
     z_s = inputs.z_s
     batch, dim = z_s.shape
@@ -250,7 +254,7 @@ def _combine(
         "z_s": z_s,
         "partials": buffers.partials,
         "stats": buffers.stats,
-        "state": buffers.state,
+        "progress": buffers.progress,
         "losses": buffers.losses,
         "loss": buffers.loss,
         "grad_z_s": buffers.grad_z_s,
@@ -259,10 +263,10 @@ def _combine(
         "z_s_row": z_s.stride(0),
         "z_s_dim": z_s.stride(1),
         "slope": 1 / (LOG2_E * settings.nce_t) if exponential else 1 / settings.tau_s,
-        "weight": 1 / batch if settings.reduction == 1 else 1.0,
+        "sample_weight": 1 / batch if settings.reduction == 1 else 1.0,
         "DIM": dim,
         "DIM_PAD": plan.dim_pad,
         "BLOCK_D": row_block(dim),
         **merge_constants(dim, plan.splits, settings.need_grad, settings.reduction),
     }
-    return _launch(Kernel(COMBINE, "sampled_combine"), (batch,), values, merge_warps(dim), 1)
+    return _launch(Kernel(COMBINE, "momentum_combine"), (batch,), values, merge_warps(dim), 1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rrd_kernels.triton.cards import MAX_DIM, hardware_of
 from rrd_kernels.triton.common.operators import on_device, settled
-from rrd_kernels.triton.momentum.launches import Inputs, SampledSettings, sampled_launches
+from rrd_kernels.triton.momentum.launches import MomentumInputs, MomentumSettings, loss_launches
 from rrd_kernels.triton.momentum.plain import plain_forward
 from rrd_kernels.triton.momentum.updates import normalizer_launches, update_launch
 from rrd_kernels.triton.runtime.recipe import shares_storage
@@ -16,7 +16,7 @@ from rrd_kernels.validation import METHODS
 
 
 # rrd_kernels.functional has checked everything; this is for callers of the bare operators.
-def _check_views(inputs: Inputs) -> None:
+def _check_views(inputs: MomentumInputs) -> None:
     z_s, memory, contrast_idx, normalizers = inputs.z_s, inputs.memory_v1, *inputs[4:]
     fits = (
         z_s.dim() == memory.dim() == contrast_idx.dim() == 2
@@ -41,27 +41,27 @@ def _check_views(inputs: Inputs) -> None:
 
 def sampled_relational_loss_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The operator of this name: tensors, then settings, in the order of its schema."""
-    inputs, settings = Inputs(*arguments[:6]), SampledSettings(*arguments[6:])
+    inputs, settings = MomentumInputs(*arguments[:6]), MomentumSettings(*arguments[6:])
     _check_views(inputs)
     if settings.method not in METHODS:
         raise ValueError(f"rrd_kernels: method must be one of {METHODS}; got {settings.method!r}")
     if inputs.contrast_idx.shape[1] == 0:
         raise ValueError("rrd_kernels: contrast_idx names no rows")
-    settings = settings._replace(operand=settled(settings.operand))
+    settings = settings._replace(precision=settled(settings.precision))
     (batch, dim), device = inputs.z_s.shape, inputs.z_s.device
     dtypes = inputs.memory_v1.dtype, inputs.memory_v2.dtype
     with on_device(device):
-        double = settings.operand == "float64" or torch.float64 in dtypes
+        double = settings.precision == "float64" or torch.float64 in dtypes
         if double or dim > MAX_DIM or batch == 0:
             return plain_forward(inputs, settings)
-        buffers, launches = sampled_launches(inputs, settings, hardware_of(device))
+        buffers, launches = loss_launches(inputs, settings, hardware_of(device))
         run(launches)
     return buffers.loss, buffers.grad_z_s
 
 
 def estimate_normalizers_(normalizers: Tensor, *arguments: Any) -> None:
     """The operator of this name, with the arguments of its schema."""
-    inputs = Inputs(*(*arguments[:5], normalizers))
+    inputs = MomentumInputs(*(*arguments[:5], normalizers))
     _check_views(inputs)
     if inputs.contrast_idx.numel() == 0:
         return

@@ -5,13 +5,13 @@ from torch import Tensor
 
 from rrd_kernels import reference
 from rrd_kernels.triton.common.plain import dtype_of, in_chunks, reduced
-from rrd_kernels.triton.momentum.launches import Inputs, SampledSettings
+from rrd_kernels.triton.momentum.launches import MomentumInputs, MomentumSettings
 
 
 @torch.no_grad()
-def plain_forward(inputs: Inputs, settings: SampledSettings) -> tuple[Tensor, Tensor]:
+def plain_forward(inputs: MomentumInputs, settings: MomentumSettings) -> tuple[Tensor, Tensor]:
     """Loss and gradient as ``sampled_relational_loss_forward`` has them, in float64 or float32."""
-    z_s, z_t, v1, v2 = (tensor.to(dtype_of(settings.operand)) for tensor in inputs[:4])
+    z_s, z_t, v1, v2 = (tensor.to(dtype_of(settings.precision)) for tensor in inputs[:4])
     contrast_idx, normalizers = inputs.contrast_idx, inputs.normalizers
     tau_s, tau_t, nce_t = settings.tau_s, settings.tau_t, settings.nce_t
 

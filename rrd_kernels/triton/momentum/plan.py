@@ -33,7 +33,7 @@ RESIDENT = 16
 GATHERED = 2048
 
 
-class SampledPlan(NamedTuple):
+class MomentumPlan(NamedTuple):
     """What is launched for B samples of P columns, out of memories of n rows."""
 
     dim_pad: int
@@ -41,26 +41,26 @@ class SampledPlan(NamedTuple):
     per_split: int  # tiles of the memory (dense), columns (gather)
 
 
-def is_dense(method: str, batch: int, columns: int, size: int) -> bool:
+def is_dense(method: str, batch: int, columns: int, n_data: int) -> bool:
     """Whether all rows are multiplied. Those that 32 bits cannot count are gathered."""
-    if size > MAX_ROWS or method == "gather":
+    if n_data > MAX_ROWS or method == "gather":
         return False
-    return method == "dense" or size * (OVERHEAD + batch) <= RATIO * batch * columns
+    return method == "dense" or n_data * (OVERHEAD + batch) <= RATIO * batch * columns
 
 
 def dense_plan(
-    batch: int, size: int, dim: int, operand: str, memory_bytes: int, hardware: Hardware
-) -> tuple[SampledPlan, Config]:
-    """The plan where all ``size`` rows are multiplied, and its kernels' block sizes.
+    batch: int, n_data: int, dim: int, precision: str, memory_bytes: int, hardware: Hardware
+) -> tuple[MomentumPlan, Config]:
+    """The plan where all ``n_data`` rows are multiplied, and its kernels' block sizes.
 
     Args:
-        operand: the products' operands: "float32", "tf32", "float16" or "bfloat16".
+        precision: the products' operands: "float32", "tf32", "float16" or "bfloat16".
         memory_bytes: of an element of the memories.
     """
     dim_pad = cdiv(dim, 16) * 16
     dense = FAMILIES[hardware.family].dense
-    config = narrowed(look_up(dense, operand, dim, memory_bytes), dim)
-    tiles = cdiv(size, config.block_n)
+    config = narrowed(look_up(dense, precision, dim, memory_bytes), dim)
+    tiles = cdiv(n_data, config.block_n)
     split_bytes = batch * dim_pad * 4
     operations = 2 * config.block_m * config.block_n * (2 * dim_pad + config.block_d)
     splits = best_splits(
@@ -71,7 +71,7 @@ def dense_plan(
         tile_time=operations / RATE,
         merge_time=2 * split_bytes / MERGE_RATE,
     )
-    return SampledPlan(dim_pad, splits, cdiv(tiles, splits)), config
+    return MomentumPlan(dim_pad, splits, cdiv(tiles, splits)), config
 
 
 def gather_columns(dim: int) -> int:
@@ -79,7 +79,7 @@ def gather_columns(dim: int) -> int:
     return max(1, GATHERED // row_block(dim))
 
 
-def gather_plan(batch: int, columns: int, dim: int, hardware: Hardware) -> SampledPlan:
+def gather_plan(batch: int, columns: int, dim: int, hardware: Hardware) -> MomentumPlan:
     """The plan where the wanted rows are read."""
     dim_pad = cdiv(dim, 16) * 16
     block = gather_columns(dim)
@@ -87,4 +87,4 @@ def gather_plan(batch: int, columns: int, dim: int, hardware: Hardware) -> Sampl
     most = min(MAX_SPLITS, PARTIAL_BYTES // (batch * dim_pad * 4))
     wanted = cdiv(hardware.multiprocessors * RESIDENT, batch)
     per_split = cdiv(tiles, max(1, min(tiles, most, wanted)))
-    return SampledPlan(dim_pad, cdiv(tiles, per_split), per_split * block)
+    return MomentumPlan(dim_pad, cdiv(tiles, per_split), per_split * block)

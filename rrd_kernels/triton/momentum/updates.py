@@ -11,7 +11,7 @@ from rrd_kernels.triton.runtime.launch import Kernel, Launch
 
 def update_launch(memory: Tensor, index: Tensor, rows: Tensor, momentum: float) -> Launch:
     """The update of B >= 1 rows."""
-    (size, dim), batch = memory.shape, rows.shape[0]
+    (n_data, dim), batch = memory.shape, rows.shape[0]
     double = torch.float64 in (memory.dtype, rows.dtype)
     return Launch(
         Kernel("momentum.kernels.update", "update"),
@@ -20,7 +20,7 @@ def update_launch(memory: Tensor, index: Tensor, rows: Tensor, momentum: float) 
             "memory": memory,
             "index": index,
             "rows": rows,
-            "size": size,
+            "n_data": n_data,
             "batch": batch,
             "index_dim": index.stride(0),
             "rows_row": rows.stride(0),
@@ -51,7 +51,7 @@ def normalizer_launches(
     hardware: Hardware,
 ) -> tuple[Launch, Launch]:
     """The estimate for B, P >= 1."""
-    (batch, dim), size = z_s.shape, memory_v1.shape[0]
+    (batch, dim), n_data = z_s.shape, memory_v1.shape[0]
     columns = contrast_idx.shape[1]
     plan = gather_plan(batch, columns, dim, hardware)
     programs = batch * plan.splits
@@ -67,7 +67,7 @@ def normalizer_launches(
             "memory_v2": memory_v2,
             "contrast_idx": contrast_idx,
             "sums": sums,
-            "size": size,
+            "n_data": n_data,
             "columns": columns,
             "z_s_row": z_s.stride(0),
             "z_s_dim": z_s.stride(1),
@@ -99,7 +99,7 @@ def normalizer_launches(
             "sums": sums,
             "programs": programs,
             "normalizers_dim": normalizers.stride(0),
-            "weight": size / (batch * columns),
+            "scale": n_data / (batch * columns),
         },
         {"DTYPE": "float64", "BLOCK": 1024},
         4,

@@ -31,7 +31,7 @@ def prepare(
     memory,
     ptr,
     queries,
-    state,
+    progress,
     batch,
     size,
     z_s_row,
@@ -53,7 +53,7 @@ def prepare(
 ):
     """One program a sample: rows ``i`` and ``batch + i`` of the queries [2B, DIM_PAD].
 
-    ``state`` is int64 [2]: the first slot to write, for the last kernel, which moves the pointer
+    ``progress`` is int64 [2]: the first slot to write, for the last kernel, which moves the pointer
     itself; and a counter of that kernel's programs, set to zero here.
     """
     if DEPENDENT:
@@ -66,7 +66,7 @@ def prepare(
     store_query(queries, i, student, scale_s, TF32, DIM_PAD, BLOCK_D)
     store_query(queries, batch + i, teacher, scale_t, TF32, DIM_PAD, BLOCK_D)
     if i == 0:
-        tl.store(state + 1, 0)
+        tl.store(progress + 1, 0)
     if ENQUEUE != "never":
         first = slot_of(start, size)
         if ENQUEUE == "before":
@@ -82,4 +82,4 @@ def prepare(
                 BLOCK_D,
             )
         if i == 0:
-            tl.store(state, first)
+            tl.store(progress, first)

@@ -36,16 +36,16 @@ def through_norm(grad, unit, norm):
 
 
 @triton.jit
-def add_losses(state, losses, loss, batch, weight, BLOCK_B: tl.constexpr):
-    """The last program to come here writes ``loss`` = weight * sum(losses), added in one order
-    whichever program that is."""
+def add_losses(progress, losses, loss, batch, sample_weight, BLOCK_B: tl.constexpr):
+    """The last program to come here writes ``loss`` = sample_weight * sum(losses), which it adds in
+    an order that does not depend on which program it is."""
     # Every thread's loss is out before one of them counts this program as done.
     tl.debug_barrier()
-    done = tl.atomic_add(state + 1, 1, sem="acq_rel")
+    done = tl.atomic_add(progress + 1, 1, sem="acq_rel")
     if done == batch - 1:
         total = tl.zeros((BLOCK_B,), tl.float32)
         for first_loss in tl.range(0, batch, BLOCK_B):
             b = first_loss + tl.arange(0, BLOCK_B)
             # Not from this multiprocessor's own cache.
             total += tl.load(losses + b, mask=b < batch, other=0.0, cache_modifier=".cg")
-        tl.store(loss, tl.sum(total, axis=0) * weight)
+        tl.store(loss, tl.sum(total, axis=0) * sample_weight)

@@ -76,9 +76,9 @@ def reordered_rows(
 
 
 @triton.jit
-def partial_sums(weights, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, LANES: tl.constexpr):
-    """The sums of every LANES-th weight of a row, [BLOCK_M, LANES]: a thread's own, added up."""
-    return tl.sum(tl.reshape(weights, (BLOCK_M, BLOCK_N // LANES, LANES)), axis=1)
+def partial_sums(weights, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTIAL_SUMS: tl.constexpr):
+    """A row's weights as PARTIAL_SUMS sums, [BLOCK_M, PARTIAL_SUMS]: a thread adds up its own."""
+    return tl.sum(tl.reshape(weights, (BLOCK_M, BLOCK_N // PARTIAL_SUMS, PARTIAL_SUMS)), axis=1)
 
 
 @triton.jit
@@ -117,7 +117,7 @@ def attend(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    LANES: tl.constexpr,
+    PARTIAL_SUMS: tl.constexpr,
     REORDER_WARPS: tl.constexpr,
     STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
@@ -140,7 +140,7 @@ def attend(
     begin = split * tiles_per_split * BLOCK_N
     end = tl.minimum(begin + tiles_per_split * BLOCK_N, size)
     shift = tl.zeros((BLOCK_M,), tl.float32)
-    totals = tl.zeros((BLOCK_M, LANES), tl.float32)
+    totals = tl.zeros((BLOCK_M, PARTIAL_SUMS), tl.float32)
     output = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
 
     if BOUNDED:
@@ -157,7 +157,7 @@ def attend(
                 )  # fmt: skip
             weights, rounded = as_operand(tl.exp2(logits), OPERAND, INPUT_PRECISION, NVIDIA)
             # The sum is of the weights as multiplied, or equal rows would not weigh one in all.
-            totals += partial_sums(rounded, BLOCK_M, BLOCK_N, LANES)
+            totals += partial_sums(rounded, BLOCK_M, BLOCK_N, PARTIAL_SUMS)
             if REORDER_WARPS:
                 weights = reordered_weights(weights, BLOCK_M, BLOCK_N)
                 tile = reordered_rows(tile, BLOCK_N, BLOCK_D, REORDER_WARPS)

@@ -80,7 +80,7 @@ def combine(
     ptr,
     partials,
     stats,
-    state,
+    progress,
     losses,
     loss,
     grad_z_s,
@@ -95,7 +95,7 @@ def combine(
     memory_dim,
     scale_s,
     inverse_tau_s,
-    weight,
+    sample_weight,
     momentum,
     OPERAND: tl.constexpr,
     TF32: tl.constexpr,
@@ -111,7 +111,8 @@ def combine(
     BLOCK_B: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """One program a sample: ``losses[i]`` and ``grad_z_s[i]``, the derivative times ``weight``.
+    """One program a sample: ``losses[i]`` and ``grad_z_s[i]``, the derivative times
+    ``sample_weight``.
 
     With REDUCE the last of them adds the losses.
     """
@@ -123,7 +124,7 @@ def combine(
     if DEPENDENT:
         tl.extra.cuda.gdc_wait()
     if ENQUEUE != "never":
-        first = tl.load(state)
+        first = tl.load(progress)
     shifts_s, totals_s = load_stats(stats, i, count, splits, SPLITS)
     shifts_t, totals_t = load_stats(stats, batch + i, count, splits, SPLITS)
     _, total_s, shift_s = merged_weights(shifts_s, totals_s)
@@ -141,7 +142,7 @@ def combine(
         query = query_of(unit, scale_s, OPERAND, TF32).to(tl.float32)
         centre = tl.sum(query * output_t, axis=0)
         grad = (output_s - output_t) * inverse_tau_s
-        grad = through_norm(grad, unit, norm) * weight
+        grad = through_norm(grad, unit, norm) * sample_weight
         tl.store(grad_z_s + i.to(tl.int64) * DIM + d, grad, mask=d < DIM)
     else:
         split = tl.arange(0, SPLITS)
@@ -167,4 +168,4 @@ def combine(
         if i == 0:
             tl.store(ptr, (first + batch) % size)
     if REDUCE:
-        add_losses(state, losses, loss, batch, weight, BLOCK_B)
+        add_losses(progress, losses, loss, batch, sample_weight, BLOCK_B)

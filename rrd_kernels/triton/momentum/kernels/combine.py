@@ -36,11 +36,11 @@ def added(
 
 
 @triton.jit
-def sampled_combine(
+def momentum_combine(
     z_s,
     partials,
     stats,
-    state,
+    progress,
     losses,
     loss,
     grad_z_s,
@@ -49,7 +49,7 @@ def sampled_combine(
     z_s_row,
     z_s_dim,
     slope,
-    weight,
+    sample_weight,
     NEED_GRAD: tl.constexpr,
     REDUCE: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -59,7 +59,8 @@ def sampled_combine(
     BLOCK_D: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
-    """One program a sample: ``losses[i]`` and ``grad_z_s[i]``, the derivative times ``weight``.
+    """One program a sample: ``losses[i]`` and ``grad_z_s[i]``, the derivative times
+    ``sample_weight``.
 
     With REDUCE the last of them adds the losses. ``slope`` is what weights in ``partials`` lack.
     """
@@ -79,9 +80,9 @@ def sampled_combine(
         d = tl.arange(0, BLOCK_D)
         grad = added(partials, i, batch, splits, SPLIT_BLOCK, DIM_PAD, BLOCK_D) * slope
         unit, norm = unit_row(load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D))
-        grad = through_norm(grad, unit, norm) * weight
+        grad = through_norm(grad, unit, norm) * sample_weight
         # Where no row that was wanted is there, no weight has been NaN.
         grad = tl.where(own_loss == own_loss, grad, own_loss)
         tl.store(grad_z_s + i.to(tl.int64) * DIM + d, grad, mask=d < DIM)
     if REDUCE:
-        add_losses(state, losses, loss, batch, weight, BLOCK_B)
+        add_losses(progress, losses, loss, batch, sample_weight, BLOCK_B)

@@ -23,21 +23,21 @@ def count(
     counts,
     blocks,
     columns,
-    size,
+    n_data,
     contrast_row,
     contrast_dim,
     counts_row,
     BLOCK_P: tl.constexpr,
 ):
-    """One program a sample and BLOCK_P of its columns; ``counts`` [B, > size] starts as zeros.
+    """One program a sample and BLOCK_P of its columns; ``counts`` [B, > n_data] starts as zeros.
 
-    What is not a row of the memories is counted behind them, at ``size``.
+    What is not a row of the memories is counted behind them, at ``n_data``.
     """
     i = (tl.program_id(0) // blocks).to(tl.int64)
     p = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     wanted = p < columns
     row = tl.load(contrast_idx + i * contrast_row + p * contrast_dim, mask=wanted, other=0)
-    place = tl.where((row >= 0) & (row < size), row, size)
+    place = tl.where((row >= 0) & (row < n_data), row, n_data)
     one = tl.full((BLOCK_P,), 1, tl.int32)
     tl.atomic_add(counts + i * counts_row + place, one, mask=wanted, sem="relaxed")
 
@@ -48,7 +48,7 @@ def load_counts(
     samples,
     batch,
     first,
-    size,
+    n_data,
     counts_row,
     EVEN: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -57,7 +57,7 @@ def load_counts(
     rows = first + tl.arange(0, BLOCK_N)
     mask = samples[:, None] < batch
     if not EVEN:
-        mask = mask & (rows[None, :] < size)
+        mask = mask & (rows[None, :] < n_data)
     address = counts + samples.to(tl.int64)[:, None] * counts_row + rows[None, :]
     return tl.load(address, mask=mask, other=0).to(tl.float32)
 
@@ -73,7 +73,7 @@ def both_logits(
     memory_v1,
     memory_v2,
     first,
-    size,
+    n_data,
     v1_row,
     v1_dim,
     v2_row,
@@ -93,12 +93,12 @@ def both_logits(
     """Logits [BLOCK_M, BLOCK_N] of a tile, the student's and the teacher's, and the tile of
     ``memory_v2`` where one block holds a whole row."""
     a, _ = logits_of(
-        q_t, queries, rows_t, 2 * batch, memory_v1, first, size, v1_row, v1_dim, OPERAND,
+        q_t, queries, rows_t, 2 * batch, memory_v1, first, n_data, v1_row, v1_dim, OPERAND,
         INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
         False,
     )  # fmt: skip
     b, tile = logits_of(
-        q_s, queries, rows_s, 2 * batch, memory_v2, first, size, v2_row, v2_dim, OPERAND,
+        q_s, queries, rows_s, 2 * batch, memory_v2, first, n_data, v2_row, v2_dim, OPERAND,
         INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
         False,
     )  # fmt: skip
@@ -121,7 +121,7 @@ def dense_statistics(
     normalizers,
     stats,
     batch,
-    size,
+    n_data,
     v1_row,
     v1_dim,
     v2_row,
@@ -152,7 +152,7 @@ def dense_statistics(
     gain_t = gain_of(normalizers, 1, normalizers_dim, scale_t, EXPONENTIAL)
 
     begin = split * tiles_per_split * BLOCK_N
-    end = tl.minimum(begin + tiles_per_split * BLOCK_N, size)
+    end = tl.minimum(begin + tiles_per_split * BLOCK_N, n_data)
     shift_s = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     shift_t = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total_s = tl.zeros((BLOCK_M,), tl.float32)
@@ -160,17 +160,17 @@ def dense_statistics(
     centre = tl.zeros((BLOCK_M,), tl.float32)
     for first in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         b, a, _ = both_logits(
-            q_s, q_t, queries, rows_s, rows_t, batch, memory_v1, memory_v2, first, size, v1_row,
+            q_s, q_t, queries, rows_s, rows_t, batch, memory_v1, memory_v2, first, n_data, v1_row,
             v1_dim, v2_row, v2_dim, gain_s, gain_t, OPERAND, INPUT_PRECISION, EXPONENTIAL,
             DIM, DIM_PAD, EVEN, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
-        wanted = load_counts(counts, samples, batch, first, size, counts_row, EVEN, BLOCK_N)
+        wanted = load_counts(counts, samples, batch, first, n_data, counts_row, EVEN, BLOCK_N)
         shift_s, total_s, shift_t, total_t, centre = accumulate(
             shift_s, total_s, shift_t, total_t, centre, b, a, wanted
         )
 
     if split == 0:
-        address = counts + samples.to(tl.int64) * counts_row + size
+        address = counts + samples.to(tl.int64) * counts_row + n_data
         missing = tl.load(address, mask=samples < batch, other=0)
         total_s = tl.where(missing > 0, float("nan"), total_s)
     store_statistics(stats, split, samples, batch, shift_s, total_s, shift_t, total_t, centre)
@@ -186,7 +186,7 @@ def dense_gradient(
     stats,
     partials,
     batch,
-    size,
+    n_data,
     splits,
     v1_row,
     v1_dim,
@@ -225,20 +225,20 @@ def dense_gradient(
     gain_t = gain_of(normalizers, 1, normalizers_dim, scale_t, EXPONENTIAL)
 
     begin = split * tiles_per_split * BLOCK_N
-    end = tl.minimum(begin + tiles_per_split * BLOCK_N, size)
+    end = tl.minimum(begin + tiles_per_split * BLOCK_N, n_data)
     largest = tl.full((BLOCK_M,), TINY, tl.float32)
     output = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for first in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         b, a, tile = both_logits(
-            q_s, q_t, queries, rows_s, rows_t, batch, memory_v1, memory_v2, first, size, v1_row,
+            q_s, q_t, queries, rows_s, rows_t, batch, memory_v1, memory_v2, first, n_data, v1_row,
             v1_dim, v2_row, v2_dim, gain_s, gain_t, OPERAND, INPUT_PRECISION, EXPONENTIAL,
             DIM, DIM_PAD, EVEN, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         if DIM > BLOCK_K:
             tile = load_tile(
-                memory_v2, first, size, v2_row, v2_dim, at, OPERAND, EVEN, DIM, BLOCK_N, BLOCK_D
+                memory_v2, first, n_data, v2_row, v2_dim, at, OPERAND, EVEN, DIM, BLOCK_N, BLOCK_D
             )
-        wanted = load_counts(counts, samples, batch, first, size, counts_row, EVEN, BLOCK_N)
+        wanted = load_counts(counts, samples, batch, first, n_data, counts_row, EVEN, BLOCK_N)
         weights = weights_of(b, a, wanted, shift_s, share_s, shift_t, share_t, EXPONENTIAL)
         if OPERAND == tl.float16:
             # Few of them are within its range: the largest so far becomes 2^15.

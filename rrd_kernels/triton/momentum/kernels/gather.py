@@ -14,11 +14,11 @@ from rrd_kernels.triton.momentum.kernels.softmax import (
 
 
 @triton.jit
-def load_index(contrast_idx, i, p, columns, size, contrast_row, contrast_dim):
+def load_index(contrast_idx, i, p, columns, n_data, contrast_row, contrast_dim):
     """The rows that columns ``p`` of sample ``i`` name, and whether they are in the memories."""
     address = contrast_idx + i.to(tl.int64) * contrast_row + p.to(tl.int64) * contrast_dim
     index = tl.load(address, mask=p < columns, other=-1)
-    return index, (index >= 0) & (index < size)
+    return index, (index >= 0) & (index < n_data)
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def gather_statistics(
     logits,
     stats,
     batch,
-    size,
+    n_data,
     columns,
     v1_row,
     v1_dim,
@@ -100,7 +100,7 @@ def gather_statistics(
     centre = tl.zeros((1,), tl.float32)
     for first in tl.range(begin, end, BLOCK_P):
         p = first + tl.arange(0, BLOCK_P)
-        index, present = load_index(contrast_idx, i, p, columns, size, contrast_row, contrast_dim)
+        index, present = load_index(contrast_idx, i, p, columns, n_data, contrast_row, contrast_dim)
         a = products_with(query_t, memory_v1, index, present, v1_row, v1_dim, DIM, BLOCK_D)
         b = products_with(query_s, memory_v2, index, present, v2_row, v2_dim, DIM, BLOCK_D)
         b = logit_of(b, gain_s, EXPONENTIAL)
@@ -125,7 +125,7 @@ def gather_gradient(
     stats,
     partials,
     batch,
-    size,
+    n_data,
     columns,
     splits,
     v2_row,
@@ -151,7 +151,7 @@ def gather_gradient(
     output = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
     for first in tl.range(begin, end, BLOCK_P):
         p = first + tl.arange(0, BLOCK_P)
-        index, present = load_index(contrast_idx, i, p, columns, size, contrast_row, contrast_dim)
+        index, present = load_index(contrast_idx, i, p, columns, n_data, contrast_row, contrast_dim)
         b = tl.load(kept + p, mask=p < columns, other=0.0)
         other = tl.cast(batch, tl.int64) * columns
         a = tl.load(kept + other + p, mask=p < columns, other=0.0)

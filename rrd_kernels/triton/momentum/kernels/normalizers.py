@@ -17,7 +17,7 @@ def add_view(
     memory,
     contrast_idx,
     sums,
-    size,
+    n_data,
     columns,
     z_row,
     z_dim,
@@ -43,7 +43,7 @@ def add_view(
         for first in tl.range(begin, end, BLOCK_P):
             p = first + tl.arange(0, BLOCK_P)
             index, present = load_index(
-                contrast_idx, i, p, columns, size, contrast_row, contrast_dim
+                contrast_idx, i, p, columns, n_data, contrast_row, contrast_dim
             )
             logits = products_with(
                 query, memory, index, present, memory_row, memory_dim, DIM, BLOCK_D
@@ -61,7 +61,7 @@ def add_exponentials(
     memory_v2,
     contrast_idx,
     sums,
-    size,
+    n_data,
     columns,
     z_s_row,
     z_s_dim,
@@ -90,7 +90,7 @@ def add_exponentials(
             memory_v2,
             contrast_idx,
             sums,
-            size,
+            n_data,
             columns,
             z_s_row,
             z_s_dim,
@@ -112,7 +112,7 @@ def add_exponentials(
             memory_v1,
             contrast_idx,
             sums + tl.num_programs(0) * tl.num_programs(1),
-            size,
+            n_data,
             columns,
             z_t_row,
             z_t_dim,
@@ -131,9 +131,9 @@ def add_exponentials(
 
 @triton.jit
 def set_normalizers(
-    normalizers, sums, programs, normalizers_dim, weight, DTYPE: tl.constexpr, BLOCK: tl.constexpr
+    normalizers, sums, programs, normalizers_dim, scale, DTYPE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One program: a normalizer that is negative becomes weight * its sum, if that is finite."""
+    """One program: a normalizer that is negative becomes scale * its sum, if that is finite."""
     for view in tl.static_range(2):
         address = normalizers + view * normalizers_dim
         if tl.load(address) < 0:
@@ -141,6 +141,6 @@ def set_normalizers(
             for first in tl.range(0, programs, BLOCK):
                 at = first + tl.arange(0, BLOCK)
                 total += tl.load(sums + view * programs + at, mask=at < programs, other=0.0)
-            value = (tl.sum(total, axis=0) * weight).to(normalizers.dtype.element_ty)
+            value = (tl.sum(total, axis=0) * scale).to(normalizers.dtype.element_ty)
             if tl.abs(value) < float("inf"):
                 tl.store(address, value)

@@ -11,7 +11,7 @@ def update(
     memory,
     index,
     rows,
-    size,
+    n_data,
     batch,
     index_dim,
     rows_row,
@@ -35,6 +35,6 @@ def update(
         later = tl.load(index + j.to(tl.int64) * index_dim, mask=j < batch, other=-1)
         again += (later == slot).to(tl.int32)
     last = tl.sum(again, axis=0) == 0
-    if last & (slot >= 0) & (slot < size):
+    if last & (slot >= 0) & (slot < n_data):
         key = load_row(rows, i, rows_row, rows_dim, DIM, BLOCK_D, DTYPE)
         write_slot(memory, slot, memory_row, memory_dim, key, momentum, MOMENTUM, DIM, BLOCK_D)

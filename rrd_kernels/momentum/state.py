@@ -12,7 +12,7 @@ from rrd_kernels.distributed.ddp import check_ddp, ignore_in_ddp
 from rrd_kernels.distributed.ranks import Ranks
 from rrd_kernels.embeddings import Embeddings
 from rrd_kernels.momentum import functional
-from rrd_kernels.momentum.sampling import draw_contrast_idx
+from rrd_kernels.momentum.negatives import draw_contrast_idx
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -35,7 +35,7 @@ def _checked(params: Tensor) -> list[float]:
     return [size, nce_t, z_v1, z_v2, nce_m]
 
 
-class ContrastRows(nn.Module):
+class MomentumRows(nn.Module):
     """The state of a :class:`MomentumMemory`, under its published names.
 
     Attributes:
@@ -94,7 +94,7 @@ class ContrastRows(nn.Module):
         self.read_params()
         self.standing, self.normalized = Standing.STALE, False
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ContrastRows":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MomentumRows":
         params = self.params
         super()._apply(fn, recurse)
         if self.params.dtype in (torch.float16, torch.bfloat16):  # which would not hold Z
@@ -102,7 +102,7 @@ class ContrastRows(nn.Module):
         return self
 
 
-class MomentumRows(Embeddings):
+class MomentumState(Embeddings):
     """What a :class:`rrd_kernels.MomentumMemory` holds, and where arguments are described."""
 
     def __init__(
@@ -133,7 +133,7 @@ class MomentumRows(Embeddings):
         check.check_choice("similarity", similarity, check.SIMILARITIES)
         check.check_choice("method", method, check.METHODS)
         check.check_choice("backend", backend, check.BACKENDS)
-        check.check_numbers(precision, memory_dtype)
+        check.check_formats(precision, memory_dtype)
         ranks = Ranks(gather, process_group)
         if gather == "shard":
             raise ValueError(
@@ -147,7 +147,7 @@ class MomentumRows(Embeddings):
         self.method = method
         self.backend = backend
         self.generator = generator
-        self.contrast = ContrastRows(
+        self.contrast = MomentumRows(
             n_data,
             feat_dim,
             size,

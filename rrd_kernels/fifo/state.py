@@ -13,7 +13,7 @@ from rrd_kernels.distributed.ddp import check_ddp, ignore_in_ddp
 from rrd_kernels.distributed.ranks import Ranks
 from rrd_kernels.embeddings import Embeddings
 from rrd_kernels.fifo.dtensor import as_dtensor, own_rows
-from rrd_kernels.fifo.shard import ROWS_AT_ONCE, Layout, draw_rows
+from rrd_kernels.fifo.shard import ROWS_AT_ONCE, Shard, draw_rows
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STARTS = ("published", "unit")
 
 
-class FifoRows(Embeddings):
+class FifoState(Embeddings):
     """What a :class:`rrd_kernels.FifoMemory` holds, which describes arguments and attributes."""
 
     queue: Tensor
@@ -50,37 +50,37 @@ class FifoRows(Embeddings):
         check.check_choice("start", start, STARTS)
         check.check_momentum("slot_momentum", slot_momentum)
         check.check_choice("backend", backend, check.BACKENDS)
-        check.check_numbers(precision, memory_dtype)
+        check.check_formats(precision, memory_dtype)
         ranks = Ranks(gather, process_group)
         shards = gather == "shard"
-        layout = Layout(size, ranks.size if shards else 1, ranks.rank if shards else 0)
-        layout.check()
+        shard = Shard(size, ranks.size if shards else 1, ranks.rank if shards else 0)
+        shard.check()
         super().__init__(s_dim, t_dim, feat_dim, device=device, dtype=dtype)
         self.ranks = ranks
-        self.layout = layout
+        self.shard = shard
         self.standing = Standing.STALE  # until the ranks have compared
         # Of a part that no other rank has: what the ranks compare in its stead.
         self.states_loaded = self.batches_written = 0
-        self.enqueue_order = enqueue
+        self.enqueue = enqueue
         self.slot_momentum = slot_momentum
         self.precision = precision
         self.backend = backend
-        rows = draw_rows(layout, feat_dim, start, device=device, dtype=dtype)
+        rows = draw_rows(shard, feat_dim, start, device=device, dtype=dtype)
         self.register_buffer("queue", rows.to(dtype=memory_dtype))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64, device=device))
         ignore_in_ddp(self)
-        self.unit_rows = False
+        self.unit_memory = False
         self._inspected = False
         self.inspect_rows()
 
     def inspect_rows(self) -> None:
-        """Looks at every row and sets ``unit_rows``; one host sync on a GPU."""
+        """Looks at every row and sets ``unit_memory``; one host sync on a GPU."""
         # Meta and fake tensors have no rows to look at; what fills them later looks again.
         if not self.queue.is_meta and type(self.queue).__name__ != "FakeTensor":
             # Some at a time: in another dtype the norm makes a copy of its rows.
             parts = self.queue.split(ROWS_AT_ONCE)
             norms = [torch.linalg.vector_norm(p, dim=1, dtype=self._norm_dtype()) for p in parts]
-            self.unit_rows = bool((torch.cat(norms) <= 1 + UNIT_SLACK).all())
+            self.unit_memory = bool((torch.cat(norms) <= 1 + UNIT_SLACK).all())
             self._inspected = True
 
     def _norm_dtype(self) -> torch.dtype:
@@ -89,50 +89,47 @@ class FifoRows(Embeddings):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        may_be = self.unit_rows or not self._inspected
+        may_be = self.unit_memory or not self._inspected
         *_, errors = args
         refused = len(errors)
         if (key := f"{prefix}queue") in state_dict:
             # load_state_dict hands out a copy of the user's dict.
-            state_dict = {**state_dict, key: own_rows(state_dict[key], self.layout)}
+            state_dict = {**state_dict, key: own_rows(state_dict[key], self.shard)}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if key in state_dict and len(errors) == refused:
             self.states_loaded, self.batches_written = self.states_loaded + 1, 0
         self.inspect_rows()
-        self.unit_rows = self.unit_rows and may_be
+        self.unit_memory = self.unit_memory and may_be
         self.standing = Standing.STALE
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.layout.ranks > 1:
+        if self.shard.ranks > 1:
             rows = destination[f"{prefix}queue"]
-            destination[f"{prefix}queue"] = as_dtensor(rows, self.layout, self.ranks)
+            destination[f"{prefix}queue"] = as_dtensor(rows, self.shard, self.ranks)
 
     def embed(self, f_s: Tensor, f_t: Tensor, update: bool) -> tuple[Tensor, Tensor, bool]:
         """The embeddings of features that are checked here, and whether they are to enter."""
-        self.layout.check_ranks(self.ranks)
+        self.shard.check_ranks(self.ranks)
         check_ddp(self, self.ranks)
-        writes = self.recomputations.may_write(self.training and update, self.enqueue_order)
+        writes = self.recomputations.may_write(self.training and update, self.enqueue)
         self.check_features(f_s, f_t, self.queue.device)
-        if writes and f_s.shape[0] > self.layout.size:
+        if writes and f_s.shape[0] > self.shard.size:
             raise ValueError(
-                f"a batch of {f_s.shape[0]} does not fit a memory of {self.layout.size} rows; "
+                f"a batch of {f_s.shape[0]} does not fit a memory of {self.shard.size} rows; "
                 f"make the memory (nce_k) larger"
             )
         return *self.project(f_s, f_t), writes
 
     def check_fits(self, step: Step, writes: bool) -> None:
         """The batches of all ranks fit the memory, where they are to enter it."""
-        if writes and step.batch > self.layout.size:
+        if writes and step.batch > self.shard.size:
             raise ValueError(
                 f"batches of {step.batches} rows on {len(step.batches)} ranks do not fit a memory "
-                f"of {self.layout.size} rows; make the memory (nce_k) larger"
+                f"of {self.shard.size} rows; make the memory (nce_k) larger"
             )
 
     def extra_repr(self) -> str:
-        return (
-            f"size={self.layout.size}, feat_dim={self.queue.shape[1]}, "
-            f"enqueue={self.enqueue_order!r}"
-        )
+        return f"size={self.shard.size}, feat_dim={self.queue.shape[1]}, enqueue={self.enqueue!r}"
