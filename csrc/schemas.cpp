@@ -81,7 +81,7 @@ TORCH_LIBRARY(rrd_kernels, m) {
   m.def(
       "load_kernel(Tensor code, str name, int shared_bytes, int device) "
       "-> (int function, int[] parameter_sizes)");
-  // Launches encoded as rrd_kernels/triton/fifo/recipe.py does, on the device's current stream.
+  // Launches encoded as rrd_kernels/triton/runtime/launch.py does, on the device's current stream.
   m.def("launch_kernels(int[] recipe, int device) -> ()");
 
   // The PyTorch that this was compiled against, and the CPU kernels that run on this machine for

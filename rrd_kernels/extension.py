@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from rrd_kernels import validation as check
+
 __all__ = ["EXTENSION_ERROR", "why_not_fused"]
 
 #: Whether kernels can be compiled: looked for, not imported, which takes a second.
@@ -158,3 +160,14 @@ def why_not_fused(device: torch.device) -> str | None:
     if device.type == "cuda":
         return _why_not_gpu(device.index)
     return f"they run on cpu and cuda, not on {device.type}"
+
+
+def use_fused(backend: str, device: torch.device) -> bool:
+    """Whether ``backend`` means the fused kernels there; an error where it asks for what is not."""
+    check.check_choice("backend", backend, check.BACKENDS)
+    if backend == "reference":
+        return False
+    reason = why_not_fused(device)
+    if backend == "fused" and reason is not None:
+        raise RuntimeError(f"backend='fused', but there are no fused kernels to use: {reason}")
+    return reason is None

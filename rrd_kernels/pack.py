@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from rrd_kernels import validation as check
-from rrd_kernels.dispatch import settle_precision
 from rrd_kernels.loss import PROTOCOLS
 from rrd_kernels.triton.cards import MAX_DIM, Hardware, family_of_capability
 from rrd_kernels.triton.common.launches import FEWEST_SPLITS, STORAGE
@@ -145,7 +144,7 @@ def launches(chosen: argparse.Namespace, arch: str) -> Iterator[Launch]:
     for (batch, rows, dim), name in itertools.product(sizes, chosen.dtype):
         dtype, memory_dtype = (getattr(torch, n) for n in (name, chosen.memory_dtype or name))
         tensors = (torch.empty(0, dtype=kind) for kind in (dtype, memory_dtype))
-        precision = settle_precision(chosen.precision, *tensors) or "float32"
+        precision = check.settle_precision(chosen.precision, *tensors) or "float32"
         common = (dtype, memory_dtype, precision, hardware)
         if chosen.n_data is not None:
             yield from momentum_launches(

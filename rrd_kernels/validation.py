@@ -203,3 +203,19 @@ def check_normalizers(normalizers: object, memory: Tensor) -> None:
             f"normalizers and the memories must be on one device; got {normalizers.device} and "
             f"{memory.device}"
         )
+
+
+def settle_precision(precision: str | None, *tensors: Tensor) -> str | None:
+    """The format of the products' operands; ``None`` is float32 as PyTorch's global setting has it
+    at run time, which a compiled graph must not freeze."""
+    if precision is not None:
+        check_choice("precision", precision, PRECISIONS)
+        return precision
+    dtypes = {tensor.dtype for tensor in tensors}
+    if torch.float64 in dtypes:
+        return "float64"
+    if dtypes == {torch.bfloat16}:
+        return "bfloat16"
+    if dtypes == {torch.float16}:
+        return "float16"
+    return None

@@ -11,10 +11,10 @@ from sampled_problems import SIMILARITIES, within
 pytest.importorskip("triton")
 
 from rrd_kernels import reference
-from rrd_kernels.triton.common import plain
-from rrd_kernels.triton.fifo import plain as fifo_plain
+from rrd_kernels.triton.common import operators as common
+from rrd_kernels.triton.fifo import operators as fifo_operators
 from rrd_kernels.triton.fifo.launches import FifoSettings
-from rrd_kernels.triton.momentum import plain as momentum_plain
+from rrd_kernels.triton.momentum import operators as momentum_operators
 from rrd_kernels.triton.momentum.launches import MomentumInputs, MomentumSettings
 
 #: Products, and widths: what has no kernels for one reason or the other.
@@ -40,7 +40,7 @@ def fifo(precision, dim, device):
 
 def loss_and_gradient(problem, precision, reduction=0, need_grad=True):
     settings = FifoSettings(problem.tau_s, problem.tau_t, False, precision, reduction, need_grad)
-    return fifo_plain.plain_forward(problem.z_s, problem.z_t, problem.memory, settings)
+    return fifo_operators.plain_forward(problem.z_s, problem.z_t, problem.memory, settings)
 
 
 def sampled(precision, dim, similarity, device):
@@ -52,7 +52,7 @@ def sampled_loss_and_gradient(problem, precision, reduction=0, need_grad=True):
     tensors = [getattr(problem, name) for name in MomentumInputs._fields]
     taus = (problem.tau_s, problem.tau_t, problem.nce_t)
     settings = MomentumSettings(*taus, precision, reduction, "auto", need_grad)
-    return momentum_plain.plain_forward(MomentumInputs(*tensors), settings)
+    return momentum_operators.plain_forward(MomentumInputs(*tensors), settings)
 
 
 def chunks_of(monkeypatch, name, elements):
@@ -64,7 +64,7 @@ def chunks_of(monkeypatch, name, elements):
         return original(z_s, *arguments, **options)
 
     monkeypatch.setattr(reference, name, recorded)
-    monkeypatch.setattr(plain, "CHUNK", elements)
+    monkeypatch.setattr(common, "CHUNK", elements)
     return found
 
 

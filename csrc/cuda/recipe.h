@@ -1,5 +1,5 @@
 // What to launch for one kind of call: compiled kernels with their arguments, made by
-// rrd_kernels/triton/fifo/recipe.py, which states the same layout.
+// rrd_kernels/triton/runtime/launch.py, which states the same layout.
 #pragma once
 
 #include <ATen/core/Tensor.h>

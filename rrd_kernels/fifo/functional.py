@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rrd_kernels import reference
 from rrd_kernels import validation as check
-from rrd_kernels.dispatch import settle_precision, use_fused
+from rrd_kernels.extension import use_fused
 from rrd_kernels.recomputation import may_write
 
 
@@ -92,7 +92,7 @@ def relational_loss(
         torch.Size([64, 128])
     """
     _check_loss(z_s, z_t, memory, tau_s, tau_t, reduction)
-    precision = settle_precision(precision, z_s, z_t, memory)
+    precision = check.settle_precision(precision, z_s, z_t, memory)
     if not use_fused(backend, z_s.device):
         return reference.relational_loss(
             z_s, z_t, memory, tau_s=tau_s, tau_t=tau_t, reduction=reduction
@@ -234,7 +234,7 @@ def relational_step_(
             precision=precision,
             backend=backend,
         )
-    precision = settle_precision(precision, z_s, z_t, memory)
+    precision = check.settle_precision(precision, z_s, z_t, memory)
     if not use_fused(backend, z_s.device):
         return reference.relational_step_(
             z_s,

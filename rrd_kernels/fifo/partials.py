@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rrd_kernels import reference
 from rrd_kernels import validation as check
-from rrd_kernels.dispatch import settle_precision, use_fused
+from rrd_kernels.extension import use_fused
 
 
 def relational_partials(
@@ -53,7 +53,7 @@ def relational_partials(
         (torch.Size([64, 259]), torch.Size([64, 2]))
     """
     check.check_loss(z_s, z_t, memory, tau_s, tau_t)
-    precision = settle_precision(precision, z_s, z_t, memory)
+    precision = check.settle_precision(precision, z_s, z_t, memory)
     z_s, z_t = z_s.detach(), z_t.detach()
     if not use_fused(backend, z_s.device):
         return reference.relational_partials(

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from rrd_kernels import validation as check
 from rrd_kernels.bounds import fits_float32
-from rrd_kernels.dispatch import use_fused
 from rrd_kernels.distributed.agreement import Standing, Step
 from rrd_kernels.distributed.collectives import copy_from, gather_rows, scatter_sums
+from rrd_kernels.extension import use_fused
 from rrd_kernels.fifo import functional, partials
 from rrd_kernels.fifo.distributed import begin
 from rrd_kernels.fifo.state import FifoState

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from rrd_kernels import validation as check
-from rrd_kernels.dispatch import use_fused
 from rrd_kernels.distributed.agreement import Share, Standing, agree, check_projections
 from rrd_kernels.distributed.collectives import copy_from, gather_rows
 from rrd_kernels.distributed.ddp import refuse_join
+from rrd_kernels.extension import use_fused
 from rrd_kernels.momentum import functional
 from rrd_kernels.momentum.state import MomentumState, Views
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from rrd_kernels import reference
 from rrd_kernels import validation as check
-from rrd_kernels.dispatch import settle_precision, use_fused
+from rrd_kernels.extension import use_fused
 
 
 def _check_views(
@@ -108,7 +108,7 @@ def sampled_relational_loss(
     check.check_has_columns(contrast_idx)
     if normalizers is not None:
         check.check_normalizers(normalizers, memory_v1)
-    precision = settle_precision(precision, z_s, z_t, memory_v1, memory_v2)
+    precision = check.settle_precision(precision, z_s, z_t, memory_v1, memory_v2)
     if not use_fused(backend, z_s.device):
         check.check_range("contrast_idx", contrast_idx, memory_v1.shape[0])
         return reference.sampled_relational_loss(

@@ -1,8 +1,18 @@
-"""What the operators of both memories share."""
+"""What the operators of both memories share.
+
+Float64 and rows wider than the kernels hold are computed by the reference, in chunks of samples.
+Not by its autograd: operators run below autograd, and torch.func, which works there, refuses
+wherever saved tensors have hooks, as under activation checkpointing.
+"""
 
 import contextlib
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
+#: Elements of the largest matrix of a chunk.
+CHUNK = 2**24
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -15,3 +25,23 @@ def settled(precision: str | None) -> str:
     if precision is not None:
         return precision
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    return torch.float64 if precision == "float64" else torch.float32
+
+
+def in_chunks(
+    some: Callable[..., tuple[Tensor, Tensor]], elements: int, *tensors: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``some`` of all samples, a few at a time; a sample has ``elements`` in its matrix."""
+    chunks = (tensor.split(max(1, CHUNK // elements)) for tensor in tensors)
+    first, second = zip(*map(some, *chunks), strict=True)
+    return torch.cat(first), torch.cat(second)
+
+
+def reduced(losses: Tensor, grad: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+    if reduction == 0:
+        return losses, grad
+    weight = 1 / max(losses.shape[0], 1) if reduction == 1 else 1.0
+    return losses.sum() * weight, grad * weight

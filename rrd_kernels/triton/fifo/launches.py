@@ -14,9 +14,10 @@ from rrd_kernels.triton.common.launches import (
     merge_warps,
     operand_dtype,
     prepare_launch,
+    row_block,
     row_constants,
+    row_warps,
 )
-from rrd_kernels.triton.common.sizes import row_block, row_warps
 from rrd_kernels.triton.fifo.plan import FifoPlan, make_plan
 from rrd_kernels.triton.runtime.launch import Kernel, Launch
 

@@ -1,5 +1,6 @@
 """What ``csrc/cuda`` leaves to Python: the first call of each kind, and what has no kernels."""
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -7,8 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rrd_kernels import reference
 from rrd_kernels.triton.cards import MAX_DIM, MAX_ROWS, hardware_of
-from rrd_kernels.triton.common.operators import on_device, settled
+from rrd_kernels.triton.common.operators import (
+    dtype_of,
+    in_chunks,
+    on_device,
+    reduced,
+    settled,
+)
 from rrd_kernels.triton.fifo.launches import (
     FifoBuffers,
     FifoSettings,
@@ -16,7 +24,6 @@ from rrd_kernels.triton.fifo.launches import (
     step_launches,
 )
 from rrd_kernels.triton.fifo.partials import partials_launches
-from rrd_kernels.triton.fifo.plain import plain_forward, plain_partials
 from rrd_kernels.triton.fifo.recipe import recipe_of
 from rrd_kernels.triton.runtime.launch import Launch
 from rrd_kernels.triton.runtime.run import load_all, run
@@ -126,3 +133,32 @@ def enqueue_(memory: Tensor, ptr: Tensor, keys: Tensor, momentum: float) -> None
         keys = keys.clone()  # slots that must not change while they are read
     with on_device(memory.device):
         run(enqueue_launches(memory, ptr, keys, momentum))
+
+
+def plain_partials(
+    z_s: Tensor, z_t: Tensor, memory: Tensor, settings: FifoSettings
+) -> tuple[Tensor, Tensor]:
+    """Sums and shifts as ``relational_partials`` has them, in float64 or float32."""
+    dtype = dtype_of(settings.precision)
+    some = functools.partial(
+        reference.relational_partials,
+        memory=memory.to(dtype),
+        tau_s=settings.tau_s,
+        tau_t=settings.tau_t,
+        need_grad=settings.need_grad,
+    )
+    return in_chunks(some, memory.shape[0], z_s.to(dtype), z_t.to(dtype))
+
+
+@torch.no_grad()
+def plain_forward(
+    z_s: Tensor, z_t: Tensor, memory: Tensor, settings: FifoSettings
+) -> tuple[Tensor, Tensor]:
+    """Loss and gradient as ``relational_loss_forward`` has them, in float64 or float32."""
+    sums, shifts = plain_partials(z_s, z_t, memory, settings)
+    losses, grad = reference.losses_of_partials(
+        z_s, sums, shifts, settings.tau_s, settings.need_grad
+    )
+    return reduced(
+        losses, sums.new_empty(0, z_s.shape[1]) if grad is None else grad, settings.reduction
+    )

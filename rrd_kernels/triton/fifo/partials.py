@@ -10,8 +10,8 @@ from rrd_kernels.triton.common.launches import (
     merge_warps,
     operand_dtype,
     prepare_launch,
+    row_block,
 )
-from rrd_kernels.triton.common.sizes import row_block
 from rrd_kernels.triton.fifo.launches import FifoSettings, allocate, attend_launch
 from rrd_kernels.triton.fifo.plan import make_plan
 from rrd_kernels.triton.runtime.launch import Kernel, Launch

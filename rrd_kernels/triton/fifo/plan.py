@@ -4,7 +4,7 @@ import functools
 from typing import NamedTuple
 
 from rrd_kernels.triton.cards import FAMILIES, LARGE, Config, Hardware, look_up
-from rrd_kernels.triton.common.sizes import (
+from rrd_kernels.triton.common.launches import (
     MAX_SPLITS,
     MERGE_RATE,
     PARTIAL_BYTES,

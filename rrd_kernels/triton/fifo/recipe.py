@@ -4,10 +4,16 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rrd_kernels.triton.common.sizes import cdiv
+from rrd_kernels.triton.common.launches import cdiv
 from rrd_kernels.triton.fifo.launches import FifoBuffers
-from rrd_kernels.triton.runtime.launch import Launch, Loaded
-from rrd_kernels.triton.runtime.recipe import Place, Source, encode_launch, shares_storage
+from rrd_kernels.triton.runtime.launch import (
+    Launch,
+    Loaded,
+    Place,
+    Source,
+    encode_launch,
+    shares_storage,
+)
 
 #: Bytes; as PyTorch's allocator aligns.
 WORKSPACE_ALIGNMENT = 512

@@ -9,12 +9,13 @@ from rrd_kernels.bounds import LOG2_E
 from rrd_kernels.triton.cards import Config, Hardware, input_precision
 from rrd_kernels.triton.common.launches import (
     STORAGE,
+    cdiv,
     merge_constants,
     merge_warps,
     operand_dtype,
     prepare_launch,
+    row_block,
 )
-from rrd_kernels.triton.common.sizes import cdiv, row_block
 from rrd_kernels.triton.momentum.plan import (
     MomentumPlan,
     dense_plan,

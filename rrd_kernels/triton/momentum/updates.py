@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rrd_kernels.triton.cards import Hardware
-from rrd_kernels.triton.common.sizes import row_block, row_warps
+from rrd_kernels.triton.common.launches import row_block, row_warps
 from rrd_kernels.triton.momentum.plan import gather_columns, gather_plan
 from rrd_kernels.triton.runtime.launch import Kernel, Launch
 

@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 
 from rrd_kernels.triton.cards import arch_of
-from rrd_kernels.triton.runtime.launch import Binary, Launch, Loaded, Specialization, specialize
+from rrd_kernels.triton.runtime.launch import (
+    Binary,
+    Launch,
+    Loaded,
+    Specialization,
+    encode,
+    specialize,
+)
 from rrd_kernels.triton.runtime.pack import VARIABLE, pack_for
-from rrd_kernels.triton.runtime.recipe import encode
 
 #: Bytes of a parameter; pointers have eight.
 SIZE = {"i32": 4, "i64": 8, "fp32": 4, "fp64": 8}
