@@ -64,7 +64,7 @@ def chunks_of(monkeypatch, name, elements):
         return original(z_s, *arguments, **options)
 
     monkeypatch.setattr(reference, name, recorded)
-    monkeypatch.setattr(common, "CHUNK", elements)
+    monkeypatch.setattr(common, "BATCH_ELEMENTS", elements)
     return found
 
 

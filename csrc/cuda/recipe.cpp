@@ -53,7 +53,7 @@ Recipe Recipe::parse(c10::ArrayRef<int64_t> encoded) {
   return recipe;
 }
 
-void launch(const Recipe& recipe, const Addresses& addresses, int device, void* stream) {
+void launch_recipe(const Recipe& recipe, const Addresses& addresses, int device, void* stream) {
   for (const Launch& kernel : recipe.launches) {
     c10::SmallVector<int64_t, 40> values;
     for (const auto& [source, value] : kernel.parameters) {

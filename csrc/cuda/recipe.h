@@ -49,6 +49,6 @@ struct Addresses {
   void* of[7];
 };
 
-void launch(const Recipe& recipe, const Addresses& addresses, int device, void* stream);
+void launch_recipe(const Recipe& recipe, const Addresses& addresses, int device, void* stream);
 
 }  // namespace rrd::cuda

@@ -143,7 +143,7 @@ LossAndGrad run(const cuda::Recipe& recipe, const Call& call) {
       workspace.mutable_data_ptr(),
   }};
   const auto device = call.memory.get_device();
-  cuda::launch(recipe, addresses, device, current_stream(device));
+  cuda::launch_recipe(recipe, addresses, device, current_stream(device));
   return {loss, grad_z_s};
 }
 
@@ -191,7 +191,8 @@ std::tuple<int64_t, std::vector<int64_t>> load_kernel(const at::Tensor& code, c1
 
 void launch_kernels(at::IntArrayRef recipe, int64_t device) {
   const auto guard = guard_of(device);
-  cuda::launch(cuda::Recipe::parse(recipe), {}, static_cast<int>(device), current_stream(device));
+  cuda::launch_recipe(cuda::Recipe::parse(recipe), {}, static_cast<int>(device),
+                      current_stream(device));
 }
 
 // A tensor that does not change while the memory is written.

@@ -1,6 +1,6 @@
 """What the operators of both memories share.
 
-Float64 and rows wider than the kernels hold are computed by the reference, in chunks of samples.
+Float64 and rows wider than the kernels hold are computed by the reference, some samples at a time.
 Not by its autograd: operators run below autograd, and torch.func, which works there, refuses
 wherever saved tensors have hooks, as under activation checkpointing.
 """
@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: Elements of the largest matrix of a chunk.
-CHUNK = 2**24
+#: Elements of the largest matrix that is made at a time.
+BATCH_ELEMENTS = 2**24
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -31,12 +31,12 @@ def dtype_of(precision: str) -> torch.dtype:
     return torch.float64 if precision == "float64" else torch.float32
 
 
-def in_chunks(
+def in_batches(
     some: Callable[..., tuple[Tensor, Tensor]], elements: int, *tensors: Tensor
 ) -> tuple[Tensor, Tensor]:
     """``some`` of all samples, a few at a time; a sample has ``elements`` in its matrix."""
-    chunks = (tensor.split(max(1, CHUNK // elements)) for tensor in tensors)
-    first, second = zip(*map(some, *chunks), strict=True)
+    batches = (tensor.split(max(1, BATCH_ELEMENTS // elements)) for tensor in tensors)
+    first, second = zip(*map(some, *batches), strict=True)
     return torch.cat(first), torch.cat(second)
 
 

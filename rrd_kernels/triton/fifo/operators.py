@@ -12,7 +12,7 @@ from rrd_kernels import reference
 from rrd_kernels.triton.cards import MAX_DIM, MAX_ROWS, hardware_of
 from rrd_kernels.triton.common.operators import (
     dtype_of,
-    in_chunks,
+    in_batches,
     on_device,
     reduced,
     settled,
@@ -147,7 +147,7 @@ def plain_partials(
         tau_t=settings.tau_t,
         need_grad=settings.need_grad,
     )
-    return in_chunks(some, memory.shape[0], z_s.to(dtype), z_t.to(dtype))
+    return in_batches(some, memory.shape[0], z_s.to(dtype), z_t.to(dtype))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from rrd_kernels import reference
 from rrd_kernels.triton.cards import MAX_DIM, hardware_of
 from rrd_kernels.triton.common.operators import (
     dtype_of,
-    in_chunks,
+    in_batches,
     on_device,
     reduced,
     settled,
@@ -116,5 +116,5 @@ def plain_forward(inputs: MomentumInputs, settings: MomentumSettings) -> tuple[T
 
     with torch.autocast(z_s.device.type, enabled=False):  # it would round the logits
         elements = contrast_idx.shape[1] * z_s.shape[1]
-        losses, grad = in_chunks(some, elements, z_s, z_t, contrast_idx)
+        losses, grad = in_batches(some, elements, z_s, z_t, contrast_idx)
     return reduced(losses, grad, settings.reduction)
