@@ -95,3 +95,13 @@ def test_every_file_is_found():
     assert PYTHON / "triton" / "runtime" / "pack.py" in {
         needed for path, needed in arrows(PYTHON) if path == PYTHON / "triton/runtime/run.py"
     }
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/kernels.md"])
+def test_files_that_documents_name_exist(name):
+    folders = ("rrd_kernels", "csrc", "benchmarks", "examples", "tests")
+    files = [f"/{path}" for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    named = set(re.findall(r"[\w/]+\.(?:py|cpp|inl|h)\b", (ROOT / name).read_text()))
+    missing = {file for file in named if not any(path.endswith(f"/{file}") for path in files)}
+    assert len(named) > 10
+    assert missing <= {"train.py"}, missing  # the reader's own
