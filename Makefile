@@ -86,7 +86,7 @@ test-long: $(BUILT)
 	@$(BIN)/python $(PYTEST) -m long $(ARGS)
 
 kernels: $(BUILT)
-	@$(BIN)/python $(PYTEST) -q -m "" tests/test_triton_compile.py tests/test_triton_sampled_compile.py $(ARGS)
+	@$(BIN)/python $(PYTEST) -q -m "" tests/test_triton_compile.py tests/test_triton_momentum_compile.py $(ARGS)
 
 pack: $(BUILT)
 	@$(BIN)/python -m rrd_kernels.pack $(ARGS)
@@ -119,7 +119,7 @@ test-oldest: oldest-tree
 test-all: test test-long oldest-tree
 	@$(WITH_OLDEST) -k "not (benchmark or scaling or gpu_ or capability or memory_use)"
 	@$(WITH_OLDEST) -m long -k "compile and H200 or ptx_fifo or ptx_momentum and not 1000" tests/test_triton_compile.py \
-	  tests/test_triton_sampled_compile.py tests/test_ptx_fifo.py tests/test_ptx_momentum.py
+	  tests/test_triton_momentum_compile.py tests/test_ptx_fifo.py tests/test_ptx_momentum.py
 
 lint: $(BUILT)
 	@$(BIN)/ruff check .

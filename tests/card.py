@@ -153,14 +153,14 @@ class Card(Emulator):
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """An operator's GPU function, whose launches are executed here."""
         from rrd_kernels.triton.fifo import operators
-        from rrd_kernels.triton.momentum import operators as sampled_operators
+        from rrd_kernels.triton.momentum import operators as momentum_operators
 
         hardware = Hardware(self.family or self.arch, self.multiprocessors)
         instead = {"run": self.run, "hardware_of": lambda device: hardware}
         empty, new_empty = torch.empty, Tensor.new_empty
         with (
             mock.patch.multiple(operators, **instead),
-            mock.patch.multiple(sampled_operators, **instead),
+            mock.patch.multiple(momentum_operators, **instead),
             mock.patch("torch.empty", lambda *a, **k: self.unwritten(empty(*a, **k))),
             mock.patch.object(
                 Tensor, "new_empty", lambda *a, **k: self.unwritten(new_empty(*a, **k))

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
-import sampled_problems
+import momentum_problems
 import torch
 import torch.nn.functional as F
+from momentum_problems import Sampled
 from problems import Problem, Rounding
-from sampled_problems import Sampled
 from torch import Tensor
 
 from rrd_kernels import functional, reference
@@ -326,7 +326,7 @@ class SampledLoss:
         drawn = Sampled(z_s, z_t, *memories, contrast_idx, None)
         if self.similarity == "exponential":
             drawn.normalizers = torch.full((2,), -1.0, device="cuda")
-            views = sampled_problems.views(drawn)
+            views = momentum_problems.views(drawn)
             reference.estimate_normalizers_(drawn.normalizers, *views, nce_t=drawn.nce_t)
         return drawn
 
@@ -348,7 +348,7 @@ class SampledLoss:
     def bounds(self, drawn: Sampled, exact: Results) -> Mapping[str, float]:
         """Student's and teacher's probabilities nearly cancel where logits are small, so that their
         own rounding counts more than once."""
-        own = sampled_problems.error_bound(drawn, Rounding(0, 0, ROUNDING["float32"], 0))
+        own = momentum_problems.error_bound(drawn, Rounding(0, 0, ROUNDING["float32"], 0))
         return {
             name: of_similarities(self.precision, self.dim, drawn.tau_t)
             + (bound.norm() / exact[name].norm()).item()
@@ -415,7 +415,7 @@ class Normalizers:
 
     def _estimate(self, drawn: Sampled, estimate: Any, **options: Any) -> Results:
         found = torch.full((2,), -1.0, device="cuda")
-        estimate(found, *sampled_problems.views(drawn), nce_t=drawn.nce_t, **options)
+        estimate(found, *momentum_problems.views(drawn), nce_t=drawn.nce_t, **options)
         return {"normalizers": found}
 
     def fused(self, drawn: Sampled) -> Results:

@@ -163,7 +163,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class SampledJob:
+class MomentumJob:
     """One kernel of the sampled loss to compile."""
 
     card: str  # a key of CARDS
@@ -213,10 +213,10 @@ class VariantJob:
         return f"{kind} {config}{dependent}{others}"
 
 
-AnyJob = Job | SampledJob | VariantJob
+AnyJob = Job | MomentumJob | VariantJob
 
 
-def sampled_inputs(
+def momentum_inputs(
     size: int, dim: int, exponential: bool, memory_dtype: torch.dtype
 ) -> MomentumInputs:
     """64 samples of 4097 columns, as tensors that have sizes and no memory."""
@@ -235,7 +235,7 @@ def sampled(
     exponential: bool,
     memory_dtype: torch.dtype,
 ) -> list[Launch]:
-    inputs = sampled_inputs(size, dim, exponential, memory_dtype)
+    inputs = momentum_inputs(size, dim, exponential, memory_dtype)
     return loss_launches(inputs, settings, Hardware(card.family, card.multiprocessors))[1]
 
 
@@ -281,7 +281,7 @@ def update_alone(batch: int, size: int, dim: int) -> Launch:
 
 
 def normalizer_estimate(card: Card, size: int, dim: int) -> tuple[Launch, Launch]:
-    inputs = sampled_inputs(size, dim, True, torch.float32)
+    inputs = momentum_inputs(size, dim, True, torch.float32)
     assert inputs.normalizers is not None
     hardware = Hardware(card.family, card.multiprocessors)
     return normalizer_launches(inputs.normalizers, *inputs[:5], 0.07, hardware)

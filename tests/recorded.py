@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from rrd_kernels.triton.cards import Hardware
 from rrd_kernels.triton.fifo import operators
-from rrd_kernels.triton.momentum import operators as sampled_operators
+from rrd_kernels.triton.momentum import operators as momentum_operators
 from rrd_kernels.triton.runtime.launch import Launch, Specialization, specialize
 
 H200 = Hardware("sm_90", 132)
@@ -53,7 +53,7 @@ class Recorder(TorchDispatchMode):
         with (
             torch._C.DisableTorchFunction(),
             mock.patch.multiple(operators, **instead),
-            mock.patch.multiple(sampled_operators, **instead),
+            mock.patch.multiple(momentum_operators, **instead),
         ):
             try:
                 kernel(*args)

@@ -39,7 +39,7 @@ LONGEST = {
         "bfloat16 and not float32",
         "not (float32 or bfloat16)",
     ),
-    "test_sampled.py": (
+    "test_momentum_loss.py": (
         "dense and exponential",
         "dense and not exponential",
         "not dense",

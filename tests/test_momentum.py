@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from emulated import EMULATED
-from sampled_problems import SIMILARITIES
+from momentum_problems import SIMILARITIES
 
 from rrd_kernels import MomentumMemory, RRDLoss
 

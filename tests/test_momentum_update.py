@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from emulated import EMULATED
+from momentum_problems import draw, views
 from problems import runs_triton
-from sampled_problems import draw, views
 
 from rrd_kernels import functional, reference
 from rrd_kernels.functional import estimate_normalizers_, momentum_update_

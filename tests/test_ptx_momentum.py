@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton")
 from emulated import executed
+from momentum_problems import Sampled, draw, views
 from problems import clear_of_ties, loaded, rounded_query
-from sampled_problems import Sampled, draw, views
 from test_ptx_fifo import (
     OMITTED,
     OPERANDS,

@@ -2,11 +2,11 @@
 
 import dataclasses
 
+import momentum_problems
 import pytest
-import sampled_problems
 import torch
+from momentum_problems import SIMILARITIES, within
 from problems import draw, tolerance
-from sampled_problems import SIMILARITIES, within
 
 pytest.importorskip("triton")
 
@@ -44,7 +44,7 @@ def loss_and_gradient(problem, precision, reduction=0, need_grad=True):
 
 
 def sampled(precision, dim, similarity, device):
-    problem = sampled_problems.draw(7, 9, 13, dim, similarity, device=device)
+    problem = momentum_problems.draw(7, 9, 13, dim, similarity, device=device)
     return with_special_rows(problem, precision)
 
 

@@ -10,7 +10,7 @@ import pytest
 triton = pytest.importorskip("triton")
 from emulated import EMULATED
 from lanes import lopsided
-from machine_code import CARDS, Job, SampledJob
+from machine_code import CARDS, Job, MomentumJob
 from packaging.version import Version
 
 from rrd_kernels.triton.common.launches import STORAGE
@@ -36,10 +36,10 @@ def step_job(precision, size, dim=128, which=ATTEND, card="H200", **others) -> J
     return Job(card, *size, dim, settings(precision, **others), STORAGE[precision], which, label)
 
 
-def sampled_job(precision, kernel, dim=128, card="H200") -> SampledJob:
+def momentum_job(precision, kernel, dim=128, card="H200") -> MomentumJob:
     method = kernel.split("_")[0]
     wanted = MomentumSettings(0.1, 0.02, 0.07, precision, 1, method, True)
-    return SampledJob(card, 49984, dim, wanted, True, STORAGE[precision], kernel)
+    return MomentumJob(card, 49984, dim, wanted, True, STORAGE[precision], kernel)
 
 
 @functools.cache
@@ -63,15 +63,15 @@ COPIED = [
     step_job("float16", SMALL, 1024, bounded=False),
     step_job("tf32", LARGE),
     step_job("bfloat16", SMALL, need_grad=False),
-    sampled_job("bfloat16", "dense_statistics"),
-    sampled_job("tf32", "dense_gradient"),
+    momentum_job("bfloat16", "dense_statistics"),
+    momentum_job("tf32", "dense_gradient"),
     step_job("bfloat16", SMALL, card="B200"),
 ]
 #: Kernels that multiply what threads have stored: transposed, or in two parts.
 STORED = [
     step_job("tf32", SMALL, bounded=False),
     step_job("float32", SMALL, need_grad=False),
-    sampled_job("float32", "dense_gradient"),
+    momentum_job("float32", "dense_gradient"),
 ]
 
 
@@ -143,8 +143,8 @@ def row_jobs():
         for dim in (24, 300):
             yield step_job("bfloat16", SMALL, dim, PREPARE, card)
             yield step_job("tf32", SMALL, dim, COMBINE, card)
-            yield sampled_job("float32", "momentum_combine", dim, card)
-            yield sampled_job("float32", "gather_statistics", dim, card)
+            yield momentum_job("float32", "momentum_combine", dim, card)
+            yield momentum_job("float32", "gather_statistics", dim, card)
 
 
 @needs_compiler

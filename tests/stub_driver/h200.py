@@ -9,7 +9,7 @@ import torch
 from rrd_kernels.extension import OPERATORS
 from rrd_kernels.triton.cards import Hardware
 from rrd_kernels.triton.fifo import operators
-from rrd_kernels.triton.momentum import operators as sampled_operators
+from rrd_kernels.triton.momentum import operators as momentum_operators
 from rrd_kernels.triton.runtime import run
 
 ARCH, HARDWARE = "sm_90", Hardware("sm_90", 132)
@@ -64,14 +64,14 @@ _library = torch.library.Library("rrd_kernels", "IMPL")
 
 def take_its_place() -> None:
     """From now on operators on CPU tensors launch kernels for an H200, which compute nothing."""
-    operators.hardware_of = sampled_operators.hardware_of = lambda device: HARDWARE
+    operators.hardware_of = momentum_operators.hardware_of = lambda device: HARDWARE
     run.arch_of = lambda device: ARCH
     properties = SimpleNamespace(shared_memory_per_block_optin=SHARED_BYTES)
     torch.cuda.get_device_properties = lambda device: properties
     for name in ("relational_loss_forward", "relational_step_forward_"):
         op = getattr(torch.ops.rrd_kernels, name).default
         _library.impl(name, _on_cuda(op), "CPU", allow_override=True)
-    for module, memory in ((operators, "fifo"), (sampled_operators, "momentum")):
+    for module, memory in ((operators, "fifo"), (momentum_operators, "momentum")):
         for name in OPERATORS[memory]:
             _library.impl(name, getattr(module, name), "CPU", allow_override=True)
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 from emulated import EMULATED
+from momentum_problems import METHODS, SIMILARITIES, draw, views, within
 from problems import rounding_of, runs_triton
-from sampled_problems import METHODS, SIMILARITIES, draw, views, within
 
 from rrd_kernels import reference
 from rrd_kernels.functional import (

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from emulated import EMULATED
 from machine_code import (
     CARDS,
-    SampledJob,
+    MomentumJob,
     cards_and_widths,
     compile_for,
     compile_job,
@@ -47,7 +47,7 @@ def dense_jobs():
         if exponential and card != "H200":
             continue
         wanted = settings(precision, "dense")
-        yield SampledJob(card, EVEN, dim, wanted, exponential, STORAGE[precision], kernel)
+        yield MomentumJob(card, EVEN, dim, wanted, exponential, STORAGE[precision], kernel)
 
 
 @each(dense_jobs())
@@ -60,7 +60,7 @@ def mixed_jobs():
     for card, (precision, dtype), dim, kernel in itertools.product(
         CARDS, pairs, (128, 1024), DENSE
     ):
-        yield SampledJob(card, EVEN, dim, settings(precision, "dense"), True, dtype, kernel)
+        yield MomentumJob(card, EVEN, dim, settings(precision, "dense"), True, dtype, kernel)
 
 
 @each(mixed_jobs())
@@ -75,7 +75,7 @@ def masked_jobs():
         ("A100", "H200"), shapes, ("bfloat16", "float32"), DENSE
     ):
         wanted = settings(precision, "dense")
-        yield SampledJob(card, size, dim, wanted, True, STORAGE[precision], kernel)
+        yield MomentumJob(card, size, dim, wanted, True, STORAGE[precision], kernel)
 
 
 @each(masked_jobs())
@@ -91,7 +91,7 @@ def gather_jobs():
     for card, dim, dtype, kernel in itertools.product(
         CARDS, (*WIDTHS, 100), (torch.float32, torch.bfloat16), GATHER
     ):
-        yield SampledJob(card, ODD, dim, settings("float32", "gather"), True, dtype, kernel)
+        yield MomentumJob(card, ODD, dim, settings("float32", "gather"), True, dtype, kernel)
 
 
 @each(gather_jobs())
@@ -104,7 +104,7 @@ def end_jobs():
         CARDS, (128, MAX_DIM), (False, True), ("prepare", "count", "momentum_combine")
     ):
         wanted = settings("bfloat16", "dense", need_grad)
-        yield SampledJob(card, ODD, dim, wanted, True, torch.float32, kernel)
+        yield MomentumJob(card, ODD, dim, wanted, True, torch.float32, kernel)
 
 
 @each(end_jobs())

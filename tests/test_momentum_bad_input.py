@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sampled_problems import draw, views
+from momentum_problems import draw, views
 
 from rrd_kernels.functional import (
     estimate_normalizers_,
