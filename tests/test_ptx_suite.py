@@ -27,7 +27,7 @@ FILES = [
                 "properties -k tf32 or tiny or digits or edge or broken or beyond",
                 "partials",
             ),
-            ("sm_90", "random_problems", "sampled -k not against and not low_precision"),
+            ("sm_90", "random_problems", "momentum_loss -k not against and not low_precision"),
         )
     ),
 ]
