@@ -74,8 +74,8 @@ def digest_of(assembly: str, name: str) -> str:
     """The same for the same code, whatever its function is called and wherever its source stands:
     what two versions of the package print alike has not changed between them."""
     code = re.split(r"^\s*\.section\s+\.debug", assembly, maxsplit=1, flags=re.MULTILINE)[0]
-    lines = [line.split("//")[0].rstrip() for line in code.splitlines() if not WHERE.match(line)]
-    named = "\n".join(filter(None, lines)).replace(name, "kernel")
+    lines = (line.split("//")[0].split() for line in code.splitlines() if not WHERE.match(line))
+    named = "\n".join(filter(None, map(" ".join, lines))).replace(name, "kernel")
     return hashlib.sha256(named.encode()).hexdigest()[:12]
 
 
