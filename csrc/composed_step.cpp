@@ -1,4 +1,4 @@
-// relational_step_forward_ for a backend that has no kernel for the whole of it.
+// relational_step_forward_ for backends without one of their own: enqueue_ and the loss.
 #include <torch/library.h>
 
 #include "operators.h"
@@ -19,7 +19,7 @@ LossAndGrad composed_step(at::Tensor& memory, at::Tensor& ptr, const at::Tensor&
   return result;
 }
 
-// For what is written by operators that do not ask themselves.
+// For writes by operators that do not check for recomputation themselves.
 void refuse_recomputation_of(at::Tensor&) { refuse_recomputation(); }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The operators of schemas.cpp as C++ functions. Each type is stated here once, for those who call
-// and those who wrap; a call goes through the dispatcher.
+// The operators of schemas.cpp as C++ functions, which call through the dispatcher. Each signature
+// is stated here once, for callers and wrappers.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,7 +12,7 @@
 
 namespace rrd {
 
-// A string as a template's argument.
+// A string as a template argument.
 template <size_t kSize>
 struct Name {
   consteval Name(const char (&from)[kSize]) { std::copy_n(from, kSize, text); }
@@ -34,7 +34,7 @@ struct Operator<kName, Result(Arguments...)> {
 
 using Precision = std::optional<c10::string_view>;
 
-// The losses as users call them. What a backend computes has one argument more, need_grad, and
+// Signatures of the losses for users. A backend's operator has one more argument, need_grad, and
 // returns the gradient with the loss.
 using Loss = at::Tensor(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory,
                         double tau_s, double tau_t, bool unit_memory, Precision precision,

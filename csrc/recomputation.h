@@ -1,6 +1,6 @@
-// Forwards that activation checkpointing runs a second time: nothing is to be written then.
-// rrd_kernels/recomputation.py sees them where Python runs; a graph that torch.compile has made
-// runs without it, and without the kernels above the backends'.
+// Detects forwards that activation checkpointing recomputes: these must not write the memory.
+// rrd_kernels/recomputation.py does so in eager mode. A graph of torch.compile runs without Python
+// and skips the dispatcher's kernels above the backends, so there the backends' operators check.
 #pragma once
 
 #include <c10/util/Exception.h>
@@ -9,18 +9,18 @@
 
 namespace rrd {
 
-// Autograd runs a forward itself for this reason alone.
+// Recomputation is the only reason why a forward runs inside autograd's backward.
 inline bool is_recomputation() { return torch::autograd::get_current_graph_task_id() != -1; }
 
-// For a loss that is taken before the memory changes: it would differentiate another loss than the
-// one that was returned.
+// For a loss that reads the memory before it is written: the recomputation would read the new
+// memory, and so differentiate another loss than the one that was returned.
 inline void refuse_recomputation() {
   TORCH_CHECK(!is_recomputation(),
               "torch.utils.checkpoint recomputes a loss whose memory has changed since; call the "
               "criterion outside of the function that is checkpointed, or with update=False");
 }
 
-// Whether a step's rows enter the memory.
+// Whether a step writes its rows. Raises if it is a recomputation with enqueue = "after".
 inline bool may_write(c10::string_view enqueue) {
   TORCH_CHECK_VALUE(enqueue == "before" || enqueue == "after",
                     "rrd_kernels: enqueue must be 'before' or 'after'; got '", enqueue, "'");

@@ -3,22 +3,22 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(rrd_kernels, m) {
-  // Differentiable in z_s. reduction as at::Reduction: 0 none, loss [B]; 1 mean, 2 sum: a scalar,
-  // which is zero for B = 0.
+  // Differentiable in z_s. reduction is an at::Reduction: 0 (none) returns [B]; 1 (mean) and
+  // 2 (sum) return a scalar, zero for B = 0.
   m.def(
       "relational_loss(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
       "bool unit_memory, str? precision, int reduction) -> Tensor");
 
-  // The same, with the rows of z_t entering the memory as enqueue_ writes them, before or after the
-  // similarities are taken.
+  // relational_loss, and enqueue_ of the rows of z_t. enqueue: "before" or "after" the loss reads
+  // the memory.
   m.def(
       "relational_step_(Tensor(a!) memory, Tensor(b!) ptr, Tensor z_s, Tensor z_t, "
       "float tau_s, float tau_t, bool unit_memory, str? precision, int reduction, "
       "str enqueue, float momentum) -> Tensor");
 
-  // What a backend computes for these two, without an autograd graph: the loss, reduced, and with
-  // need_grad its derivative [B, D] (else [0, D]), of loss_i in row i where nothing is reduced.
-  // A backend may leave the second out: it is then composed from the first and enqueue_.
+  // The backends' part of these two, without autograd: the reduced loss and its gradient, [B, D]
+  // with need_grad, else [0, D]. Without a reduction, row i is the gradient of loss_i. A backend
+  // may omit the second: csrc/composed_step.cpp then composes it from the first and enqueue_.
   m.def(
       "relational_loss_forward(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
       "bool unit_memory, str? precision, int reduction, bool need_grad) "
@@ -28,10 +28,10 @@ TORCH_LIBRARY(rrd_kernels, m) {
       "float tau_s, float tau_t, bool unit_memory, str? precision, int reduction, "
       "str enqueue, float momentum, bool need_grad) -> (Tensor loss, Tensor grad_z_s)");
 
-  // What that adds up over the memory, before any division: for each sample, with weights
-  // 2^(logit log2(e) - shift), their sums for the student and the teacher, the sum of the teacher's
-  // times the student's logits, and with need_grad both weighted sums of rows, [B, 3 + 2D] or
-  // [B, 3]; and the shifts [B, 2]. Without a derivative.
+  // The loss's sums over the memory, before any division. Weights are 2^(logit - shift), logits in
+  // units of log 2. sums [B, 3]: the student's weights; the teacher's; the teacher's times b, the
+  // student's logit in natural units. With need_grad [B, 3 + 2D]: also the student's and the
+  // teacher's weighted sums of rows. shifts [B, 2]: student, teacher. Not differentiable.
   m.def(
       "relational_partials(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
       "bool unit_memory, str? precision, bool need_grad) -> (Tensor sums, Tensor shifts)");
@@ -52,21 +52,21 @@ TORCH_LIBRARY(rrd_kernels, m) {
       "float nce_t, str? precision, int reduction, str method, bool need_grad) "
       "-> (Tensor loss, Tensor grad_z_s)");
 
-  // normalizers[i] <- mean(exp(s.m / nce_t)) * n_data of view i, where it is negative and that is
-  // finite.
+  // normalizers[i] <- mean(exp(s.m / nce_t)) * n_data of view i, if the old value is negative and
+  // the new one finite.
   m.def(
       "estimate_normalizers_(Tensor(a!) normalizers, Tensor z_s, Tensor z_t, Tensor memory_v1, "
       "Tensor memory_v2, Tensor contrast_idx, float nce_t) -> ()");
 
-  // row <- normalize(momentum * row + (1 - momentum) * normalize(new)), at index.
+  // memory[i] <- normalize(momentum * memory[i] + (1 - momentum) * normalize(row)), i from index.
   m.def("momentum_update_(Tensor(a!) memory, Tensor index, Tensor rows, float momentum) -> ()");
 
-  // Raises in a forward that activation checkpointing repeats. Nothing is written; the schema says
-  // so to keep it where it is in a graph of torch.compile.
+  // Raises in a forward that activation checkpointing recomputes. Writes nothing: (a!) only keeps
+  // the operator in its place in a graph of torch.compile.
   m.def("refuse_recomputation_(Tensor(a!) memory) -> ()");
 
-  // What csrc/cuda leaves to Python. precision is settled; enqueue may be "never" too. The first
-  // computes a call; the second says how calls of its kind are launched, see csrc/cuda/recipe.h.
+  // Implemented in Python, called by csrc/cuda. precision is resolved; enqueue may be "never".
+  // triton_step computes one call; triton_recipe returns its launches for reuse (cuda/recipe.h).
   m.def(
       "triton_step(Tensor z_s, Tensor z_t, Tensor(a!) memory, Tensor(b!)? ptr, float tau_s, "
       "float tau_t, bool unit_memory, str precision, int reduction, bool need_grad, str enqueue, "
@@ -76,16 +76,16 @@ TORCH_LIBRARY(rrd_kernels, m) {
       "float tau_t, bool unit_memory, str precision, int reduction, bool need_grad, str enqueue, "
       "float momentum) -> int[]");
 
-  // Loads machine code, uint8 [bytes], on a CUDA device: a handle to the function of this name, and
-  // the sizes in bytes of its parameters, none where the driver cannot tell.
+  // Loads machine code, uint8 [bytes], on a CUDA device. Returns a handle to the function `name`
+  // and its parameters' sizes in bytes, empty if the driver cannot tell.
   m.def(
       "load_kernel(Tensor code, str name, int shared_bytes, int device) "
       "-> (int function, int[] parameter_sizes)");
-  // Launches encoded as rrd_kernels/triton/runtime/launch.py does, on the device's current stream.
+  // Launches a recipe from rrd_kernels/triton/runtime/launch.py on the device's current stream.
   m.def("launch_kernels(int[] recipe, int device) -> ()");
 
-  // The PyTorch that this was compiled against, and the CPU kernels that run on this machine for
-  // float64, float32 and bfloat16 products.
+  // The PyTorch version that the extension was compiled against, and the names of this machine's
+  // CPU kernels for float64, float32 and bfloat16 products.
   m.def("torch_version() -> str");
   m.def("cpu_kernels() -> str[]");
 }

@@ -1,6 +1,6 @@
-// The derivative of the loss, for the operators that have one. Each is a backend operator, which
-// computes the derivative with the loss, and its attachment to z_s. Backward is then one
-// multiplication that never looks at the memory, which the next enqueue overwrites.
+// Autograd of the losses. A backend's operator computes the gradient together with the loss; this
+// file attaches it to z_s. Backward is one multiplication: it never reads the memory, which the
+// next enqueue overwrites.
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty_like.h>
@@ -17,20 +17,20 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-// The product in z_s's dtype.
+// grad_z_s * grad_loss, in z_s's dtype.
 at::Tensor scaled(const at::Tensor& grad_z_s, const at::Tensor& grad_loss, at::ScalarType dtype) {
   const at::Tensor scale = grad_loss.dim() == 0 ? grad_loss : grad_loss.unsqueeze(-1);
-  // vmap and tracers have no out=.
+  // vmap and tracers do not support out=.
   if (dtype == grad_z_s.scalar_type() || at::isTensorSubclassLike(scale)) {
     return grad_z_s.mul(scale).to(dtype);
   }
-  // Rounded as it is written: a cast afterwards would be another launch on a GPU.
+  // mul_out rounds as it writes: a separate cast would be another launch on a GPU.
   at::Tensor product = at::empty_like(grad_z_s, grad_z_s.options().dtype(dtype));
   return at::mul_out(product, grad_z_s, scale);
 }
 
-// The gradient is a value, not a graph: differentiating it again would lose the dependence on z_s.
-// z_s is an input so that autograd asks for that derivative and is refused.
+// The saved gradient has no graph: a second derivative would miss its dependence on z_s. z_s is an
+// input so that autograd calls this backward, which raises.
 class ScaledGradient : public torch::autograd::Function<ScaledGradient> {
  public:
   static Variable forward(AutogradContext*, const Variable& grad_z_s, const Variable& grad_loss,
@@ -83,13 +83,13 @@ const at::Tensor& student(at::Tensor&, at::Tensor&, const at::Tensor& z_s, const
   return z_s;
 }
 
-// The operators of one signature, on top of what a backend computes.
+// The differentiable operator of one signature, on top of a backend's `Forward`.
 template <typename Forward, typename Signature>
 struct Differentiable;
 
 template <typename Forward, typename... Arguments>
 struct Differentiable<Forward, at::Tensor(Arguments...)> {
-  // The loss, with its gradient attached where autograd wants one.
+  // The loss, with its gradient attached if autograd needs it.
   static at::Tensor attached(Arguments... arguments) {
     (refuse_forward_mode(arguments), ...);
     const at::Tensor& z_s = student(arguments...);
@@ -101,7 +101,7 @@ struct Differentiable<Forward, at::Tensor(Arguments...)> {
     return need_grad ? AttachedGradient::apply(z_s, computed) : std::get<0>(computed);
   }
 
-  // Without autograd, which is inference mode.
+  // The loss without autograd, for inference mode.
   static at::Tensor alone(Arguments... arguments) {
     return std::get<0>(Forward::call(arguments..., false));
   }

@@ -1,4 +1,4 @@
-// Tells autograd that an operator has written: whatever it saved of the memory is out of date.
+// Tells autograd which tensors an operator wrote: values saved from them are out of date.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
@@ -8,7 +8,7 @@
 namespace rrd {
 namespace {
 
-// An operator writes the tensors that it takes by a reference that is not const.
+// An operator takes the tensors that it writes by non-const reference.
 template <typename Argument>
 constexpr bool kWritten = std::is_same_v<Argument, at::Tensor&>;
 

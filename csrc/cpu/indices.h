@@ -1,4 +1,4 @@
-// Row indices that a caller gives, looked at before anything is written.
+// Checks a caller's row indices before anything is written.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -8,13 +8,13 @@
 
 namespace rrd::cpu {
 
-// int64, any shape; an IndexError names the first that is not a row.
+// indices: int64, any shape. Raises IndexError, which names the first that is not a row.
 inline void check_indices(const char* name, const at::Tensor& indices, int64_t rows) {
   const at::Tensor flat = indices.contiguous();
   const int64_t* values = flat.const_data_ptr<int64_t>();
   std::atomic<bool> wrong{false};
   at::parallel_for(0, flat.numel(), 1 << 16, [&](int64_t begin, int64_t end) {
-    // Without a branch, so that it vectorises; negative numbers are large ones.
+    // Branch-free, so that the loop vectorises; as uint64_t, negative numbers are large.
     bool outside = false;
     for (int64_t i = begin; i < end; ++i) outside |= uint64_t(values[i]) >= uint64_t(rows);
     if (outside) wrong = true;

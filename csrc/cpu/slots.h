@@ -1,4 +1,4 @@
-// Writing one row of a memory, as enqueue_ and momentum_update_ do.
+// Writes one row of a memory, for enqueue_ and momentum_update_.
 #pragma once
 
 #include <ATen/core/TensorAccessor.h>
@@ -11,7 +11,7 @@
 
 namespace rrd::cpu {
 
-// A row and the multiplier that makes it a unit row, as torch.nn.functional.normalize has it.
+// The factor that makes a row a unit row, as in torch.nn.functional.normalize.
 inline double inverse_norm(const std::vector<double>& row) {
   double square = 0;
   for (const double value : row) square += value * value;
@@ -20,7 +20,7 @@ inline double inverse_norm(const std::vector<double>& row) {
 
 template <typename Stored>
 void write_slot(at::TensorAccessor<Stored, 1> slot, std::vector<double>& key, double momentum) {
-  // One sum finds a value that is not finite: such a row keeps what the slot held.
+  // A sum of value * 0 is NaN if any value is not finite: such a key leaves its slot as it was.
   double check = 0;
   for (const double value : key) check += value * 0.0;
   if (check != 0.0) return;

@@ -1,4 +1,4 @@
-// What the operators on the CPU share: tensors as the kernels see them, scratch, reduction.
+// Shared by the CPU operators: the kernels' view of tensors, scratch, reduction.
 #pragma once
 
 #include <ATen/core/Reduction.h>
@@ -14,7 +14,7 @@ namespace rrd::cpu {
 
 constexpr double kLog2E = 1.4426950408889634;
 
-// Elements of per-sample work that pay for waking another thread.
+// Elements of per-sample work that are worth waking another thread for.
 constexpr int64_t kGrainElements = 1 << 15;
 
 inline int64_t grain(int64_t elements_per_item) {
@@ -51,12 +51,12 @@ struct Buffer {
   T* data;
 };
 
-// The weight of each sample's loss in their reduction.
+// The factor of each sample's loss in the reduced loss.
 inline double sample_weight_of(int64_t reduction, int64_t batch) {
   return reduction == at::Reduction::Mean ? 1.0 / std::max<int64_t>(batch, 1) : 1.0;
 }
 
-// In the order of the samples, whichever threads have computed them.
+// Adds in the order of the samples, so that the result does not depend on the threads.
 template <typename T>
 at::Tensor reduce(const at::Tensor& losses, int64_t reduction) {
   if (reduction == at::Reduction::None) return losses;

@@ -12,7 +12,7 @@ constexpr int kMaxDynamicSharedSize = 8;          // CU_FUNC_ATTRIBUTE_MAX_DYNAM
 constexpr int kPreferShared = 1;                  // CU_FUNC_CACHE_PREFER_SHARED
 constexpr int kRelaxedCapture = 2;                // CU_STREAM_CAPTURE_MODE_RELAXED
 constexpr int kProgrammaticSerialization = 6;     // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_...
-constexpr uint32_t kSharedWithoutAsking = 49152;  // bytes that any function may have
+constexpr uint32_t kSharedWithoutAsking = 49152;  // bytes; more must be requested
 
 struct LaunchAttribute {  // CUlaunchAttribute
   int id;
@@ -43,13 +43,13 @@ struct Driver {
   int (*set_attribute)(void* function, int attribute, int value);
   int (*set_cache)(void* function, int preference);
   int (*exchange_capture_mode)(int* mode);
-  // CUDA 12.4's.
+  // Since CUDA 12.4; else null.
   int (*load_function)(void* function);
   int (*parameter_info)(void* function, size_t index, size_t* offset, size_t* size);
   bool complete;
 
   Driver() {
-    // PyTorch has loaded it already where there is a GPU.
+    // On a machine with a GPU, PyTorch has already loaded it.
     void* library = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
     complete = library != nullptr;
     find(library, "cuLaunchKernelEx", launch);
@@ -90,15 +90,14 @@ void check(int error, const char* call) {
               name == nullptr ? "an unknown error" : name, " (", error, ")");
 }
 
-// PyTorch's context is the primary one, which it keeps as long as the process lives; so may this
-// reference to it.
+// PyTorch keeps the primary context as long as the process lives, so this reference may stay too.
 void enter_primary_context(int device) {
   void* context = nullptr;
   check(driver().retain_primary_context(&context, device), "cuDevicePrimaryCtxRetain");
   check(driver().set_current_context(context), "cuCtxSetCurrent");
 }
 
-// Loading allocates, which a capture that is not relaxed refuses.
+// Relaxes the thread's capture mode: loading allocates, which the other modes refuse.
 class RelaxedCapture {
  public:
   RelaxedCapture() { driver().exchange_capture_mode(&mode_); }
@@ -129,7 +128,7 @@ int64_t load_kernel(int device, const void* code, const std::string& name, uint3
     check(driver().set_attribute(function, kMaxDynamicSharedSize, static_cast<int>(shared_bytes)),
           "cuFuncSetAttribute");
   }
-  // Otherwise the first launch would, which may be one that is captured.
+  // Otherwise the first launch would load the function, perhaps during a capture.
   if (driver().load_function != nullptr) check(driver().load_function(function), "cuFuncLoad");
   return reinterpret_cast<int64_t>(function);
 }

@@ -64,11 +64,11 @@ void launch_recipe(const Recipe& recipe, const Addresses& addresses, int device,
         values.push_back(reinterpret_cast<int64_t>(address) + value);
       }
     }
-    // Triton's kernels end with two pointers to scratch memory, which these do not use. That there
-    // are two was compared with the driver's word; the others are spare all the same.
+    // Triton's kernels end with two pointers to scratch memory, unused here. At loading,
+    // rrd_kernels/triton/runtime/run.py has compared that number with the driver's; two are spare.
     values.resize(values.size() + kNullPointers, 0);
-    // The driver reads each parameter's own size; on a little-endian host a smaller one is the
-    // beginning of the int64 that holds it.
+    // The driver reads each parameter in its own size. On a little-endian host, a smaller parameter
+    // is the first bytes of its int64.
     c10::SmallVector<void*, 40> parameters;
     for (int64_t& value : values) parameters.push_back(&value);
     launch_kernel(device, kernel.function, kernel.configuration, stream, parameters.data());

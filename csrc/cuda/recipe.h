@@ -1,5 +1,5 @@
-// What to launch for one kind of call: compiled kernels with their arguments, made by
-// rrd_kernels/triton/runtime/launch.py, which states the same layout.
+// A recipe: the launches of all calls with one cache key, compiled kernels and their arguments.
+// rrd_kernels/triton/runtime/launch.py encodes them in the same layout.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,8 +12,8 @@
 
 namespace rrd::cuda {
 
-// Where a parameter's value comes from. Tensors are pointers; a workspace parameter is an offset in
-// bytes into it.
+// Where a parameter's value comes from. For tensors and the workspace it is an address plus
+// Parameter::value bytes.
 enum class Source : int64_t {
   kStudent,
   kTeacher,
@@ -22,7 +22,7 @@ enum class Source : int64_t {
   kLoss,
   kGradient,
   kWorkspace,
-  kValue,  // as many bytes of it as the kernel's parameter has
+  kValue,  // Parameter::value: its first bytes, as many as the kernel's parameter has
 };
 
 struct Parameter {
@@ -38,13 +38,13 @@ struct Launch {
 
 struct Recipe {
   int64_t workspace_bytes = 0;
-  int64_t gradient_elements = 0;  // that are allocated: more where the kernels begin it as scratch
-  std::vector<Launch> launches;   // none: not for this launcher
+  int64_t gradient_elements = 0;  // allocated: more than B * D if kernels first use it as scratch
+  std::vector<Launch> launches;   // empty: launched from Python instead
 
   static Recipe parse(c10::ArrayRef<int64_t> encoded);
 };
 
-// The tensors of one call, by Source; one that it has not is null.
+// Addresses of one call's tensors, by Source; null if the call has no such tensor.
 struct Addresses {
   void* of[7];
 };

@@ -1,4 +1,4 @@
-// The operators for GPUs. A kind of call that has been seen is launched from here, without Python.
+// The operators for GPUs. Cached launches go straight from C++, without Python.
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -22,7 +22,7 @@
 namespace rrd {
 namespace {
 
-// One call of relational_loss_forward, or of relational_step_forward_ with the pointer to its slot.
+// The arguments of relational_loss_forward, without ptr, or of relational_step_forward_, with it.
 struct Call {
   at::Tensor z_s, z_t, memory;
   std::optional<at::Tensor> ptr;
@@ -31,12 +31,12 @@ struct Call {
   c10::string_view precision;
   int64_t reduction;
   bool need_grad;
-  c10::string_view enqueue;  // "never" of a loss alone
+  c10::string_view enqueue;  // "never" for relational_loss_forward
   double momentum;
 };
 
-// float32 as PyTorch's global setting, in its older or its newer form, has it now. "medium", which
-// would allow bfloat16, is TF32 on a GPU.
+// The given precision, else PyTorch's current float32 setting, made by its older or newer API.
+// "medium", which would allow bfloat16, is TF32 on a GPU.
 c10::string_view settled(Precision precision) {
   if (precision) return *precision;
   const auto setting =
@@ -47,7 +47,7 @@ c10::string_view settled(Precision precision) {
 // Cache key: everything a launch depends on except the pointers.
 using Key = std::array<int64_t, 21>;
 
-// The beginning of a name, which tells it from the others.
+// The first eight bytes of a name: enough to tell names apart.
 int64_t word_of(c10::string_view name) {
   int64_t word = 0;
   std::memcpy(&word, name.data(), std::min(sizeof(word), name.size()));
@@ -97,7 +97,7 @@ Result in_python(const Call& call) {
 }
 
 std::shared_ptr<const cuda::Recipe> recipe_for(const Call& call) {
-  // As many kinds of call as an odd last batch or a temperature that is annealed may make.
+  // Limit on cached recipes: an odd last batch or an annealed temperature adds keys.
   constexpr size_t kMost = 1024;
   static std::mutex mutex;
   static std::unordered_map<Key, std::shared_ptr<const cuda::Recipe>, HashKey> known;
@@ -116,7 +116,7 @@ std::shared_ptr<const cuda::Recipe> recipe_for(const Call& call) {
 }
 
 void* current_stream(int64_t device) {
-  // Of a CPU in tests, with a driver that only looks at what it is given.
+  // No stream on a CPU: tests run there, with a stub driver that only records its arguments.
   return device < 0 ? nullptr : at::accelerator::getCurrentStream(device).native_handle();
 }
 
@@ -147,7 +147,7 @@ LossAndGrad run(const cuda::Recipe& recipe, const Call& call) {
   return {loss, grad_z_s};
 }
 
-// rrd_kernels.functional has checked everything; this is for callers of the bare operators.
+// For direct callers of the operators; rrd_kernels.functional checks everything itself.
 void check(const Call& call) {
   const at::Tensor &z_s = call.z_s, &z_t = call.z_t, &memory = call.memory;
   const bool matrices = z_s.dim() == 2 && memory.dim() == 2;
@@ -195,7 +195,7 @@ void launch_kernels(at::IntArrayRef recipe, int64_t device) {
                       current_stream(device));
 }
 
-// A tensor that does not change while the memory is written.
+// Copies a tensor that aliases the memory, so that writing the memory does not change it.
 at::Tensor apart(const at::Tensor& tensor, const at::Tensor& memory) {
   return tensor.is_alias_of(memory) ? tensor.clone() : tensor;
 }

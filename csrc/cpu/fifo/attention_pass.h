@@ -13,24 +13,26 @@
 
 namespace rrd::cpu {
 
-// What a memory of unit rows bounds |logit| by, in units of log2; one part in 64 for rows that
-// rounding has made longer.
+// Largest |logit| with a memory of unit rows, in units of log 2. The factor 1 + 1/64 allows for
+// rows that rounding has made longer than 1.
 inline double logit_bound(double tau_s, double tau_t) {
   return kLog2E / std::min(tau_s, tau_t) * (1.0 + 1.0 / 64);
 }
 
-// The largest number on the bounded path is the loss's sum of `rows` terms 2^a b.
+// Whether float32 holds the largest number of the bounded path: the loss's sum of 2^a b over
+// `rows` rows, with |a| and |b| up to `bound`.
 inline bool fits_float32(double bound, int64_t rows) {
   return bound + std::log2(double(rows)) + std::log2(std::max(bound, 1.0)) <= 126.0;
 }
 
-// The smallest weight on the bounded path is 2^-bound. Units for bfloat16 products take sums below
-// 2^-126 for zero: an element may lose 2^-16 of the weight, all elements of a row 2^-16 sqrt(dim)
-// of it, up to dim = 2^14 no more than the weight's own rounding.
+// Whether bfloat16 products may take the bounded path: their units flush sums below 2^-126 to zero.
+// The smallest weight is 2^-bound, here at least 2^-110. So of a weight times a row, flushing loses
+// at most 2^-16 of the weight per element, and 2^-16 sqrt(dim) of it over the row. Up to
+// dim = 2^14 that is at most 2^-9, the rounding error of a bfloat16 weight.
 inline bool survives_flushing(double bound) { return bound <= 126.0 - 16.0; }
 
-// A task is one block of panels against one split of the memory's rows. Its partial is its own, so
-// that results do not depend on which thread ran it.
+// A task is one block of panels against one split of the memory. Each task has partials of its
+// own, so results do not depend on which thread runs it.
 struct Plan {
   int64_t panels;
   int64_t block_panels;
@@ -41,7 +43,7 @@ struct Plan {
 
 template <typename T>
 Plan make_plan(const AttentionKernel<T>& kernel, int64_t batch, int64_t dim, int64_t rows) {
-  // Outputs, packed queries and probabilities of a block stay within a core's second-level cache.
+  // A block's outputs, packed queries and weights stay within a core's second-level cache.
   constexpr int64_t kBlockBytes = 1 << 20;
   constexpr int64_t kSplitRows = 512;  // fewer would not pay for the merge
   const int64_t panel_bytes =
@@ -51,9 +53,9 @@ Plan make_plan(const AttentionKernel<T>& kernel, int64_t batch, int64_t dim, int
   plan.block_panels = std::clamp<int64_t>(kBlockBytes / panel_bytes, 1, kernel.block_panels);
   plan.block_panels = std::min(plan.block_panels, plan.panels);
   plan.blocks = (plan.panels + plan.block_panels - 1) / plan.block_panels;
-  // Eight tasks share out well over up to four threads, whatever else the machine does, and keep
-  // the result independent of the number of threads there. All splits' outputs together stay
-  // small, as long as that leaves each thread one.
+  // Two tasks per thread, for at least four threads: eight tasks balance well on a busy machine,
+  // and one to four threads give the same result. Fewer tasks, but one per thread, if the outputs
+  // of all splits would exceed kPartialBytes.
   constexpr int64_t kPartialBytes = 2 << 20;
   const int64_t threads = std::max<int64_t>(4, at::get_num_threads());
   const int64_t split_bytes =
@@ -110,9 +112,9 @@ struct Partials {
         all{need_grad ? output.data : nullptr, statistics.data, statistics.data + queries,
             need_grad ? nullptr : statistics.data + 2 * queries} {}
 
-  // Whether every sum is one that logits within the bound can have. The caller's promise of unit
-  // rows is taken on trust by the pass; this finds out, at no cost to speak of, where it was false
-  // (or an input is NaN), before a number that has overflowed can be believed.
+  // Whether every sum of weights is possible for logits within `bound`. The bounded path trusts the
+  // caller's promise of unit rows. This cheap check finds a false promise, or a NaN, before an
+  // overflowed sum is used.
   bool within(double bound, const Plan& plan, int64_t rows) const {
     const int64_t each = queries / plan.splits;
     for (int64_t split = 0; split < plan.splits; ++split) {
@@ -139,16 +141,16 @@ Partial<T> partial_at(const Partial<T>& all, int64_t panel, int64_t lanes, int64
           all.sum + query, all.cross == nullptr ? nullptr : all.cross + panel * lanes};
 }
 
-// Rows whose sums a task adds up before they join those of its earlier rows: a chain of additions,
-// one for each tile, over a split of many rows would round too often. A whole number of tiles for
-// every kernel. bfloat16 products lose more by the rounding of their weights.
+// Rows per chunk. A task's sums restart with each chunk: one sum over a long split would round too
+// often, once per tile. kChunkRows is a whole number of tiles for every kernel. bfloat16 products
+// use one chunk: rounding their weights costs more accuracy.
 template <typename T>
 int64_t chunk_rows(const AttentionKernel<T>& kernel, const Plan& plan) {
   constexpr int64_t kChunkRows = 3072;
   return kernel.rounded_queries ? plan.split_rows : std::min(kChunkRows, plan.split_rows);
 }
 
-// total += more, each relative to a maximum of its own.
+// total += more. Each has its own maximum as its shift.
 template <typename T>
 void add_partial(const Partial<T>& more, int64_t queries, int64_t lanes, int64_t padded,
                  const Partial<T>& total) {
@@ -171,7 +173,7 @@ void add_partial(const Partial<T>& more, int64_t queries, int64_t lanes, int64_t
   }
 }
 
-// One task, whose rows' sums go to `total`; those of its chunks but the first by way of `later`.
+// Runs one task. The first chunk's sums go to `total`; the others go to `later` and are then added.
 template <typename T>
 void attend_chunks(const AttentionKernel<T>& kernel, AttentionTask<T> task, int64_t chunk,
                    const Partial<T>& later, const Partial<T>& total) {
@@ -197,7 +199,7 @@ void attend(const AttentionKernel<T>& kernel, const Plan& plan, const MemoryView
   Plan block = plan;
   block.splits = 1;
   block.panels = chunk < plan.split_rows ? plan.block_panels : 0;
-  std::atomic<int64_t> next{0};  // tasks are taken as threads come free
+  std::atomic<int64_t> next{0};  // a free thread takes the next task
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     const Buffer<char> scratch(kernel.scratch_bytes(memory.dim, plan.block_panels));
     const Partials<T> later(kernel, block, memory.dim, partial.output != nullptr);
@@ -219,7 +221,7 @@ void attend(const AttentionKernel<T>& kernel, const Plan& plan, const MemoryView
   });
 }
 
-// A whole pass over the memory: the queries of all samples and their sums over every split.
+// A whole pass over the memory: the queries of all samples, and their partials in every split.
 template <typename T>
 struct AttentionPass {
   AttentionPass(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory,
@@ -244,7 +246,7 @@ struct AttentionPass {
   Partials<T> partials;
 };
 
-// rrd_kernels.functional has checked everything; this is for callers of the bare operators.
+// For direct callers of the operators; rrd_kernels.functional checks everything itself.
 inline void check_problem(const char* name, const at::Tensor& z_s, const at::Tensor& z_t,
                           const at::Tensor& memory, double tau_s, double tau_t) {
   TORCH_CHECK_VALUE(z_s.dim() == 2 && z_s.sizes() == z_t.sizes() && memory.dim() == 2 &&

@@ -1,4 +1,4 @@
-// enqueue_ on the CPU: unit rows into a ring of slots, in place.
+// enqueue_ on the CPU: writes unit rows into a ring of slots, in place.
 #include <ATen/Dispatch_v2.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -14,7 +14,7 @@ namespace {
 
 template <typename Stored, typename Key>
 void write_rows(const at::Tensor& memory, int64_t first, const at::Tensor& keys, double momentum) {
-  constexpr int64_t kGrain = 1 << 14;  // elements that pay for waking a thread
+  constexpr int64_t kGrain = 1 << 14;  // elements worth waking a thread for
   auto slots = memory.accessor<Stored, 2>();
   const auto rows = keys.accessor<const Key, 2>();
   const int64_t size = memory.size(0), dim = memory.size(1);
@@ -29,17 +29,17 @@ void write_rows(const at::Tensor& memory, int64_t first, const at::Tensor& keys,
 }
 
 void enqueue(at::Tensor& memory, at::Tensor& ptr, const at::Tensor& rows, double momentum) {
-  // rrd_kernels.functional has checked everything; this is for callers of the bare operator.
+  // For direct callers of the operator; rrd_kernels.functional checks everything itself.
   TORCH_CHECK_VALUE(memory.dim() == 2 && rows.dim() == 2 && memory.size(1) == rows.size(1) &&
                         rows.size(0) <= memory.size(0) && memory.numel() > 0,
                     "enqueue_: keys ", rows.sizes(), " do not fit a memory ", memory.sizes());
   TORCH_CHECK_VALUE(ptr.numel() == 1 && ptr.scalar_type() == at::kLong,
                     "enqueue_: ptr must be one int64");
-  // Keys that are themselves slots must not change while they are being written.
+  // Keys that alias the memory must not change while slots are written.
   const at::Tensor keys = rows.is_alias_of(memory) ? rows.clone() : rows;
   const int64_t size = memory.size(0);
   int64_t* at = ptr.mutable_data_ptr<int64_t>();
-  // A pointer from a checkpoint may hold anything; the slot it leads to is always one of ours.
+  // ptr from a checkpoint may hold any number; the modulo makes it a valid slot.
   const int64_t first = ((*at % size) + size) % size;
   AT_DISPATCH_V2(memory.scalar_type(), "enqueue_", AT_WRAP([&] {
                    using stored_t = scalar_t;

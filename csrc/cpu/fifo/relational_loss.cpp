@@ -1,4 +1,4 @@
-// relational_loss_forward on the CPU: the pass over the memory, and the merge of its splits.
+// relational_loss_forward on the CPU: the pass over the memory, then combine.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>

@@ -1,4 +1,4 @@
-// relational_partials on the CPU: what relational_loss_forward adds up over the memory, before any
+// relational_partials on the CPU: relational_loss_forward's sums over the memory, before any
 // division, so that sums over several memories can be added.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -18,10 +18,10 @@ namespace {
 
 constexpr double kLog2 = 0.6931471805599453;
 
-// Columns of the sums before the two outputs.
+// Columns of `sums` before the two weighted sums of rows.
 enum Column : int64_t { kSumStudent, kSumTeacher, kCross, kScalars };
 
-// Each split's weight 2^(its maximum - the largest of all), which is returned.
+// Sets weight[k] = 2^(maximum of split k - largest maximum). Returns the largest maximum.
 template <typename T>
 double weigh(const T* maximum, int64_t splits, int64_t stride, std::vector<double>& weight) {
   double largest = maximum[0];
@@ -30,7 +30,7 @@ double weigh(const T* maximum, int64_t splits, int64_t stride, std::vector<doubl
   return largest;
 }
 
-// b of the logits' queries with a weighted sum of rows; queries as the pass has rounded them.
+// Sum of weight * b, from the weighted sum of rows `output`; `rounded` if the pass rounded queries.
 template <typename T>
 double cross_of(const T* unit, const T* output, int64_t dim, double tau_s, bool rounded) {
   const float scale = float(kLog2E / tau_s);

@@ -1,4 +1,4 @@
-// How the operands of the matrix unit lie in memory, and the transposes that bring them there.
+// Memory layout of the matrix unit's operands, and the transposes that produce it.
 // Included by attention_amx.cpp, after bfloat16_operands.inl.
 
 constexpr int64_t kTileFloats = 16 * 16;
@@ -9,7 +9,7 @@ struct Scratch {
     const int64_t columns = matrix_dim(dim), tile = row_tile(columns);
     output = static_cast<float*>(base);
     logits = output + panels * columns * kRoles * kLanes;
-    // The bounded path alternates between two groups, also where a tile holds one.
+    // The bounded path alternates between two groups' logits, even if a tile has only one group.
     const int64_t logit_rows = tile < 2 * kGroupRows ? 2 * kGroupRows : tile;
     rows = reinterpret_cast<uint16_t*>(logits + logit_rows * kRoles * kLanes);
     arranged = rows + tile * columns;
@@ -19,7 +19,7 @@ struct Scratch {
   }
   float* output;            // [panels, columns / 16, 2, 16 columns, 16 queries]
   float* logits;            // [max(groups, 2), 32 rows, 2, 16 queries]
-  uint16_t* rows;           // [row_tile, columns], when the memory cannot be read as it lies
+  uint16_t* rows;           // [row_tile, columns], if the memory cannot be read in place
   uint16_t* arranged;       // [groups, columns / 16, 16 columns, 32 rows]
   uint16_t* probabilities;  // [groups, 2, 16 row pairs, 16 queries, 2]
   int64_t bytes;
@@ -39,8 +39,8 @@ RRD_INLINE __m512i load_quarters(const uint16_t* from, int64_t stride) {
   return _mm512_inserti32x4(value, at(24), 3);
 }
 
-// [32 rows, 8 columns] -> [8 columns, 32 rows]: quarter l of vector i holds row 8 l + i, and each
-// quarter is an 8 x 8 block transposed in place.
+// [32 rows, 8 columns] -> [8 columns, 32 rows]. Quarter l of vector i is loaded with row 8 l + i.
+// The quarters l of all vectors are an 8 x 8 block, which is transposed in place.
 RRD_INLINE void transpose_block(const uint16_t* from, int64_t stride, uint16_t* to) {
   __m512i a[8], b[8];
 #pragma GCC unroll 8

@@ -1,12 +1,12 @@
-// What the instruction-set kernels of this folder share with the operator that drives them.
+// Interface between this folder's kernels, one per instruction set, and the operators on top.
 //
 // The relational loss is attention over the memory with 2B queries, [s / tau_s ; t / tau_t], and
-// K = V = memory. Queries travel in panels of `lanes` samples: the students' queries and the
-// teachers' queries of the same samples side by side, so that one row of a tile holds both logits
-// of a sample. All logits are in units of log2, so that exp2 is the only transcendental.
+// K = V = memory. A panel holds the student's and the teacher's queries of `lanes` samples side by
+// side, so that a row of a tile's logits holds both logits of a sample. All logits are in units of
+// log 2, so that exp2 is the only transcendental.
 //
-// Nothing here includes PyTorch: the files that do the arithmetic are compiled once for each
-// instruction set and must not instantiate inline functions that another object could share.
+// Nothing here includes PyTorch. The kernels' files are compiled once per instruction set, so they
+// must not instantiate inline functions: the linker could take that copy for other objects too.
 #pragma once
 
 #include <cstdint>
@@ -24,15 +24,15 @@ struct MemoryView {
   int64_t column_stride;  // in elements
 };
 
-// The student and the teacher of one sample, in the order used by every array with an axis of two.
+// The order of a sample's student and teacher on every array axis of two.
 enum Role : int { kStudent = 0, kTeacher = 1, kRoles = 2 };
 
-// Running sums over some rows of the memory, for `panels` panels of queries.
+// Partials: sums over some rows of the memory, for `panels` panels of queries.
 template <typename T>
 struct Partial {
   T* output;   // [panels, 2, lanes, padded_dim]  sum_j 2^(logit_j - max) m_j; null without a
                // gradient
-  T* maximum;  // [panels, 2, lanes]              zero on the bounded path
+  T* maximum;  // [panels, 2, lanes]              the shift: zero on the bounded path
   T* sum;      // [panels, 2, lanes]              sum_j 2^(logit_j - max)
   T* cross;    // [panels, lanes]                 sum_j 2^(a_j - max_a) b_j; null with a gradient
 };
@@ -57,14 +57,14 @@ struct CombineTask {
   int64_t dim;
   int64_t lanes;
   int64_t splits;
-  int64_t split_stride;   // panels * lanes: samples from one split's arrays to the next one's
+  int64_t split_stride;   // panels * lanes: samples in one split's arrays
   const T* student;       // unit rows [B, padded_dim]
   const T* student_norm;  // [B]
   Partial<T> partial;     // [splits, panels, ...]
   double tau_s;
-  bool rounded_queries;  // to bfloat16, after their scaling
-  double sample_weight;  // of each sample's loss in the loss whose gradient this is
-  T* loss;               // [B], unweighted
+  bool rounded_queries;  // to bfloat16, after scaling
+  double sample_weight;  // of each sample's loss in the reduced loss
+  T* loss;               // [B], without sample_weight
   T* grad;               // [B, dim]; null without a gradient
   T* workspace;          // [2, padded_dim]; null without a gradient
 };
@@ -85,7 +85,7 @@ struct AttentionKernel {
   int64_t (*padded_dim)(int64_t dim);
   int64_t (*panel_bytes)(int64_t dim);
   int64_t (*scratch_bytes)(int64_t dim, int64_t panels);
-  // rows [count, dim] -> unit [count, padded_dim], zero padded; norm [count] as it was.
+  // rows [count, dim] -> unit [count, padded_dim], zero padded; norm [count], not clamped.
   void (*normalize)(const T* rows, int64_t count, int64_t dim, T* unit, T* norm);
   // unit rows of up to `lanes` samples -> one panel, scaled by log2(e) / tau; missing lanes zero.
   void (*pack)(const T* student, const T* teacher, int64_t count, int64_t dim, T student_scale,

@@ -1,7 +1,7 @@
 // bfloat16 products on the matrix unit (AMX), float32 logits and sums.
 //
 // With tiles of 16 rows by 64 bytes, both products take the memory as their first operand:
-//   logits^T[k, q]  = M[k, d] Q^T[d, q]      M as it lies, Q^T packed once per call;
+//   logits^T[k, q]  = M[k, d] Q^T[d, q]      M read in place, Q^T packed once per call;
 //   output^T[d, q] += M^T[d, k] P^T[k, q]    M^T packed once per tile, P^T written by the softmax.
 // Lanes are queries throughout, so that sums and maxima need no reduction across a vector.
 #include "cpu/kernels/attention.h"
@@ -39,9 +39,6 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// The logits of 32 rows with one panel, [32, 2, 16], left in tiles 0 to 3 until store_logits.
-// The previous group's logits leave those tiles while the first products are under way: a store
-// waits for its tile, and four in a row would leave the matrix unit idle.
 constexpr int64_t kLogitRowBytes = kRoles * kLanes * int64_t(sizeof(float));
 
 RRD_INLINE void load_operands(const uint16_t* rows, int64_t stride, const uint16_t* queries) {
@@ -52,6 +49,9 @@ RRD_INLINE void load_operands(const uint16_t* rows, int64_t stride, const uint16
   _tile_loadd(7, queries + kTileHalves, 64);
 }
 
+// Logits of 32 rows with one panel, [32, 2, 16], left in tiles 0 to 3 for store_logits. The
+// previous group's logits are stored between the first products: a store waits for its tile, and
+// four stores in a row would leave the matrix unit idle.
 RRD_INLINE void logits(const uint16_t* rows, int64_t stride, const uint16_t* queries,
                        int64_t columns, float* previous) {
   load_operands(rows, stride, queries);
@@ -111,11 +111,11 @@ void add_output(const Scratch& scratch, int64_t groups, int64_t dim, float* outp
   }
 }
 
-// All logits of a tile.
+// Logits of a whole memory tile with one panel.
 void tile_logits(const Rows& rows, const uint16_t* queries, int64_t columns, const Scratch& scratch,
                  Prefetch& prefetch) {
   for (int64_t group = 0; group < rows.groups; ++group) {
-    // The first group's previous logits are none: it writes where it will be written itself.
+    // The first group has no previous logits: what it stores here is overwritten by its own.
     logits(rows.data + group * kGroupRows * rows.stride, rows.stride, queries, columns,
            scratch.logits + (group > 0 ? group - 1 : 0) * kLogitFloats);
     prefetch.step();
@@ -123,7 +123,7 @@ void tile_logits(const Rows& rows, const uint16_t* queries, int64_t columns, con
   store_logits(scratch.logits + (rows.groups - 1) * kLogitFloats);
 }
 
-// One tile of the memory with one panel: logits, probabilities and their sums.
+// One tile of the memory with one panel: logits, weights and their sums.
 template <bool kNeedGrad>
 Statistics bounded_tile(const Rows& rows, const uint16_t* queries, int64_t columns,
                         const Scratch& scratch, Prefetch& prefetch) {
@@ -161,7 +161,7 @@ struct Output {
   int64_t panel_floats;
 };
 
-// Where the pass adds up outputs: transposed, until it is done.
+// Where the pass adds up outputs: in scratch, transposed; attend() untransposes them at the end.
 Output output_of(const AttentionTask<float>& task, const Scratch& scratch) {
   return {scratch.output, matrix_dim(task.memory.dim) * kRoles * kLanes};
 }
@@ -184,8 +184,8 @@ void attend(const AttentionTask<float>& task) {
 
 }  // namespace amx
 
-// Not a constant: its initialisation would run this file's instructions on any machine. What is
-// done per sample is the same as with float32 products.
+// Not a constant: its initialisation would run this file's instructions on any machine. The work
+// per sample, normalize and combine, is that of the float32 products.
 AttentionKernel<float> amx_kernel() {
   return {"amx_bf16",          true,
           amx::kLanes,         amx::kBlockPanels,

@@ -1,10 +1,10 @@
-// bfloat16 products by vdpbf16ps, which adds the products of two pairs to a float32 lane.
+// bfloat16 products by vdpbf16ps, which adds the two products of two pairs to a float32 lane.
 //
 // Both products are outer-product micro-kernels whose accumulators live in registers:
-//   logits:  vectors along the queries, pairs of columns of the memory broadcast, so the memory is
-//            read as it lies;
-//   output:  vectors along D, with the memory's rows interleaved in pairs once per tile, pairs of
-//            probabilities broadcast.
+//   logits:  vectors along the queries, pairs of memory columns broadcast: the memory needs no
+//            packing;
+//   output:  vectors along D, memory rows interleaved in pairs once per tile, pairs of weights
+//            broadcast.
 #include "cpu/kernels/attention.h"
 #include "cpu/kernels/select.h"
 
@@ -44,7 +44,7 @@ struct Scratch {
         reinterpret_cast<char*>(probabilities + tile * kRoles * kLanes) - static_cast<char*>(base);
   }
   float* logits;            // [row_tile, 2, 16 queries]
-  uint16_t* rows;           // [row_tile, columns], when the memory cannot be read as it lies
+  uint16_t* rows;           // [row_tile, columns], if the memory cannot be read in place
   uint16_t* arranged;       // [row_tile / 2, columns, 2]
   uint16_t* probabilities;  // [groups, 2, 6 row pairs, 16 queries, 2]
   int64_t bytes;
@@ -98,7 +98,7 @@ RRD_INLINE void logits(const uint16_t* rows, int64_t stride, const uint16_t* que
   }
 }
 
-// All logits of a tile.
+// Logits of a whole tile with one panel.
 void tile_logits(const Rows& rows, const uint16_t* queries, int64_t columns, const Scratch& scratch,
                  Prefetch& prefetch) {
   for (int64_t group = 0; group < rows.groups; ++group) {
@@ -108,7 +108,7 @@ void tile_logits(const Rows& rows, const uint16_t* queries, int64_t columns, con
   }
 }
 
-// One tile of the memory with one panel: logits, probabilities and their sums.
+// One tile of the memory with one panel: logits, weights and their sums.
 template <bool kNeedGrad>
 Statistics bounded_tile(const Rows& rows, const uint16_t* queries, int64_t columns,
                         const Scratch& scratch, Prefetch& prefetch) {
@@ -130,7 +130,7 @@ struct Output {
   int64_t panel_floats;
 };
 
-// Where the pass adds up outputs: where they are wanted.
+// Where the pass adds up outputs: directly in the partials.
 Output output_of(const AttentionTask<float>& task, const Scratch&) {
   return {task.partial.output, padded_dim(task.memory.dim) * kRoles * kLanes};
 }
@@ -147,8 +147,8 @@ void rescale(float* output, int64_t dim, const Vec<float> (&factor)[kRoles]) {
   }
 }
 
-// output[kOutputQueries, kVectors * 16] += probabilities^T rows, of `weights` [groups, 2, 6, 16, 2]
-// and `rows` [groups, 6, columns, 2] from the first query and column on.
+// output[kOutputQueries, kVectors * 16] += weights^T rows. `weights` [groups, 2, 6, 16, 2] starts
+// at the first query, `rows` [groups, 6, columns, 2] at the first column.
 template <int64_t kVectors>
 RRD_INLINE void add_block(const uint16_t* rows, int64_t columns, const uint16_t* weights,
                           int64_t groups, float* output, int64_t padded) {
@@ -179,8 +179,8 @@ RRD_INLINE void add_block(const uint16_t* rows, int64_t columns, const uint16_t*
   }
 }
 
-// Adds columns from `column` on to one panel's output; columns outermost, so that a strip of the
-// tile stays in the first-level cache while the queries pass by.
+// Adds columns from `column` on to one panel's output. The loop over columns is outermost: a strip
+// of the tile stays in the first-level cache for all queries.
 template <int64_t kVectors>
 void add_columns(const Scratch& scratch, int64_t groups, int64_t dim, int64_t column,
                  float* output) {
@@ -206,7 +206,7 @@ void add_output(const Scratch& scratch, int64_t groups, int64_t dim, float* outp
 #include "cpu/kernels/bfloat16_pass.inl"
 }  // namespace avx512_bf16
 
-// Not a constant, as amx_kernel.
+// Not a constant, for the same reason as amx_kernel.
 AttentionKernel<float> avx512_bf16_kernel() {
   return {"avx512_bf16",
           true,

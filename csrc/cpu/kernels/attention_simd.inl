@@ -1,14 +1,14 @@
 // One pass over rows of the memory for blocks of queries, in plain vector arithmetic.
 //
 // Both products are outer-product micro-kernels whose accumulators live in registers:
-//   logits:  vectors along the queries (packed once per call), memory elements broadcast, so the
-//            memory is read as it lies;
-//   output:  vectors along D (as the memory lies), probabilities broadcast.
+//   logits:  vectors along the queries (packed once per call), memory elements broadcast: the
+//            memory needs no packing;
+//   output:  vectors along D (again without packing), weights broadcast.
 
 template <typename T>
 struct Blocking {
   static constexpr int64_t kLanes = Vector<T>::kLanes;
-  static constexpr int64_t kRowTile = RRD_ROW_TILE;  // rows of the memory that share cache
+  static constexpr int64_t kRowTile = RRD_ROW_TILE;  // rows per tile, which stays in cache
   static constexpr int64_t kLogitRows = RRD_LOGIT_ROWS;
   static constexpr int64_t kSumColumns = 128;
   static constexpr int64_t kOutputQueries = kLanes < 8 ? kLanes : 8;
@@ -45,7 +45,7 @@ void pack(const T* student, const T* teacher, int64_t count, int64_t dim, T stud
   }
 }
 
-// `count` rows of the memory as [tile_rows, padded] in T, zeros where there is no row or column.
+// Converts `count` rows of the memory to T, [tile_rows, padded]; pads rows and columns with zeros.
 template <typename T, typename Stored>
 void widen_tile(const MemoryView& memory, int64_t row, int64_t count, int64_t tile_rows,
                 int64_t padded, T* tile) {
@@ -84,7 +84,7 @@ template <typename T>
 struct Tile {
   const T* rows;
   int64_t stride;
-  int64_t count;  // rows that exist; the micro-kernels read up to the next multiple of kLogitRows
+  int64_t count;  // without padding; micro-kernels read up to the next multiple of kLogitRows
 };
 
 template <typename T>
@@ -106,8 +106,8 @@ struct Statistics {
   Vec<T> cross = {};
 };
 
-// Logits of kLogitRows memory rows with one panel. Sums begin anew every kSumColumns columns: a
-// logit's rounding error is multiplied by 1 / tau, and would grow with the columns' root.
+// Logits of kLogitRows memory rows with one panel. Sums restart every kSumColumns columns: the
+// rounding error of one sum grows with the root of its columns, and 1 / tau multiplies it.
 template <typename T>
 RRD_INLINE void logits(const T* rows, int64_t stride, const T* queries, int64_t dim,
                        Vec<T> (&out)[Blocking<T>::kLogitRows][kRoles]) {
@@ -147,7 +147,7 @@ RRD_INLINE void accumulate(Vec<T> student, Vec<T> student_logit, Vec<T> teacher,
   }
 }
 
-// Probabilities of a tile with one panel, [kRowTile, 2, lanes], relative to a zero maximum.
+// Weights of a tile with one panel, [kRowTile, 2, lanes], on the bounded path: the shift is zero.
 template <bool kNeedGrad, typename T>
 Statistics<T> bounded_probabilities(const Tile<T>& tile, const T* queries, int64_t dim,
                                     Prefetch& prefetch, T* probabilities) {
@@ -169,8 +169,8 @@ Statistics<T> bounded_probabilities(const Tile<T>& tile, const T* queries, int64
   return statistics;
 }
 
-// The same relative to the running maximum, which it raises; `factor` is what earlier sums and
-// outputs are to be multiplied with.
+// Weights of a tile with one panel, by the online softmax. Raises the running maximum and returns
+// in `factor` what rescales earlier sums and outputs.
 template <bool kNeedGrad, typename T>
 Statistics<T> online_probabilities(const Tile<T>& tile, const T* queries, int64_t dim,
                                    Prefetch& prefetch, T* probabilities, T* maximum,
@@ -246,8 +246,8 @@ RRD_INLINE void add_output(const Tile<T>& tile, const T* probabilities, int64_t 
   }
 }
 
-// Adds a tile's share to the outputs of all panels; columns outermost, so that a strip of the
-// tile stays in the first-level cache while the queries pass by.
+// Adds a tile's weighted rows to the outputs of all panels. The loop over columns is outermost:
+// a strip of the tile stays in the first-level cache for all queries.
 template <int64_t kVectors, typename T>
 void add_outputs(const AttentionTask<T>& task, const Tile<T>& tile, const T* probabilities,
                  int64_t column) {

@@ -1,5 +1,5 @@
 // Queries and rows of the memory as operands of bfloat16 products. Included after simd.inl, in a
-// namespace with kGroupRows, the rows that one step of the products takes, and kMostTileRows.
+// namespace that defines kGroupRows (rows per step of the products) and kMostTileRows.
 
 constexpr int64_t kLanes = 16;
 constexpr int64_t kBlockPanels = 16;
@@ -14,8 +14,8 @@ int64_t panel_bytes(int64_t dim) {
   return matrix_dim(dim) * kRoles * kLanes * int64_t(sizeof(uint16_t));
 }
 
-// Rows whose arrangement for the second product is made at a time: enough to keep the output in
-// registers for a while, few enough to stay in the second-level cache.
+// Rows per tile: enough that the output stays in registers for a while, few enough that the rows
+// arranged for the output product stay in the second-level cache.
 int64_t row_tile(int64_t columns) {
   constexpr int64_t kElements = int64_t{1} << 17;
   const int64_t rows = kElements / columns / kGroupRows * kGroupRows;
@@ -70,8 +70,8 @@ RRD_INLINE __m512i scaled_row(const float* row, int64_t d, int64_t dim, float sc
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(half(d + kLanes), half(d)));
 }
 
-// Unit rows -> [columns / 32, 2, 16 column pairs, 16 queries, 2]: a pair of columns travels as one
-// 32-bit element.
+// Unit rows -> [columns / 32, 2, 16 column pairs, 16 queries, 2]. A pair of columns is one 32-bit
+// element.
 void pack(const float* student, const float* teacher, int64_t count, int64_t dim,
           float student_scale, float teacher_scale, void* panel) {
   uint16_t* out = static_cast<uint16_t*>(panel);
@@ -112,8 +112,8 @@ void copy_rows(const MemoryView& memory, int64_t row, int64_t count, int64_t pad
 struct Rows {
   const uint16_t* data;
   int64_t stride;
-  int64_t count;   // rows that exist
-  int64_t groups;  // of kGroupRows, the last one padded with zeros
+  int64_t count;   // without padding
+  int64_t groups;  // of kGroupRows rows; the last one is padded with zeros
 
   int64_t in_group(int64_t group) const {
     const int64_t left = count - group * kGroupRows;

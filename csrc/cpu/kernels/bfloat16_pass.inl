@@ -1,8 +1,8 @@
-// The pass of a kernel with bfloat16 products, float32 logits and sums. Included after what is the
-// kernel's own: Scratch, arrange_rows, tile_logits, bounded_tile, output_of, rescale, add_output.
+// The pass over the memory with bfloat16 products, float32 logits and sums. Included after each
+// kernel's Scratch, arrange_rows, tile_logits, bounded_tile, output_of, rescale and add_output.
 
-// As bounded_tile, but relative to the running maximum, which it raises; `factor` is what earlier
-// sums and outputs are to be multiplied with.
+// bounded_tile's counterpart for the online softmax. Raises the running maximum and returns in
+// `factor` what rescales earlier sums and outputs.
 template <bool kNeedGrad>
 Statistics online_tile(const Rows& rows, const uint16_t* queries, int64_t columns,
                        const Scratch& scratch, Prefetch& prefetch, float* maximum,

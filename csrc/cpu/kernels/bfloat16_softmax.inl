@@ -1,12 +1,11 @@
-// Logits to weights that are rounded to bfloat16, and the sums of both. Included after
-// bfloat16_operands.inl.
+// Turns logits into bfloat16 weights and their sums. Included after bfloat16_operands.inl.
 
 constexpr int64_t kLogitFloats = kGroupRows * kRoles * kLanes;
-// One role's weights of a group with a panel.
+// One role's weights for one group and one panel.
 constexpr int64_t kWeightHalves = kGroupRows * kLanes;
 
-// 2^x to 7.5e-5, twenty times finer than the bfloat16 that it is rounded to: the fraction's
-// polynomial is minimax (Remez) on [0, 1). Any x, NaN and infinities included.
+// 2^x for any x, NaN and infinities included. Relative error 7.5e-5, twenty times finer than the
+// rounding to bfloat16. The polynomial of the fraction is minimax (Remez) on [0, 1).
 RRD_INLINE Vec<float> exp2_coarse(Vec<float> x) {
   constexpr int kRoundDown = 1;
   const Vec<float> f =
@@ -16,7 +15,7 @@ RRD_INLINE Vec<float> exp2_coarse(Vec<float> x) {
       _mm512_scalef_ps(reinterpret_cast<__m512>(power), reinterpret_cast<__m512>(x)));
 }
 
-// Two rows of 16 probabilities -> 16 pairs of bfloat16.
+// Two rows of 16 weights -> 16 pairs of bfloat16.
 RRD_INLINE __m512i interleave(Vec<float> even, Vec<float> odd) {
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
                                          8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
@@ -41,8 +40,8 @@ struct Statistics {
   Vec<float> cross = {};
 };
 
-// Logits [kGroupRows, 2, 16 queries] of a group of rows, of which the first `count` exist, to
-// probabilities [2, kGroupRows / 2, 16 queries, 2]: a pair of rows travels as one 32-bit element.
+// Logits [kGroupRows, 2, 16 queries] -> weights [2, kGroupRows / 2, 16 queries, 2], for the first
+// `count` rows of the group; the others get zero. A pair of rows is one 32-bit element.
 template <bool kBounded, bool kNeedGrad>
 RRD_INLINE void softmax_group(const float* logit, int64_t count,
                               const Vec<float> (&maximum)[kRoles], uint16_t* out,
@@ -64,7 +63,7 @@ RRD_INLINE void softmax_group(const float* logit, int64_t count,
     if (has_odd) one(row + 1, odd);
     if constexpr (kNeedGrad) {
       for (int role = 0; role < kRoles; ++role) {
-        // The sum is of the weights as rounded, so that what they multiply adds up to an average.
+        // Sums the rounded weights: they multiply the rows, so the output is a true average.
         const __m512i weights = interleave(even[role], odd[role]);
         statistics.sum[role] = add_pairs(statistics.sum[role], weights);
         _mm512_store_si512(out + role * kWeightHalves + row * kLanes, weights);

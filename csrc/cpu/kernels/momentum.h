@@ -1,5 +1,5 @@
-// What the instruction-set kernels share with the operators of the momentum memory: the loss over
-// sampled rows. As in attention.h, nothing here includes PyTorch.
+// Interface between the kernels of each instruction set and the operators of the momentum memory:
+// the loss over sampled rows. As in attention.h, nothing here includes PyTorch.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 
 namespace rrd::cpu {
 
-// One sample's softmaxes. Their logits are nearly constant under the published similarity, so that
-// q - p cancels: all of it is in double, whose cost is small beside the products'.
+// One sample's softmaxes, in double. Under the published similarity the logits are nearly constant,
+// so q - p cancels; the products cost far more than the double arithmetic.
 struct RelateTask {
   double* student;  // [padded_count] similarities s.v2; becomes d loss / d similarity
   double* teacher;  // [padded_count] similarities t.v1; overwritten
@@ -18,18 +18,18 @@ struct RelateTask {
   bool need_grad;
   bool exponential;      // logit = 2^(similarity * rate) * scale; else similarity * scale
   double rate;           // log2(e) / nce_t
-  double student_scale;  // 1 / tau_s, over Z_v1 where exponential
+  double student_scale;  // 1 / tau_s, divided by Z_v1 if exponential
   double teacher_scale;
-  double derivative;  // of the logit: this, times the logit where exponential
+  double derivative;  // d logit / d similarity; if exponential, divided by the logit
 };
 
 template <typename T>
 struct MomentumKernel {
   int64_t (*padded_count)(int64_t count);
-  // Elements of room that the next two need.
+  // Elements of `room` that all_similarities and all_weighted_rows need.
   int64_t (*tile_room)(int64_t dim);
   // out[i * stride + j] = unit row i . memory row j, for j in [begin, end) and i in [0, batch).
-  // packed: AttentionKernel::pack of 2 * lanes unit rows a panel, the second half as its teachers.
+  // packed: by AttentionKernel::pack, 2 * lanes unit rows per panel, the second half as teacher's.
   void (*all_similarities)(const MemoryView& memory, int64_t begin, int64_t end, const void* packed,
                            int64_t batch, T* out, int64_t stride, T* room);
   // out[i, padded_dim] = sum over j in [begin, end) of weights[i * stride + j] * row j
@@ -58,7 +58,7 @@ extern const MomentumKernel<double> kAvx2MomentumDouble;
 extern const MomentumKernel<float> kBaselineMomentumFloat;
 extern const MomentumKernel<double> kBaselineMomentumDouble;
 
-// The widest that this machine runs.
+// The kernel with the widest vectors that this machine runs and RRD_CPU_CAPABILITY allows.
 template <typename T>
 const MomentumKernel<T>& select_momentum_kernel();
 template <>

@@ -1,4 +1,4 @@
-// The kernels of momentum.h, after simd.inl, rows.inl and attention_simd.inl.
+// The kernels of momentum.h. Included after simd.inl, rows.inl and attention_simd.inl.
 
 inline int64_t padded_count(int64_t count) { return round_up(count, Vector<double>::kLanes); }
 
@@ -28,7 +28,7 @@ void all_similarities(const MemoryView& memory, int64_t begin, int64_t end, cons
           store<T>(block + (r + k) * kWidth + B::kLanes, similarity[k][kTeacher]);
         }
       }
-      // Each sample's in one piece, so that picking from them stays within a core's cache.
+      // Each sample's similarities are contiguous, so that pick stays within a core's cache.
       for (int64_t i = 0; i < kWidth && first + i < batch; ++i) {
         T* to = out + (first + i) * stride + row;
         for (int64_t r = 0; r < count; ++r) to[r] = block[r * kWidth + i];
@@ -37,7 +37,7 @@ void all_similarities(const MemoryView& memory, int64_t begin, int64_t end, cons
   }
 }
 
-// out[kSamples, kVectors * lanes] += weights of a tile's rows, times these
+// out[kSamples, kVectors * lanes] += weights * rows of a tile
 template <int64_t kSamples, int64_t kVectors, typename T>
 RRD_INLINE void add_weighted(const Tile<T>& tile, const T* weights, int64_t stride, T* out,
                              int64_t padded, int64_t d) {
@@ -55,7 +55,7 @@ RRD_INLINE void add_weighted(const Tile<T>& tile, const T* weights, int64_t stri
       for (int64_t v = 0; v < kVectors; ++v) sum[i][v] += weight * row[v];
     }
   }
-  // The tile's sum first, then the whole: fewer additions follow one another.
+  // Each tile is summed by itself, then added: shorter chains of additions.
   for (int64_t i = 0; i < kSamples; ++i) {
     for (int64_t v = 0; v < kVectors; ++v) {
       T* to = out + i * padded + d + v * kLanes;
@@ -114,7 +114,7 @@ RRD_INLINE const T* sampled_row(const MemoryView& memory, int64_t index, T* room
   return room;
 }
 
-// Rows come in no order: the processor must be told of them ahead.
+// Rows to prefetch ahead: the hardware cannot predict sampled rows, which are in random order.
 constexpr int64_t kAhead = 12;
 
 template <typename T>
@@ -148,7 +148,7 @@ void similarities(const MemoryView& memory, const int64_t* index, int64_t count,
 template <typename T>
 void weighted_rows(const MemoryView& memory, const int64_t* index, const double* weights,
                    int64_t count, T* room, double* out) {
-  // Few enough additions in T that its rounding stays that of one.
+  // Rows added up in T before double: few enough that the error stays about one rounding of T.
   constexpr int64_t kBlock = 32;
   const int64_t dim = memory.dim;
   T* block = room + padded_dim<T>(dim);
@@ -166,7 +166,7 @@ void weighted_rows(const MemoryView& memory, const int64_t* index, const double*
   }
 }
 
-// Columns beyond the last repeat the first, and what comes of them is dropped.
+// Fills the padding with the first value; what is computed from the padding is dropped.
 inline void pad(double* values, int64_t count) {
   for (int64_t p = count; p < padded_count(count); ++p) values[p] = values[0];
 }
@@ -184,7 +184,7 @@ RRD_INLINE double horizontal_maximum(Vec<double> value) {
   return maximum;
 }
 
-// Similarities to logits, in place; their maximum.
+// Turns similarities into logits, in place. Returns their maximum.
 inline double to_logits(double* values, int64_t count, bool exponential, double rate,
                         double scale) {
   constexpr int64_t kLanes = Vector<double>::kLanes;

@@ -1,5 +1,5 @@
-// Asks for the rows of the next tile while this one is worked on, a few at each step: a tile's
-// first touch is too scattered for the hardware's own prefetching, and all at once would stall.
+// Prefetches the next tile during work on this one, a few rows per step. A tile's first accesses
+// are too scattered for the hardware's prefetcher; prefetching all rows at once would stall.
 struct Prefetch {
   const char* row;
   int64_t row_stride;  // in bytes

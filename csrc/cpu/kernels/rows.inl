@@ -1,12 +1,12 @@
-// What is done once per sample, before and after the pass over the memory: O(B * D) work.
+// The work per sample before and after the pass over the memory: O(B * D).
 
 template <typename T>
 int64_t padded_dim(int64_t dim) {
   return round_up(dim, Vector<T>::kLanes);
 }
 
-// z / max(||z||, eps). Squares are summed in double: a row of float32 whose squares overflow or
-// vanish in float32 still has its norm.
+// z / max(||z||, eps). Squares are summed in double, so that a float32 row keeps its norm if its
+// squares overflow or underflow in float32.
 template <typename T>
 void normalize(const T* rows, int64_t count, int64_t dim, T* unit, T* norm) {
   const int64_t padded = padded_dim<T>(dim);
@@ -39,8 +39,8 @@ RRD_INLINE T dot(const T* a, const T* b, int64_t padded) {
   return horizontal_sum<T>(sum);
 }
 
-// A unit row as the logits saw it: scaled, rounded to bfloat16 where the kernel does that, scaled
-// back. The loss subtracts logits from their log-sum-exp; both must be of the same query.
+// The unit row behind the logits: scaled, rounded to bfloat16 if the kernel rounds its queries, and
+// scaled back. The loss subtracts logits from their log-sum-exp: both must use the same query.
 RRD_INLINE Vec<double> as_multiplied(Vec<double> unit, double) { return unit; }
 RRD_INLINE Vec<float> as_multiplied(Vec<float> unit, float scale) {
   if (scale == 0.f) return unit;
@@ -59,9 +59,9 @@ RRD_INLINE T dot_as_multiplied(const T* unit, const T* output, int64_t padded, T
   return horizontal_sum<T>(sum);
 }
 
-// The softmax statistics of one query over all splits.
+// One query's shift and sum of weights over all splits.
 struct Merged {
-  double maximum;  // in units of log2
+  double maximum;  // in units of log 2
   double sum;
 
   double log_sum_exp() const { return (__builtin_log2(sum) + maximum) * 0.6931471805599453; }

@@ -1,5 +1,5 @@
-// Which kernel runs: the fastest instruction set of this machine, or what RRD_CPU_CAPABILITY caps
-// it to (the counterpart of PyTorch's ATEN_CPU_CAPABILITY).
+// Selects the kernels: the fastest instruction set of this machine, capped by RRD_CPU_CAPABILITY
+// (the counterpart of PyTorch's ATEN_CPU_CAPABILITY).
 #include "cpu/kernels/select.h"
 
 #include <c10/util/Exception.h>
@@ -36,7 +36,7 @@ bool has_avx512_bf16() {
 #if defined(RRD_EMULATE_TILES)
 bool has_amx_bf16() { return true; }
 #elif defined(__linux__)
-// The kernel hands out the tile registers only to a process that has asked for them.
+// Linux gives the tile registers only to a process that has requested them.
 bool may_use_tiles() {
   constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
   constexpr int kTileData = 18;               // XFEATURE_XTILEDATA

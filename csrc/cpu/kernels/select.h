@@ -19,7 +19,7 @@ extern const AttentionKernel<float> kBaselineFloat;
 extern const AttentionKernel<double> kBaselineDouble;
 
 // The best kernel that this machine runs. `bfloat16_products` allows products of bfloat16
-// operands; where the machine has none, they are computed in float32.
+// operands; a machine without them computes in float32.
 template <typename T>
 const AttentionKernel<T>& select_kernel(bool bfloat16_products);
 template <>

@@ -39,8 +39,8 @@ RRD_INLINE T horizontal_sum(Vec<T> value) {
 template <typename T>
 struct Exp2;
 
-// 2^f on [-1/2, 1/2], minimax in relative error (Remez): 1.9e-9 in exact arithmetic, so that
-// float32 rounding is what remains.
+// 2^f on [-1/2, 1/2], minimax in relative error (Remez): 1.9e-9 in exact arithmetic, well below
+// float32 rounding.
 template <>
 struct Exp2<float> {
   typedef int32_t Bits __attribute__((vector_size(RRD_VECTOR_BYTES)));
@@ -80,7 +80,7 @@ struct Exp2<double> {
   };
 };
 
-// power * 2^(shifted - kShift), for `shifted` as exp2 has it.
+// power * 2^(shifted - kShift), with exp2's `shifted`.
 #if RRD_VECTOR_BYTES == 64
 RRD_INLINE Vec<float> scale(Vec<float> power, Vec<float> shifted) {
   const Vec<float> exponent = shifted - Exp2<float>::kShift;
@@ -100,7 +100,7 @@ RRD_INLINE V scale(V power, V shifted) {
 }
 #endif
 
-// 2^x; infinity above the range, next to nothing below it, NaN for NaN. Adding kShift rounds x to
+// 2^x; infinity above the range, about zero below it, NaN for NaN. Adding kShift rounds x to
 // an integer and leaves that integer, exponent bias included, in the low bits of the mantissa.
 template <typename T>
 RRD_INLINE Vec<T> exp2(Vec<T> x) {
@@ -117,7 +117,7 @@ RRD_INLINE Vec<T> exp2(Vec<T> x) {
   return scale(power, shifted);
 }
 
-// 2^x for x <= 0 without subnormal numbers, which would be slow to multiply with.
+// 2^x for x <= 0, never subnormal: multiplying by subnormal numbers is slow.
 template <typename T>
 RRD_INLINE Vec<T> exp2_nonpositive(Vec<T> x) {
   return exp2<T>(x < Exp2<T>::kLowest ? broadcast<T>(Exp2<T>::kLowest) : x);
@@ -142,8 +142,8 @@ RRD_INLINE float from_bits(uint32_t bits) {
 
 RRD_INLINE float widen(BFloat16 value) { return from_bits(uint32_t{value.bits} << 16); }
 
-// Branch-free, so that a loop over it vectorises: the exponent is moved to float32's place and a
-// multiplication by 2^112 corrects the bias and normalises subnormals; 0x1f means Inf or NaN.
+// Branch-free, so that loops vectorise. Shifts move the exponent to float32's place; multiplying by
+// 2^112 corrects its bias and normalises subnormals. Exponent 0x1f is Inf or NaN.
 RRD_INLINE float widen(Half value) {
   const uint32_t magnitude = uint32_t{value.bits & 0x7fffu} << 13;
   const uint32_t sign = uint32_t{value.bits & 0x8000u} << 16;

@@ -1,5 +1,5 @@
-// Compiles what follows for RRD_TARGET. After all other headers: an inline function of theirs must
-// not be compiled for instructions that the machine at hand may lack.
+// Compiles the code below for RRD_TARGET. Included after all other headers: their inline functions
+// must not be compiled for instructions that the machine may lack.
 #define RRD_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define RRD_TARGET_PRAGMA(isa) \

@@ -1,4 +1,4 @@
-// momentum_update_ on the CPU: rows of a memory towards new ones, in place.
+// momentum_update_ on the CPU: moves rows of a memory towards new ones, in place.
 #include <ATen/Dispatch_v2.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -17,7 +17,7 @@ namespace {
 template <typename Stored, typename New>
 void update_rows(const at::Tensor& memory, const at::Tensor& index, const at::Tensor& rows,
                  const std::vector<int64_t>& wanted, double momentum) {
-  constexpr int64_t kGrain = 1 << 14;  // elements that pay for waking a thread
+  constexpr int64_t kGrain = 1 << 14;  // elements worth waking a thread for
   auto slots = memory.accessor<Stored, 2>();
   const auto at = index.accessor<const int64_t, 1>();
   const auto from = rows.accessor<const New, 2>();
@@ -45,7 +45,7 @@ std::vector<int64_t> last_occurrences(const at::Tensor& index) {
 
 void momentum_update(at::Tensor& memory, const at::Tensor& index, const at::Tensor& new_rows,
                      double momentum) {
-  // rrd_kernels.functional has checked the rest; this is for callers of the bare operator.
+  // For direct callers of the operator; rrd_kernels.functional checks all but the indices itself.
   TORCH_CHECK_VALUE(memory.dim() == 2 && new_rows.dim() == 2 && index.dim() == 1 &&
                         memory.size(1) == new_rows.size(1) && index.size(0) == new_rows.size(0) &&
                         index.scalar_type() == at::kLong && memory.numel() > 0,
@@ -53,7 +53,7 @@ void momentum_update(at::Tensor& memory, const at::Tensor& index, const at::Tens
                     " do not fit a memory ", memory.sizes());
   check_indices("index", index, memory.size(0));
   const std::vector<int64_t> wanted = last_occurrences(index);
-  // Rows that are themselves in the memory must not change while they are being written.
+  // New rows that alias the memory must not change while it is written.
   const at::Tensor rows = new_rows.is_alias_of(memory) ? new_rows.clone() : new_rows;
   AT_DISPATCH_V2(memory.scalar_type(), "momentum_update_", AT_WRAP([&] {
                    using stored_t = scalar_t;

@@ -1,7 +1,7 @@
 // sampled_relational_loss_forward and estimate_normalizers_ on the CPU.
 //
-// Either all rows of the memories are multiplied and the wanted similarities are picked, or the
-// wanted rows are read one by one; then each sample's softmaxes, then its gradient by the same way.
+// Method dense multiplies all rows of the memories and picks the sampled similarities; gather reads
+// the sampled rows one by one. Then come each sample's softmaxes, and its gradient by that method.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -22,7 +22,7 @@ namespace {
 
 template <typename T>
 struct Views {
-  at::Tensor unit_s, unit_t;  // [B and more, padded_dim] in T
+  at::Tensor unit_s, unit_t;  // [B + 2 * lanes, padded_dim] in T
   Buffer<T> norm;             // [2, B]
   at::Tensor memory_v1, memory_v2, index;
 
@@ -42,7 +42,7 @@ at::Tensor unit_rows(const at::Tensor& z, T* norm) {
   const auto& kernel = select_kernel<T>(false);
   const at::Tensor rows = z.to(c10::CppTypeToScalarType<T>::value).contiguous();
   const int64_t batch = z.size(0), dim = z.size(1), padded = kernel.padded_dim(dim);
-  // And rows of zeros, so that the last panel is full.
+  // Extra rows of zeros fill the last panel.
   const int64_t extra = kRoles * kernel.lanes;
   at::Tensor unit = at::empty({batch + extra, padded}, rows.options());
   unit.narrow(0, batch, extra).zero_();
@@ -65,16 +65,16 @@ Views<T> views_of(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor
           contrast_idx.contiguous()};
 }
 
-// Samples whose similarities to all rows are held at once.
+// Samples per block of dense, which stores their similarities to all rows at once.
 template <typename T>
 int64_t dense_block(int64_t batch, int64_t rows) {
   constexpr int64_t kBlockBytes = 32 << 20;  // of both views
   return std::clamp<int64_t>(kBlockBytes / (2 * rows * int64_t(sizeof(T))), 1, batch);
 }
 
-// Whether multiplying everything costs less, in nanoseconds as docs/decisions.md has them measured
-// at D = 128 (all grow with D alike): what a row of the memories costs each block of samples, and
-// each sample; and what a wanted row costs that is read by itself.
+// Whether dense costs less than gather. Costs in nanoseconds, measured at D = 128 in
+// docs/decisions.md (all grow with D alike): a row of the memories for each block of samples
+// (kRow) and for each sample (kRowAndSample); one gathered row (kWanted).
 template <typename T>
 bool dense_is_cheaper(int64_t batch, int64_t count, int64_t rows) {
   constexpr double kRow = 200, kRowAndSample = 6, kWanted = 92;
@@ -162,7 +162,7 @@ void gather(const Views<T>& views, const RelateTask& settings, double sample_wei
   });
 }
 
-// Unit rows as AttentionKernel::pack lays them out, 2 * lanes samples to a panel.
+// Unit rows packed by AttentionKernel::pack, 2 * lanes samples per panel.
 template <typename T>
 Buffer<char> packed_panels(const at::Tensor& unit, int64_t first, int64_t panels, int64_t dim) {
   const auto& kernel = select_kernel<T>(false);
@@ -179,7 +179,7 @@ Buffer<char> packed_panels(const at::Tensor& unit, int64_t first, int64_t panels
   return packed;
 }
 
-// Runs body(begin, end, room) over the rows of a memory, `each` at a time.
+// Runs body(part, begin, end, room) over the rows of a memory, `each` rows at a time.
 template <typename T, typename Body>
 void over_rows(int64_t rows, int64_t each, int64_t dim, const Body& body) {
   const int64_t parts = (rows + each - 1) / each;
@@ -201,7 +201,7 @@ void dense(const Views<T>& views, const RelateTask& settings, double sample_weig
   const int64_t padded = select_kernel<T>(false).padded_dim(dim);
   const MemoryView v1 = view_of(views.memory_v1), v2 = view_of(views.memory_v2);
   const Buffer<T> all_s(block * rows), all_t(block * rows);
-  // Splits that do not depend on the number of threads up to four, as in relational_loss.cpp.
+  // The splits are the same for one to four threads, as in cpu/fifo/attention_pass.h.
   constexpr int64_t kSplitRows = 512, kRowsAtOnce = 960;
   const int64_t most = 2 * std::max<int64_t>(4, at::get_num_threads());
   const int64_t splits = std::clamp<int64_t>(rows / kSplitRows, 1, most);
@@ -272,8 +272,8 @@ LossAndGrad forward(const Views<T>& views, const Settings& settings, c10::string
   return {reduce<T>(losses, settings.reduction), grad};
 }
 
-// rrd_kernels.functional has checked everything but the indices; the rest is for callers of the
-// bare operators.
+// rrd_kernels.functional checks everything but the indices itself; the other checks are for direct
+// callers of the operators.
 void check(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory_v1,
            const at::Tensor& memory_v2, const at::Tensor& contrast_idx) {
   TORCH_CHECK_VALUE(z_s.dim() == 2 && z_s.sizes() == z_t.sizes() && memory_v1.dim() == 2 &&
