@@ -137,7 +137,7 @@ struct Partials {
 template <typename T>
 Partial<T> partial_at(const Partial<T>& all, int64_t panel, int64_t lanes, int64_t padded) {
   const int64_t query = panel * kRoles * lanes;
-  return {all.output == nullptr ? nullptr : all.output + query * padded, all.maximum + query,
+  return {all.output == nullptr ? nullptr : all.output + query * padded, all.shift + query,
           all.sum + query, all.cross == nullptr ? nullptr : all.cross + panel * lanes};
 }
 
@@ -150,16 +150,16 @@ int64_t chunk_rows(const AttentionKernel<T>& kernel, const Plan& plan) {
   return kernel.rounded_queries ? plan.split_rows : std::min(kChunkRows, plan.split_rows);
 }
 
-// total += more. Each has its own maximum as its shift.
+// total += more. Each has its own shift.
 template <typename T>
 void add_partial(const Partial<T>& more, int64_t queries, int64_t lanes, int64_t padded,
                  const Partial<T>& total) {
   for (int64_t query = 0; query < queries; ++query) {
-    const T maximum = std::max(total.maximum[query], more.maximum[query]);
-    const T kept = std::exp2(total.maximum[query] - maximum);
-    const T added = std::exp2(more.maximum[query] - maximum);
+    const T shift = std::max(total.shift[query], more.shift[query]);
+    const T kept = std::exp2(total.shift[query] - shift);
+    const T added = std::exp2(more.shift[query] - shift);
     const auto add = [&](T& to, T from) { to = to * kept + from * added; };
-    total.maximum[query] = maximum;
+    total.shift[query] = shift;
     add(total.sum[query], more.sum[query]);
     if (total.output == nullptr) {
       const int64_t panel = query / (kRoles * lanes), sample = query % lanes;
@@ -198,7 +198,7 @@ void attend(const AttentionKernel<T>& kernel, const Plan& plan, const MemoryView
   const int64_t chunk = chunk_rows(kernel, plan);
   Plan block = plan;
   block.splits = 1;
-  block.panels = chunk < plan.split_rows ? plan.block_panels : 0;
+  block.panels = chunk < plan.split_rows ? plan.block_panels : 0;  // none for a single chunk
   std::atomic<int64_t> next{0};  // a free thread takes the next task
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     const Buffer<char> scratch(kernel.scratch_bytes(memory.dim, plan.block_panels));

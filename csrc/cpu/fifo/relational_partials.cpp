@@ -21,12 +21,12 @@ constexpr double kLog2 = 0.6931471805599453;
 // Columns of `sums` before the two weighted sums of rows.
 enum Column : int64_t { kSumStudent, kSumTeacher, kCross, kScalars };
 
-// Sets weight[k] = 2^(maximum of split k - largest maximum). Returns the largest maximum.
+// Sets factor[k] = 2^(shift of split k - largest shift). Returns the largest shift.
 template <typename T>
-double weigh(const T* maximum, int64_t splits, int64_t stride, std::vector<double>& weight) {
-  double largest = maximum[0];
-  for (int64_t k = 1; k < splits; ++k) largest = std::max(largest, double(maximum[k * stride]));
-  for (int64_t k = 0; k < splits; ++k) weight[k] = std::exp2(maximum[k * stride] - largest);
+double rescale(const T* shift, int64_t splits, int64_t stride, std::vector<double>& factor) {
+  double largest = shift[0];
+  for (int64_t k = 1; k < splits; ++k) largest = std::max(largest, double(shift[k * stride]));
+  for (int64_t k = 0; k < splits; ++k) factor[k] = std::exp2(shift[k * stride] - largest);
   return largest;
 }
 
@@ -51,24 +51,24 @@ void merge_splits(const AttentionPass<T>& pass, int64_t begin, int64_t end, int6
   const int64_t samples = pass.plan.panels * lanes, stride = samples * kRoles;
   const Partial<T>& partial = pass.partials.all;
   const int64_t width = sums.size(1);
-  std::vector<double> weight(splits), output(dim);
+  std::vector<double> factor(splits), output(dim);
   for (int64_t i = begin; i < end; ++i) {
     T* out = sums.mutable_data_ptr<T>() + i * width;
     const int64_t panel = i / lanes, lane = i % lanes;
     for (const int role : {kStudent, kTeacher}) {
       const int64_t query = (panel * kRoles + role) * lanes + lane;
-      const double largest = weigh(partial.maximum + query, splits, stride, weight);
+      const double largest = rescale(partial.shift + query, splits, stride, factor);
       shifts.mutable_data_ptr<T>()[i * kRoles + role] = T(largest);
       double sum = 0, cross = 0;
       std::fill(output.begin(), output.end(), 0.0);
       for (int64_t k = 0; k < splits; ++k) {
-        sum += weight[k] * partial.sum[query + k * stride];
+        sum += factor[k] * partial.sum[query + k * stride];
         if (partial.output == nullptr) {
-          cross += weight[k] * partial.cross[i + k * samples];
+          cross += factor[k] * partial.cross[i + k * samples];
           continue;
         }
         const T* from = partial.output + (query + k * stride) * padded;
-        for (int64_t d = 0; d < dim; ++d) output[d] += weight[k] * from[d];
+        for (int64_t d = 0; d < dim; ++d) output[d] += factor[k] * from[d];
       }
       out[role == kStudent ? kSumStudent : kSumTeacher] = T(sum);
       T* rows = out + kScalars + role * dim;

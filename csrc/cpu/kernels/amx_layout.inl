@@ -13,15 +13,14 @@ struct Scratch {
     const int64_t logit_rows = tile < 2 * kGroupRows ? 2 * kGroupRows : tile;
     rows = reinterpret_cast<uint16_t*>(logits + logit_rows * kRoles * kLanes);
     arranged = rows + tile * columns;
-    probabilities = arranged + tile * columns;
-    bytes =
-        reinterpret_cast<char*>(probabilities + tile * kRoles * kLanes) - static_cast<char*>(base);
+    weights = arranged + tile * columns;
+    bytes = reinterpret_cast<char*>(weights + tile * kRoles * kLanes) - static_cast<char*>(base);
   }
-  float* output;            // [panels, columns / 16, 2, 16 columns, 16 queries]
-  float* logits;            // [max(groups, 2), 32 rows, 2, 16 queries]
-  uint16_t* rows;           // [row_tile, columns], if the memory cannot be read in place
-  uint16_t* arranged;       // [groups, columns / 16, 16 columns, 32 rows]
-  uint16_t* probabilities;  // [groups, 2, 16 row pairs, 16 queries, 2]
+  float* output;       // [panels, columns / 16, 2, 16 columns, 16 queries]
+  float* logits;       // [max(groups, 2), 32 rows, 2, 16 queries]
+  uint16_t* rows;      // [row_tile, columns], if the memory cannot be read in place
+  uint16_t* arranged;  // [groups, columns / 16, 16 columns, 32 rows]
+  uint16_t* weights;   // [groups, 2, 16 row pairs, 16 queries, 2]
   int64_t bytes;
 };
 

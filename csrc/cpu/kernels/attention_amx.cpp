@@ -94,7 +94,7 @@ void add_output(const Scratch& scratch, int64_t groups, int64_t dim, float* outp
     _tile_loadd(3, output + 3 * kTileFloats, 64);
     for (int64_t group = 0; group < groups; ++group) {
       const uint16_t* rows = scratch.arranged + group * group_stride + column * kGroupRows;
-      const uint16_t* weights = scratch.probabilities + group * kRoles * kTileHalves;
+      const uint16_t* weights = scratch.weights + group * kRoles * kTileHalves;
       _tile_loadd(4, rows, 64);
       _tile_loadd(5, rows + kTileHalves, 64);
       _tile_loadd(6, weights, 64);
@@ -131,7 +131,7 @@ Statistics bounded_tile(const Rows& rows, const uint16_t* queries, int64_t colum
   const Vec<float> none[kRoles] = {};
   const auto softmax = [&](int64_t group) __attribute__((always_inline)) {
     softmax_group<true, kNeedGrad>(scratch.logits + group % 2 * kLogitFloats, rows.in_group(group),
-                                   none, scratch.probabilities + group * kRoles * kTileHalves,
+                                   none, scratch.weights + group * kRoles * kTileHalves,
                                    statistics);
   };
   for (int64_t group = 0; group < rows.groups; ++group) {

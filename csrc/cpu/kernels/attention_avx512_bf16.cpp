@@ -39,14 +39,13 @@ struct Scratch {
     logits = static_cast<float*>(base);
     rows = reinterpret_cast<uint16_t*>(logits + tile * kRoles * kLanes);
     arranged = rows + tile * columns;
-    probabilities = arranged + tile * columns;
-    bytes =
-        reinterpret_cast<char*>(probabilities + tile * kRoles * kLanes) - static_cast<char*>(base);
+    weights = arranged + tile * columns;
+    bytes = reinterpret_cast<char*>(weights + tile * kRoles * kLanes) - static_cast<char*>(base);
   }
-  float* logits;            // [row_tile, 2, 16 queries]
-  uint16_t* rows;           // [row_tile, columns], if the memory cannot be read in place
-  uint16_t* arranged;       // [row_tile / 2, columns, 2]
-  uint16_t* probabilities;  // [groups, 2, 6 row pairs, 16 queries, 2]
+  float* logits;       // [row_tile, 2, 16 queries]
+  uint16_t* rows;      // [row_tile, columns], if the memory cannot be read in place
+  uint16_t* arranged;  // [row_tile / 2, columns, 2]
+  uint16_t* weights;   // [groups, 2, 6 row pairs, 16 queries, 2]
   int64_t bytes;
 };
 
@@ -119,8 +118,7 @@ Statistics bounded_tile(const Rows& rows, const uint16_t* queries, int64_t colum
     logits(rows.data + group * kGroupRows * rows.stride, rows.stride, queries, columns,
            scratch.logits);
     softmax_group<true, kNeedGrad>(scratch.logits, rows.in_group(group), none,
-                                   scratch.probabilities + group * kRoles * kWeightHalves,
-                                   statistics);
+                                   scratch.weights + group * kRoles * kWeightHalves, statistics);
   }
   return statistics;
 }
@@ -189,7 +187,7 @@ void add_columns(const Scratch& scratch, int64_t groups, int64_t dim, int64_t co
     for (int role = 0; role < kRoles; ++role) {
       for (int64_t query = 0; query < kLanes; query += kOutputQueries) {
         add_block<kVectors>(scratch.arranged + column * 2, columns,
-                            scratch.probabilities + role * kWeightHalves + query * 2, groups,
+                            scratch.weights + role * kWeightHalves + query * 2, groups,
                             output + (role * kLanes + query) * padded + column, padded);
       }
     }

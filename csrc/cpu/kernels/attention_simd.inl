@@ -149,8 +149,8 @@ RRD_INLINE void accumulate(Vec<T> student, Vec<T> student_logit, Vec<T> teacher,
 
 // Weights of a tile with one panel, [kRowTile, 2, lanes], on the bounded path: the shift is zero.
 template <bool kNeedGrad, typename T>
-Statistics<T> bounded_probabilities(const Tile<T>& tile, const T* queries, int64_t dim,
-                                    Prefetch& prefetch, T* probabilities) {
+Statistics<T> bounded_weights(const Tile<T>& tile, const T* queries, int64_t dim,
+                              Prefetch& prefetch, T* weights) {
   using B = Blocking<T>;
   Statistics<T> statistics;
   for (int64_t row = 0; row < tile.count; row += B::kLogitRows) {
@@ -162,7 +162,7 @@ Statistics<T> bounded_probabilities(const Tile<T>& tile, const T* queries, int64
       if (row + r < tile.count) {
         accumulate<kNeedGrad, T>(exp2<T>(logit[r][kStudent]), logit[r][kStudent],
                                  exp2<T>(logit[r][kTeacher]),
-                                 probabilities + (row + r) * kRoles * B::kLanes, statistics);
+                                 weights + (row + r) * kRoles * B::kLanes, statistics);
       }
     }
   }
@@ -172,11 +172,10 @@ Statistics<T> bounded_probabilities(const Tile<T>& tile, const T* queries, int64
 // Weights of a tile with one panel, by the online softmax. Raises the running maximum and returns
 // in `factor` what rescales earlier sums and outputs.
 template <bool kNeedGrad, typename T>
-Statistics<T> online_probabilities(const Tile<T>& tile, const T* queries, int64_t dim,
-                                   Prefetch& prefetch, T* probabilities, T* maximum,
-                                   Vec<T> (&factor)[kRoles]) {
+Statistics<T> online_weights(const Tile<T>& tile, const T* queries, int64_t dim, Prefetch& prefetch,
+                             T* weights, T* shift, Vec<T> (&factor)[kRoles]) {
   using B = Blocking<T>;
-  Vec<T> highest[kRoles] = {load(maximum), load(maximum + B::kLanes)};
+  Vec<T> highest[kRoles] = {load(shift), load(shift + B::kLanes)};
   for (int64_t row = 0; row < tile.count; row += B::kLogitRows) {
     prefetch.step();
     Vec<T> logit[B::kLogitRows][kRoles];
@@ -185,17 +184,17 @@ Statistics<T> online_probabilities(const Tile<T>& tile, const T* queries, int64_
       for (int role = 0; role < kRoles; ++role) {
         const Vec<T> value = logit[r][role];
         highest[role] = value > highest[role] ? value : highest[role];
-        store<T>(probabilities + ((row + r) * kRoles + role) * B::kLanes, value);
+        store<T>(weights + ((row + r) * kRoles + role) * B::kLanes, value);
       }
     }
   }
   for (int role = 0; role < kRoles; ++role) {
-    factor[role] = exp2_nonpositive<T>(load(maximum + role * B::kLanes) - highest[role]);
-    store<T>(maximum + role * B::kLanes, highest[role]);
+    factor[role] = exp2_nonpositive<T>(load(shift + role * B::kLanes) - highest[role]);
+    store<T>(shift + role * B::kLanes, highest[role]);
   }
   Statistics<T> statistics;
   for (int64_t row = 0; row < tile.count; ++row) {
-    T* at = probabilities + row * kRoles * B::kLanes;
+    T* at = weights + row * kRoles * B::kLanes;
     const Vec<T> student = load(at), teacher = load(at + B::kLanes);
     accumulate<kNeedGrad, T>(exp2_nonpositive<T>(student - highest[kStudent]), student,
                              exp2_nonpositive<T>(teacher - highest[kTeacher]), at, statistics);
@@ -217,9 +216,9 @@ void rescale(T* output, int64_t padded, const Vec<T> (&factor)[kRoles]) {
   }
 }
 
-// output[kOutputQueries, kVectors * lanes] += probabilities^T rows
+// output[kOutputQueries, kVectors * lanes] += weights^T rows
 template <int64_t kVectors, typename T>
-RRD_INLINE void add_output(const Tile<T>& tile, const T* probabilities, int64_t column, T* output,
+RRD_INLINE void add_output(const Tile<T>& tile, const T* weights, int64_t column, T* output,
                            int64_t padded) {
   using B = Blocking<T>;
   Vec<T> sum[B::kOutputQueries][kVectors] = {};
@@ -228,10 +227,10 @@ RRD_INLINE void add_output(const Tile<T>& tile, const T* probabilities, int64_t 
     Vec<T> value[kVectors];
 #pragma GCC unroll 8
     for (int64_t v = 0; v < kVectors; ++v) value[v] = load(from + v * B::kLanes);
-    const T* probability = probabilities + row * kRoles * B::kLanes;
+    const T* row_weights = weights + row * kRoles * B::kLanes;
 #pragma GCC unroll 8
     for (int64_t q = 0; q < B::kOutputQueries; ++q) {
-      const Vec<T> weight = broadcast(probability[q]);
+      const Vec<T> weight = broadcast(row_weights[q]);
 #pragma GCC unroll 8
       for (int64_t v = 0; v < kVectors; ++v) sum[q][v] += weight * value[v];
     }
@@ -249,21 +248,22 @@ RRD_INLINE void add_output(const Tile<T>& tile, const T* probabilities, int64_t 
 // Adds a tile's weighted rows to the outputs of all panels. The loop over columns is outermost:
 // a strip of the tile stays in the first-level cache for all queries.
 template <int64_t kVectors, typename T>
-void add_outputs(const AttentionTask<T>& task, const Tile<T>& tile, const T* probabilities,
+void add_outputs(const AttentionTask<T>& task, const Tile<T>& tile, const T* weights,
                  int64_t column) {
   using B = Blocking<T>;
   const int64_t padded = padded_dim<T>(task.memory.dim);
   for (; column + kVectors * B::kLanes <= padded; column += kVectors * B::kLanes) {
     for (int64_t panel = 0; panel < task.panels; ++panel) {
-      const T* weights = probabilities + panel * B::kRowTile * kRoles * B::kLanes;
+      const T* panel_weights = weights + panel * B::kRowTile * kRoles * B::kLanes;
       T* output = task.partial.output + panel * kRoles * B::kLanes * padded;
       for (int64_t query = 0; query < kRoles * B::kLanes; query += B::kOutputQueries) {
-        add_output<kVectors, T>(tile, weights + query, column, output + query * padded, padded);
+        add_output<kVectors, T>(tile, panel_weights + query, column, output + query * padded,
+                                padded);
       }
     }
   }
   if constexpr (kVectors > 1) {
-    if (column < padded) add_outputs<kVectors - 1, T>(task, tile, probabilities, column);
+    if (column < padded) add_outputs<kVectors - 1, T>(task, tile, weights, column);
   }
 }
 
@@ -273,10 +273,10 @@ void attend_rows(const AttentionTask<T>& task) {
   const int64_t dim = task.memory.dim, padded = padded_dim<T>(dim);
   const int64_t queries = task.panels * kRoles * B::kLanes;
   T* rows = static_cast<T*>(task.scratch);
-  T* probabilities = rows + B::kRowTile * padded;
+  T* weights = rows + B::kRowTile * padded;
   for (int64_t i = 0; i < queries; ++i) {
     task.partial.sum[i] = T(0);
-    task.partial.maximum[i] = kBounded ? T(0) : -std::numeric_limits<T>::max();
+    task.partial.shift[i] = kBounded ? T(0) : -std::numeric_limits<T>::max();
   }
   if constexpr (kNeedGrad) {
     for (int64_t i = 0; i < queries * padded; ++i) task.partial.output[i] = T(0);
@@ -291,17 +291,17 @@ void attend_rows(const AttentionTask<T>& task) {
                       task.panels * B::kRowTile / B::kLogitRows);
     for (int64_t panel = 0; panel < task.panels; ++panel) {
       const T* packed = static_cast<const T*>(task.queries) + panel * dim * kRoles * B::kLanes;
-      T* weights = probabilities + panel * B::kRowTile * kRoles * B::kLanes;
+      T* panel_weights = weights + panel * B::kRowTile * kRoles * B::kLanes;
       T* sum = task.partial.sum + panel * kRoles * B::kLanes;
       T* cross = task.partial.cross + panel * B::kLanes;
       Statistics<T> statistics;
       if constexpr (kBounded) {
-        statistics = bounded_probabilities<kNeedGrad, T>(tile, packed, dim, prefetch, weights);
+        statistics = bounded_weights<kNeedGrad, T>(tile, packed, dim, prefetch, panel_weights);
       } else {
         Vec<T> factor[kRoles];
-        T* maximum = task.partial.maximum + panel * kRoles * B::kLanes;
-        statistics = online_probabilities<kNeedGrad, T>(tile, packed, dim, prefetch, weights,
-                                                        maximum, factor);
+        T* shift = task.partial.shift + panel * kRoles * B::kLanes;
+        statistics =
+            online_weights<kNeedGrad, T>(tile, packed, dim, prefetch, panel_weights, shift, factor);
         for (int role = 0; role < kRoles; ++role) {
           T* at = sum + role * B::kLanes;
           store<T>(at, load(at) * factor[role]);
@@ -319,7 +319,7 @@ void attend_rows(const AttentionTask<T>& task) {
       if constexpr (!kNeedGrad) store<T>(cross, load(cross) + statistics.cross);
     }
     if constexpr (kNeedGrad) {
-      add_outputs<B::kOutputVectors, T>(task, tile, probabilities, 0);
+      add_outputs<B::kOutputVectors, T>(task, tile, weights, 0);
     }
   }
 }

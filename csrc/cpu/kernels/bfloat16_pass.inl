@@ -5,9 +5,9 @@
 // `factor` what rescales earlier sums and outputs.
 template <bool kNeedGrad>
 Statistics online_tile(const Rows& rows, const uint16_t* queries, int64_t columns,
-                       const Scratch& scratch, Prefetch& prefetch, float* maximum,
+                       const Scratch& scratch, Prefetch& prefetch, float* shift,
                        Vec<float> (&factor)[kRoles]) {
-  Vec<float> highest[kRoles] = {load(maximum), load(maximum + kLanes)};
+  Vec<float> highest[kRoles] = {load(shift), load(shift + kLanes)};
   tile_logits(rows, queries, columns, scratch, prefetch);
   for (int64_t row = 0; row < rows.count; ++row) {
     for (int role = 0; role < kRoles; ++role) {
@@ -16,13 +16,13 @@ Statistics online_tile(const Rows& rows, const uint16_t* queries, int64_t column
     }
   }
   for (int role = 0; role < kRoles; ++role) {
-    factor[role] = exp2_nonpositive<float>(load(maximum + role * kLanes) - highest[role]);
-    store<float>(maximum + role * kLanes, highest[role]);
+    factor[role] = exp2_nonpositive<float>(load(shift + role * kLanes) - highest[role]);
+    store<float>(shift + role * kLanes, highest[role]);
   }
   Statistics statistics;
   for (int64_t group = 0; group < rows.groups; ++group) {
     softmax_group<false, kNeedGrad>(scratch.logits + group * kLogitFloats, rows.in_group(group),
-                                    highest, scratch.probabilities + group * kRoles * kWeightHalves,
+                                    highest, scratch.weights + group * kRoles * kWeightHalves,
                                     statistics);
   }
   return statistics;
@@ -45,7 +45,7 @@ void attend_rows(const AttentionTask<float>& task) {
   const Scratch scratch(task.scratch, memory.dim, task.panels);
   const Partial<float>& partial = task.partial;
   fill(partial.sum, queries, 0.f);
-  fill(partial.maximum, queries, kBounded ? 0.f : -std::numeric_limits<float>::max());
+  fill(partial.shift, queries, kBounded ? 0.f : -std::numeric_limits<float>::max());
   const Output outputs = output_of(task, scratch);
   if (kNeedGrad) fill(outputs.data, task.panels * outputs.panel_floats, 0.f);
   if (!kNeedGrad) fill(partial.cross, task.panels * kLanes, 0.f);
@@ -67,7 +67,7 @@ void attend_rows(const AttentionTask<float>& task) {
         statistics = bounded_tile<kNeedGrad>(rows, packed, columns, scratch, prefetch);
       } else {
         statistics = online_tile<kNeedGrad>(rows, packed, columns, scratch, prefetch,
-                                            partial.maximum + panel * kRoles * kLanes, factor);
+                                            partial.shift + panel * kRoles * kLanes, factor);
         if (kNeedGrad) rescale(output, memory.dim, factor);
       }
       multiply_add(sum, factor[kStudent], statistics.sum[kStudent]);

@@ -43,14 +43,13 @@ struct Statistics {
 // Logits [kGroupRows, 2, 16 queries] -> weights [2, kGroupRows / 2, 16 queries, 2], for the first
 // `count` rows of the group; the others get zero. A pair of rows is one 32-bit element.
 template <bool kBounded, bool kNeedGrad>
-RRD_INLINE void softmax_group(const float* logit, int64_t count,
-                              const Vec<float> (&maximum)[kRoles], uint16_t* out,
-                              Statistics& statistics) {
+RRD_INLINE void softmax_group(const float* logit, int64_t count, const Vec<float> (&shift)[kRoles],
+                              uint16_t* out, Statistics& statistics) {
   const auto one = [&](int64_t row, Vec<float>(&p)[kRoles]) __attribute__((always_inline)) {
     const Vec<float> student = load(logit + row * kRoles * kLanes);
     const Vec<float> teacher = load(logit + (row * kRoles + kTeacher) * kLanes);
-    p[kStudent] = exp2_coarse(kBounded ? student : student - maximum[kStudent]);
-    p[kTeacher] = exp2_coarse(kBounded ? teacher : teacher - maximum[kTeacher]);
+    p[kStudent] = exp2_coarse(kBounded ? student : student - shift[kStudent]);
+    p[kTeacher] = exp2_coarse(kBounded ? teacher : teacher - shift[kTeacher]);
     if constexpr (!kNeedGrad) {
       statistics.sum[kStudent] += p[kStudent];
       statistics.sum[kTeacher] += p[kTeacher];

@@ -61,34 +61,34 @@ RRD_INLINE T dot_as_multiplied(const T* unit, const T* output, int64_t padded, T
 
 // One query's shift and sum of weights over all splits.
 struct Merged {
-  double maximum;  // in units of log 2
+  double shift;  // in units of log 2
   double sum;
 
-  double log_sum_exp() const { return (__builtin_log2(sum) + maximum) * 0.6931471805599453; }
+  double log_sum_exp() const { return (__builtin_log2(sum) + shift) * 0.6931471805599453; }
 };
 
 template <typename T>
 Merged merge(const Partial<T>& partial, int64_t query, int64_t splits, int64_t stride) {
-  Merged merged{partial.maximum[query], 0.0};
+  Merged merged{partial.shift[query], 0.0};
   for (int64_t k = 1; k < splits; ++k) {
-    const double maximum = partial.maximum[query + k * stride];
-    if (maximum > merged.maximum) merged.maximum = maximum;
+    const double shift = partial.shift[query + k * stride];
+    if (shift > merged.shift) merged.shift = shift;
   }
   for (int64_t k = 0; k < splits; ++k) {
     merged.sum += double(partial.sum[query + k * stride]) *
-                  __builtin_exp2(partial.maximum[query + k * stride] - merged.maximum);
+                  __builtin_exp2(partial.shift[query + k * stride] - merged.shift);
   }
   return merged;
 }
 
-// The attention output of one query: sum_j probability_j m_j, over all splits.
+// The attention output of one query: sum_j softmax_j m_j, over all splits.
 template <typename T>
 void merge_output(const Partial<T>& partial, const Merged& merged, int64_t query, int64_t splits,
                   int64_t stride, int64_t padded, T* output) {
   for (int64_t k = 0; k < splits; ++k) {
     const int64_t at = query + k * stride;
     const Vec<T> weight =
-        broadcast(T(__builtin_exp2(partial.maximum[at] - merged.maximum) / merged.sum));
+        broadcast(T(__builtin_exp2(partial.shift[at] - merged.shift) / merged.sum));
     const T* from = partial.output + at * padded;
     for (int64_t d = 0; d < padded; d += Vector<T>::kLanes) {
       const Vec<T> term = load(from + d) * weight;
@@ -114,7 +114,7 @@ void combine(const CombineTask<T>& task) {
       double cross = 0;
       for (int64_t k = 0; k < task.splits; ++k) {
         cross += double(task.partial.cross[i + k * task.split_stride]) *
-                 __builtin_exp2(task.partial.maximum[teacher + k * stride] - p.maximum);
+                 __builtin_exp2(task.partial.shift[teacher + k * stride] - p.shift);
       }
       task.loss[i] = T(q.log_sum_exp() - 0.6931471805599453 * cross / p.sum);
       continue;
