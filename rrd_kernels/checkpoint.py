@@ -4,8 +4,7 @@
 - ``2024-09``: ``embed_s.{weight,bias}``, ``queue``, ``queue_ptr``;
 - ``2024-07``: ``embed_s.linear.{weight,bias}``, ``queue``, ``queue_ptr``;
 
-and in each the same for ``embed_t``. The newest is this package's own; each older one loads as it
-is.
+and the same keys for ``embed_t``. This package writes the newest; the older ones load unchanged.
 """
 
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ _PROJECTIONS = ("embed_s.", "embed_t.")
 
 
 def to_layout(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
-    """A criterion's state in a published layout, for the code of that time to load.
+    """Converts a criterion's state to a published layout, which the code of that time loads.
 
     Args:
         state_dict: ``criterion.state_dict()`` of a :class:`rrd_kernels.RRDLoss`, with a FIFO
@@ -35,7 +34,7 @@ def to_layout(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
     Raises:
         ValueError: an unknown layout, or keys that are not a criterion's.
 
-    Source: the published repository's history; the table above.
+    Source: the published repository's history; the list at the top of this file.
 
     Example:
         >>> from rrd_kernels import RRDLoss
@@ -64,7 +63,7 @@ def to_layout(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
 def rename_older_keys_(state_dict: Any, prefix: str) -> None:
     """Renames an older layout's keys under ``prefix`` to the newest's, in place.
 
-    ``Module.load_state_dict`` hands out a copy of the user's dict, so theirs stays as it was.
+    ``Module.load_state_dict`` passes a copy of the user's dict, so the user's does not change.
     """
     for key in list(state_dict):
         name = key.removeprefix(prefix)

@@ -8,7 +8,7 @@ from rrd_kernels.recomputation import Recomputations
 
 
 def _project(linear: nn.Linear, features: Tensor) -> Tensor:
-    """Pooled features [B, dim] or [B, dim, 1, 1] through a projection, whatever their dtype."""
+    """Projects pooled features [B, dim] or [B, dim, 1, 1] of any floating dtype."""
     features = features.flatten(1)
     # Autocast casts features and weight to its own dtype, but leaves float64 alone.
     autocast = torch.is_autocast_enabled(features.device.type)
@@ -18,7 +18,7 @@ def _project(linear: nn.Linear, features: Tensor) -> Tensor:
 
 
 class Embeddings(nn.Module):
-    """Student's and teacher's features to embeddings of one width.
+    """Projects student and teacher features to embeddings of one width.
 
     Args:
         s_dim: width of the student's features.
@@ -48,14 +48,14 @@ class Embeddings(nn.Module):
         for name, value in (("s_dim", s_dim), ("t_dim", t_dim), ("feat_dim", feat_dim)):
             check.check_size(name, value)
         super().__init__()
-        # In the published order of random draws, so that equal seeds give equal state; a memory
-        # draws its rows after this.
+        # The published order of random draws (embed_s, embed_t, then the memory's rows): equal
+        # seeds give equal state.
         self.embed_s = nn.Linear(s_dim, feat_dim, device=device, dtype=dtype)
         self.embed_t = nn.Linear(t_dim, feat_dim, device=device, dtype=dtype).requires_grad_(False)
         self.recomputations = Recomputations()
 
     def check_features(self, f_s: Tensor, f_t: Tensor, device: torch.device) -> None:
-        """Both are batches of the same size and of their projection's width, on ``device``."""
+        """Raises unless both are equally large batches of the right width, on ``device``."""
         check.check_features("f_s", f_s, self.embed_s.in_features, device)
         check.check_features("f_t", f_t, self.embed_t.in_features, device)
         if f_s.shape[0] != f_t.shape[0]:
@@ -65,7 +65,7 @@ class Embeddings(nn.Module):
             )
 
     def project(self, f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
-        """The embeddings z_s and z_t [B, D], unnormalised; the teacher's without a gradient."""
+        """The embeddings z_s and z_t [B, D], unnormalised; z_t without a gradient."""
         z_s = _project(self.embed_s, f_s)
         with torch.no_grad():
             z_t = _project(self.embed_t, f_t)

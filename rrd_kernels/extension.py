@@ -17,17 +17,17 @@ from rrd_kernels import validation as check
 
 __all__ = ["EXTENSION_ERROR", "why_not_fused"]
 
-#: Whether kernels can be compiled: looked for, not imported, which takes a second.
+#: Whether Triton is installed. Not imported here: that takes a second.
 TRITON_FOUND = importlib.util.find_spec("triton") is not None
 
 
-#: What csrc/cuda leaves to Python, by the folder of rrd_kernels/triton that has it.
+#: CUDA operators that are implemented in Python, by their folder in rrd_kernels/triton.
 OPERATORS = {
     "fifo": ("triton_step", "triton_recipe", "relational_partials", "enqueue_"),
     "momentum": ("sampled_relational_loss_forward", "estimate_normalizers_", "momentum_update_"),
 }
 
-#: What torch.compile meets.
+#: Operators that torch.compile traces: each needs a fake implementation.
 WITH_FAKES = (
     *("relational_loss", "relational_loss_forward", "relational_step_", "relational_step_forward_"),
     *("relational_partials", "sampled_relational_loss", "sampled_relational_loss_forward"),
@@ -41,7 +41,7 @@ def _load_extension() -> str | None:
         return f"it has not been built in {Path(__file__).parent}"
     try:
         torch.ops.load_library(libraries[0])
-    except OSError as error:  # built against another PyTorch, most often
+    except OSError as error:  # usually built against another PyTorch
         return str(error)
     built = torch.ops.rrd_kernels.torch_version()
     if built.split(".")[:2] != torch.__version__.split(".")[:2]:
@@ -49,12 +49,12 @@ def _load_extension() -> str | None:
     return None
 
 
-#: Why the extension could not be loaded; ``None`` when it is there.
+#: Why the extension could not be loaded; ``None`` if it was.
 EXTENSION_ERROR: str | None = _load_extension()
 
 
 def _register_fakes() -> None:
-    """Shapes and dtypes of what operators return, out of their arguments by the schemas' names."""
+    """Registers fakes: output shapes and dtypes, from the arguments by their schema names."""
 
     def register(name: str) -> None:
         schema = getattr(torch.ops.rrd_kernels, name).default._schema
@@ -85,7 +85,7 @@ _gpu_library: torch.library.Library | None = None
 
 
 def _register_on_gpu() -> torch.library.Library:
-    """Puts what csrc/cuda leaves to Python behind the CUDA key, imported at the first call."""
+    """Registers :data:`OPERATORS` for CUDA; their modules are imported at the first call."""
 
     def register(memory: str, name: str) -> None:
         def call(*arguments: Any) -> Any:
@@ -133,7 +133,7 @@ def _why_not_gpu(index: int) -> str | None:
     return None if _family_of(index) else "there are no block sizes for this GPU"
 
 
-# What torch.compiler.assume_constant_result does, without importing the whole of Dynamo for it.
+# As torch.compiler.assume_constant_result does, but without importing Dynamo.
 _why_not_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -141,12 +141,12 @@ def why_not_fused(device: torch.device) -> str | None:
     """Why the fused kernels do not run on ``device``.
 
     Args:
-        device: any, whether there is one here or not.
+        device: any device, present on this machine or not.
 
     Returns:
-        A reason for a message; ``None`` where they do.
+        The reason, as text for a message; ``None`` if they run there.
 
-    Source: csrc/ and rrd_kernels/triton, by what is built, installed and known of a GPU.
+    Source: csrc/ and rrd_kernels/triton: what is built, what is installed, which GPUs are known.
 
     Example:
         >>> from rrd_kernels.extension import why_not_fused
@@ -163,7 +163,7 @@ def why_not_fused(device: torch.device) -> str | None:
 
 
 def use_fused(backend: str, device: torch.device) -> bool:
-    """Whether ``backend`` means the fused kernels there; an error where it asks for what is not."""
+    """Whether ``backend`` selects fused kernels on ``device``; an error if it must and cannot."""
     check.check_choice("backend", backend, check.BACKENDS)
     if backend == "reference":
         return False

@@ -19,7 +19,7 @@ MEMORY_TYPES = ("fifo", "momentum")
 
 
 class Protocol(NamedTuple):
-    """What the two published versions of the code differ in."""
+    """Settings that differ between the two published versions of the code."""
 
     enqueue: str
     tau_s: float
@@ -37,7 +37,7 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse(memory_type: str, settings: dict[str, Any]) -> None:
-    """Keywords of the other memory, which would be ignored."""
+    """Raises if keywords of the other memory type were given: they would have no effect."""
     if names := ", ".join(_given(settings)):
         other = "momentum" if memory_type == "fifo" else "fifo"
         raise ValueError(
@@ -48,8 +48,8 @@ def _refuse(memory_type: str, settings: dict[str, Any]) -> None:
 class RRDLoss(nn.Module):
     """Relational Representation Distillation, a drop-in for the published ``RRDLoss(opt)``.
 
-    Settings are read from ``opt`` under their published names, or given as keywords, which win.
-    ``embed_s`` learns with the student: give ``criterion.parameters()`` to the optimizer too.
+    Settings come from ``opt``, under their published names, or from keywords; keywords win.
+    ``embed_s`` is trained with the student: give ``criterion.parameters()`` to the optimizer too.
 
     Args:
         opt: any object with the attributes ``s_dim``, ``t_dim``, ``feat_dim``, ``nce_k``,
@@ -59,29 +59,29 @@ class RRDLoss(nn.Module):
         s_dim: width of the student's features. Required, here or in ``opt``.
         t_dim: width of the teacher's features. Required, here or in ``opt``.
         feat_dim: width D of the embeddings. Default 128.
-        nce_k: rows K of the FIFO memory, or negatives for each sample of the momentum memory.
-            Default 16384; with fewer training samples than that, a FIFO memory no larger than they
-            are holds none of them twice.
+        nce_k: rows K of the FIFO memory, or negatives per sample with the momentum memory.
+            Default 16384. A full FIFO memory with more rows than there are training samples holds
+            some samples twice; give a smaller K for a small data set.
         nce_t_s: student temperature. Default 0.1 (protocol "2025") or 0.04 ("2024").
         nce_t_t: teacher temperature. Default 0.02 (protocol "2025") or 0.1 ("2024").
         memory_type: ``"fifo"`` (default) or ``"momentum"``.
         nce_t, nce_m, n_data, similarity, method, generator: with ``"momentum"`` only, as in
             :class:`rrd_kernels.MomentumMemory`.
-        protocol: the published code that is matched: ``"2025"`` (default), or ``"2024"`` for
+        protocol: the published code to match: ``"2025"`` (default), or ``"2024"`` for
             versions 1 to 3 of the paper, where the batch enters the memory after the loss.
         enqueue, start, slot_momentum: with ``"fifo"`` only, as in
-            :class:`rrd_kernels.FifoMemory`; ``enqueue`` in place of the protocol's order.
-        precision, backend, device, dtype, memory_dtype: as in either memory.
-        process_group: the processes that train together. Default: all, once
-            ``torch.distributed.init_process_group`` has run; without it, this one alone, in every
-            mode.
-        gather: what they share. ``"keys"`` (default): one memory, of which each rank has a copy;
-            every training step gathers all ranks' rows, so that W ranks with B/W samples each
-            train as one process with B does, under DDP or anything else that averages gradients
-            over ranks. ``"none"``: a memory each, of its own rows. ``"shard"``, for the FIFO
-            memory: one memory of which each rank has K / W rows, for the K that no rank could
-            hold; make the criterion after ``init_process_group``, and on every rank.
-            docs/scaling.md says which costs what.
+            :class:`rrd_kernels.FifoMemory`; ``enqueue`` overrides the protocol's order.
+        precision, backend, device, dtype, memory_dtype: as in both memories.
+        process_group: the processes that train together. Default: all processes if
+            ``torch.distributed.init_process_group`` has run, else this process alone, whatever
+            ``gather`` is.
+        gather: what these ranks share. ``"keys"`` (default): one memory, copied to every rank.
+            Every training step gathers the rows of all ranks, so that W ranks with B/W samples
+            each train as one process with B samples, under DDP or anything else that averages
+            gradients over ranks. ``"none"``: nothing; each rank has a memory of its own rows.
+            ``"shard"``, for the FIFO memory only: one memory, of which each rank holds K / W rows,
+            for a K that does not fit on one rank. Construct the criterion on every rank, after
+            ``init_process_group``. docs/scaling.md compares the costs.
 
     Attributes:
         embed_s, embed_t: the projections; ``embed_t`` has no gradient.
@@ -93,7 +93,7 @@ class RRDLoss(nn.Module):
         floating dtype, any B (with a FIFO memory B <= K in training), and returns a scalar:
         float64 with float64 products, else float32.
         ``criterion(f_s, f_t, idx, contrast_idx=None)`` is for the momentum memory, which needs the
-        samples' numbers; the FIFO memory accepts and ignores both.
+        samples' dataset indices; the FIFO memory accepts and ignores both.
 
     A checkpoint of any published layout loads with ``load_state_dict``;
     :func:`rrd_kernels.checkpoint.to_layout` writes the older ones. ``eval()`` computes the loss and
@@ -101,8 +101,8 @@ class RRDLoss(nn.Module):
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range, before any state is
-            made or changed. Where a memory is shared, all ranks raise: one that was itself given
-            what it should be raises a RuntimeError with the other's message.
+            made or changed. If ranks share a memory, all of them raise: a rank whose own arguments
+            are right raises a RuntimeError with the other rank's message.
 
     Source: arXiv 2407.12073 and its published code.
 
@@ -147,7 +147,7 @@ class RRDLoss(nn.Module):
         check.check_choice("protocol", protocol, tuple(PROTOCOLS))
         published = PROTOCOLS[protocol]
 
-        # Some dicts, those of option files, have attributes too.
+        # Some dict classes, such as those for option files, have attributes: accept these.
         plain = isinstance(opt, Mapping) and not hasattr(opt, "s_dim")
         if plain or isinstance(opt, int | float | str):
             raise TypeError(
@@ -235,20 +235,20 @@ class RRDLoss(nn.Module):
         *,
         update: bool = True,
     ) -> Tensor:
-        """The loss, a scalar; in training mode the memory takes up this batch's rows, unless
-        ``update`` is false, as it must be for a batch that the memory has already."""
+        """The loss, a scalar. In training mode the batch also updates the memory, unless ``update``
+        is false. Pass false for a batch that the memory already holds."""
         return self.memory(
             f_s, f_t, idx, contrast_idx, tau_s=self.tau_s, tau_t=self.tau_t, update=update
         )
 
     def warmup(self, batch_size: int, *, dtype: torch.dtype | None = None) -> None:
-        """Compiles what batches of this size will need, before a training or a graph's capture.
+        """Compiles the kernels for batches of this size, before training or graph capture.
 
-        The memory and its pointer stay as they are. Without it, the first step compiles.
+        The memory and its pointer do not change. Without a warmup, the first step compiles.
 
         Args:
             batch_size: B.
-            dtype: of the projected embeddings; default: the weights', give autocast's under it.
+            dtype: of the projected embeddings; under autocast, autocast's. Default: the weights'.
 
         Example:
             >>> RRDLoss(s_dim=64, t_dim=256).warmup(64)

@@ -23,7 +23,7 @@ from rrd_kernels.triton.momentum.updates import normalizer_launches, update_laun
 from rrd_kernels.triton.runtime.launch import Launch, specialize
 from rrd_kernels.triton.runtime.pack import VARIABLE, write
 
-#: For the plans; what in a kernel depends on it is listed for others too.
+#: Assumed for planning. :func:`for_other_splits` adds the kernels that depend on this number.
 MULTIPROCESSORS = 132
 
 EXPLANATION = f"""\
@@ -41,7 +41,7 @@ Example, for an H200 and the published settings:
 
 
 def hardware_for(arch: str) -> Hardware:
-    """What kernels for a compute capability are planned for; a ValueError where there are none."""
+    """Hardware to plan for, of a compute capability (sm_90); ValueError if it has no kernels."""
     found = re.fullmatch(r"sm_(\d+)(\d)", arch)
     family = family_of_capability(int(found[1]), int(found[2])) if found else None
     if family is None:
@@ -50,7 +50,7 @@ def hardware_for(arch: str) -> Hardware:
 
 
 def _shape(*shape: int, dtype: torch.dtype) -> Tensor:
-    """A tensor of its own, which begins where vectors do, without memory."""
+    """A tensor without memory (meta), whose pointer counts as aligned for vector loads."""
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
@@ -67,20 +67,20 @@ def fifo_launches(
     tau_s: float = 0.1,
     tau_t: float = 0.02,
 ) -> Iterator[Launch]:
-    """What training and evaluation with the FIFO memory launch, whole or spread over ranks.
+    """Launches of training and evaluation with a FIFO memory, whole or spread over ranks.
 
     Args:
         batch, rows, dim: B, K, D.
-        dtype: of the embeddings.
-        memory_dtype: of the memory.
-        precision: the products' operands, "float32", "tf32", "float16" or "bfloat16".
-        hardware: what the launches are planned for.
-        enqueue, momentum, tau_s, tau_t: as of :func:`rrd_kernels.functional.relational_step_`.
+        dtype: dtype of the embeddings.
+        memory_dtype: dtype of the memory.
+        precision: format of the products' operands: "float32", "tf32", "float16" or "bfloat16".
+        hardware: the GPU that the launches are planned for.
+        enqueue, momentum, tau_s, tau_t: as in :func:`rrd_kernels.functional.relational_step_`.
     """
     z_s, z_t = (_shape(batch, dim, dtype=dtype) for _ in range(2))
     memory = _shape(rows, dim, dtype=memory_dtype)
     ptr, index = _shape(1, dtype=torch.int64), _shape(batch, dtype=torch.int64)
-    # Rows are looked at when a memory is made or loaded: either may come.
+    # unit_memory is set when a memory is constructed or loaded: pack kernels for both values.
     for unit_memory, need_grad in itertools.product((True, False), repeat=2):
         loss = FifoSettings(tau_s, tau_t, unit_memory, precision, 1, need_grad)
         step = loss._replace(enqueue=enqueue, momentum=momentum)
@@ -104,12 +104,12 @@ def momentum_launches(
     momentum: float = 0.5,
     method: str = "auto",
 ) -> Iterator[Launch]:
-    """What training and evaluation with the momentum memory launch, in both similarities.
+    """Launches of training and evaluation with a momentum memory, for both similarities.
 
     Args:
-        batch, columns, rows, dim: B, P, n, D.
-        dtype, memory_dtype, precision, hardware: as of :func:`fifo_launches`.
-        momentum, method: as of :class:`rrd_kernels.MomentumMemory`.
+        batch, columns, rows, dim: B, P, n_data, D.
+        dtype, memory_dtype, precision, hardware: as in :func:`fifo_launches`.
+        momentum, method: ``nce_m`` and ``method`` of :class:`rrd_kernels.MomentumMemory`.
     """
     z_s, z_t = (_shape(batch, dim, dtype=dtype) for _ in range(2))
     memory_v1, memory_v2 = (_shape(rows, dim, dtype=memory_dtype) for _ in range(2))
@@ -124,8 +124,8 @@ def momentum_launches(
 
 
 def for_other_splits(launches: Iterable[Launch]) -> Iterator[Launch]:
-    """The same, and the last kernels of other batches and numbers of multiprocessors: these are
-    compiled for a power of two that holds the splits, of which smaller batches have more."""
+    """Adds the merge and combine kernels of other batches and multiprocessor counts. These are
+    compiled for a power of two that holds the splits; smaller batches have more splits."""
     listed = list(launches)
     most = max((launch.constants.get("SPLITS", 0) for launch in listed), default=0)
     powers = [FEWEST_SPLITS << n for n in range(17) if FEWEST_SPLITS << n <= 2 * most]
@@ -138,7 +138,7 @@ def for_other_splits(launches: Iterable[Launch]) -> Iterator[Launch]:
 
 
 def launches(chosen: argparse.Namespace, arch: str) -> Iterator[Launch]:
-    """Of all combinations that were asked for."""
+    """Launches for every combination of the options."""
     hardware = hardware_for(arch)
     sizes = itertools.product({1, *chosen.batch}, chosen.rows, chosen.dim)
     for (batch, rows, dim), name in itertools.product(sizes, chosen.dtype):

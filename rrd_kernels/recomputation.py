@@ -12,18 +12,18 @@ _CHANGED = (
 
 
 class Recomputations:
-    """Those of one memory's forwards, as far as Python runs: the latest written batch may have one,
-    if it was written inside a checkpoint."""
+    """Tracks the recomputed forwards of one memory in eager code. Only the latest written batch may
+    be recomputed, once, and only if it was written inside a checkpoint."""
 
     def __init__(self) -> None:
         self._latest_may_repeat = False
 
     def may_write(self, update: bool, enqueue: str, written: Tensor | None = None) -> bool:
-        """As :func:`may_write`, which says what the arguments are.
+        """Returns :func:`may_write`, which documents the arguments, with one more check.
 
         Raises:
-            RuntimeError: as there, and at a recomputation of another batch than the latest that was
-                written, since which the memory has changed; or at the latest's second one.
+            RuntimeError: as there; also if the recomputed batch is not the latest written one,
+                since the memory has changed, or is recomputed a second time.
         """
         writes = may_write(update, enqueue, written)
         if torch.compiler.is_compiling() or not update:
@@ -37,29 +37,29 @@ class Recomputations:
 
 
 def _inside_a_checkpoint() -> bool:
-    """Whether the forward that runs may be repeated: its tensors are saved by hooks, or, as a
-    reentrant checkpoint has it, not at all."""
+    """Whether the running forward may be recomputed. A non-reentrant checkpoint saves tensors
+    through hooks; a reentrant one disables gradients."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
     return hooks is not None or not torch.is_grad_enabled()
 
 
 def may_write(update: bool, enqueue: str, written: Tensor | None = None) -> bool:
-    """Whether a training forward is to write its batch into the memory.
+    """Whether a training forward writes its batch into the memory.
 
-    Autograd runs a forward itself for one reason: ``torch.utils.checkpoint`` recomputes it. The
-    memory has the batch by then, so nothing is written.
+    Autograd runs a forward only where ``torch.utils.checkpoint`` recomputes it. The memory already
+    holds the batch then, so nothing is written.
 
-    A graph of ``torch.compile`` cannot ask this when it runs. There the operators do, for which see
-    csrc/recomputation.h: ``relational_step_`` of itself, and one that asks before others.
+    A compiled graph cannot ask Python at run time, so its operators check (csrc/recomputation.h):
+    ``relational_step_`` itself, and ``refuse_recomputation_`` before operators without a check.
 
     Args:
-        update: what the caller wants.
+        update: whether the caller wants the batch written.
         enqueue: whether the batch enters ``"before"`` or ``"after"`` the similarities are taken.
-        written: what is written after the loss by an operator that does not ask itself, if any is.
+        written: tensor that an operator without a check writes after the loss. Default: none.
 
     Raises:
-        RuntimeError: a recomputation of a loss that was taken ``"before"`` the memory changed: it
-            would differentiate another loss than the one that was returned.
+        RuntimeError: a recomputation where the batch entered ``"after"``: the memory has changed
+            since, so that it would differentiate another loss than the one returned.
     """
     if torch.compiler.is_compiling():
         if update and written is not None and EXTENSION_ERROR is None:

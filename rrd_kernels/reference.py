@@ -1,8 +1,8 @@
-"""The functions of :mod:`rrd_kernels.functional` in plain PyTorch: what every test trusts.
+"""The functions of :mod:`rrd_kernels.functional` in plain PyTorch: the reference of every test.
 
-Nothing here is fast: [B, K] matrices, copies, autograd's own gradient. Each function means what
-its namesake there documents. Inputs are not checked here, so errors are PyTorch's own; an argument
-that chooses among kernels is missing.
+Nothing here is fast: [B, K] matrices, copies, autograd's own gradient. The function of the same
+name in ``functional`` has the documentation. Inputs are not checked here, so errors are PyTorch's
+own. Arguments that choose a kernel are missing.
 """
 
 import math
@@ -28,7 +28,7 @@ def _compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def reduced(loss: Tensor, reduction: str) -> Tensor:
-    """The losses [B], their mean, which is zero of none, or their sum."""
+    """The losses [B], their mean (zero for B = 0) or their sum."""
     if reduction == "none":
         return loss
     total = loss.sum()
@@ -46,7 +46,7 @@ def relational_loss(
 ) -> Tensor:
     """:func:`rrd_kernels.functional.relational_loss`, in float64 if an input is, else float32.
 
-    The memory may change before backward: a copy is used.
+    Uses a copy of the memory, which may change before backward.
     """
     with torch.autocast(z_s.device.type, enabled=False):  # it would round the logits
         loss = _losses(z_s, z_t, memory, tau_s, tau_t)
@@ -78,7 +78,7 @@ def relational_partials(
 ) -> tuple[Tensor, Tensor]:
     """:func:`rrd_kernels.functional.relational_partials`, in float64 if an input is, else float32.
 
-    The shifts are each sample's largest logits, times log2(e).
+    The shifts are each sample's largest b and a, times log2(e).
     """
     with torch.autocast(z_s.device.type, enabled=False):
         dtype = _compute_dtype(z_s, z_t, memory)
@@ -97,11 +97,11 @@ def relational_partials(
 def losses_of_partials(
     z_s: Tensor, sums: Tensor, shifts: Tensor, tau_s: float, need_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The losses [B] out of sums over the whole memory, and their derivatives by ``z_s`` [B, D].
+    """The losses [B] from sums over the whole memory, and their gradient [B, D] for ``z_s``.
 
     Args:
         z_s, sums, shifts, tau_s: as in :func:`rrd_kernels.functional.loss_of_partials`.
-        need_grad: whether the derivatives are wanted.
+        need_grad: whether to compute the gradient.
 
     Source: docs/decisions.md, the loss as attention.
     """
@@ -115,8 +115,8 @@ def losses_of_partials(
 
 
 def through_normalize(z_s: Tensor, grad: Tensor) -> Tensor:
-    """Derivatives by ``z_s`` out of those by its unit rows."""
-    # The squares of a float32 row may overflow, or vanish, where its norm does not.
+    """The gradient for ``z_s`` from the gradient for its unit rows."""
+    # In float64: squares of a float32 row may overflow or underflow where its norm does not.
     length = torch.linalg.vector_norm(z_s.double(), dim=1, keepdim=True).to(grad.dtype)
     unit = z_s.to(grad.dtype) / length.clamp_min(1e-12)
     along = torch.where(length > 1e-12, (grad * unit).sum(1, keepdim=True), 0.0)
@@ -148,7 +148,7 @@ def relational_step_(
     momentum: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """:func:`rrd_kernels.functional.relational_step_`: the two one after the other."""
+    """:func:`rrd_kernels.functional.relational_step_`: enqueue and loss, one after the other."""
     if enqueue == "before":
         enqueue_(memory, ptr, z_t, momentum=momentum)
     loss = relational_loss(z_s, z_t, memory, tau_s=tau_s, tau_t=tau_t, reduction=reduction)

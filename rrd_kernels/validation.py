@@ -1,4 +1,4 @@
-"""Checks of arguments, each before anything is computed or written."""
+"""Argument checks, which run before anything is computed or written."""
 
 import math
 from numbers import Integral, Real
@@ -27,7 +27,7 @@ def check_number(name: str, value: object) -> None:
 
 def check_temperature(name: str, value: float) -> None:
     check_number(name, value)
-    # Comparisons alone, which torch.compile can follow for a number that changes.
+    # Comparisons only: torch.compile can trace them for a number that changes.
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite; got {value}")
 
@@ -54,7 +54,7 @@ def check_dtype(name: str, value: object) -> None:
 
 
 def check_formats(precision: str | None, memory_dtype: torch.dtype | None) -> None:
-    """What a memory computes with and stores, where it is given."""
+    """Checks the precision and the dtype of a memory, if given."""
     if precision is not None:
         check_choice("precision", precision, PRECISIONS)
     if memory_dtype is not None:
@@ -68,7 +68,7 @@ def check_not_distributed(name: str, value: Tensor) -> None:
 
 
 def check_tensor(name: str, value: object) -> Tensor:
-    """``value`` is a dense tensor of a dtype that the kernels take; returns it."""
+    """Checks that ``value`` is a dense tensor of a dtype that the kernels take; returns it."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a Tensor; got {type(value).__name__}")
     check_not_distributed(name, value)
@@ -81,7 +81,7 @@ def check_tensor(name: str, value: object) -> Tensor:
 
 
 def check_rows(name: str, value: object) -> Tensor:
-    """``value`` is a dense floating matrix; returns it."""
+    """Checks that ``value`` is a dense floating matrix; returns it."""
     rows = check_tensor(name, value)
     if rows.dim() != 2:
         raise ValueError(f"{name} must be 2-D [rows, D]; got shape {tuple(rows.shape)}")
@@ -89,7 +89,7 @@ def check_rows(name: str, value: object) -> Tensor:
 
 
 def check_loss(z_s: object, z_t: object, memory: object, tau_s: float, tau_t: float) -> None:
-    """What the relational loss is taken of: B embeddings of each, K rows, temperatures."""
+    """Checks embeddings [B, D], memory [K, D] and temperatures of the relational loss."""
     rows = {"z_s": z_s, "z_t": z_t, "memory": memory}
     z_s, z_t, memory = (check_rows(name, value) for name, value in rows.items())
     check_alike("z_s", z_s, "z_t", z_t, same_rows=True)
@@ -100,7 +100,7 @@ def check_loss(z_s: object, z_t: object, memory: object, tau_s: float, tau_t: fl
 
 
 def check_features(name: str, value: object, width: int, device: torch.device) -> None:
-    """``value`` is a batch of pooled features, [B, width] or [B, width, 1, 1]."""
+    """Checks that ``value`` is a batch of features, [B, width] or [B, width, 1, 1]."""
     features = check_tensor(name, value)
     if features.dim() < 2 or features.shape[1:].numel() != width:
         raise ValueError(f"{name} must be [B, {width}]; got shape {tuple(features.shape)}")
@@ -111,7 +111,7 @@ def check_features(name: str, value: object, width: int, device: torch.device) -
 
 
 def check_alike(name_a: str, a: Tensor, name_b: str, b: Tensor, *, same_rows: bool) -> None:
-    """Two matrices agree in width and device, and in rows where asked."""
+    """Checks that two matrices agree in width and device, and with ``same_rows`` in rows."""
     if a.shape[1] != b.shape[1] or (same_rows and a.shape[0] != b.shape[0]):
         wanted = "the same shape" if same_rows else "the same width D"
         raise ValueError(
@@ -129,9 +129,9 @@ def check_not_empty(name: str, value: Tensor) -> None:
 
 
 def check_writable(name: str, value: Tensor) -> None:
-    """No two elements share storage, and autograd does not own it."""
+    """Checks that no two elements share an address and that no gradient is required."""
     dims = zip(value.stride(), value.shape, strict=True)
-    reach = 0  # of the dimensions with smaller strides
+    reach = 0  # largest offset within the dimensions with smaller strides
     for stride, size in sorted((stride, size) for stride, size in dims if size > 1):
         if stride <= reach:
             raise ValueError(f"{name} is expanded or overlaps itself: it cannot be written")
@@ -161,7 +161,7 @@ def check_ptr(ptr: object, memory: Tensor) -> None:
 
 
 def check_index(name: str, index: object, rows: Tensor, *, dims: int) -> None:
-    """``index`` is int64, [B] or [B, P], for the B rows of ``rows``."""
+    """Checks that ``index`` is int64, [B] or [B, P], with the B of ``rows``."""
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"{name} must be an int64 Tensor; got {got}")
@@ -176,13 +176,13 @@ def check_index(name: str, index: object, rows: Tensor, *, dims: int) -> None:
 
 
 def check_has_columns(contrast_idx: Tensor) -> None:
-    """The loss over no columns at all is no number."""
+    """Checks that P > 0: the loss over no columns is undefined."""
     if contrast_idx.shape[1] == 0:
         raise ValueError("contrast_idx must name at least one row for each sample; P is 0")
 
 
 def check_range(name: str, index: Tensor, rows: int, what: str = "") -> None:
-    """``index`` names rows, where it can be looked at without waiting for a GPU."""
+    """Checks that ``index`` is in [0, rows), in eager code on a CPU: a GPU would sync."""
     if torch.compiler.is_compiling() or index.device.type != "cpu" or index.numel() == 0:
         return
     low, high = (int(value) for value in index.aminmax())
@@ -191,7 +191,7 @@ def check_range(name: str, index: Tensor, rows: int, what: str = "") -> None:
 
 
 def check_normalizers(normalizers: object, memory: Tensor) -> None:
-    """``normalizers`` are (Z_v1, Z_v2)."""
+    """Checks that ``normalizers`` is a tensor of (Z_v1, Z_v2), on the memories' device."""
     wanted = (torch.float64, torch.float32)
     if not isinstance(normalizers, Tensor) or normalizers.dtype not in wanted:
         got = normalizers.dtype if isinstance(normalizers, Tensor) else type(normalizers).__name__
@@ -206,8 +206,8 @@ def check_normalizers(normalizers: object, memory: Tensor) -> None:
 
 
 def settle_precision(precision: str | None, *tensors: Tensor) -> str | None:
-    """The format of the products' operands; ``None`` is float32 as PyTorch's global setting has it
-    at run time, which a compiled graph must not freeze."""
+    """The format of the products' operands. ``None`` is float32 as PyTorch's global setting has it.
+    Operators read the setting at run time, since a compiled graph must not freeze it."""
     if precision is not None:
         check_choice("precision", precision, PRECISIONS)
         return precision

@@ -1,8 +1,8 @@
-"""One memory for several processes, over ``torch.distributed`` as it is.
+"""One memory shared by several processes, over plain ``torch.distributed``.
 
-``ranks`` says who takes part, ``agreement`` makes every rank see the same step or the same error,
-``collectives`` moves rows and numbers, ``ddp`` keeps DistributedDataParallel's hands off memories.
-The steps that use them are ``distributed.py`` of each memory.
+``ranks``: the processes that take part. ``agreement``: the same step, or an error, on every rank.
+``collectives``: rows and integers between ranks. ``ddp``: keeps DistributedDataParallel from
+overwriting memories. Used by fifo/distributed.py, fifo/shard_step.py, momentum/distributed.py.
 """
 
 from rrd_kernels.distributed.ddp import ignore_in_ddp

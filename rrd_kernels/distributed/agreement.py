@@ -1,7 +1,7 @@
-"""Before a step's rows move, every rank learns what every rank brings, or that one cannot go on.
+"""Before a step, ranks exchange batch sizes and settings, or learn that one of them has failed.
 
-A rank that raised by itself would leave the others waiting for it until the group's timeout. So its
-error travels in the place of its sizes, and every rank raises.
+A rank that raised alone would leave the others waiting until the group's timeout. So it reports the
+failure in place of its sizes, and every rank raises.
 """
 
 import hashlib
@@ -19,69 +19,69 @@ from rrd_kernels.embeddings import Embeddings
 
 
 class Standing(IntEnum):
-    """Of a rank's memory beside the other ranks'."""
+    """How a rank's memory stands to the other ranks' memories."""
 
     ALIKE = 0
-    #: It was made, or loaded, since they were compared.
+    #: Constructed or loaded since the ranks last compared memories.
     STALE = 1
-    #: A step that was to write it did not end here.
+    #: A step that writes it has begun on this rank and not ended.
     UNFINISHED = 2
 
 
 class Share(NamedTuple):
-    """What one rank brings to a step."""
+    """One rank's part of a step."""
 
     batch: int
     alike: Mapping[str, Any]  # settings and shapes that must be the same on every rank
     needs_grad: bool = False
     standing: Standing = Standing.ALIKE
-    unit_memory: bool = False  # whether it may promise that no row is longer than 1
+    unit_memory: bool = False  # its promise that no row of its memory is longer than 1
 
 
 class Step(NamedTuple):
-    """What all ranks bring together."""
+    """The shares of all ranks, combined."""
 
-    batches: list[int]  # of each rank, in their order
-    needs_grad: bool  # of any
-    standings: list[int]  # of each rank
-    unit_memory: bool  # of all
+    batches: list[int]  # of each rank, in rank order
+    needs_grad: bool  # whether any rank needs a gradient
+    standings: list[int]  # of each rank, in rank order
+    unit_memory: bool  # whether all ranks promise it
 
     @property
     def batch(self) -> int:
-        """The samples of all ranks."""
+        """Number of samples on all ranks together."""
         return sum(self.batches)
 
     @property
     def stale(self) -> bool:
-        """Whether some ranks' memories may be others than the rest's."""
+        """Whether the memories may differ between ranks."""
         return any(self.standings)
 
     @property
     def source(self) -> int:
-        """The rank whose memory is that of all: the first that ended what it had begun."""
+        """The rank whose memory all others copy: the first without an unfinished step, or 0."""
         whole = [standing != Standing.UNFINISHED for standing in self.standings]
         return whole.index(True) if any(whole) else 0
 
     def weighted(self, loss: Tensor, rank: int) -> Tensor:
-        """A rank's mean, so that the mean over ranks, which is what DDP takes of the gradients, is
-        that over all samples."""
+        """A rank's mean loss, weighted by its share of the samples. DDP averages gradients over
+        ranks; with this weight their average is the mean over all samples."""
         if len(set(self.batches)) == 1:
             return loss
         return loss * (self.batches[rank] * len(self.batches) / self.batch)
 
 
 def agree(ranks: Ranks, device: torch.device, share: Callable[[], Share]) -> Step:
-    """Looks at this rank's share of a step and exchanges it with the others.
+    """Makes this rank's share of a step and exchanges it with the other ranks.
 
     Args:
         ranks: who takes part; all of them must call this.
-        device: of the rows.
-        share: makes this rank's share, checking its input; what it raises, every rank hears of.
+        device: of the memory's rows.
+        share: checks this rank's input and makes its share; if it raises, every rank raises.
 
     Raises:
         RuntimeError: another rank's ``share`` raised; its message is in this one.
-        ValueError: ranks bring what must be alike and is not. Names the ranks and the values.
-        Exception: what ``share`` itself raised here.
+        ValueError: a setting or shape differs between ranks. Names the ranks and the values.
+        Exception: whatever ``share`` raised on this rank.
     """
     mine, error = None, None
     try:
@@ -104,7 +104,7 @@ def agree(ranks: Ranks, device: torch.device, share: Callable[[], Share]) -> Ste
 
 
 def _digest(alike: Mapping[str, Any]) -> int:
-    """The same 63 bits for the same settings, in every process."""
+    """A 63-bit hash of the settings, the same in every process."""
     text = repr(sorted(alike.items())).encode()
     return _whole(hashlib.blake2b(text, digest_size=8).digest())
 
@@ -114,14 +114,14 @@ def _whole(digest: bytes) -> int:
 
 
 def check_projections(ranks: Ranks, device: torch.device, memory: Embeddings) -> None:
-    """The projections are the same on all ranks, bit by bit: no gradient aligns the teacher's, and
-    gradients that are averaged keep the student's as they were.
+    """Checks that both projections have the same bits on all ranks. Training never aligns them:
+    ``embed_t`` gets no gradient, and averaged gradients keep a difference in ``embed_s``.
 
-    All ranks must call this; it waits for the device. Where a rank has only a part of the weights,
-    nothing is compared.
+    All ranks must call this; it waits for the device. A projection of which a rank holds only a
+    part (a DTensor) is not compared.
 
     Raises:
-        ValueError: one is not, on all ranks.
+        ValueError: a projection differs between ranks; raised on all ranks.
     """
     names = ("embed_s", "embed_t")
     heard = gather_numbers(ranks, device, [_digest_of(getattr(memory, name)) for name in names])
@@ -138,7 +138,7 @@ def check_projections(ranks: Ranks, device: torch.device, memory: Embeddings) ->
 
 
 def _digest_of(module: nn.Module) -> int:
-    """Of the module's state, where that is whole here."""
+    """Hash of the module's state; 0 if this rank holds only a part of it."""
     digest = hashlib.blake2b(digest_size=8)
     for name, value in module.state_dict().items():
         if type(value) is not Tensor:  # a DTensor
@@ -149,7 +149,7 @@ def _digest_of(module: nn.Module) -> int:
 
 
 def _explain(ranks: Ranks, mine: Share | None, error: Exception | None) -> None:
-    """Raises, on every rank, an error that says what was wrong where."""
+    """Raises, on every rank, an error that names the ranks and what was wrong on each."""
     text = None if error is None else f"{type(error).__name__}: {error}"
     reports: list[Any] = [None] * ranks.size
     alike = {} if mine is None else dict(mine.alike)

@@ -1,8 +1,7 @@
-"""Rows between ranks: gathered in rank order, summed and handed back, copied from one; and a few
-integers, gathered.
+"""Collectives: gather rows or integers in rank order, reduce-scatter rows, copy from one rank.
 
-Batches may be uneven; rows are padded to the largest on their way, which moves nothing more where
-they are even.
+Batches may be uneven: rows are padded to the largest batch on the way. Even batches need no
+padding.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,15 +13,15 @@ from torch import Tensor
 
 from rrd_kernels.distributed.ranks import Ranks
 
-#: Up to as many ranks a ring has no more rounds than a gathering on one rank and its broadcast.
+#: Up to this many ranks, a ring all-gather has no more rounds than a gather and a broadcast.
 RING = 3
 
 
 def gather_numbers(ranks: Ranks, device: torch.device, mine: list[int]) -> list[list[int]]:
-    """Every rank's integers, as many from each, in rank order; the host waits for them.
+    """Every rank's integers, the same number from each, in rank order; the host waits for them.
 
-    Where they travel between hosts, rank 0 gathers them and tells all, in 1 + log2 W rounds: gloo's
-    all-gather goes round a ring, W - 1 messages one after the other.
+    On the CPU, more than :data:`RING` ranks gather on rank 0, which broadcasts: 1 + log2 W rounds.
+    gloo's all-gather is a ring of W - 1 messages, one after the other.
     """
     where = ranks.device_for_numbers(device)
     numbers = torch.tensor(mine, dtype=torch.int64, device=where)
@@ -37,7 +36,7 @@ def gather_numbers(ranks: Ranks, device: torch.device, mine: list[int]) -> list[
 
 
 class Gathering:
-    """An all-gather that may be under way; :meth:`wait` gives its rows."""
+    """An asynchronous all-gather of rows; :meth:`wait` returns them."""
 
     def __init__(self, ranks: Ranks, rows: Tensor, batches: Sequence[int]) -> None:
         self._batches, self._largest = batches, max(batches)
@@ -48,7 +47,7 @@ class Gathering:
             padded[: rows.shape[0]] = rows.detach()
         self._work = None
         if self._largest:
-            # As bytes, so that every dtype moves alike over every backend.
+            # As bytes: every backend then sends every dtype, bit by bit.
             sent = padded.view(self._largest, -1).view(torch.uint8)
             self._received = sent.new_empty((len(batches) * self._largest, sent.shape[1]))
             self._work = dist.all_gather_into_tensor(
@@ -76,7 +75,7 @@ def gather_rows(ranks: Ranks, rows: Tensor, batches: Sequence[int]) -> Gathering
 
 
 def scatter_sums(ranks: Ranks, parts: Tensor, batches: Sequence[int]) -> Tensor:
-    """This rank's rows, [batches[rank], N], of the sum over ranks of ``parts``, [their sum, N]."""
+    """Sums ``parts`` [sum(batches), N] over ranks; returns this rank's rows [batches[rank], N]."""
     largest = max(batches)
     padded = parts
     if min(batches) < largest:
@@ -90,7 +89,7 @@ def scatter_sums(ranks: Ranks, parts: Tensor, batches: Sequence[int]) -> Tensor:
 
 
 def copy_from(ranks: Ranks, source: int, tensors: Iterable[Tensor]) -> None:
-    """Makes every rank's ``tensors`` those of rank ``source``, in place."""
+    """Copies the ``tensors`` of rank ``source`` into every rank's, in place."""
     for tensor in tensors:
         whole = tensor.contiguous()
         dist.broadcast(whole.view(-1).view(torch.uint8), group=ranks.group, group_src=source)

@@ -1,8 +1,8 @@
 """DistributedDataParallel and the memories' buffers.
 
 DDP copies every buffer from rank 0 to the other ranks at each forward, unless the module that it
-wraps names it in ``_ddp_params_and_buffers_to_ignore``. For a memory that is a waste at best (all
-ranks have it already) and at worst the loss of each rank's own rows.
+wraps names it in ``_ddp_params_and_buffers_to_ignore``. For a memory this copy is useless at best
+(all ranks hold the same rows), and at worst it destroys each rank's own rows.
 """
 
 import warnings
@@ -16,22 +16,22 @@ from rrd_kernels.embeddings import Embeddings
 
 
 def ignore_in_ddp(module: nn.Module) -> nn.Module:
-    """Names the buffers of all memories in ``module`` as ones that DDP is to leave alone.
+    """Makes DDP leave the buffers of all memories in ``module`` alone.
 
-    :class:`rrd_kernels.RRDLoss` and the memories have it done. It is for a module of your own that
-    holds one, before it is wrapped: DDP asks only the module that it is given. With
-    ``gather="shard"`` and ``"none"``, and where DDP spans more ranks than share a memory, it is
-    required: DDP's constructor and its forward overwrite each rank's own rows before the forward
-    here can say so, or end the process where the ranks' parts are uneven. What was overwritten is
-    lost; load it again.
+    :class:`rrd_kernels.RRDLoss` and the memories call this themselves. Call it for a module of your
+    own that contains one, before wrapping it: DDP reads the names from the wrapped module only. The
+    call is required with ``gather="shard"`` and ``"none"``, and where DDP spans more ranks than
+    share a memory. Without it, DDP's constructor and forward overwrite each rank's own rows before
+    the memory's forward can raise, or abort the process if the ranks' parts are uneven. Overwritten
+    rows are lost; load them again.
 
     Args:
-        module: any; what it named before stays named.
+        module: any module; names that it lists already are kept.
 
     Returns:
-        ``module``, so that the call can stand inside that of DDP.
+        ``module``, so that the call can be DDP's argument.
 
-    Source: ``torch.nn.parallel.DistributedDataParallel``, which reads that attribute.
+    Source: DistributedDataParallel, which reads ``_ddp_params_and_buffers_to_ignore``.
 
     Example:
         >>> from rrd_kernels import RRDLoss
@@ -49,12 +49,12 @@ def ignore_in_ddp(module: nn.Module) -> nn.Module:
 
 
 def refuse_join(ranks: Ranks) -> None:
-    """Ranks that share a memory all take the steps that are taken.
+    """Raises inside ``join()``: every step on a shared memory needs all of its ranks.
 
-    Each rank finds this by itself: one that has run out of batches would not hear of it.
+    Each rank checks by itself: one without batches left takes no part in exchanges.
 
     Raises:
-        RuntimeError: the DDP that is running lets them take different numbers of steps.
+        RuntimeError: the running DDP allows ranks different numbers of steps.
     """
     active = DistributedDataParallel._active_ddp_module
     if active is not None and ranks.size > 1 and active._join_config.enable:
@@ -66,14 +66,14 @@ def refuse_join(ranks: Ranks) -> None:
 
 
 def check_ddp(memory: Embeddings, ranks: Ranks) -> None:
-    """The DDP that is running, if any is, leaves this memory's buffers alone.
+    """Checks that the running DDP, if any, does not copy this memory's buffers.
 
     Args:
-        memory: whose forward this is.
-        ranks: what they share. Buffers that are the same on all of DDP's are copied in vain.
+        memory: the memory whose forward runs.
+        ranks: the ranks that share it. Where DDP's ranks have equal copies, it warns only.
 
     Raises:
-        RuntimeError: buffers that are not the same are copied.
+        RuntimeError: DDP overwrites buffers that differ between its ranks.
     """
     active = DistributedDataParallel._active_ddp_module
     if active is None or ranks.size == 1 or not active.broadcast_buffers:

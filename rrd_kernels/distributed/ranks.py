@@ -12,13 +12,13 @@ GATHERS = ("keys", "none", "shard")
 
 
 class Ranks:
-    """A process group, looked up when it is used, and what its ranks share.
+    """A process group, looked up at each use, and what its ranks share.
 
     Args:
-        gather: ``"keys"``, one memory of which each rank has a copy; ``"none"``, a memory each; or
-            ``"shard"``, one memory of which each rank has a part.
-        process_group: whose ranks. Default: all processes, once ``init_process_group`` has run;
-            before it, and without it, this process alone.
+        gather: ``"keys"``, one memory, copied to every rank; ``"none"``, one memory per rank; or
+            ``"shard"``, one memory, of which each rank holds a part.
+        process_group: the group. Default: all processes if ``init_process_group`` has run, else
+            this process alone.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, an unknown ``gather``, or a group that
@@ -28,7 +28,7 @@ class Ranks:
     def __init__(self, gather: str, process_group: Any = None) -> None:
         check.check_choice("gather", gather, GATHERS)
         if process_group is not None:
-            # What new_group returns to a process that is left out.
+            # new_group returns this to a process outside the group.
             outsider = dist.GroupMember.NON_GROUP_MEMBER if dist.is_available() else None
             if process_group == outsider:
                 raise ValueError("process_group does not contain this process")
@@ -54,22 +54,22 @@ class Ranks:
         return dist.get_rank(self.group) if self.size > 1 else 0
 
     def are_others(self) -> bool:
-        """Whether they are not those of the last call: a group made since, or none was asked for.
+        """Whether the process group is another one than at the last call, or this is the first.
 
-        What they had alike then, they need not have now.
+        Memories that were equal in the old group need not be equal in the new one.
         """
         group = self.group or dist.group.WORLD
         before, self._met = self._met, weakref.ref(group)
         return before is None or before() is not group
 
     def device_for_numbers(self, device: torch.device) -> torch.device:
-        """Where a few integers are exchanged: on the CPU where the group can, so that reading them
-        does not wait for a GPU."""
+        """The device for exchanging a few integers: the CPU if the group has a CPU backend, so that
+        reading them does not wait for a GPU."""
         cpu = "cpu:" in dist.get_backend_config(self.group)
         return torch.device("cpu") if cpu else device
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Ranks":
-        return Ranks(self.gather, self.group)  # a group is not copied
+        return Ranks(self.gather, self.group)  # the group is shared, not copied
 
     def __getstate__(self) -> dict[str, Any]:
         if self.group is not None:
@@ -77,4 +77,4 @@ class Ranks:
                 "a criterion with a process_group of its own cannot be pickled; save its "
                 "state_dict() instead"
             )
-        return {**self.__dict__, "_met": None}  # elsewhere they are others
+        return {**self.__dict__, "_met": None}  # a copy elsewhere has another group

@@ -16,7 +16,7 @@ from rrd_kernels.fifo.state import FifoState
 
 
 def _alike(memory: FifoState, settings: dict[str, Any], z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
-    """What all ranks must have alike, by the names that an error uses."""
+    """Settings that must be equal on all ranks, under the names used in errors."""
     return {
         "gather": memory.ranks.gather,
         "memory_type": "fifo",
@@ -36,18 +36,18 @@ def begin(
     embed: Callable[[], tuple[Tensor, Tensor, bool]],
     settings: dict[str, Any],
 ) -> tuple[Step, Tensor, Tensor, bool]:
-    """What all ranks bring to a step, and what ``embed`` has made of this rank's input.
+    """Agrees with all ranks on a step; returns the step and what ``embed`` returned here.
 
-    A memory that is to be written counts as unfinished from here on, until the step sets it right
-    at its end: a rank that fails in between, for want of memory, has another's again at the next
-    step. A recomputation, which ends where it has made what it needs, writes nothing.
+    A memory that the step writes is UNFINISHED from here until the step's end. If a rank fails in
+    between, for example out of memory, it copies another rank's memory at the next step. A
+    recomputation stops once it has what it needs, before the end, but it writes nothing.
 
     Args, Raises: as :func:`keys_step`.
     """
     embedded: list[tuple[Tensor, Tensor, bool]] = []
 
     def share() -> Share:
-        # What the functions would refuse after the ranks have agreed.
+        # Raise now: the functions below would raise only after the ranks have agreed.
         check.check_temperature("tau_s", settings["tau_s"])
         check.check_temperature("tau_t", settings["tau_t"])
         use_fused(memory.backend, memory.queue.device)
@@ -57,7 +57,7 @@ def begin(
         z_s, z_t, writes = embedded[0]
         alike = _alike(memory, settings, z_s, z_t)
         alike |= {"nce_k": memory.shard.size, "update": writes}
-        if memory.ranks.gather == "shard":  # no other rank has the rows that one has loaded
+        if memory.ranks.gather == "shard":  # no rank can copy another's rows
             alike["the number of states loaded"] = memory.states_loaded
             alike["the number of batches written since"] = memory.batches_written
         needs_grad = torch.is_grad_enabled() and z_s.requires_grad
@@ -74,7 +74,7 @@ def begin(
     return step, z_s, z_t, writes
 
 
-@torch._disable_dynamo  # what ranks tell each other decides what is done
+@torch._disable_dynamo  # control flow depends on what the ranks exchange
 def keys_step(
     memory: FifoState,
     embed: Callable[[], tuple[Tensor, Tensor, bool]],
@@ -83,14 +83,13 @@ def keys_step(
     """The loss of this rank's samples; the teacher rows of all ranks enter every rank's memory.
 
     Args:
-        memory: whose step this is; written.
-        embed: checks this rank's input and makes z_s and z_t [B, D] of it, and says whether the
-            batch is to enter the memory.
-        settings: for :func:`rrd_kernels.functional.relational_loss`.
+        memory: the memory; written.
+        embed: checks and projects this rank's input; returns z_s and z_t [B, D], and whether the
+            batch enters the memory.
+        settings: keyword arguments of :func:`rrd_kernels.functional.relational_loss`.
 
     Returns:
-        The mean over this rank's samples, weighted so that the mean over ranks, which is what DDP
-        takes of the gradients, is that over all samples.
+        The mean over this rank's samples, weighted as :meth:`Step.weighted` does.
 
     Raises:
         RuntimeError, ValueError: as :func:`rrd_kernels.distributed.agreement.agree`; and a
@@ -108,13 +107,13 @@ def keys_step(
         enqueue_(memory, gathering.wait())
     loss = functional.relational_loss(z_s, z_t, memory.queue, **settings)
     if gathering is not None and memory.enqueue == "after":
-        enqueue_(memory, gathering.wait())  # the rows have travelled meanwhile
+        enqueue_(memory, gathering.wait())  # gathered while the loss ran
     memory.standing = Standing.ALIKE
     return step.weighted(loss, ranks.rank)
 
 
 def enqueue_(memory: FifoState, keys: Tensor) -> None:
-    """Writes the unit rows of ``keys`` [B, D], those of all ranks, from the pointer on."""
+    """Enqueues ``keys`` [B, D], the gathered rows of all ranks."""
     functional.enqueue_(
         memory.queue,
         memory.queue_ptr,

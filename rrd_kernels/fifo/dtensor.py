@@ -1,7 +1,7 @@
-"""A memory's shard in a state_dict: a DTensor, which knows the whole.
+"""A memory's shard in a state_dict: a DTensor of all K rows.
 
-``torch.distributed.checkpoint`` saves and loads it over any number of ranks, and its ``state_dict``
-module gathers it, with ``full_state_dict=True``, into the shard of one process.
+``torch.distributed.checkpoint`` saves and loads it over any number of ranks. Its ``state_dict``
+module, with ``full_state_dict=True``, gathers all rows for a single process to load.
 """
 
 from typing import Any
@@ -15,17 +15,17 @@ from rrd_kernels.fifo.shard import Shard
 
 
 def as_dtensor(rows: Tensor, shard: Shard, ranks: Ranks) -> Any:
-    """The K rows of which each rank's ``rows`` are a part; they share its storage.
+    """A DTensor of all K rows, of which ``rows`` are this rank's; it shares their storage.
 
     Raises:
-        RuntimeError: there is no process group any more.
+        RuntimeError: the process group has been destroyed.
     """
     if ranks.size == 1:
         raise RuntimeError(
             f"the state of a memory that is spread over {shard.ranks} ranks needs their process "
             f"group: take it before destroy_process_group"
         )
-    # Not at import: it takes half a second.
+    # Not imported at the top: it takes half a second.
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 
@@ -39,12 +39,12 @@ def as_dtensor(rows: Tensor, shard: Shard, ranks: Ranks) -> Any:
 
 
 def own_rows(value: Any, shard: Shard) -> Any:
-    """This rank's rows of what a state_dict holds: all K rows, or a DTensor of this shard.
+    """This rank's rows of a state_dict's entry: all K rows, or a DTensor with the same shards.
 
-    Anything else is returned as it is, for ``load_state_dict`` to refuse or to copy.
+    Any other value is returned unchanged, for ``load_state_dict`` to refuse or to copy.
 
     Raises:
-        ValueError: a DTensor with another rank's rows, as one rank's file has them for all.
+        ValueError: a DTensor with another rank's rows, as when all ranks load one rank's file.
     """
     if type(value).__name__ == "DTensor":
         if value.device_mesh.size() == shard.ranks and value.shape[0] == shard.size:
@@ -58,6 +58,6 @@ def own_rows(value: Any, shard: Shard) -> Any:
             return value.to_local()
         return value.full_tensor() if shard.ranks == 1 else value
     if isinstance(value, Tensor) and value.dim() == 2 and value.shape[0] == shard.size:
-        # With assign=True a view would keep all K rows.
+        # A clone: with assign=True a view would keep the memory of all K rows.
         return shard.part_of(value) if shard.ranks == 1 else shard.part_of(value).clone()
     return value

@@ -19,7 +19,7 @@ def _check_loss(
 
 
 def _check_write(memory: Tensor, ptr: Tensor, name: str, keys: Tensor, momentum: float) -> None:
-    """``keys`` are checked already to be rows like the memory's; ``name`` is the caller's."""
+    """Checks a write of ``keys``, called ``name`` in errors; their width is checked already."""
     check.check_writable("memory", memory)
     check.check_ptr(ptr, memory)
     check.check_momentum("momentum", momentum)
@@ -48,7 +48,7 @@ def relational_loss(
                  \log \mathrm{softmax}_j(s_i \cdot m_j / \tau_s).
 
     One pass over the memory gives the loss and its gradient; nothing of size [B, K] exists, and
-    backward does not look at the memory again.
+    backward does not read the memory.
 
     Args:
         z_s: [B, D] student embeddings, unnormalised; float64, float32, bfloat16 or float16, any
@@ -59,12 +59,12 @@ def relational_loss(
         tau_t: teacher temperature, positive. Default 0.02.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. The mean over no rows is zero.
         unit_memory: promises that no row of the memory is longer than 1 (by more than rounding),
-            which spares the running maximum of the softmax. Default ``False``. A broken promise
-            is found out where it matters, and costs a second pass, never a wrong result.
+            so that the softmax needs no running maximum. Default ``False``. A broken promise is
+            detected where it matters: it costs a second pass, and the result is still right.
         precision: the format of the products' operands: ``"float64"``, ``"float32"``, ``"tf32"``,
             ``"float16"`` or ``"bfloat16"``. Sums are float32, or float64 with ``"float64"``.
             Default: the dtype that the three tensors promote to; float32 follows
-            :func:`torch.get_float32_matmul_precision`. Where a device has no unit for a format, a
+            :func:`torch.get_float32_matmul_precision`. If a device has no unit for a format, a
             finer one is used: a CPU computes ``"tf32"`` and ``"float16"`` in float32, and
             ``"bfloat16"`` too unless it has AMX or AVX512-BF16. The reference backend always
             computes in float32, or float64 when an input is.
@@ -138,7 +138,8 @@ def enqueue_(
             that is expanded or requires a gradient. Nothing has been written then.
         RuntimeError: ``backend="fused"`` without fused kernels.
 
-    Source: the published code of arXiv 2407.12073, with wrapping, momentum and refusal added.
+    Source: the published code of arXiv 2407.12073, with wrapping, momentum and the check for
+    finite keys added.
 
     Example:
         >>> import torch
@@ -177,16 +178,16 @@ def relational_step_(
     """A training step on the memory in one operator: :func:`enqueue_` of ``z_t``, and
     :func:`relational_loss`.
 
-    Where ``torch.utils.checkpoint`` repeats it, it writes nothing: the memory has the rows by then.
-    That is right as long as each step has its backward before the next one, which is not checked
-    here as :class:`rrd_kernels.RRDLoss` does.
+    A recomputation by ``torch.utils.checkpoint`` writes nothing: the memory already holds the rows.
+    It is right if each step's backward runs before the next step. :class:`rrd_kernels.RRDLoss`
+    checks that; this function does not.
 
     Args:
         z_s: [B, D] student embeddings, unnormalised; float64, float32, bfloat16 or float16, any
             strides. The only argument that receives a gradient, in its own dtype.
         z_t: [B, D] teacher embeddings, unnormalised, with B <= K; same choice of dtypes.
-        memory: [K, D] slots, same choice of dtypes, any strides, changed in place. A backward
-            does not look at them: they may be written again before it.
+        memory: [K, D] slots, same choice of dtypes, any strides, changed in place.
+            Backward does not read them, so they may be overwritten before it.
         ptr: int64 [1], the slot of the first row of ``z_t``, on the memory's device, changed in
             place.
         tau_s: student temperature, positive. Default 0.1.
@@ -195,17 +196,16 @@ def relational_step_(
             the similarities are taken.
         momentum: how much of the old slot stays, in [0, 1). Default 0: the plain FIFO write.
         reduction, unit_memory, precision, backend: as in :func:`relational_loss`, with the same
-            defaults. A promise of ``unit_memory`` covers the rows that enter, which are of norm 1.
+            defaults. The promise ``unit_memory`` stays true: the rows that enter have norm 1.
 
     Returns:
         A scalar, or [B] for ``"none"``; float64 with float64 products, else float32. With B = 0
         nothing is written.
 
     Raises:
-        TypeError, ValueError, RuntimeError: for what either function refuses; and where
-            ``torch.utils.checkpoint`` repeats a step whose rows entered ``"after"``, which would
-            differentiate another loss than the one that was returned. Nothing has been written
-            then.
+        TypeError, ValueError, RuntimeError: whatever either function refuses; also a recomputation
+            by ``torch.utils.checkpoint`` of a step with ``enqueue="after"``, which would
+            differentiate another loss than the one returned. Nothing has been written then.
 
     Source: arXiv 2407.12073 and its published code, which does the two one after the other.
 
@@ -278,10 +278,10 @@ def warmup(
     precision: str | None = None,
     device: torch.device | str | None = None,
 ) -> None:
-    """Compiles what :func:`relational_step_` and :func:`relational_loss` will need.
+    """Compiles the kernels of :func:`relational_step_` and :func:`relational_loss`.
 
-    GPU kernels are compiled at their first use, which takes seconds, and which a CUDA graph cannot
-    capture. They are kept on disk, so that later processes find them.
+    GPU kernels are compiled at their first use, which takes seconds and cannot be captured in a
+    CUDA graph. Compiled kernels are kept on disk for later processes.
 
     Args:
         batch: B, at least 1.
@@ -289,10 +289,10 @@ def warmup(
         dim: width D.
         dtype: of the embeddings. Default float32; under autocast, autocast's.
         memory_dtype: of the memory. Default: ``dtype``.
-        tau_s, tau_t, enqueue, momentum, reduction, unit_memory, precision: as they will be given.
-        device: where. Default: PyTorch's default device.
+        tau_s, tau_t, enqueue, momentum, reduction, unit_memory, precision: as in later calls.
+        device: device to compile for. Default: PyTorch's default device.
 
-    Returns nothing; writes no tensor that exists, and compiled kernels to the disk.
+    Returns nothing; writes compiled kernels to disk, and no existing tensor.
 
     Raises:
         TypeError, ValueError: an argument that the functions refuse.

@@ -13,7 +13,7 @@ from rrd_kernels.fifo.state import FifoState
 
 
 class FifoMemory(FifoState):
-    """The last K teacher embeddings, and the projections that lead to them.
+    """The last K teacher embeddings, with the projections of student and teacher features.
 
     Args:
         s_dim: width of the student's features.
@@ -22,26 +22,26 @@ class FifoMemory(FifoState):
         size: rows K. Default 16384.
         enqueue: whether a batch's teacher rows enter ``"before"`` (default) or ``"after"`` its
             similarities are taken.
-        start: the first content: ``"published"`` (default), normal deviates normalised over the
-            rows, so that a row's norm is about sqrt(D / K); or ``"unit"``, each row of norm 1.
-        slot_momentum: how much of a slot stays when it is written, in [0, 1). Default 0.
+        start: the initial rows: ``"published"`` (default), normal deviates with each column
+            normalised, so that a row's norm is about sqrt(D / K); or ``"unit"``, rows of norm 1.
+        slot_momentum: weight of the old row when a slot is written, in [0, 1). Default 0.
         precision, backend: as in :func:`rrd_kernels.functional.relational_loss`.
         device, dtype: as in :class:`torch.nn.Linear`.
-        memory_dtype: what the rows are stored in: float64, float32, bfloat16 or float16. Default:
-            ``dtype``. They are drawn in ``dtype`` whatever it is.
+        memory_dtype: dtype of the stored rows: float64, float32, bfloat16 or float16. Default:
+            ``dtype``. The initial rows are always drawn in ``dtype``.
         process_group, gather: as in :class:`rrd_kernels.RRDLoss`.
 
     Attributes:
         embed_s: Linear(s_dim, feat_dim), trained.
         embed_t: Linear(t_dim, feat_dim), without gradient.
-        queue: [K, D] buffer; with ``gather="shard"`` this rank's rows of it, and in the state_dict
-            a DTensor of all.
+        queue: [K, D] buffer. With ``gather="shard"`` it holds this rank's rows only, and the
+            state_dict has a DTensor of all K rows.
         queue_ptr: int64 [1] buffer, the next slot.
         unit_memory: whether every row's norm is at most 1, so that the bounded softmax applies.
-            Looked at when the memory is made and when a state is loaded, which can make it false
-            and not true again: a resumed training then rounds as the unbroken one does. Where it
-            has become untrue since, results stay right, at the price of a second pass; with
-            ``gather="shard"`` the loss is then no number.
+            Set from the rows at construction. Loading a state can make it false but never true
+            again, so that a resumed training rounds as an uninterrupted one does. If a longer row
+            is written later, results stay right but cost a second pass; with ``gather="shard"``
+            the loss is then not finite where float32 overflows.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -74,7 +74,7 @@ class FifoMemory(FifoState):
         """The loss of [B, s_dim] student against [B, t_dim] teacher features, a scalar.
 
         In training mode the teacher's rows enter the memory, unless ``update`` is false. ``idx``
-        and ``contrast_idx`` are not used; they make all memories callable alike.
+        and ``contrast_idx`` are ignored; they give both memories one signature.
         """
         settings: dict[str, Any] = {
             "tau_s": tau_s,
@@ -104,12 +104,12 @@ class FifoMemory(FifoState):
     def warmup(
         self, batch_size: int, *, tau_s: float, tau_t: float, dtype: torch.dtype | None = None
     ) -> None:
-        """Compiles what batches of this size will need; see :func:`functional.warmup`.
+        """Compiles the kernels for batches of this size; see :func:`functional.warmup`.
 
         Args:
             batch_size: B.
             tau_s, tau_t: the temperatures that will be given.
-            dtype: of the projected embeddings; default: the weights', give autocast's under it.
+            dtype: of the projected embeddings; under autocast, autocast's. Default: the weights'.
         """
         dtype = dtype or self.embed_s.weight.dtype
         if self.shard.ranks > 1:

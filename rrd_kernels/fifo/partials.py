@@ -22,18 +22,18 @@ def relational_partials(
     precision: str | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    r"""What :func:`rrd_kernels.functional.relational_loss` adds up over ``memory``, undivided.
+    r"""The sums of :func:`rrd_kernels.functional.relational_loss` over ``memory``, undivided.
 
     With weights :math:`v_{ij} = 2^{b_{ij} \log_2 e - \beta_i}` and
     :math:`w_{ij} = 2^{a_{ij} \log_2 e - \alpha_i}` of the student's logits b and the teacher's a,
-    these are :math:`\sum_j v`, :math:`\sum_j w`, :math:`\sum_j w b`, :math:`\sum_j v m_j` and
-    :math:`\sum_j w m_j`. Those of several memories, brought to the same shifts, add up to those of
-    all their rows; :func:`loss_of_partials` makes the loss of them.
+    the sums are :math:`\sum_j v`, :math:`\sum_j w`, :math:`\sum_j w b`, :math:`\sum_j v m_j` and
+    :math:`\sum_j w m_j`. Brought to the same shifts, the sums of several memories add up to the
+    sums over all their rows. :func:`loss_of_partials` computes the loss from them.
 
     Args:
         z_s, z_t, memory, tau_s, tau_t, unit_memory, precision, backend: as in
             :func:`rrd_kernels.functional.relational_loss`. No gradient passes here.
-        need_grad: whether the two sums of rows are wanted. Default ``True``.
+        need_grad: whether to compute the two sums of rows (the last two). Default ``True``.
 
     Returns:
         The sums in the order above, [B, 3 + 2D] or without gradient [B, 3]; and the shifts
@@ -65,8 +65,8 @@ def relational_partials(
 
 
 class _ScaledGradient(torch.autograd.Function):
-    """A derivative that is a value: ``z_s`` is an input so that autograd asks for the derivative by
-    it, as csrc/autograd has it, and is refused."""
+    """The gradient as a value, not a graph. ``z_s`` is an input so that autograd asks for a second
+    derivative and is refused, as in csrc/autograd/derivative.cpp."""
 
     @staticmethod
     def forward(ctx: Any, grad_z_s: Tensor, grad_loss: Tensor, z_s: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class _ScaledGradient(torch.autograd.Function):
 
 
 class _AttachedGradient(torch.autograd.Function):
-    """Losses [B] whose derivatives [B, D] have been computed with them."""
+    """Losses [B] with the gradient [B, D] that was computed with them."""
 
     @staticmethod
     def forward(ctx: Any, z_s: Tensor, losses: Tensor, grad_z_s: Tensor) -> Tensor:
@@ -94,14 +94,14 @@ class _AttachedGradient(torch.autograd.Function):
 def loss_of_partials(
     z_s: Tensor, sums: Tensor, shifts: Tensor, *, tau_s: float = 0.1, reduction: str = "mean"
 ) -> Tensor:
-    """The relational loss out of sums over the whole memory.
+    """The relational loss from sums over the whole memory.
 
     Args:
-        z_s: [B, D] student embeddings, as :func:`relational_partials` had them. The only argument
-            that receives a gradient, in its own dtype, where ``sums`` has the sums of rows.
-        sums: [B, 3 + 2D], or [B, 3] without a gradient; of :func:`relational_partials`.
-        shifts: [B, 2], those that ``sums`` have.
-        tau_s: student temperature, positive, as there. Default 0.1.
+        z_s: [B, D] student embeddings, as given to :func:`relational_partials`. The only argument
+            that receives a gradient, in its own dtype, if ``sums`` has the sums of rows.
+        sums: [B, 3 + 2D], or [B, 3] without a gradient; from :func:`relational_partials`.
+        shifts: [B, 2], the shifts of ``sums``.
+        tau_s: student temperature, positive, as given there. Default 0.1.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. The mean over no rows is zero.
 
     Returns:

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from rrd_kernels.distributed.ranks import Ranks
 
-#: Rows that are drawn at a time: few enough for any machine, and a multiple of the 16 numbers that
-#: PyTorch's CPU generator makes at once, so that the pieces are what one draw would have given.
+#: Rows drawn at a time: few enough for any machine. PyTorch's CPU generator makes 16 numbers at a
+#: time; a multiple of 16 gives the same numbers in parts as in one draw.
 ROWS_AT_ONCE = 2**16
 
 
 class Shard(NamedTuple):
-    """K rows over W ranks in order, ceil(K / W) to each and what is left to the last, as
-    ``torch.chunk`` and DTensor's ``Shard(0)`` have it."""
+    """K rows split over W ranks in order: ceil(K / W) rows to each and the rest to the last, as
+    ``torch.chunk`` and DTensor's ``Shard(0)`` do."""
 
     size: int
     ranks: int
@@ -47,10 +47,10 @@ class Shard(NamedTuple):
             )
 
     def check_ranks(self, ranks: Ranks) -> None:
-        """The memory is still spread as it was made.
+        """Checks that the process group is the one that the rows were split for.
 
         Raises:
-            RuntimeError: it is not, as where the group, or another process's copy, came later.
+            RuntimeError: it differs: made after the memory, or the memory is another rank's copy.
         """
         if ranks.gather == "shard" and (self.rank, self.ranks) != (ranks.rank, ranks.size):
             raise RuntimeError(
@@ -60,7 +60,7 @@ class Shard(NamedTuple):
             )
 
     def part_of(self, rows: Tensor) -> Tensor:
-        """This rank's of all K rows."""
+        """This rank's part of all K ``rows``."""
         return rows[self.first : self.first + self.rows]
 
 
@@ -74,11 +74,11 @@ def draw_rows(
 ) -> Tensor:
     """This rank's rows of a memory that starts with normal deviates.
 
-    Every rank draws all K rows, a few at a time, and keeps its own: from the same seed, on a CPU,
-    they are those of one process, and the generator is left where it would have left it.
+    Every rank draws all K rows, a part at a time, and keeps its own. From the same seed, on a CPU,
+    a single process draws the same rows and leaves the generator in the same state.
 
     Args:
-        shard: which rows.
+        shard: the rows to keep.
         dim: D.
         start: ``"published"``, each column of the K rows normalised, or ``"unit"``, each row.
         device, dtype: as in :func:`torch.randn`.
@@ -91,7 +91,7 @@ def draw_rows(
     at = 0
     while at < shard.size:
         count = min(ROWS_AT_ONCE, shard.size - at)
-        if (shard.size - at - count) * dim < 16:  # so few would be drawn in another way
+        if (shard.size - at - count) * dim < 16:  # PyTorch draws so few in another way
             count = shard.size - at
         some = torch.randn(count, dim, device=device, dtype=dtype)
         squares += some.double().square().sum(0)
@@ -100,6 +100,6 @@ def draw_rows(
             kept[begin - shard.first : end - shard.first] = some[begin - at : end - at]
         at += count
     norms = squares.sqrt().clamp_min(1e-12)
-    for part in kept.split(ROWS_AT_ONCE):  # in place: a rank may have no room for them twice
+    for part in kept.split(ROWS_AT_ONCE):  # in place: a copy may not fit
         part.copy_(F.normalize(part, dim=1) if start == "unit" else part.double() / norms)
     return kept

@@ -1,7 +1,7 @@
-"""A step on a FIFO memory of which every rank has some rows.
+"""A step on a FIFO memory that is spread over ranks by rows.
 
-Every rank looks at the embeddings of all ranks, for its own rows of the memory alone. The sums that
-come of it are added over ranks, each sample's on the rank that it belongs to.
+Every rank compares the embeddings of all ranks with its own rows of the memory. The sums are then
+added over ranks, and each rank receives those of its own samples.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from rrd_kernels.fifo.state import FifoState
 from rrd_kernels.momentum.functional import momentum_update_
 
 
-@torch._disable_dynamo  # as keys_step
+@torch._disable_dynamo  # as for keys_step
 def shard_step(
     memory: FifoState,
     embed: Callable[[], tuple[Tensor, Tensor, bool]],
     settings: dict[str, Any],
 ) -> Tensor:
-    """The loss of this rank's samples against the rows of all ranks; those of all ranks' teachers
-    enter the memory, each where its slot lies.
+    """The loss of this rank's samples against the memory rows of all ranks. The teacher rows of all
+    ranks enter the memory, each on the rank that holds its slot.
 
     Args, Returns, Raises: as :func:`rrd_kernels.fifo.distributed.keys_step`.
     """
@@ -69,8 +69,8 @@ def _loss(
         need_grad=step.needs_grad,
         **settings | {"unit_memory": bounded},
     )
-    # What all ranks' sums are brought to. Bounded logits need none, and a promise of unit rows that
-    # was broken leaves factors that say so, or overflow into a loss that is no number.
+    # The shift common to all ranks: zero for bounded logits, without an all-reduce. If the promise
+    # of unit rows was broken, `factor` rescales the sums or overflows: then the loss is not finite.
     common = torch.zeros_like(shifts)
     if not bounded:
         common = shifts.clone()
@@ -89,19 +89,19 @@ def _loss(
 
 
 def _holds(memory: FifoState, settings: dict[str, Any]) -> bool:
-    """Whether float32 holds sums over all ranks' rows without a shift, if they are unit rows."""
+    """Whether float32 holds unshifted sums over all ranks' rows, if these are unit rows."""
     return all(fits_float32(settings[tau], memory.shard.size) for tau in ("tau_s", "tau_t"))
 
 
 def enqueue_(memory: FifoState, keys: Tensor) -> None:
-    """Writes those of ``keys`` [B, D], the rows of all ranks, whose slots are this rank's, and
-    moves the pointer. Without a host sync where a GPU has kernels."""
+    """Enqueues ``keys`` [B, D], the rows of all ranks: writes those whose slots this rank holds and
+    moves the pointer. No host sync on a GPU with fused kernels."""
     shard, ptr = memory.shard, memory.queue_ptr
     slots = torch.arange(len(keys), device=ptr.device).add_(ptr).remainder_(shard.size)
     here = slots - shard.first
     inside = (here >= 0) & (here < shard.rows)
     if keys.device.type != "cpu" and use_fused(memory.backend, keys.device):
-        here = torch.where(inside, here, -1)  # which those kernels do not write
+        here = torch.where(inside, here, -1)  # which the fused kernels do not write
     else:
         here, keys = here[inside], keys[inside]
     momentum_update_(memory.queue, here, keys, memory.slot_momentum, backend=memory.backend)
@@ -112,7 +112,7 @@ def enqueue_(memory: FifoState, keys: Tensor) -> None:
 def warm_up_shard(
     memory: FifoState, batch: int, tau_s: float, tau_t: float, dtype: torch.dtype
 ) -> None:
-    """Compiles what steps of ``batch`` samples on each rank will need, on this rank alone."""
+    """Compiles, on this rank alone, the kernels for steps of ``batch`` samples on each rank."""
     check.check_size("batch_size", batch)
     rows = memory.queue
     z = rows.new_zeros((batch * memory.shard.ranks, rows.shape[1]), dtype=dtype)

@@ -1,4 +1,4 @@
-"""The rows of a FIFO memory, and the projections that lead to them: made, loaded, looked at."""
+"""State of a FIFO memory, rows and projections: construction, checks, loading and saving."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ STARTS = ("published", "unit")
 
 
 class FifoState(Embeddings):
-    """What a :class:`rrd_kernels.FifoMemory` holds, which describes arguments and attributes."""
+    """State of a :class:`rrd_kernels.FifoMemory`, which documents arguments and attributes."""
 
     queue: Tensor
     queue_ptr: Tensor
@@ -58,8 +58,8 @@ class FifoState(Embeddings):
         super().__init__(s_dim, t_dim, feat_dim, device=device, dtype=dtype)
         self.ranks = ranks
         self.shard = shard
-        self.standing = Standing.STALE  # until the ranks have compared
-        # Of a part that no other rank has: what the ranks compare in its stead.
+        self.standing = Standing.STALE  # until the ranks have compared memories
+        # With gather="shard" ranks hold different rows, so they compare these two counts instead.
         self.states_loaded = self.batches_written = 0
         self.enqueue = enqueue
         self.slot_momentum = slot_momentum
@@ -74,10 +74,10 @@ class FifoState(Embeddings):
         self.inspect_rows()
 
     def inspect_rows(self) -> None:
-        """Looks at every row and sets ``unit_memory``; one host sync on a GPU."""
-        # Meta and fake tensors have no rows to look at; what fills them later looks again.
+        """Sets ``unit_memory`` from the norm of every row; one host sync on a GPU."""
+        # Meta and fake tensors have no values yet; load_state_dict inspects them again.
         if not self.queue.is_meta and type(self.queue).__name__ != "FakeTensor":
-            # Some at a time: in another dtype the norm makes a copy of its rows.
+            # In parts: vector_norm copies its input to compute in another dtype.
             parts = self.queue.split(ROWS_AT_ONCE)
             norms = [torch.linalg.vector_norm(p, dim=1, dtype=self._norm_dtype()) for p in parts]
             self.unit_memory = bool((torch.cat(norms) <= 1 + UNIT_SLACK).all())
@@ -93,7 +93,7 @@ class FifoState(Embeddings):
         *_, errors = args
         refused = len(errors)
         if (key := f"{prefix}queue") in state_dict:
-            # load_state_dict hands out a copy of the user's dict.
+            # A new dict, so that the caller's keeps the entry as it was.
             state_dict = {**state_dict, key: own_rows(state_dict[key], self.shard)}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if key in state_dict and len(errors) == refused:
@@ -111,7 +111,7 @@ class FifoState(Embeddings):
             destination[f"{prefix}queue"] = as_dtensor(rows, self.shard, self.ranks)
 
     def embed(self, f_s: Tensor, f_t: Tensor, update: bool) -> tuple[Tensor, Tensor, bool]:
-        """The embeddings of features that are checked here, and whether they are to enter."""
+        """Checks and projects the features; returns z_s, z_t and whether z_t enters the memory."""
         self.shard.check_ranks(self.ranks)
         check_ddp(self, self.ranks)
         writes = self.recomputations.may_write(self.training and update, self.enqueue)
@@ -124,7 +124,7 @@ class FifoState(Embeddings):
         return *self.project(f_s, f_t), writes
 
     def check_fits(self, step: Step, writes: bool) -> None:
-        """The batches of all ranks fit the memory, where they are to enter it."""
+        """Raises if the step writes the batches of all ranks and they do not fit the memory."""
         if writes and step.batch > self.shard.size:
             raise ValueError(
                 f"batches of {step.batches} rows on {len(step.batches)} ranks do not fit a memory "

@@ -16,7 +16,7 @@ from rrd_kernels.momentum.state import MomentumState, Views
 
 
 def _alike(memory: MomentumState, z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
-    """What all ranks must have alike, by the names that an error uses."""
+    """Settings that must be equal on all ranks, under the names used in errors."""
     rows = memory.contrast
     return {
         "memory_type": "momentum",
@@ -32,7 +32,7 @@ def _alike(memory: MomentumState, z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
     }
 
 
-@torch._disable_dynamo  # as keys_step
+@torch._disable_dynamo  # as for keys_step
 def shared_step(
     memory: MomentumState,
     embed: Callable[[], tuple[Tensor, Views, bool]],
@@ -41,14 +41,14 @@ def shared_step(
     *,
     draws: bool,
 ) -> Tensor:
-    """The loss of this rank's samples; the rows of all ranks' samples move on every rank.
+    """The loss of this rank's samples; every rank updates the rows of all ranks' samples.
 
     Args:
-        memory: whose step this is; written.
-        embed: checks this rank's input and makes its samples' numbers and views of it, and says
-            whether they are to be written.
+        memory: the memory; written.
+        embed: checks this rank's input; returns its samples' indices, the inputs of the loss and
+            whether the samples' rows are updated.
         tau_s, tau_t: the temperatures.
-        draws: whether the columns are drawn here, and not given.
+        draws: whether the columns are drawn here rather than given.
 
     Returns:
         The mean over this rank's samples, weighted as :meth:`Step.weighted` does.
@@ -71,7 +71,7 @@ def shared_step(
         check.check_has_columns(contrast_idx)
         check.check_range("contrast_idx", contrast_idx, len(memory_v1))
         alike = _alike(memory, z_s, z_t) | {"tau_s": tau_s, "tau_t": tau_t, "update": writes}
-        # Drawn ones are K + 1, which a state may have brought to some ranks.
+        # Drawn columns are K + 1; a state that only some ranks loaded may have changed K there.
         alike["P, the columns of contrast_idx,"] = "drawn" if draws else contrast_idx.shape[1]
         return Share(len(idx), alike, standing=rows.standing)
 
@@ -89,7 +89,7 @@ def shared_step(
         rows.normalized = False
         if draws and rows.size != size:
             views = (*views[:4], memory.draw(idx))
-    # Both travel while the loss is computed.
+    # Both are gathered while the loss is computed.
     samples = gather_rows(ranks, idx, step.batches) if writes else None
     moved = gather_rows(ranks, torch.cat(views[:2], 1), step.batches) if writes else None
     normalizers = memory.normalizers(writes)
@@ -113,8 +113,7 @@ def _estimate_(memory: MomentumState, normalizers: Tensor, views: Views) -> None
     columns = views[-1].numel()
     sums = own.new_zeros((1, 3), dtype=torch.float64)
     if columns:
-        # What is not finite has not been set, and must spoil the whole mean as it would in one
-        # process.
+        # A mean that is not finite was not set. NaN makes the whole mean NaN, as in one process.
         sums[0, :2] = own.double().where(own > 0, torch.nan) * columns
         sums[0, 2] = columns
     total = gather_rows(ranks, sums, [1] * ranks.size).wait().sum(dim=0)

@@ -48,20 +48,20 @@ def sampled_relational_loss(
         a_{ij} = f_2(t_i \cdot v^1_{c_{ij}}) / \tau_t.
 
     f is the identity without ``normalizers``, and :math:`f_k(x) = \exp(x / T) / Z_k` with them, as
-    published. Z_k is near n_data times the mean of the exponential, so that these logits are all
-    about 1 / (n_data τ), and the loss log P, but for a column whose cosine is so near 1 that its
-    exponential outweighs Z; then that column has all the weight.
+    published. Z_k is about n_data times the mean of the exponential. So these logits are all about
+    1 / (n_data τ), and the loss is about log P. The exception is a column whose cosine is so near 1
+    that its exponential outweighs Z: that column has all the weight.
 
-    Nothing of size B·P·D exists. Where the sample wants most rows of the memories, all are
-    multiplied and the wanted similarities picked; else the wanted rows are read in place.
+    Nothing of size B·P·D exists. If most rows of the memories are sampled, all rows are multiplied
+    and the sampled similarities picked; else the sampled rows are read in place.
 
     Args:
         z_s: [B, D] student embeddings, unnormalised; float64, float32, bfloat16 or float16, any
             strides. The only argument that receives a gradient, in its own dtype.
         z_t: [B, D] teacher embeddings, unnormalised, same choice of dtypes.
         memory_v1: [n_data, D] the students' rows, which the teacher is compared with; used as they
-            are, same choice of dtypes. All must be finite: multiplied densely, one that is not
-            makes the gradients of all samples NaN.
+            are, same choice of dtypes. All must be finite: with the dense method, one row that is
+            not makes the gradients of all samples NaN.
         memory_v2: [n_data, D] the teachers' rows, which the student is compared with.
         contrast_idx: int64 [B, P], the rows that each sample is compared with.
         normalizers: [2], (Z_v1, Z_v2), see :func:`estimate_normalizers_`. The loss is NaN while
@@ -73,7 +73,7 @@ def sampled_relational_loss(
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. The mean over no rows is zero.
         precision: as in :func:`rrd_kernels.functional.relational_loss`. The softmax is float64 on
             a CPU, and float32 or float64 on a GPU.
-        method: ``"dense"`` (all rows are multiplied), ``"gather"`` (the wanted rows are read) or
+        method: ``"dense"`` (all rows are multiplied), ``"gather"`` (the sampled rows are read) or
             ``"auto"`` (default), the one that costs less; docs/decisions.md has the rule.
         backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.
 
@@ -152,8 +152,8 @@ def estimate_normalizers_(
 ) -> None:
     """Sets each of (Z_v1, Z_v2) that is negative to mean(exp(s.m / nce_t)) * n_data of its view.
 
-    The published memory does so at its first batch and keeps them. Without a host sync; one that
-    is set already is left alone, at the cost of looking at it.
+    The published memory does so at its first batch and keeps them. No host sync. A value that is
+    set already does not change, at the cost of reading it.
 
     Args:
         normalizers: [2] float64 or float32, changed in place. A mean that is not finite is not set.
@@ -196,13 +196,13 @@ def momentum_update_(
 ) -> None:
     """Moves the rows at ``index`` towards the unit rows of ``rows``, in place.
 
-    Each becomes ``normalize(momentum * row + (1 - momentum) * normalize(new))``. Where an index
-    occurs more than once, its last occurrence alone counts, on every device. A new row that is not
-    finite leaves the memory's as it was.
+    Each becomes ``normalize(momentum * row + (1 - momentum) * normalize(new))``. If an index
+    occurs more than once, the last one wins, on every device. A new row that is not finite leaves
+    the memory's row as it was.
 
     Args:
         memory: [n_data, D]; float64, float32, bfloat16 or float16, any strides, changed in place.
-        index: int64 [B], any values that are rows of the memory.
+        index: int64 [B], rows of the memory, repeats allowed.
         rows: [B, D], unnormalised, same choice of dtypes.
         momentum: how much of the old row stays, in [0, 1). Default 0.5.
         backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.

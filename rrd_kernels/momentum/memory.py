@@ -1,4 +1,4 @@
-"""The momentum memory, a row of student and teacher for each training sample, as a module."""
+"""The momentum memory as a module: a student and a teacher row for each training sample."""
 
 import functools
 
@@ -12,19 +12,19 @@ from rrd_kernels.momentum.state import MomentumState
 
 
 class MomentumMemory(MomentumState):
-    """Rows of every training sample, which the batches that contain it move by momentum.
+    """A student and a teacher row for each training sample, updated with momentum by its batches.
 
-    A student is compared with the teachers' rows, and a teacher with the students', at sampled
-    columns of which the first is the sample's own.
+    The student is compared with teacher rows, and the teacher with student rows, at sampled
+    columns. The first column is the sample's own.
 
     Args:
         s_dim: width of the student's features.
         t_dim: width of the teacher's features.
         feat_dim: width D of the embeddings. Default 128.
         size: K, the number of negatives that are drawn for each sample. Default 16384.
-        n_data: training samples, which is rows of each memory. Required.
+        n_data: number of training samples, and so of rows in each memory. Required.
         nce_t: temperature T of the published similarity. Default 0.07.
-        nce_m: how much of a row stays when it is moved, in [0, 1). Default 0.5.
+        nce_m: weight of the old row in an update, in [0, 1). Default 0.5.
         similarity: ``"exponential"`` (default), the published exp(s.m / T) / Z, under which the
             loss stays near log(K + 1) until a student's row is almost its teacher's, and then
             falls to zero; or ``"cosine"``, s.m itself.
@@ -33,25 +33,25 @@ class MomentumMemory(MomentumState):
         generator: for the negatives that are drawn here; its state is not in the state_dict, and
             ``torch.compile(fullgraph=True)`` does not take one. Default: the device's own.
         device, dtype: as in :class:`torch.nn.Linear`.
-        memory_dtype: what the rows are stored in: float64, float32, bfloat16 or float16. Default:
-            ``dtype``. They are drawn in ``dtype`` whatever it is.
-        process_group, gather: as in :class:`rrd_kernels.RRDLoss`, but for ``"shard"``, which these
-            memories do not have. Each rank draws its own samples' negatives: give each another
-            seed.
+        memory_dtype: dtype of the stored rows: float64, float32, bfloat16 or float16. Default:
+            ``dtype``. The initial rows are always drawn in ``dtype``.
+        process_group, gather: as in :class:`rrd_kernels.RRDLoss`, without ``"shard"``, which is
+            for FIFO memories. Each rank draws the negatives of its own samples: seed each rank's
+            draws differently.
 
     Attributes:
         embed_s: Linear(s_dim, feat_dim), trained.
         embed_t: Linear(t_dim, feat_dim), without gradient.
-        contrast: the :class:`MomentumRows`. A state that is loaded brings its own K, nce_t and
-            nce_m, as it does in the published code.
+        contrast: the :class:`MomentumRows`. A loaded state replaces K, nce_t and nce_m, as in the
+            published code.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
 
     Shapes: called as ``memory(f_s, f_t, idx, contrast_idx, tau_s=..., tau_t=...)`` with [B, s_dim]
     and [B, t_dim] features (or [B, dim, 1, 1]) of any floating dtype, int64 ``idx`` [B],
-    the samples' numbers, and int64 ``contrast_idx`` [B, P], the columns, drawn where it is not
-    given; returns the mean loss, a scalar: float64 with float64 products, else float32.
+    the samples' dataset indices, and int64 ``contrast_idx`` [B, P], the sampled columns, drawn if
+    not given; returns the mean loss, a scalar: float64 with float64 products, else float32.
 
     Source: the published momentum memory of arXiv 2407.12073.
 
@@ -77,9 +77,9 @@ class MomentumMemory(MomentumState):
     ) -> Tensor:
         """The loss of [B, s_dim] student against [B, t_dim] teacher features, a scalar.
 
-        In training mode the samples' rows of both memories move afterwards, and the first batch
-        sets Z, unless ``update`` is false. Otherwise nothing is changed: before Z is set, the
-        batch's own is used.
+        In training mode, unless ``update`` is false, the first batch sets Z, and every batch then
+        updates its samples' rows of both memories. Otherwise nothing changes; if Z is not set yet,
+        the batch's own Z is used.
         """
         embed = functools.partial(self.embed, f_s, f_t, idx, contrast_idx, update)
         if self.ranks.size > 1 and self.ranks.gather == "keys" and self.training:
@@ -100,12 +100,12 @@ class MomentumMemory(MomentumState):
     def warmup(
         self, batch_size: int, *, tau_s: float, tau_t: float, dtype: torch.dtype | None = None
     ) -> None:
-        """Compiles what batches of this size will need; the memories stay as they are.
+        """Compiles the kernels for batches of this size; the memories do not change.
 
         Args:
             batch_size: B.
             tau_s, tau_t: the temperatures that will be given.
-            dtype: of the projected embeddings; default: the weights', give autocast's under it.
+            dtype: of the projected embeddings; under autocast, autocast's. Default: the weights'.
         """
         check.check_size("batch_size", batch_size)
         rows = self.contrast

@@ -1,4 +1,4 @@
-"""Which rows of a momentum memory a sample is compared with."""
+"""Sampled columns: the rows of a momentum memory that a sample is compared with."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +14,10 @@ MODES = ("exact", "relax")
 def draw_contrast_idx(
     idx: Tensor, n_data: int, size: int, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Uniform draws of ``size`` rows for each sample, after a first column that is itself.
+    """For each sample, itself as the first column, then ``size`` rows drawn uniformly.
 
     Args:
-        idx: int64 [B], the samples' numbers; the draws are made on its device.
+        idx: int64 [B], the samples' dataset indices; the draws are made on their device.
         n_data: rows to draw from, with replacement and whatever their class, as published.
         size: K, the draws for each sample.
         generator: of that device. Default: the device's own.
@@ -31,8 +31,7 @@ def draw_contrast_idx(
         >>> draw_contrast_idx(torch.tensor([3, 8]), 50000, 1024).shape
         torch.Size([2, 1025])
     """
-    # Without a generator the argument is left out: torch.compile with sizes that change has no
-    # other way.
+    # Without a generator, leave the argument out: torch.compile with sizes that change needs that.
     given: dict[str, Any] = {} if generator is None else {"generator": generator}
     drawn = torch.randint(n_data, (idx.shape[0], size + 1), device=idx.device, **given)
     drawn[:, 0] = idx
@@ -40,7 +39,7 @@ def draw_contrast_idx(
 
 
 class ContrastSampler:
-    """Rows of other classes for each sample, in place of the published data set's own draws.
+    """Draws rows of other classes for each sample, in place of the published data set.
 
     The published data set draws for one sample at a time, in the loader's workers. Here a batch is
     drawn at once, after loading: on a GPU without the host, on a CPU in a third of the time.
@@ -125,19 +124,19 @@ class ContrastSampler:
         return drawn
 
     def _uniform(self, *shape: int) -> Tensor:
-        # In float64 a product with a count is floored to each integer below it equally often.
+        # float64: floor(uniform * count) is each integer below count equally often.
         return torch.rand(
             shape, generator=self.generator, device=self.order.device, dtype=torch.float64
         )
 
     def _positives(self, classes: Tensor) -> Tensor:
-        """One sample of each class [B]."""
+        """A random sample of each class in ``classes`` [B]."""
         place = (self._uniform(len(classes)) * self.counts[classes]).long()
         return self.order[self.first[classes] + place]
 
     def _draw_on_host(self, classes: Tensor, out: Tensor) -> None:
-        """Negatives of each class [B] into ``out`` [B, K], a sample's at a time: they stay in a
-        core's cache."""
+        """Draws negatives of each class [B] into ``out`` [B, K], one sample at a time, so that they
+        stay in a core's cache."""
         import numpy as np
 
         seed = torch.randint(2**62, (1,), generator=self.generator).item()
@@ -152,7 +151,7 @@ class ContrastSampler:
             np.take(order, places, out=row)
 
     def _draw_on_device(self, classes: Tensor, out: Tensor) -> None:
-        """The same without a loop or a host sync: the places of the smallest random keys."""
+        """The same without a loop or a host sync: takes the places of the smallest random keys."""
         first, counts = self.first[classes, None], self.counts[classes, None]
         if self.any_repeat:
             places = (self._uniform(*out.shape) * (len(self.order) - counts)).long()

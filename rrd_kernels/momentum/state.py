@@ -1,4 +1,4 @@
-"""The rows of a momentum memory, and the projections that lead to them: made, loaded, moved."""
+"""State of a momentum memory, rows and projections: construction, checks, loading, updates."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ Views = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _checked(params: Tensor) -> list[float]:
-    """The five numbers of ``params``, which a checkpoint may have brought.
+    """The five numbers of ``params``, checked because they may come from a checkpoint.
 
     Raises:
         ValueError: K, nce_t or nce_m is out of range.
@@ -61,7 +61,7 @@ class MomentumRows(nn.Module):
         memory_dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        # Uniform deviates of the variance that makes a row's norm about 1, as published.
+        # As published: uniform deviates, with the variance that gives a row a norm of about 1.
         reach = 1 / (feat_dim / 3) ** 0.5
         precise = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         params = torch.tensor([size, nce_t, -1, -1, nce_m], device=device, dtype=precise)
@@ -70,15 +70,15 @@ class MomentumRows(nn.Module):
             rows = torch.rand(n_data, feat_dim, device=device, dtype=dtype)
             self.register_buffer(name, rows.mul_(2 * reach).add_(-reach).to(memory_dtype))
         self.size, self.nce_t, self.nce_m = size, float(nce_t), float(nce_m)
-        #: K, nce_t and nce_m without what a state has brought, which may be on some ranks only.
+        #: K, nce_t and nce_m as constructed: a state may have been loaded on some ranks only.
         self.given = (self.size, self.nce_t, self.nce_m)
-        self.standing = Standing.STALE  # until the ranks have compared
+        self.standing = Standing.STALE  # until the ranks have compared memories
         self.normalized = False  # whether Z is known to be set
         self.read_params()
 
     def read_params(self) -> None:
-        """Takes K, nce_t and nce_m from ``params``; one host sync on a GPU."""
-        # Meta and fake tensors have no values; what fills them later is read again.
+        """Reads K, nce_t and nce_m from ``params``; one host sync on a GPU."""
+        # Meta and fake tensors have no values yet; load_state_dict reads them again.
         if not self.params.is_meta and type(self.params).__name__ != "FakeTensor":
             size, self.nce_t, _, _, self.nce_m = _checked(self.params)
             self.size = int(size)
@@ -97,13 +97,13 @@ class MomentumRows(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MomentumRows":
         params = self.params
         super()._apply(fn, recurse)
-        if self.params.dtype in (torch.float16, torch.bfloat16):  # which would not hold Z
+        if self.params.dtype in (torch.float16, torch.bfloat16):  # too few bits for Z
             self.params = params.to(self.params.device)
         return self
 
 
 class MomentumState(Embeddings):
-    """What a :class:`rrd_kernels.MomentumMemory` holds, and where arguments are described."""
+    """State of a :class:`rrd_kernels.MomentumMemory`, which documents the arguments."""
 
     def __init__(
         self,
@@ -172,8 +172,8 @@ class MomentumState(Embeddings):
         contrast_idx: Tensor | None,
         update: bool,
     ) -> tuple[Tensor, Views, bool]:
-        """The batch's samples, what the loss is taken of, and whether its rows are to move; of
-        arguments that are checked here."""
+        """Checks the arguments and projects the features; returns the samples' indices, the inputs
+        of the loss, and whether the samples' rows are updated."""
         rows = self.contrast
         check_ddp(self, self.ranks)
         writes = self.recomputations.may_write(
@@ -192,18 +192,18 @@ class MomentumState(Embeddings):
         return idx, (z_s, z_t, rows.memory_v1, rows.memory_v2, contrast_idx), writes
 
     def draw(self, idx: Tensor) -> Tensor:
-        """The columns of samples ``idx`` [B]: each its own and K others, int64 [B, K + 1]."""
+        """The sampled columns int64 [B, K + 1] of ``idx`` [B]: the sample itself, then K draws."""
         return draw_contrast_idx(idx, self.n_data, self.contrast.size, generator=self.generator)
 
     def normalizers(self, writes: bool) -> Tensor | None:
-        """(Z_v1, Z_v2), or a copy where nothing may be written; none under the cosine."""
+        """(Z_v1, Z_v2), as a copy unless ``writes``; ``None`` for the cosine similarity."""
         if self.similarity != "exponential":
             return None
         stored = self.contrast.params[2:4]
         return stored if writes else stored.clone()
 
     def move_rows(self, idx: Tensor, z_s: Tensor, z_t: Tensor) -> None:
-        """Moves the samples' rows of both memories towards [B, D] embeddings."""
+        """Moves the rows ``idx`` of both memories towards ``z_s`` and ``z_t`` [B, D]."""
         rows = self.contrast
         for memory, new in ((rows.memory_v1, z_s), (rows.memory_v2, z_t)):
             functional.momentum_update_(memory, idx, new.detach(), rows.nce_m, backend=self.backend)

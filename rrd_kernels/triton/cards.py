@@ -1,9 +1,9 @@
-"""Every card that the kernels know: how it is recognised, and its block sizes.
+"""The supported GPUs: how a card is recognised, and its block sizes.
 
 To add a card, give it a family in :func:`family_of` or :func:`family_of_capability` and an entry in
 :data:`FAMILIES`. The sizes here are the largest that compile without a spilled register, within the
-family's shared memory, with the oldest supported Triton and with the newest; ``make kernels``
-prints what the compiler makes of each.
+family's shared memory, with the oldest and with the newest supported Triton. ``make kernels``
+prints the registers and the shared memory of each.
 """
 
 import functools
@@ -18,47 +18,48 @@ Blocks = TypeVar("Blocks")
 class Config(NamedTuple):
     """Block sizes of a kernel that multiplies tiles of the memory."""
 
-    block_m: int  # queries; samples where a kernel takes both queries of each
+    block_m: int  # queries, or samples in kernels that take both queries of a sample
     block_n: int  # memory rows of a tile
-    block_k: int  # elements of a row that are multiplied at a time
-    block_d: int  # elements of the output that one program has, at least block_k
+    block_k: int  # elements of a row that one product takes at a time
+    block_d: int  # output elements of one program, at least block_k
     num_warps: int
     num_stages: int
-    programs: int = 1  # that a multiprocessor is to hold at a time
+    programs: int = 1  # per multiprocessor at a time, for the choice of splits
 
 
-#: A row of D elements is looked up under the first that holds it.
+#: Row widths of the tables. D elements use the smallest width that is at least D.
 WIDTHS = (64, 128, 256, 1024)
 
-#: The widest rows that the kernels hold.
+#: The largest D of the kernels; wider rows run on the reference.
 MAX_DIM = WIDTHS[-1]
 
-#: The most memory rows, whose numbers the kernels count in 32 bits.
+#: The most memory rows: the kernels number rows in 32 bits.
 MAX_ROWS = 2**31 - 2**16
 
-#: 2·B·K from which a problem is large, with blocks for the tensor cores' rate rather than for many
-#: multiprocessors.
+#: 2·B·K from which a problem is large. A large problem's blocks are chosen for the rate of the
+#: tensor cores, a small one's for many multiprocessors.
 LARGE = 2**25
 
 
 class Family(NamedTuple):
-    """Cards with the same block sizes. These are given by the format of the products' operands, as
-    :func:`operand_class` names it, and by the width of a row, one of :data:`WIDTHS`."""
+    """Cards with the same block sizes. The tables' keys are the class of the products' operands
+    (see :func:`operand_class`), then the row width (one of :data:`WIDTHS`)."""
 
-    #: Of the kernel for loss and gradient: for a small problem, and for a large one.
+    #: The kernel for loss and gradient: sizes for a small problem and for a large one.
     attention: dict[str, dict[int, tuple[Config, Config]]]
-    #: Of the kernel for the loss alone, which does not use ``block_d``.
+    #: The kernel for the loss alone. It does not use ``block_d``.
     loss_only: dict[str, dict[int, Config]]
-    #: Of the momentum memory's kernels that multiply all rows.
+    #: The momentum memory's dense kernels, which multiply all rows.
     dense: dict[str, dict[int, Config]]
-    #: Partial sums of a row's weights that a program keeps, so that each thread adds up its own.
-    #: For float32 always one: its three products leave no register for more.
+    #: Sums of weights that a program keeps for each query: column j of a tile is added to sum
+    #: j % partial_sums. A thread's columns recur with this period, so threads exchange nothing in
+    #: the loop. float32 always keeps one sum: its three products leave no register for more.
     partial_sums: int = 1
-    #: Whether TF32 rows are multiplied in another order, at the width where the compiled code is
-    #: better for it (docs/decisions.md).
+    #: Whether TF32 weights are multiplied by reordered rows, which saves instructions. Only at D
+    #: from 65 to 128 (docs/decisions.md, "TF32 on Hopper takes a tile twice").
     reorders_tf32: bool = False
-    #: Triton's name for how float32 operands are multiplied: NVIDIA's tensor cores take three
-    #: products of TensorFloat-32.
+    #: Triton's ``input_precision`` for float32 operands. On NVIDIA's tensor cores: three products
+    #: of TensorFloat-32.
     float32_products: str = "tf32x3"
 
 
@@ -191,7 +192,7 @@ HOPPER = Family(
     reorders_tf32=True,
 )
 
-#: For cards that nobody has measured: the same for all widths, found for both at once.
+#: For cards that nobody has measured (sm_100, gfx942): the same sizes for both and all widths.
 UNMEASURED = Family(
     attention={
         "half": dict.fromkeys(WIDTHS, (Config(64, 64, 128, 128, 4, 2),) * 2),
@@ -212,35 +213,35 @@ UNMEASURED = Family(
 
 FAMILIES = {
     "sm_80": AMPERE,
-    "sm_86": AMPERE,  # fits what is newer too, and has less shared memory
+    "sm_86": AMPERE,  # has less shared memory than sm_80; newer such cards use it too
     "sm_90": HOPPER,
     "sm_100": UNMEASURED,
-    "gfx942": UNMEASURED._replace(float32_products="ieee"),  # AMD's matrix units have float32
+    "gfx942": UNMEASURED._replace(float32_products="ieee"),  # AMD's matrix units multiply float32
 }
 
 
 class Hardware(NamedTuple):
-    """What a plan depends on."""
+    """The properties of a GPU that a plan depends on."""
 
     family: str  # a key of FAMILIES
     multiprocessors: int
 
 
 def family_of(index: int | None) -> str | None:
-    """The family of a GPU; ``None`` for one that is too old."""
+    """The family of GPU ``index`` (``None``: the current one); ``None`` if it is too old."""
     properties = torch.cuda.get_device_properties(index)
     if torch.version.hip is not None:
-        return "gfx942"  # 64 KiB of local memory, as all of AMD's
+        return "gfx942"  # all of AMD's cards have 64 KiB of local memory
     roomy = properties.shared_memory_per_block_optin >= 163 * 1024
     return family_of_capability(properties.major, properties.minor, roomy)
 
 
 def family_of_capability(major: int, minor: int, roomy: bool | None = None) -> str | None:
-    """The family of NVIDIA's cards.
+    """The family of an NVIDIA card; ``None`` if it is too old.
 
     Args:
         major, minor: the compute capability.
-        roomy: whether a program may have 163 KiB of shared memory, if that is known.
+        roomy: whether a program may have 163 KiB of shared memory; ``None`` if not known.
     """
     if major < 8:
         return None
@@ -255,17 +256,17 @@ def family_of_capability(major: int, minor: int, roomy: bool | None = None) -> s
 
 @functools.cache
 def arch_of(index: int) -> str:
-    """The compute capability of a GPU, as compilers name it."""
+    """The compute capability of GPU ``index`` as compilers name it, such as ``"sm_90"``."""
     major, minor = torch.cuda.get_device_capability(index)
     return f"sm_{10 * major + minor}"
 
 
 @functools.lru_cache
 def hardware_of(device: torch.device) -> Hardware:
-    """What a GPU is planned for.
+    """The properties of ``device`` that plans depend on.
 
     Raises:
-        RuntimeError: it is of no family.
+        RuntimeError: the card is in no family.
     """
     family = family_of(device.index)
     if family is None:
@@ -274,9 +275,9 @@ def hardware_of(device: torch.device) -> Hardware:
 
 
 def operand_class(precision: str, memory_bytes: int) -> str:
-    """Under which a :class:`Family` has block sizes for products in ``precision``, out of a memory
-    of ``memory_bytes`` an element: half precision that is float32 on its way takes as much room as
-    TF32."""
+    """The key of a :class:`Family`'s tables for products in ``precision``, with a memory of
+    ``memory_bytes`` an element. Half-precision products use TF32's sizes if the memory is wider:
+    then tiles are float32 on the way to the tensor cores."""
     if precision in ("float16", "bfloat16"):
         return "half" if memory_bytes == 2 else "tf32"
     return precision
@@ -285,13 +286,13 @@ def operand_class(precision: str, memory_bytes: int) -> str:
 def look_up(
     blocks: Mapping[str, Mapping[int, Blocks]], precision: str, dim: int, memory_bytes: int
 ) -> Blocks:
-    """What one of a family's tables has for rows of ``dim`` elements; see :func:`operand_class`."""
+    """The entry of table ``blocks`` for rows of ``dim`` elements; see :func:`operand_class`."""
     width = next(width for width in WIDTHS if dim <= width)
     return blocks[operand_class(precision, memory_bytes)][width]
 
 
 def input_precision(family: str, precision: str) -> str:
-    """Triton's name for how float32 operands are multiplied; half precision ignores it."""
+    """Triton's ``input_precision`` on cards of ``family``; half-precision operands ignore it."""
     if precision == "float32":
         return FAMILIES[family].float32_products
     return "tf32" if precision == "tf32" else "ieee"

@@ -1,4 +1,4 @@
-"""What the steps of both memories launch alike: the first kernel, and constants of the last."""
+"""What the launches of both memories share: the first kernel, and constants of the last one."""
 
 import math
 from typing import Any
@@ -10,22 +10,22 @@ from rrd_kernels.bounds import LOG2_E
 from rrd_kernels.triton.cards import Config
 from rrd_kernels.triton.runtime.launch import Kernel, Launch
 
-#: Bytes that partial sums over splits may take. With the queries and what is returned, a step stays
-#: below 16·B·D bytes + 32 MiB.
+#: The largest size of the partials, in bytes. With its queries and outputs a step stays below
+#: 16·B·D bytes + 32 MiB.
 PARTIAL_BYTES = 24 * 2**20
 
 #: Grids have at most this many programs along their second axis.
 MAX_SPLITS = 65535
 
-# What a split costs, in seconds on a card such as an H100; only their proportions matter. A program
-# starts in START and multiplies at RATE; partial sums are written and read at MERGE_RATE.
+# Cost model of a split, for a card such as an H100; only ratios matter. START: seconds to start a
+# program. RATE: of its products. MERGE_RATE: of writing and reading partials.
 START = 1.5e-6
 RATE = (
     3e12  # operations per second and multiprocessor, half of what its tensor cores do in bfloat16
 )
 MERGE_RATE = 2e12  # bytes per second, most of them in the second-level cache
 
-#: What the products' operands are stored in.
+#: Storage dtype of the products' operands, by precision.
 STORAGE = {
     "float32": torch.float32,
     "tf32": torch.float32,
@@ -33,7 +33,7 @@ STORAGE = {
     "bfloat16": torch.bfloat16,
 }
 
-#: Splits that a last kernel has room for, at least: so that most batches need one kernel.
+#: The smallest SPLITS of a last kernel, so that most batches share one compiled kernel.
 FEWEST_SPLITS = 256
 
 
@@ -46,12 +46,12 @@ def next_power_of_2(value: int) -> int:
 
 
 def row_block(dim: int) -> int:
-    """Elements of a block that holds a whole row; a dimension of a product is 16 at least."""
+    """Elements of a block that holds a whole row: a power of 2; products need 16 at least."""
     return max(16, next_power_of_2(dim))
 
 
 def narrowed(config: Config, dim: int) -> Config:
-    """The same for rows that are narrower than the table's width."""
+    """``config`` with blocks no wider than a row of ``dim`` elements needs."""
     widest = row_block(dim)
     return config._replace(block_k=min(config.block_k, widest), block_d=min(config.block_d, widest))
 
@@ -59,17 +59,17 @@ def narrowed(config: Config, dim: int) -> Config:
 def best_splits(
     tiles: int, blocks: int, multiprocessors: int, most: int, tile_time: float, merge_time: float
 ) -> int:
-    """The number of splits that takes the least time: waves of programs, then the merge.
+    """The number of splits with the least estimated time: waves of programs, then the merge.
 
-    Only numbers that leave no split empty are looked at; the last split may be shorter.
+    Considers only numbers that leave no split empty; the last split may be shorter.
 
     Args:
-        tiles: of memory rows.
-        blocks: of queries, each of which goes through all tiles.
-        multiprocessors: of the device.
-        most: splits that are allowed.
-        tile_time: of one tile of one block, in seconds.
-        merge_time: of one split, in seconds.
+        tiles: number of tiles of the memory.
+        blocks: number of programs for each tile: one per block of queries (and of D).
+        multiprocessors: programs that run at a time.
+        most: the largest number of splits.
+        tile_time: seconds for one tile in one program.
+        merge_time: seconds for one split.
     """
     best, least = 1, math.inf
     splits = 1
@@ -80,18 +80,18 @@ def best_splits(
         time = waves * (START + per_split * tile_time) + splits * merge_time
         if time < least:
             best, least = splits, time
-        # The next number for which a split is shorter.
+        # Go on to the next number that makes the splits shorter.
         splits = cdiv(tiles, per_split - 1) if per_split > 1 else tiles + 1
     return best
 
 
 def row_warps(dim: int) -> int:
-    """Warps of a program that has a row to itself."""
+    """Warps of a program that handles one row."""
     return 1 if dim <= 256 else 4
 
 
 def operand_dtype(precision: str) -> str:
-    """The name of what it is stored in."""
+    """The name of the operands' storage dtype for ``precision``."""
     return str(STORAGE[precision]).removeprefix("torch.")
 
 
@@ -112,7 +112,7 @@ def embeddings_of(z_s: Tensor, z_t: Tensor, memory: Tensor) -> dict[str, int]:
 def row_constants(
     dim: int, dim_pad: int, precision: str, enqueue: str, momentum: float
 ) -> dict[str, Any]:
-    """What the first and the last kernel are compiled for."""
+    """Compile-time constants that the first and the last kernel share."""
     return {
         "ENQUEUE": enqueue,
         "MOMENTUM": momentum != 0,
@@ -138,7 +138,7 @@ def prepare_launch(
     momentum: float = 0.0,
     dependent: bool = False,
 ) -> Launch:
-    """The queries out of the embeddings, and the enqueue where it comes before."""
+    """The first kernel: makes the queries, and enqueues if ``enqueue`` is "before"."""
     batch, dim = z_s.shape
     return Launch(
         Kernel("common.kernels.prepare", "prepare"),
@@ -162,12 +162,12 @@ def prepare_launch(
 
 
 def merge_constants(dim: int, splits: int, need_grad: bool, reduction: int) -> dict[str, Any]:
-    """What a last kernel is compiled for, beside the width of its rows."""
+    """Compile-time constants of a last kernel, besides the width of its rows."""
     return {
         "NEED_GRAD": need_grad,
         "REDUCE": reduction != 0,
         "SPLITS": max(FEWEST_SPLITS, next_power_of_2(splits)),
-        # Splits that are added side by side: as many as registers hold, whatever their number, so
+        # Splits that are added at a time: as many as registers hold, not as many as there are, so
         # that no batch needs a kernel of its own.
         "SPLIT_BLOCK": min(16, 2048 // row_block(dim)),
         "BLOCK_B": 1024,

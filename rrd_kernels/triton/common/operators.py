@@ -1,8 +1,8 @@
 """What the operators of both memories share.
 
-Float64 and rows wider than the kernels hold are computed by the reference, some samples at a time.
-Not by its autograd: operators run below autograd, and torch.func, which works there, refuses
-wherever saved tensors have hooks, as under activation checkpointing.
+The reference computes float64 and rows wider than the kernels hold, some samples at a time. It does
+so without autograd: operators run below autograd, and torch.func, which works there, fails where
+saved tensors have hooks, as under activation checkpointing.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: Elements of the largest matrix that is made at a time.
+#: The largest matrix that is made at a time, in elements.
 BATCH_ELEMENTS = 2**24
 
 
@@ -21,7 +21,7 @@ def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]
 
 
 def settled(precision: str | None) -> str:
-    """The products' format now, as ``settled`` of ``csrc/cuda/relational_loss.cpp``."""
+    """``precision``; if None, PyTorch's setting. As in csrc/cuda/relational_loss.cpp."""
     if precision is not None:
         return precision
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"
@@ -34,7 +34,7 @@ def dtype_of(precision: str) -> torch.dtype:
 def in_batches(
     some: Callable[..., tuple[Tensor, Tensor]], elements: int, *tensors: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``some`` of all samples, a few at a time; a sample has ``elements`` in its matrix."""
+    """``some`` of all samples, in batches; a sample's matrix has ``elements`` elements."""
     batches = (tensor.split(max(1, BATCH_ELEMENTS // elements)) for tensor in tensors)
     first, second = zip(*map(some, *batches), strict=True)
     return torch.cat(first), torch.cat(second)

@@ -1,7 +1,7 @@
-"""Block sizes by measurement, for those who ask with RRD_TRITON_AUTOTUNE=1.
+"""Block sizes by measurement, with RRD_TRITON_AUTOTUNE=1.
 
-Not by default: measuring cannot be captured in a graph, and lets ranks and runs choose differently,
-whose results then differ in the last bits.
+Off by default: a CUDA graph cannot capture a measurement, and ranks and runs may choose different
+sizes, so that their results differ in the last bits.
 """
 
 import functools
@@ -22,7 +22,7 @@ _best: dict[tuple[Any, ...], FifoPlan] = {}
 
 
 def candidates(precision: str, dim: int, memory_bytes: int, need_grad: bool) -> list[Config]:
-    """The table's block sizes for operands and width, those of other families too."""
+    """The block sizes of all families for these operands and this width."""
     found: dict[Config, None] = {}
     for family in FAMILIES.values():
         if need_grad:
@@ -40,12 +40,12 @@ def best_plan(
     hardware: Hardware,
     milliseconds: Callable[[Callable[[], object]], float] | None = None,
 ) -> FifoPlan:
-    """The plan that takes the least time, measured at the first call of each size.
+    """The fastest plan, measured at the first call of each size, memory layout and settings.
 
     Args:
-        milliseconds: measures a call; default: Triton's ``do_bench``, its median.
+        milliseconds: returns a call's time; default: the median of Triton's ``do_bench``.
     """
-    settings = settings._replace(enqueue="never")  # what is measured is run many times
+    settings = settings._replace(enqueue="never")  # a measurement repeats the step
     (batch, dim), size = z_s.shape, memory.shape[0]
     key = batch, size, dim, memory.dtype, memory.stride(), settings, hardware
     if key in _best:

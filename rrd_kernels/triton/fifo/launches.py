@@ -23,7 +23,7 @@ from rrd_kernels.triton.runtime.launch import Kernel, Launch
 
 
 class FifoSettings(NamedTuple):
-    """What a step computes, beside its tensors."""
+    """The arguments of a step besides its tensors."""
 
     tau_s: float
     tau_t: float
@@ -36,13 +36,13 @@ class FifoSettings(NamedTuple):
 
 
 class FifoBuffers(NamedTuple):
-    """What a step writes, beside the memory; only ``loss`` and ``grad_z_s`` outlive it."""
+    """Tensors that a step writes besides the memory; only ``loss`` and ``grad_z_s`` outlive it."""
 
     loss: Tensor  # [] or [B] float32
-    grad_z_s: Tensor  # [B, D] or [0, D] float32; may lie where ``queries`` does
+    grad_z_s: Tensor  # [B, D] or [0, D] float32; may share the storage of ``queries``
     losses: Tensor  # [B] float32; ``loss`` itself without a reduction
     queries: Tensor  # [2B, DIM_PAD] in the operands' dtype
-    partials: Tensor  # [splits, 2B, DIM_PAD] float32, or [0]
+    partials: Tensor  # [splits, 2B, DIM_PAD] float32, or [0]; may be ``queries``
     stats: Tensor  # [splits, 3, 2B] float32
     progress: Tensor  # int64 [2]
 
@@ -62,11 +62,11 @@ def allocate(z_s: Tensor, plan: FifoPlan, settings: FifoSettings) -> FifoBuffers
         partials = empty(plan.splits, 2 * batch, plan.dim_pad)
         grad_z_s = empty(batch, dim)
     elif plan.dim_blocks == 1:
-        partials = queries  # each block is read by one program, which writes its sums there
+        partials = queries  # one program reads a block of queries, then writes its sums there
         grad_z_s = empty(batch, dim)
     else:
         partials = empty(1, 2 * batch, plan.dim_pad)
-        grad_z_s = queries.view(-1)[: batch * dim].view(batch, dim)  # they have been read by then
+        grad_z_s = queries.view(-1)[: batch * dim].view(batch, dim)  # combine reads no queries
     loss = empty(*(() if reduce else (batch,)))
     return FifoBuffers(
         loss=loss,
@@ -82,7 +82,7 @@ def allocate(z_s: Tensor, plan: FifoPlan, settings: FifoSettings) -> FifoBuffers
 def enqueue_launches(
     memory: Tensor, ptr: Tensor, keys: Tensor, momentum: float
 ) -> tuple[Launch, Launch]:
-    """The enqueue by itself: the slots, then the pointer."""
+    """The launches of an enqueue outside a step: the slots, then the pointer."""
     (size, dim), batch = memory.shape, keys.shape[0]
     double = torch.float64 in (memory.dtype, keys.dtype)
     write = Launch(
@@ -126,15 +126,15 @@ def step_launches(
     hardware: Hardware,
     plan: FifoPlan | None = None,
 ) -> tuple[FifoBuffers, tuple[Launch, Launch, Launch]]:
-    """What is launched, in order, and what it writes.
+    """The buffers of a step, and its launches in order.
 
     Args:
         z_s, z_t: [B, D], B >= 1, any strides and floating dtype.
-        memory: [K, D], any strides; written where ``settings.enqueue`` is not "never".
-        ptr: int64 [1], for an enqueue.
-        settings: what is computed.
-        hardware: what it runs on.
-        plan: in place of the one that the table leads to.
+        memory: [K, D], any strides; written unless ``settings.enqueue`` is "never".
+        ptr: int64 [1]; ``None`` without an enqueue.
+        settings: the other arguments.
+        hardware: the card.
+        plan: default: that of :func:`make_plan`.
     """
     (batch, dim), size = z_s.shape, memory.shape[0]
     if plan is None:
@@ -172,7 +172,7 @@ def step_launches(
 def attend_launch(
     memory: Tensor, buffers: FifoBuffers, plan: FifoPlan, settings: FifoSettings, hardware: Hardware
 ) -> Launch:
-    """The pass over the memory, in splits."""
+    """The second kernel: the pass over the memory, in splits."""
     size, dim = memory.shape
     config = plan.config
     taus = (settings.tau_s, settings.tau_t)
@@ -189,7 +189,7 @@ def attend_launch(
         "bound_s": SLACK * LOG2_E / settings.tau_s,
         "bound_t": SLACK * LOG2_E / settings.tau_t,
     }
-    # float16 holds no weight above 2^16, only shifted ones; the loss alone has them in float32.
+    # Unshifted weights exceed float16's range, 2^16. The loss alone keeps its weights in float32.
     bounded = settings.unit_memory and all(fits_float32(tau, size) for tau in taus)
     constants = {
         "OPERAND": operand_dtype(settings.precision),

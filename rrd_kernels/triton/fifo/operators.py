@@ -1,4 +1,4 @@
-"""What ``csrc/cuda`` leaves to Python: the first call of each kind, and what has no kernels."""
+"""What ``csrc/cuda`` leaves to Python: recipes, steps without a recipe, and other operators."""
 
 import functools
 import os
@@ -56,7 +56,7 @@ def triton_step(
     ptr: Tensor | None,
     *settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and gradient, with the enqueue where there is one, launched from Python."""
+    """Loss and gradient, and the enqueue if there is one, for a step without a recipe."""
     wanted = FifoSettings(*settings)
     if _has_kernels(z_s, memory, wanted):
         buffers, launches = _launches(z_s, z_t, memory, ptr, wanted)
@@ -77,11 +77,11 @@ def triton_recipe(
     ptr: Tensor | None,
     *settings: Any,
 ) -> list[int]:
-    """How ``csrc/cuda`` is to launch calls of this kind; empty where it is not to."""
+    """The recipe by which ``csrc/cuda`` launches calls of this kind; empty if it cannot."""
     wanted = FifoSettings(*settings)
     if not _has_kernels(z_s, memory, wanted):
         return []
-    # Told apart by identity, which one tensor given twice would not be.
+    # recipe_of identifies tensors by id: one tensor given twice needs two objects.
     inputs = z_s.detach(), z_t.detach(), memory.detach(), ptr
     buffers, launches = _launches(*inputs, wanted)
     loaded = load_all(launches, memory.get_device())
@@ -98,7 +98,7 @@ def relational_partials(
     precision: str | None,
     need_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The operator of this name."""
+    """The operator ``relational_partials``; see csrc/schemas.cpp."""
     # rrd_kernels.functional has checked everything; this is for callers of the bare operator.
     matrices = z_s.dim() == memory.dim() == 2 and memory.numel() > 0
     if not matrices or z_s.shape != z_t.shape or z_s.shape[1] != memory.shape[1]:
@@ -117,7 +117,7 @@ def relational_partials(
 
 
 def enqueue_(memory: Tensor, ptr: Tensor, keys: Tensor, momentum: float) -> None:
-    """The operator of this name."""
+    """The operator ``enqueue_``; see csrc/schemas.cpp."""
     # rrd_kernels.functional has checked everything; this is for callers of the bare operator.
     (batch, width), (size, dim) = keys.shape, memory.shape
     if width != dim or batch > size or ptr.dtype != torch.int64 or ptr.numel() != 1:
@@ -130,7 +130,7 @@ def enqueue_(memory: Tensor, ptr: Tensor, keys: Tensor, momentum: float) -> None
     if batch == 0:
         return
     if keys.untyped_storage().data_ptr() == memory.untyped_storage().data_ptr():
-        keys = keys.clone()  # slots that must not change while they are read
+        keys = keys.clone()  # the keys are slots, which the enqueue overwrites
     with on_device(memory.device):
         run(enqueue_launches(memory, ptr, keys, momentum))
 
@@ -138,7 +138,7 @@ def enqueue_(memory: Tensor, ptr: Tensor, keys: Tensor, momentum: float) -> None
 def plain_partials(
     z_s: Tensor, z_t: Tensor, memory: Tensor, settings: FifoSettings
 ) -> tuple[Tensor, Tensor]:
-    """Sums and shifts as ``relational_partials`` has them, in float64 or float32."""
+    """Sums and shifts of ``relational_partials`` by the reference, in float64 or float32."""
     dtype = dtype_of(settings.precision)
     some = functools.partial(
         reference.relational_partials,
@@ -154,7 +154,7 @@ def plain_partials(
 def plain_forward(
     z_s: Tensor, z_t: Tensor, memory: Tensor, settings: FifoSettings
 ) -> tuple[Tensor, Tensor]:
-    """Loss and gradient as ``relational_loss_forward`` has them, in float64 or float32."""
+    """Loss and gradient of ``relational_loss_forward`` by the reference: float64 or float32."""
     sums, shifts = plain_partials(z_s, z_t, memory, settings)
     losses, grad = reference.losses_of_partials(
         z_s, sums, shifts, settings.tau_s, settings.need_grad

@@ -20,13 +20,13 @@ from rrd_kernels.triton.runtime.launch import Kernel, Launch
 def partials_launches(
     z_s: Tensor, z_t: Tensor, memory: Tensor, settings: FifoSettings, hardware: Hardware
 ) -> tuple[tuple[Tensor, Tensor], tuple[Launch, Launch, Launch]]:
-    """The sums and the shifts, and what is launched for them, in order.
+    """The outputs (sums, shifts), and the launches that write them, in order.
 
     Args:
         z_s, z_t: [B, D], B >= 1, any strides and floating dtype.
         memory: [K, D], any strides.
-        settings: with no reduction and no enqueue.
-        hardware: what it runs on.
+        settings: without reduction and enqueue.
+        hardware: the card.
     """
     (batch, dim), size = z_s.shape, memory.shape[0]
     need_grad, precision = settings.need_grad, settings.precision

@@ -1,4 +1,4 @@
-"""How a step is cut into programs: from sizes alone, so that equal sizes give equal bits."""
+"""Plans: how a step is divided into programs. By sizes alone, so equal sizes give equal bits."""
 
 import functools
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from rrd_kernels.triton.common.launches import (
 
 
 class FifoPlan(NamedTuple):
-    """What is launched for B samples and K rows."""
+    """Block sizes and grid of a step of B samples and K memory rows."""
 
     config: Config
     row_blocks: int
@@ -25,7 +25,7 @@ class FifoPlan(NamedTuple):
     dim_blocks: int
     dim_pad: int
     even: bool  # every tile is full, so that no row needs a mask
-    dependent: bool = False  # kernels start before their predecessors end; sm_90 and later
+    dependent: bool = False  # programmatic dependent launch; sm_90 and later
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -41,7 +41,7 @@ def block_sizes(
     need_grad: bool,
     hardware: Hardware,
 ) -> Config:
-    """The card's own; arguments as of :func:`make_plan`."""
+    """The block sizes of the card family; arguments as in :func:`make_plan`."""
     family = FAMILIES[hardware.family]
     if not need_grad:
         return look_up(family.loss_only, precision, dim, memory_bytes)
@@ -64,12 +64,12 @@ def make_plan(
     """The plan for B = ``batch`` >= 1, K = ``size`` >= 1, D = ``dim``.
 
     Args:
-        precision: the products' operands: "float32", "tf32", "float16" or "bfloat16".
-        memory_bytes: of an element of the memory.
-        need_grad: whether the gradient is wanted, or the loss alone.
-        hardware: what it runs on.
-        config: block sizes in place of the table's.
-        splits: at most, in place of the cost model's; as many as leave none empty.
+        precision: format of the products' operands: "float32", "tf32", "float16" or "bfloat16".
+        memory_bytes: bytes of an element of the memory.
+        need_grad: whether to compute the gradient too, or the loss alone.
+        hardware: the card.
+        config: block sizes; default: the table's.
+        splits: at most this many, less those that would be empty; default: the cost model's.
     """
     dim_pad = cdiv(dim, 16) * 16
     if config is None:
@@ -92,7 +92,7 @@ def make_plan(
             row_blocks * dim_blocks,
             hardware.multiprocessors * config.programs,
             most,
-            # Only all of a multiprocessor's programs together reach its rate.
+            # The programs of a multiprocessor share its rate.
             tile_time=operations / (RATE / config.programs),
             merge_time=2 * split_bytes / MERGE_RATE,
         )

@@ -1,4 +1,4 @@
-"""How csrc/cuda is to launch one step on the FIFO memory, whatever its tensors."""
+"""Recipes: a FIFO step as integers, which csrc/cuda launches on any tensors without Python."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,14 @@ from rrd_kernels.triton.runtime.launch import (
     shares_storage,
 )
 
-#: Bytes; as PyTorch's allocator aligns.
+#: Bytes; the alignment of PyTorch's allocator.
 WORKSPACE_ALIGNMENT = 512
 
 
 def _places(
     buffers: FifoBuffers, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None]
 ) -> tuple[dict[int, Place], int]:
-    """Where each tensor is found, by ``id``, and the bytes of the workspace."""
+    """The place of each tensor, by its ``id``, and the size of the workspace in bytes."""
     places: dict[int, Place] = {}
     if shares_storage(buffers.grad_z_s, buffers.queries):
         places[id(buffers.queries)] = (Source.GRADIENT, 0)
@@ -46,12 +46,12 @@ def recipe_of(
     buffers: FifoBuffers,
     inputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
 ) -> list[int]:
-    """One step's launches on tensors that are not known yet.
+    """The launches of one step, with places instead of the tensors' addresses.
 
     Args:
-        launches: of one step.
+        launches: those of the step.
         loaded: their kernels.
-        buffers: what they write.
+        buffers: the tensors that they write.
         inputs: z_s, z_t, memory and ptr, in the order of :class:`Source`.
     """
     places, workspace_bytes = _places(buffers, inputs)

@@ -1,4 +1,4 @@
-"""The sampled loss on a GPU as a list of launches: prepare, what a method needs, combine."""
+"""The sampled loss on a GPU as a list of launches: prepare, the method's kernels, combine."""
 
 from typing import Any, NamedTuple
 
@@ -28,12 +28,12 @@ from rrd_kernels.triton.runtime.launch import Kernel, Launch
 #: Modules of kernels.
 DENSE, GATHER, COMBINE = (f"momentum.kernels.{name}" for name in ("dense", "gather", "combine"))
 
-#: Columns that a program counts.
+#: Columns that one program of ``count`` takes.
 COUNTED = 1024
 
 
 class MomentumInputs(NamedTuple):
-    """The operator's tensors."""
+    """The tensors of ``sampled_relational_loss_forward``, in its order."""
 
     z_s: Tensor
     z_t: Tensor
@@ -44,7 +44,7 @@ class MomentumInputs(NamedTuple):
 
 
 class MomentumSettings(NamedTuple):
-    """What is computed, beside the tensors."""
+    """The other arguments of ``sampled_relational_loss_forward``, in its order."""
 
     tau_s: float
     tau_t: float
@@ -56,7 +56,7 @@ class MomentumSettings(NamedTuple):
 
 
 class MomentumBuffers(NamedTuple):
-    """What is written; only ``loss`` and ``grad_z_s`` outlive the launches."""
+    """Tensors that the launches write; only ``loss`` and ``grad_z_s`` outlive them."""
 
     loss: Tensor  # [] or [B] float32
     grad_z_s: Tensor  # [B, D] or [0, D] float32
@@ -64,7 +64,7 @@ class MomentumBuffers(NamedTuple):
     queries: Tensor  # [2B, DIM_PAD] in the operands' dtype
     partials: Tensor  # [splits, B, DIM_PAD] float32, or [0]
     stats: Tensor  # [splits, 3, 2B] float32
-    progress: Tensor  # int64 [2], of which prepare and combine have the second
+    progress: Tensor  # int64 [2]; prepare and combine use the second
 
 
 def _allocate(
@@ -91,12 +91,12 @@ def _allocate(
 def loss_launches(
     inputs: MomentumInputs, settings: MomentumSettings, hardware: Hardware
 ) -> tuple[MomentumBuffers, list[Launch]]:
-    """What is launched, in order, and what it writes.
+    """The buffers of the sampled loss, and its launches in order.
 
     Args:
         inputs: B, P >= 1; any strides and floating dtypes.
-        settings: what is computed.
-        hardware: what it runs on.
+        settings: the other arguments.
+        hardware: the card.
     """
     (batch, dim), n_data = inputs.z_s.shape, inputs.memory_v1.shape[0]
     columns = inputs.contrast_idx.shape[1]
@@ -107,7 +107,7 @@ def loss_launches(
         between = _dense(inputs, buffers, plan, config, settings, hardware)
     else:
         plan = gather_plan(batch, columns, dim, hardware)
-        settings = settings._replace(precision="float32")  # there is nothing to gain by another
+        settings = settings._replace(precision="float32")  # no other makes it faster
         buffers = _allocate(inputs, plan, settings)
         between = _gather(inputs, buffers, plan, settings)
     first = _prepare(inputs, buffers, settings)
@@ -117,7 +117,7 @@ def loss_launches(
 def _prepare(
     inputs: MomentumInputs, buffers: MomentumBuffers, settings: MomentumSettings
 ) -> Launch:
-    """Queries whose products are logits, or what their exponentials are taken of."""
+    """The queries. Their products are logits, or with normalizers the logits' exponents."""
     tau_s, tau_t = settings.tau_s, settings.tau_t
     if inputs.normalizers is not None:
         tau_s = tau_t = settings.nce_t
@@ -137,7 +137,7 @@ def _prepare(
 def _shared(
     inputs: MomentumInputs, buffers: MomentumBuffers, plan: MomentumPlan, settings: MomentumSettings
 ) -> dict[str, Any]:
-    """What the two methods' kernels have in common."""
+    """Arguments and constants of both methods' kernels."""
     v1, v2, contrast_idx = inputs.memory_v1, inputs.memory_v2, inputs.contrast_idx
     normalizers = inputs.normalizers
     return {
@@ -170,7 +170,7 @@ def _shared(
 def _launch(
     kernel: Kernel, grid: tuple[int, ...], values: dict[str, Any], warps: int, stages: int
 ) -> Launch:
-    """What the kernel takes of ``values``, of which those in capitals are compiled in."""
+    """A launch with the ``values`` that the kernel takes; names in capitals are constants."""
     taken = {name: value for name, value in values.items() if name in kernel.parameters}
     arguments = {name: value for name, value in taken.items() if not name.isupper()}
     constants = {name: value for name, value in taken.items() if name.isupper()}
@@ -186,7 +186,7 @@ def _dense(
     hardware: Hardware,
 ) -> list[Launch]:
     (batch, dim), n_data = inputs.z_s.shape, inputs.memory_v1.shape[0]
-    # One more than the rows, and whole vectors.
+    # One count for each row and one for missing rows, rounded up to whole vectors.
     stride = cdiv(n_data + 1, 16) * 16
     values = {
         **_shared(inputs, buffers, plan, settings),
@@ -249,7 +249,7 @@ def _combine(
 ) -> Launch:
     z_s = inputs.z_s
     batch, dim = z_s.shape
-    # db/dx is 1 / tau_s, or b / nce_t, of which the kernels multiply b, in units of log 2.
+    # db/dx is 1 / tau_s, or with normalizers b / nce_t, where the kernels multiply by b * log2(e).
     exponential = inputs.normalizers is not None
     values = {
         "z_s": z_s,

@@ -46,7 +46,7 @@ def _check_views(inputs: MomentumInputs) -> None:
 
 
 def sampled_relational_loss_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """The operator of this name: tensors, then settings, in the order of its schema."""
+    """The operator of this name; ``arguments`` in the order of its schema."""
     inputs, settings = MomentumInputs(*arguments[:6]), MomentumSettings(*arguments[6:])
     _check_views(inputs)
     if settings.method not in METHODS:
@@ -66,7 +66,7 @@ def sampled_relational_loss_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def estimate_normalizers_(normalizers: Tensor, *arguments: Any) -> None:
-    """The operator of this name, with the arguments of its schema."""
+    """The operator of this name; the other ``arguments`` in the order of its schema."""
     inputs = MomentumInputs(*(*arguments[:5], normalizers))
     _check_views(inputs)
     if inputs.contrast_idx.numel() == 0:
@@ -77,7 +77,7 @@ def estimate_normalizers_(normalizers: Tensor, *arguments: Any) -> None:
 
 
 def momentum_update_(memory: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:
-    """The operator of this name."""
+    """The operator ``momentum_update_``; see csrc/schemas.cpp."""
     fits = rows.dim() == memory.dim() == 2 and rows.shape[1] == memory.shape[1]
     if not fits or index.shape != rows.shape[:1] or index.dtype != torch.int64:
         raise ValueError(
@@ -89,14 +89,14 @@ def momentum_update_(memory: Tensor, index: Tensor, rows: Tensor, momentum: floa
     if rows.shape[0] == 0:
         return
     if shares_storage(rows, memory):
-        rows = rows.clone()  # rows that must not change while they are read
+        rows = rows.clone()  # the update overwrites rows of the memory
     with on_device(memory.device):
         run([update_launch(memory, index, rows, momentum)])
 
 
 @torch.no_grad()
 def plain_forward(inputs: MomentumInputs, settings: MomentumSettings) -> tuple[Tensor, Tensor]:
-    """Loss and gradient as ``sampled_relational_loss_forward`` has them, in float64 or float32."""
+    """The result of ``sampled_relational_loss_forward`` by the reference: float64 or float32."""
     z_s, z_t, v1, v2 = (tensor.to(dtype_of(settings.precision)) for tensor in inputs[:4])
     contrast_idx, normalizers = inputs.contrast_idx, inputs.normalizers
     tau_s, tau_t, nce_t = settings.tau_s, settings.tau_t, settings.nce_t

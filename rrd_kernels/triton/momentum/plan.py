@@ -1,4 +1,4 @@
-"""How the sampled loss is cut into programs, and by which method: from sizes alone."""
+"""Plans of the sampled loss: its method and its division into programs, by sizes alone."""
 
 from typing import NamedTuple
 
@@ -14,19 +14,19 @@ from rrd_kernels.triton.common.launches import (
     row_block,
 )
 
-# Seconds by which "auto" chooses, for float32 on an H200: 4.3 TB/s, and 100 TFLOP/s as three
-# products of TensorFloat-32. With n rows in a memory,
+# Estimated seconds, by which "auto" chooses the method: float32 on an H200 with 4.3 TB/s and
+# 100 TFLOP/s (three products of TensorFloat-32), n rows in a memory.
 #
 #     dense    10·B·n·D operations, 4·n·D elements read    n·D·(B·1.0e-13 + 3.7e-12)
 #     gather   3·B·P·D elements read                       B·P·D·2.8e-12
 #
-# so that dense takes less where n·(37 + B) < 28·B·P. The second is then lowered: the count of the
-# columns takes a fifth of dense's time at D = 128, and rows that several samples want come from the
-# second-level cache. Estimates, not measurements.
+# Dense is faster where n·(37 + B) < 28·B·P. RATIO is below 28 for two reasons: dense also counts
+# the columns, a fifth of its time at D = 128; and gather reads rows that several samples want from
+# the second-level cache. Nothing here is measured.
 OVERHEAD = 37
 RATIO = 16
 
-#: Programs of a gather that a multiprocessor is given, to have enough loads on their way.
+#: Programs of a gather for each multiprocessor, so that enough loads are in flight.
 RESIDENT = 16
 
 #: Elements of the rows that a program gathers at a time.
@@ -34,7 +34,7 @@ GATHERED = 2048
 
 
 class MomentumPlan(NamedTuple):
-    """What is launched for B samples of P columns, out of memories of n rows."""
+    """The splits for B samples of P columns, in memories of n rows."""
 
     dim_pad: int
     splits: int
@@ -42,7 +42,7 @@ class MomentumPlan(NamedTuple):
 
 
 def is_dense(method: str, batch: int, columns: int, n_data: int) -> bool:
-    """Whether all rows are multiplied. Those that 32 bits cannot count are gathered."""
+    """Whether all rows are multiplied; false for more rows than 32 bits can number."""
     if n_data > MAX_ROWS or method == "gather":
         return False
     return method == "dense" or n_data * (OVERHEAD + batch) <= RATIO * batch * columns
@@ -51,11 +51,11 @@ def is_dense(method: str, batch: int, columns: int, n_data: int) -> bool:
 def dense_plan(
     batch: int, n_data: int, dim: int, precision: str, memory_bytes: int, hardware: Hardware
 ) -> tuple[MomentumPlan, Config]:
-    """The plan where all ``n_data`` rows are multiplied, and its kernels' block sizes.
+    """The plan of the dense method, which multiplies all ``n_data`` rows, and its block sizes.
 
     Args:
-        precision: the products' operands: "float32", "tf32", "float16" or "bfloat16".
-        memory_bytes: of an element of the memories.
+        precision: format of the products' operands: "float32", "tf32", "float16" or "bfloat16".
+        memory_bytes: bytes of an element of the memories.
     """
     dim_pad = cdiv(dim, 16) * 16
     dense = FAMILIES[hardware.family].dense
@@ -80,7 +80,7 @@ def gather_columns(dim: int) -> int:
 
 
 def gather_plan(batch: int, columns: int, dim: int, hardware: Hardware) -> MomentumPlan:
-    """The plan where the wanted rows are read."""
+    """The plan of the gather method, which reads the sampled rows only."""
     dim_pad = cdiv(dim, 16) * 16
     block = gather_columns(dim)
     tiles = cdiv(columns, block)

@@ -1,4 +1,4 @@
-"""The launches of the momentum memory beside its loss: the normalizers' estimate, the update."""
+"""Launches of the momentum memory besides its loss: the normalizers' estimate, the update."""
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def normalizer_launches(
     nce_t: float,
     hardware: Hardware,
 ) -> tuple[Launch, Launch]:
-    """The estimate for B, P >= 1."""
+    """The estimate of the normalizers; B, P >= 1."""
     (batch, dim), n_data = z_s.shape, memory_v1.shape[0]
     columns = contrast_idx.shape[1]
     plan = gather_plan(batch, columns, dim, hardware)

@@ -1,1 +1,1 @@
-"""What compiles, keeps and launches kernels, whatever they compute."""
+"""Compiles, stores and launches kernels, whatever they compute."""

@@ -1,4 +1,4 @@
-"""Machine code by Triton's compiler, for any card: no GPU is needed."""
+"""Compiles kernels with Triton, for any card. Needs no GPU."""
 
 import hashlib
 import importlib
@@ -22,13 +22,13 @@ DTYPE = {
 
 
 def function_of(kernel: Kernel) -> Any:
-    """Triton's function."""
+    """The kernel's ``triton.jit`` function."""
     module = importlib.import_module(f"rrd_kernels.triton.{kernel.module}")
     return getattr(module, kernel.name)
 
 
 def constants_of(constants: dict[str, Any]) -> dict[str, Any]:
-    """Compile-time constants as kernels take them: dtypes are Triton's."""
+    """``constants`` with Triton's dtypes in place of their names."""
     dtypes = {name: DTYPE[constants[name]] for name in ("DTYPE", "OPERAND") if name in constants}
     return constants | dtypes
 
@@ -50,12 +50,13 @@ def source_of(specialization: Specialization) -> ASTSource:
 
 
 def compile_kernel(specialization: Specialization, target: GPUTarget) -> Any:
-    """Triton's CompiledKernel, from its cache on disk if it is there, with all fences."""
+    """Triton's CompiledKernel, with all proxy fences; from Triton's disk cache if it is there."""
     options = {
         "num_warps": specialization.num_warps,
         "num_stages": specialization.num_stages,
-        # Of two lanes that exchange a product each, both would fuse their own with the addition and
-        # have another sum. Where tiles are multiplied, a thread adds up two columns or more first.
+        # Off in kernels of rows: two lanes that exchange a product each would fuse their own with
+        # the addition, and their sums would differ. On in kernels that multiply tiles: there a
+        # thread adds up two columns or more before it exchanges anything.
         "enable_fp_fusion": "INPUT_PRECISION" in dict(specialization.constants),
     }
     source = source_of(specialization)
@@ -63,7 +64,7 @@ def compile_kernel(specialization: Specialization, target: GPUTarget) -> Any:
     if target.backend == "cuda":
         ptx = with_fences(kernel.asm["ptx"])
         if ptx != kernel.asm["ptx"]:
-            # Named by its content: it is by its name that Triton's cache knows it.
+            # Named by its content: Triton's cache key has the name of ``ir_override`` only.
             name = f"{hashlib.sha256(ptx.encode()).hexdigest()}.ptx"
             options["ir_override"] = get_cache_manager(kernel.hash).put(ptx, name)
             kernel = triton.compile(source, target=target, options=options)
@@ -71,12 +72,12 @@ def compile_kernel(specialization: Specialization, target: GPUTarget) -> Any:
 
 
 def nvidia_target(arch: str) -> GPUTarget:
-    """Triton's name for a compute capability such as ``"sm_90"``."""
+    """Triton's target for ``arch``, a compute capability such as ``"sm_90"``."""
     return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
 
 
 def binary_of(kernel: Any) -> Binary | None:
-    """A CompiledKernel for NVIDIA; none where it needs more than csrc/cuda gives it."""
+    """The machine code of ``kernel``; ``None`` if it needs more than csrc/cuda provides."""
     metadata = kernel.metadata
     if metadata.global_scratch_size or metadata.profile_scratch_size or metadata.num_ctas > 1:
         return None

@@ -1,18 +1,18 @@
-"""Proxy fences that PTX lacks.
+"""Proxy fences that Triton's PTX lacks.
 
-The tensor cores of Hopper and Blackwell read shared memory through the asynchronous proxy. What
-threads have written there before, with ``cp.async`` too, is ordered before that only by a proxy
-fence. Triton 3.6.0 and 3.7.0 leave some out.
+The tensor cores of Hopper and Blackwell read shared memory through the asynchronous proxy. Only a
+proxy fence orders such a read after the threads' writes, those of ``cp.async`` included. Triton
+3.6.0 and 3.7.0 leave some fences out.
 """
 
 import re
 
 FENCE = "fence.proxy.async.shared::cta;"
 
-#: What has written to shared memory, or waited for such a write.
+#: Writes to shared memory, and waits for such writes.
 _WRITE = re.compile(r"\b(cp\.async\.wait_(group|all)|(st|atom|red)\.shared|stmatrix|call)\b")
 _FENCE = re.compile(r"fence\.proxy\.async(\.shared::(cta|cluster))?;")
-#: What begins a group of products, or is one.
+#: Products, and what begins a group of them.
 _PRODUCT = re.compile(r"\b(wgmma\.(fence|mma_async)|tcgen05\.mma)\b")
 _LABEL = re.compile(r"([\w$]+):")
 _BRANCH = re.compile(r"\b(bra|branchtargets)\b")
@@ -23,8 +23,8 @@ def missing_fences(ptx: str) -> list[int]:
     """Indices of the lines before which a fence is missing.
 
     Between a write to shared memory and a product, every path must have a fence that all threads
-    execute. On which side of a barrier it is does not matter: a thread executes it after its own
-    writes, or before its own product.
+    execute. It may be on either side of a barrier: a thread executes it after its own writes, or
+    before its own product.
     """
     statements = [line.split("//")[0].strip() for line in ptx.splitlines()]
     unfenced: set[str] = set()  # labels that a path reaches from a write without a fence
@@ -49,7 +49,7 @@ def missing_fences(ptx: str) -> list[int]:
 
 
 def with_fences(ptx: str) -> str:
-    """The same with the fences that are missing, where newer versions of Triton have them."""
+    """``ptx`` with the missing fences, in the places where newer versions of Triton have them."""
     lines = ptx.splitlines(keepends=True)
     for number in reversed(missing_fences(ptx)):
         lines.insert(number, f"\t{FENCE}\n")

@@ -1,8 +1,8 @@
-"""What is launched: a kernel, its grid, its arguments, and what it is specialized on.
+"""Launches: a kernel, its grid, its arguments, and its specialization.
 
-Described without Triton, so that kernels which were compiled ahead need no compiler. Triton's own
-specialization looks at every integer; here only strides count, so that neither the batch nor the
-memory's size makes a new kernel.
+Does not import Triton, so that kernels compiled ahead need no compiler. Triton itself would
+specialize on every integer; here only strides count, so that a new batch or memory size compiles no
+new kernel.
 """
 
 import ast
@@ -26,14 +26,14 @@ POINTER_TYPE = {
     torch.int64: "*i64",
     torch.int32: "*i32",
 }
-#: Bytes, or elements of a stride, whose multiples allow whole vectors to be loaded.
+#: Pointers (in bytes) and strides (in elements) that this divides allow loads of whole vectors.
 ALIGNMENT = 16
 
 
 class Kernel(NamedTuple):
     """A function of a module of kernels under rrd_kernels/triton."""
 
-    module: str  # from rrd_kernels.triton on, such as "fifo.kernels.attention"
+    module: str  # within rrd_kernels.triton, such as "fifo.kernels.attention"
     name: str
 
     @property
@@ -64,8 +64,8 @@ class Launch(NamedTuple):
     constants: dict[str, Any]  # dtypes by name
     num_warps: int
     num_stages: int = 1
-    #: May start before the kernel before it has ended, for which it waits itself: programmatic
-    #: dependent launch.
+    #: Programmatic dependent launch: the kernel may start before its predecessor has ended, and
+    #: waits for that itself.
     dependent: bool = False
 
 
@@ -73,7 +73,7 @@ class Argument(NamedTuple):
     """How one argument enters the compiled code."""
 
     type: str  # Triton's name for it
-    constant: int | None = None  # folded into the code: not passed at run time
+    constant: int | None = None  # compiled in, not passed at run time
     aligned: bool = False
 
 
@@ -81,15 +81,15 @@ def describe(launch: Launch, name: str) -> Argument:
     """What is known of a run-time argument at compile time."""
     value = launch.arguments[name]
     if isinstance(value, Tensor):
-        # Normalizers are a part of a longer buffer, and loaded one by one.
+        # Alignment of the normalizers is ignored: part of a longer buffer, and loaded one by one.
         aligned = name != "normalizers" and value.data_ptr() % ALIGNMENT == 0
         return Argument(POINTER_TYPE[value.dtype], aligned=aligned)
     if isinstance(value, float):
         return Argument("fp64" if launch.constants.get("DTYPE") == "float64" else "fp32")
     width = "i32" if -(2**31) <= value < 2**31 else "i64"
     if name.endswith(("_row", "_dim")):  # strides
-        # A memory of contiguous rows that is gone through tile by tile; three products of TF32 have
-        # no register for what the compiler moves out of their loop.
+        # Compile in the stride of contiguous rows that are read tile by tile. Not for tf32x3: its
+        # three products leave no register for what the compiler then moves out of the loop.
         contiguous = name == "stride_row" and value == launch.constants["DIM"]
         if value == 1 or (contiguous and launch.constants["INPUT_PRECISION"] != "tf32x3"):
             return Argument("constexpr", constant=value)
@@ -98,7 +98,7 @@ def describe(launch: Launch, name: str) -> Argument:
 
 
 class Specialization(NamedTuple):
-    """Everything that a launch's machine code depends on, but for the compiler and the card."""
+    """Everything that a launch's machine code depends on, except the compiler and the card."""
 
     kernel: Kernel
     arguments: tuple[tuple[str, Argument], ...]
@@ -108,14 +108,14 @@ class Specialization(NamedTuple):
 
     @property
     def passed(self) -> list[tuple[str, str]]:
-        """Names and types of what the machine code takes, in its order."""
+        """Names and types of the machine code's parameters, in order."""
         described = dict(self.arguments)
         names = (name for name in self.kernel.parameters if name in described)
         return [(name, described[name].type) for name in names if described[name].constant is None]
 
     @classmethod
     def from_json(cls, data: list[Any]) -> "Specialization":
-        """What ``json`` made of one."""
+        """The specialization that ``json`` has read as ``data``."""
         kernel, arguments, constants, num_warps, num_stages = data
         return cls(
             Kernel(*kernel),
@@ -127,7 +127,7 @@ class Specialization(NamedTuple):
 
 
 def specialize(launch: Launch) -> Specialization:
-    """What a launch is compiled for."""
+    """The specialization of ``launch``."""
     return Specialization(
         launch.kernel,
         tuple((name, describe(launch, name)) for name in launch.arguments),
@@ -156,7 +156,7 @@ class Loaded(NamedTuple):
 
 
 class Source(IntEnum):
-    """Where a kernel's parameter comes from; the names are those of ``recipe.h``."""
+    """Where a kernel's parameter comes from; the same as in csrc/cuda/recipe.h."""
 
     STUDENT = 0
     TEACHER = 1
@@ -176,7 +176,7 @@ def shares_storage(a: Tensor, b: Tensor) -> bool:
 
 
 def _bits(type_name: str, value: Any) -> int:
-    """The number as the kernel reads it, as the first bytes of an int64."""
+    """An int64 whose first bytes are ``value`` in the parameter's type."""
     if isinstance(value, float):
         packed = struct.pack("<d" if type_name == "fp64" else "<f", value)
         return int.from_bytes(packed, "little", signed=True)
@@ -197,7 +197,7 @@ def encode_launch(launch: Launch, loaded: Loaded, place_of: Callable[[Tensor], P
 
 
 def encode(launches: Sequence[Launch], loaded: Sequence[Loaded]) -> list[int]:
-    """The launches on the tensors that they name, which must live until they have been launched."""
+    """The launches with their tensors' addresses; the tensors must live until the launch."""
     encoded = [0, 0]
     for launch, kernel in zip(launches, loaded, strict=True):
         encoded += encode_launch(launch, kernel, lambda tensor: (Source.VALUE, tensor.data_ptr()))

@@ -1,14 +1,14 @@
-"""Packs: kernels compiled ahead, found by what they are compiled for, without Triton.
+"""Packs: kernels compiled ahead, looked up by their specialization, without Triton.
 
-A pack is a folder for each card, ``FOLDER/sm_90``, with the machine code, compressed by zlib, and a
-``manifest.json``:
+A pack is the folder of one card, such as ``FOLDER/sm_90``. It has machine code, compressed by zlib,
+and a ``manifest.json``:
 
     format, arch, triton   the layout's version, the compute capability, the compiler's version
     sources                the digest of each kernel's source
-    kernels                by key: file, name (of the function), shared_bytes, threads; and to be
-                           read: parameters (name and type, in order), specialization
+    kernels                by key: file, name (of the function), shared_bytes, threads; and for
+                           people: parameters (name and type, in order), specialization
 
-A key is a digest of all that machine code depends on, the kernel's source included.
+A key is a digest of everything that machine code depends on, the kernel's source included.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ from typing import Any, NamedTuple
 
 from rrd_kernels.triton.runtime.launch import Binary, Specialization, source_of
 
-#: Names a folder of packs in place of the package's own.
+#: Environment variable that names a folder of packs in place of the package's own.
 VARIABLE = "RRD_KERNELS"
-#: Where a wheel may bring some.
+#: The package's own folder of packs; a wheel may contain one.
 OWN = Path(__file__).parents[2] / "packs"
 FORMAT = 1
-#: What decides on a kernel's machine code beside its source.
+#: Sources that machine code depends on besides the kernel's own.
 COMPILER = [Path(__file__).with_name(name) for name in ("compiler.py", "fences.py")]
 MANIFEST = "manifest.json"
 
@@ -42,7 +42,7 @@ class PackError(RuntimeError):
 
 @functools.cache
 def source_digest(module: str) -> str:
-    """Of a module of kernels, of those that it imports, and of what compiles them."""
+    """Digest of a kernel module's source, of the modules it imports, and of :data:`COMPILER`."""
     modules = [module]
     sources = {path.name: path.read_text() for path in COMPILER}
     while modules:
@@ -58,13 +58,13 @@ def _has_changed(module: str, digest: str) -> bool:
 
 
 def key_of(specialization: Specialization, arch: str) -> str:
-    """The name under which a pack for ``arch`` has the kernel."""
+    """The kernel's key in the manifest of a pack for ``arch``."""
     parts = [FORMAT, arch, source_digest(specialization.kernel.module), specialization]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _file_name(code: bytes) -> str:
-    """After its content, which shows what has been changed and keeps equal code once."""
+    """Named by the content, so that changed files show and equal code is stored once."""
     return f"{hashlib.sha256(code).hexdigest()[:32]}.cubin.z"
 
 
@@ -72,11 +72,10 @@ class Pack:
     """The kernels of one folder.
 
     Args:
-        folder: whose name is the compute capability, such as ``sm_90``.
+        folder: named after the compute capability, such as ``sm_90``.
 
     Raises:
-        PackError: there is no pack, or not a whole one, or it is for another card or of other
-            sources.
+        PackError: the pack is missing, unreadable, for another card, or stale (sources changed).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -107,10 +106,10 @@ class Pack:
         )
 
     def find(self, specialization: Specialization) -> Binary | None:
-        """The kernel; none where there is none for this.
+        """The machine code for ``specialization``; ``None`` if the pack lacks it.
 
         Raises:
-            PackError: its machine code is not what was written.
+            PackError: the file of machine code is missing or corrupt.
         """
         entry = self.kernels.get(key_of(specialization, self.folder.name))
         if entry is None:
@@ -127,7 +126,7 @@ class Pack:
         return code
 
     def whole(self) -> dict[str, dict[str, Any]]:
-        """The entries whose machine code is what was written."""
+        """The entries whose files are there and not corrupt."""
         found = {}
         for key, entry in self.kernels.items():
             with contextlib.suppress(PackError):
@@ -140,11 +139,10 @@ _opened = functools.cache(Pack)
 
 
 def pack_for(arch: str) -> Pack | None:
-    """The pack that is to be used on a card, if there is one.
+    """The pack to use for ``arch``; ``None`` if there is none.
 
     Raises:
-        PackError: the environment names a folder that has none for this card, or one that cannot
-            be used.
+        PackError: the environment names a folder without one for this card, or it is unusable.
     """
     named = os.environ.get(VARIABLE)
     root = Path(named) if named else OWN
@@ -163,9 +161,9 @@ class Written(NamedTuple):
     """What :func:`write` did."""
 
     kernels: int  # in the pack
-    compiled: int  # of them by this call
+    compiled: int  # by this call
     bytes: int  # of the pack, its manifest included
-    refused: list[Specialization]  # that need more than csrc/cuda gives them
+    refused: list[Specialization]  # need more than csrc/cuda provides
 
 
 def write(
@@ -176,16 +174,16 @@ def write(
     workers: int | None = None,
     report: Callable[[int, int], None] = lambda done, wanted: None,
 ) -> Written:
-    """Compiles kernels for a card, which need not be there, into ``root / arch``.
+    """Compiles kernels into the pack ``root / arch``; the card need not be present.
 
-    What is there already stays, unless it is stale or corrupt.
+    Kernels that the pack already has are kept, unless they are stale or corrupt.
 
     Args:
-        specializations: which.
+        specializations: the kernels.
         arch: compute capability of an NVIDIA card, such as ``"sm_90"``.
-        root: the folder of packs; made if it is not there.
-        workers: processes, 1 for this one; default: one for each core.
-        report: told after each kernel how many are done, of how many.
+        root: the folder of packs; created if it is missing.
+        workers: number of processes; 1 compiles in this one. Default: one for each core.
+        report: called after each kernel with the number done and the number wanted.
     """
     import triton
 
@@ -209,7 +207,7 @@ def write(
                 else:
                     kept[key] = _written(missing[key], binary, folder)
                 report(done, len(missing))
-    finally:  # what has been compiled stays, whatever ends the rest
+    finally:  # keep what has been compiled, even after an error
         _write_manifest(folder, kept)
     files = [folder / name for name in {MANIFEST, *(entry["file"] for entry in kept.values())}]
     size = sum(path.stat().st_size for path in files)
@@ -217,7 +215,7 @@ def write(
 
 
 def _write_manifest(folder: Path, kept: dict[str, dict[str, Any]]) -> None:
-    """Whole or not at all; machine code that it does not name goes."""
+    """Writes the manifest atomically, then deletes machine code that it does not name."""
     import triton
 
     modules = {entry["specialization"][0][0] for entry in kept.values()}
@@ -250,9 +248,9 @@ def _compile(specialization: Specialization, arch: str) -> Binary | None:
 
 
 def _written(specialization: Specialization, binary: Binary, folder: Path) -> dict[str, Any]:
-    """The manifest's entry of a kernel whose machine code is now in the folder."""
+    """Writes a kernel's machine code, and returns its entry in the manifest."""
     file = _file_name(binary.code)
-    # Two thirds of it are for debuggers; without them the compiler schedules otherwise.
+    # Keep the line information, two thirds of the code: without it instructions change order.
     (folder / file).write_bytes(zlib.compress(binary.code))
     return {
         "file": file,

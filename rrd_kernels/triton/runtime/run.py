@@ -1,4 +1,4 @@
-"""Launches: kernels out of a pack, or compiled by Triton, loaded once and launched by csrc/cuda."""
+"""Loads kernels once, from a pack or compiled by Triton, and launches them by csrc/cuda."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from rrd_kernels.triton.runtime.launch import (
 )
 from rrd_kernels.triton.runtime.pack import VARIABLE, pack_for
 
-#: Bytes of a parameter; pointers have eight.
+#: Bytes of a parameter by its type; pointers have eight.
 SIZE = {"i32": 4, "i64": 8, "fp32": 4, "fp64": 8}
-#: Triton's pointers to scratch memory, behind the kernel's own parameters.
+#: Bytes of Triton's pointers to scratch memory, which follow the kernel's own parameters.
 SCRATCH = [8, 8]
 
 
@@ -28,27 +28,27 @@ class SharedMemoryError(RuntimeError):
     """A kernel needs more shared memory than the card has."""
 
 
-# By device. None: Triton has to launch it.
+# By specialization and device. None: Triton has to launch the kernel.
 _loaded: dict[tuple[Specialization, int], Loaded | None] = {}
 _by_triton: dict[tuple[Specialization, int], Any] = {}
 _origins: Counter[str] = Counter()
 
 
 def counts() -> dict[str, int]:
-    """How many kernels of this process came out of a pack, and how many were compiled."""
+    """How many kernels of this process came from a pack, and how many were compiled."""
     return {origin: _origins[origin] for origin in ("pack", "compiled")}
 
 
 def load(launch: Launch, device: int) -> Loaded | None:
-    """The kernel for a launch, loaded at its first use; none where csrc/cuda cannot launch it.
+    """The kernel of a launch, loaded at its first use; ``None`` if csrc/cuda cannot launch it.
 
     Raises:
-        PackError: a pack is to be used, and cannot be.
-        SharedMemoryError: the card has too little.
+        PackError: the pack for this card is missing or cannot be used.
+        SharedMemoryError: the kernel needs more shared memory than the card has.
     """
     key = specialize(launch), device
     if key not in _loaded:
-        _loaded.setdefault(key, _load(*key))  # the first of two threads' is kept
+        _loaded.setdefault(key, _load(*key))  # of two threads the first wins
     return _loaded[key]
 
 
@@ -80,7 +80,7 @@ def _load(specialization: Specialization, device: int) -> Loaded | None:
             f"compiler may refuse its code: update the driver, or use the other of the two "
             f"({VARIABLE} names packs)."
         ) from error
-    # A compiler that passes something else, or a driver that cannot tell.
+    # The parameters are not those expected, or the driver cannot report them: Triton launches.
     passed = tuple(specialization.passed)
     if sizes != [SIZE.get(type_name, 8) for _, type_name in passed] + SCRATCH:
         return None
@@ -101,15 +101,15 @@ def _compile(specialization: Specialization, arch: str) -> Binary | None:
 
 
 def load_all(launches: Sequence[Launch], device: int) -> list[Loaded] | None:
-    """What :func:`load` has for all of them; none where csrc/cuda cannot launch one."""
-    if torch.version.hip is not None:  # AMD's driver has launches of its own
+    """:func:`load` of all launches; ``None`` if csrc/cuda cannot launch one of them."""
+    if torch.version.hip is not None:  # csrc/cuda has NVIDIA's driver only
         return None
     loaded = [kernel for launch in launches if (kernel := load(launch, device)) is not None]
     return loaded if len(loaded) == len(launches) else None
 
 
 def run(launches: Sequence[Launch]) -> None:
-    """Launches in order, on the current stream of the device that their tensors are on."""
+    """Runs ``launches`` in order, on the current stream of their tensors' device."""
     tensors = (value for value in launches[0].arguments.values() if isinstance(value, Tensor))
     device = next(tensors).get_device()
     loaded = load_all(launches, device)
@@ -121,7 +121,7 @@ def run(launches: Sequence[Launch]) -> None:
 
 
 def _launch_by_triton(launch: Launch, device: int) -> None:
-    """On the current device and stream."""
+    """Launches with Triton's launcher, on the current device and stream."""
     import triton
 
     from rrd_kernels.triton.runtime.compiler import compile_kernel, constants_of
@@ -130,10 +130,10 @@ def _launch_by_triton(launch: Launch, device: int) -> None:
     if key not in _by_triton:
         kernel = compile_kernel(key[0], triton.runtime.driver.active.get_current_target())
         try:
-            kernel.run  # noqa: B018 - loads it, which must not wait for a graph's capture
+            kernel.run  # noqa: B018 - loads it now, before any graph's capture
         except triton.OutOfResources as error:
             raise SharedMemoryError(f"rrd_kernels: {key[0].kernel.name}: {error}") from error
-        # The first of two threads' is kept: where a kernel is dropped, its handle is invalid.
+        # Of two threads the first wins: dropping its kernel would make a used handle invalid.
         _by_triton.setdefault(key, kernel)
     grid = launch.grid + (1,) * (3 - len(launch.grid))
     values = launch.arguments | constants_of(launch.constants)

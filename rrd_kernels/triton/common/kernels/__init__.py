@@ -1,2 +1,2 @@
-"""Triton kernels, and functions of several of them; only
+"""Triton kernels, and functions that several kernels share; only
 rrd_kernels/triton/runtime/compiler.py imports them."""

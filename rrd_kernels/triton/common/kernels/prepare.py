@@ -1,4 +1,4 @@
-"""The first kernel of a step: queries out of embeddings, and the enqueue that comes before."""
+"""The first kernel of a step: makes queries of embeddings; may enqueue before the loss."""
 
 import triton
 import triton.language as tl
@@ -51,10 +51,10 @@ def prepare(
     BLOCK_D: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """One program a sample: rows ``i`` and ``batch + i`` of the queries [2B, DIM_PAD].
+    """One program per sample writes rows ``i`` and ``batch + i`` of the queries [2B, DIM_PAD].
 
-    ``progress`` is int64 [2]: the first slot to write, for the last kernel, which moves the pointer
-    itself; and a counter of that kernel's programs, set to zero here.
+    Writes ``progress``, int64 [2], for the last kernel: the first slot to enqueue at, because that
+    kernel overwrites ``ptr``; and 0, where it counts its finished programs.
     """
     if DEPENDENT:
         tl.extra.cuda.gdc_launch_dependents()
@@ -62,7 +62,7 @@ def prepare(
     student = load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D)
     teacher = load_row(z_t, i, z_t_row, z_t_dim, DIM, BLOCK_D)
     if ENQUEUE != "never":
-        start = tl.load(ptr)  # before stores, which the compiler moves no load ahead of
+        start = tl.load(ptr)  # before the stores: the compiler moves no load ahead of them
     store_query(queries, i, student, scale_s, TF32, DIM_PAD, BLOCK_D)
     store_query(queries, batch + i, teacher, scale_t, TF32, DIM_PAD, BLOCK_D)
     if i == 0:

@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
-# torch.nn.functional.normalize's.
+# The default of torch.nn.functional.normalize.
 NORM_EPS = tl.constexpr(1e-12)
 
-# Below this a row is not scaled by its largest element, whose reciprocal could overflow; its norm,
-# far below NORM_EPS, is then the square root of sums that may underflow without being missed.
+# A row whose largest element is below this is not scaled by it: the reciprocal could overflow. Its
+# squares may underflow, but its norm is far below NORM_EPS anyway.
 TINY = tl.constexpr(1e-30)
 
 
@@ -29,8 +29,8 @@ def load_row(
 
 @triton.jit
 def quotient(z, divisor):
-    """``z / divisor``, a scalar of 1e-30 or more. In float64 by one reciprocal, an ulp further off:
-    division is a subroutine there, called for each element."""
+    """``z / divisor``; divisor is a scalar of 1e-30 or more. float64 takes one reciprocal, at one
+    ulp more error: its division is a subroutine, called for each element."""
     return z * (1.0 / divisor) if z.dtype == tl.float64 else z / divisor
 
 
@@ -42,7 +42,7 @@ def unit_row(z):
     scaled = quotient(z, scale)
     square = tl.sum(scaled * scaled, axis=0)
     root = tl.sqrt(square) if square.dtype == tl.float64 else tl.sqrt_rn(square)
-    # Clamped so that NaN stays: a comparison with it is false.
+    # A clamp that keeps NaN: comparisons with NaN are false.
     small = root * scale < NORM_EPS
     divisor = tl.where(small, NORM_EPS, root * scale)
     unit = quotient(tl.where(small, z, scaled), tl.where(small, NORM_EPS, root))
@@ -51,7 +51,7 @@ def unit_row(z):
 
 @triton.jit
 def round_to_tf32(value):
-    """The nearest number of ten mantissa bits; NaN and infinity as they are."""
+    """The nearest number of ten mantissa bits; NaN and infinity are kept."""
     bits = value.to(tl.int32, bitcast=True)
     rounded = ((bits + 0x0FFF + ((bits >> 13) & 1)) & -8192).to(tl.float32, bitcast=True)
     return tl.where(tl.abs(value) < float("inf"), rounded, value)
@@ -68,7 +68,7 @@ def query_of(unit, scale, OPERAND: tl.constexpr, TF32: tl.constexpr):
 
 @triton.jit
 def slot_of(ptr, size):
-    """The slot that a stored pointer leads to, which a checkpoint may have made anything."""
+    """``ptr`` modulo ``size``, in [0, size): a loaded checkpoint may hold any integer."""
     at = ptr % size
     return tl.where(at < 0, at + size, at)
 
@@ -95,5 +95,5 @@ def write_slot(
         new, _ = unit_row(momentum * old + (1.0 - momentum) * new)
     address = memory + tl.cast(slot, tl.int64) * stride_row + d.to(tl.int64) * stride_dim
     if memory.dtype.element_ty != tl.float64:
-        new = new.to(tl.float32)  # there is no way from float64 to bfloat16 but this
+        new = new.to(tl.float32)  # float64 converts to bfloat16 only through float32
     tl.store(address, new.to(memory.dtype.element_ty), mask=d < kept)

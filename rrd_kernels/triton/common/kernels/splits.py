@@ -1,4 +1,4 @@
-"""What last kernels do with the sums of splits: weigh them, and add up losses."""
+"""What the last kernels share: merging the sums of splits, and adding up the losses."""
 
 import triton
 import triton.language as tl
@@ -19,7 +19,7 @@ def load_stats(stats, row, count, splits, SPLITS: tl.constexpr):
 
 @triton.jit
 def merged_weights(shift, total):
-    """The splits' weights 2^(shift - largest) [SPLITS], their sum of weights, and the largest
+    """The splits' factors 2^(shift - largest) [SPLITS], the merged sum of weights, and the largest
     shift."""
     largest = tl.max(shift, axis=0)
     weight = tl.exp2(shift - largest)
@@ -28,7 +28,7 @@ def merged_weights(shift, total):
 
 @triton.jit
 def through_norm(grad, unit, norm):
-    """The derivative by a row out of that by its unit row."""
+    """The gradient of a row, from the gradient of its unit row."""
     along = tl.sum(grad * unit, axis=0)
     # A row shorter than the norm's clamp is divided by a constant: no projection there.
     along = tl.where(norm > 1e-12, along, 0.0)
@@ -37,15 +37,15 @@ def through_norm(grad, unit, norm):
 
 @triton.jit
 def add_losses(progress, losses, loss, batch, sample_weight, BLOCK_B: tl.constexpr):
-    """The last program to come here writes ``loss`` = sample_weight * sum(losses), which it adds in
-    an order that does not depend on which program it is."""
-    # Every thread's loss is out before one of them counts this program as done.
+    """The last program to arrive writes ``loss`` = sample_weight * sum(losses). The order of the
+    sum is the same, whichever program it is."""
+    # Every thread has stored its loss before one of them counts this program as done.
     tl.debug_barrier()
     done = tl.atomic_add(progress + 1, 1, sem="acq_rel")
     if done == batch - 1:
         total = tl.zeros((BLOCK_B,), tl.float32)
         for first_loss in tl.range(0, batch, BLOCK_B):
             b = first_loss + tl.arange(0, BLOCK_B)
-            # Not from this multiprocessor's own cache.
+            # Skip the L1 cache: other multiprocessors wrote the losses.
             total += tl.load(losses + b, mask=b < batch, other=0.0, cache_modifier=".cg")
         tl.store(loss, tl.sum(total, axis=0) * sample_weight)

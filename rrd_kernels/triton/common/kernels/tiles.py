@@ -1,4 +1,4 @@
-"""Tiles of the memory, blocks of queries, and the logits of one with the other."""
+"""Loads tiles of the memory and blocks of queries, and computes their logits."""
 
 import triton
 import triton.language as tl
@@ -71,8 +71,8 @@ def logits_of(
     BLOCK_K: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """Logits [BLOCK_M, BLOCK_N] of a tile, -inf beyond the memory, and the tile itself where one
-    block holds a whole row. With UNROLL all queries are held in registers."""
+    """Logits [BLOCK_M, BLOCK_N] of a tile, -inf beyond the memory, and the tile's first BLOCK_K
+    elements (whole rows if DIM <= BLOCK_K). UNROLL keeps all queries in registers."""
     logits = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     tile = load_tile(
         memory, first, size, stride_row, stride_dim, 0, OPERAND, EVEN, DIM, BLOCK_N, BLOCK_K

@@ -1,7 +1,7 @@
-"""The second kernel: queries against a part of the memory, K = V = memory.
+"""The second kernel: attention of queries over a split of the memory, K = V = memory.
 
-Logits are in units of log 2, since the queries carry log2(e) / tau. Each program takes a block of
-queries and a split of the memory and leaves sums that the last kernel merges: of the weights
+Logits are in units of log 2, because queries include the factor log2(e) / tau. Each program takes
+a block of queries and a split. It writes two sums, which the last kernel merges: of the weights
 2^(logit - shift), and of the weighted rows.
 """
 
@@ -13,14 +13,14 @@ from rrd_kernels.triton.common.kernels.tiles import load_queries, load_tile, log
 
 @triton.jit
 def as_operand(weights, OPERAND: tl.constexpr, INPUT_PRECISION: tl.constexpr, NVIDIA: tl.constexpr):
-    """Weights as they are multiplied, and the same numbers in float32, for their sum: rounded, or
-    with the bits cut off that the hardware cuts off for TF32."""
+    """The weights as OPERAND, and the same values in float32 for their sum. The weights are
+    rounded; for TF32 their low bits are cut off, as the hardware does it."""
     if INPUT_PRECISION == "tf32" and OPERAND == tl.float32:
         bits = weights.to(tl.int32, bitcast=True) & -8192
         weights = bits.to(tl.float32, bitcast=True)
     if OPERAND == tl.bfloat16 and NVIDIA:
-        # Two to an instruction. From `.to`, whose results are looked at one by one afterwards, the
-        # compiler makes an instruction for each, at the slow rate of exp2.
+        # Converts two weights per instruction. With `.to`, whose results the sum takes one by one,
+        # the compiler would convert each by itself, at the slow rate of exp2.
         operand, rounded = tl.inline_asm_elementwise(
             """
             cvt.rn.bf16x2.f32 $0, $4, $3;
@@ -41,8 +41,8 @@ def as_operand(weights, OPERAND: tl.constexpr, INPUT_PRECISION: tl.constexpr, NV
 
 @triton.jit
 def reordered_weights(weights, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Of each eight columns the even ones, then the odd ones: a thread of the tensor cores' warps
-    has columns 2 t and 2 t + 1 of what they multiplied, and gives them columns t and t + 4."""
+    """In each eight columns, the even ones first, then the odd ones. This saves shuffles: thread t
+    has columns 2t and 2t + 1 of a product's result, and must supply columns t and t + 4."""
     pairs = tl.reshape(weights, (BLOCK_M, BLOCK_N // 8, 4, 2))
     return tl.reshape(tl.permute(pairs, (0, 1, 3, 2)), (BLOCK_M, BLOCK_N))
 
@@ -54,18 +54,18 @@ def reordered_rows(
     BLOCK_D: tl.constexpr,
     WARPS: tl.constexpr,
 ):
-    """The rows in the order of :func:`reordered_weights`.
+    """The tile's rows in the order of :func:`reordered_weights`.
 
-    The tensor cores want TF32 rows transposed, which the compiler does in registers. The split and
-    the join change nothing but where it holds them: each thread a column and not a part of a row,
-    with which it would store to one bank of shared memory sixteen times.
+    The tensor cores need TF32 rows transposed, which the compiler does in registers. Split and join
+    keep the values and change only the layout: a thread holds a column, not a part of a row. With
+    parts of rows, sixteen threads of a warp would store to the same bank of shared memory.
     """
     parts = tl.reshape(tile, (BLOCK_N // 8, 2, 2, 2, BLOCK_D))
     if WARPS == 4:
         even, odd = tl.split(tl.permute(parts, (0, 3, 1, 4, 2)))
     else:
         even, odd = tl.split(tl.permute(parts, (0, 3, 2, 4, 1)))
-    # Or newer compilers see that they are joined again.
+    # Opaque moves: newer compilers would otherwise cancel the split and the join.
     even = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [even], tl.float32, True, 1)
     odd = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [odd], tl.float32, True, 1)
     if WARPS == 4:
@@ -77,16 +77,16 @@ def reordered_rows(
 
 @triton.jit
 def partial_sums(weights, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTIAL_SUMS: tl.constexpr):
-    """A row's weights as PARTIAL_SUMS sums, [BLOCK_M, PARTIAL_SUMS]: a thread adds up its own."""
+    """Sums of weights [BLOCK_M, PARTIAL_SUMS]: column j is added to sum j % PARTIAL_SUMS."""
     return tl.sum(tl.reshape(weights, (BLOCK_M, BLOCK_N // PARTIAL_SUMS, PARTIAL_SUMS)), axis=1)
 
 
 @triton.jit
 def wait_for_queries(DEPENDENT: tl.constexpr):
-    """Returns when the first kernel has ended and what it wrote can be read.
+    """Waits until the first kernel has ended and its results can be read.
 
-    The last kernel may start once every program has come past here: never before the first one has
-    ended, for which it does not wait itself.
+    The last kernel may start once every program has passed this point. So it starts after the first
+    kernel has ended, although it waits only for the second.
     """
     if DEPENDENT:
         tl.extra.cuda.gdc_wait()
@@ -125,8 +125,8 @@ def attend(
     """Grid: blocks of queries, splits, blocks of D.
 
     Writes ``partials[split, query]`` = sum of weight * row, and ``stats[split, 0 / 1, query]`` =
-    shift and sum of weights. BOUNDED is the caller's promise that logits lie within
-    ``bound``, so that no shift is needed; a split whose sums show otherwise is done again.
+    shift and sum of weights. BOUNDED: the caller promises logits within ``bound_s``, ``bound_t``,
+    so the shift is 0. A split whose sums break the promise is done again with a running maximum.
     """
     wait_for_queries(DEPENDENT)
     count = 2 * batch
@@ -134,7 +134,7 @@ def attend(
     at = tl.program_id(2) * BLOCK_D
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     q = load_queries(queries, rows, count, 0, DIM_PAD, BLOCK_K)
-    # float16 weights reach up to 2^15, so that those of 2^-29 of the largest are still normal.
+    # The largest float16 weight is 2^15, so that weights down to 2^-29 of it are normal numbers.
     HEADROOM: tl.constexpr = 15.0 if OPERAND == tl.float16 else 0.0
 
     begin = split * tiles_per_split * BLOCK_N
@@ -156,7 +156,7 @@ def attend(
                     BLOCK_D,
                 )  # fmt: skip
             weights, rounded = as_operand(tl.exp2(logits), OPERAND, INPUT_PRECISION, NVIDIA)
-            # The sum is of the weights as multiplied, or equal rows would not weigh one in all.
+            # Adds the weights as multiplied; otherwise the softmax would not sum to 1.
             totals += partial_sums(rounded, BLOCK_M, BLOCK_N, PARTIAL_SUMS)
             if REORDER_WARPS:
                 weights = reordered_weights(weights, BLOCK_M, BLOCK_N)
@@ -165,7 +165,7 @@ def attend(
         total = tl.sum(totals, axis=1)
         bound = tl.where(rows < batch, bound_s, bound_t)
         rows_seen = (end - begin).to(tl.float32)
-        # NaN is no reason: it would only come again.
+        # False for NaN: the second try would give NaN again.
         broken = (total < rows_seen * tl.exp2(-bound)) | (total > rows_seen * tl.exp2(bound))
         again = tl.max((broken & (rows < count)).to(tl.int32), axis=0) != 0
         redo_end = tl.where(again, end, begin)
@@ -201,7 +201,7 @@ def attend(
     if tl.program_id(2) == 0:
         tl.store(stat, shift, mask=inside)
         tl.store(stat + count, total, mask=inside)
-    # The queries may have lain where the sums go: all threads have read them.
+    # Partials may overwrite the queries: wait until all threads have read them.
     tl.debug_barrier()
     d = at + tl.arange(0, BLOCK_D)
     place = (split.to(tl.int64) * count + rows)[:, None] * DIM_PAD + d[None, :]

@@ -1,6 +1,6 @@
 """The last kernel: merges the splits into loss and gradient, and moves the pointer.
 
-With O the weighted mean of rows, l the sum of weights and q the query, in units of log 2:
+With O the weighted mean of rows, l the sum of weights, q the query, and logits in units of log 2:
 loss_i = log 2 * (log2 l_s + shift_s - q_s . O_t) and d loss_i / d s_i = (O_s - O_t) / tau_s.
 """
 
@@ -30,7 +30,7 @@ def weighted_parts(
     DIM_PAD: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """What the splits ``first ...`` add to a query's weighted rows, [SPLIT_BLOCK, BLOCK_D]."""
+    """A query's partials of splits ``first ...``, [SPLIT_BLOCK, BLOCK_D], at shift ``largest``."""
     d = tl.arange(0, BLOCK_D)
     split = (first + tl.arange(0, SPLIT_BLOCK)).to(tl.int64)
     inside = split < splits
@@ -54,10 +54,10 @@ def merged_outputs(
     DIM_PAD: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The sums over splits of a student's and its teacher's weighted rows, [BLOCK_D] each, in an
-    order of its own.
+    """A sample's weighted rows for student and teacher, [BLOCK_D] each, summed over the splits in
+    a fixed order.
 
-    In one loop, and loaded ahead: the time is that of loads which wait for one another.
+    One loop for both, with loads ahead: the kernel's time is loads that wait for one another.
     """
     output_s = tl.zeros((SPLIT_BLOCK, BLOCK_D), tl.float32)
     output_t = tl.zeros((SPLIT_BLOCK, BLOCK_D), tl.float32)
@@ -111,14 +111,14 @@ def combine(
     BLOCK_B: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """One program a sample: ``losses[i]`` and ``grad_z_s[i]``, the derivative times
+    """One program per sample writes ``losses[i]`` and ``grad_z_s[i]``, the derivative times
     ``sample_weight``.
 
-    With REDUCE the last of them adds the losses.
+    With REDUCE the last program to finish adds up the losses.
     """
     i = tl.program_id(0)
     count = 2 * batch
-    # All that is loaded from addresses known by now, before anything waits for it.
+    # First load what needs no earlier result, before anything waits.
     if NEED_GRAD:
         z = load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D)
     if DEPENDENT:
@@ -138,7 +138,7 @@ def combine(
         output_s = output_s / total_s
         output_t = output_t / total_t
         unit, norm = unit_row(z)
-        # The query as it was multiplied: computed again, so that its place may have been reused.
+        # The query as multiplied. Computed again: partials or gradients may have overwritten it.
         query = query_of(unit, scale_s, OPERAND, TF32).to(tl.float32)
         centre = tl.sum(query * output_t, axis=0)
         grad = (output_s - output_t) * inverse_tau_s

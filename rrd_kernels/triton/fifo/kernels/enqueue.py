@@ -1,4 +1,4 @@
-"""The enqueue by itself, for callers of ``enqueue_``; within a step it is part of other kernels."""
+"""The enqueue of ``enqueue_``; a step enqueues in its first or last kernel."""
 
 import triton
 import triton.language as tl
@@ -22,7 +22,7 @@ def enqueue(
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program a key; DTYPE is what the row is computed in."""
+    """One program per key; rows are computed in DTYPE."""
     i = tl.program_id(0)
     slot = (slot_of(tl.load(ptr), size) + i) % size
     key = load_row(keys, i, keys_row, keys_dim, DIM, BLOCK_D, DTYPE)
@@ -31,5 +31,5 @@ def enqueue(
 
 @triton.jit
 def advance(ptr, batch, size):
-    """Moves the ptr, in a launch of its own: every key's program has read it by then."""
+    """Advances ptr, in a second launch: by then every program of ``enqueue`` has read it."""
     tl.store(ptr, (slot_of(tl.load(ptr), size) + batch) % size)

@@ -1,7 +1,7 @@
-"""The second kernel where no gradient is wanted: the loss's sums alone, at half the products.
+"""The second kernel for the loss without the gradient: half the products.
 
-A program takes the student's and the teacher's queries of the same samples, because the loss needs
-their logits side by side.
+A program takes the student's and the teacher's queries of the same samples, because the loss
+multiplies a teacher's weight by the student's logit.
 """
 
 import triton
@@ -13,8 +13,8 @@ from rrd_kernels.triton.fifo.kernels.attention import wait_for_queries
 
 @triton.jit
 def out_of_bounds(total, rows_seen, bound):
-    """Whether a sum of weights shows that a logit was not within ``bound``; a NaN is no reason to
-    compute it again."""
+    """Whether a sum of weights proves that a logit was not within ``bound``. False for NaN, which
+    would come again."""
     return (total < rows_seen * tl.exp2(-bound)) | (total > rows_seen * tl.exp2(bound))
 
 
@@ -44,14 +44,14 @@ def attend_loss(
 ):
     """Grid: blocks of samples, splits.
 
-    Writes ``stats[split]``: [0] the shifts and [1] the sums of the weights, of all 2B queries, and
-    [2] for the B teachers the sum of weight * student's logit.
+    Writes ``stats[split]``: [0] the shifts and [1] the sums of weights of all 2B queries; [2] for
+    each of the B samples the sum of teacher's weight * student's logit.
     """
     wait_for_queries(DEPENDENT)
     split = tl.program_id(1)
     samples = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     count = 2 * batch
-    # Rows beyond the batch are of no sample, and no row that is loaded is beyond the queries.
+    # Samples beyond the batch get row ``count``, beyond the queries, which load_queries masks.
     rows_s = tl.where(samples < batch, samples, count)
     rows_t = tl.where(samples < batch, samples + batch, count)
     q_s = load_queries(queries, rows_s, count, 0, DIM_PAD, BLOCK_K)
@@ -138,8 +138,8 @@ def both_logits(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The student's and the teacher's logits of a tile, and the student's with 0 for -inf, which a
-    weight of zero may multiply."""
+    """The student's and the teacher's logits of a tile, and the student's with 0 in place of -inf,
+    because a weight of 0 times -inf is NaN."""
     logits_s, _ = logits_of(
         q_s, queries, rows_s, count, memory, first, size, stride_row, stride_dim, OPERAND,
         INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,

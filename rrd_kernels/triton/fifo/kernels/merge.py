@@ -1,4 +1,4 @@
-"""The last kernel of partial sums: merges the splits, and divides nothing."""
+"""The last kernel of ``relational_partials``: merges the splits; the sums stay undivided."""
 
 import triton
 import triton.language as tl
@@ -29,11 +29,11 @@ def merge(
     DIM_PAD: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program a sample: ``sums[i]``, 3 numbers and with NEED_GRAD 2 DIM more, and
-    ``shifts[i]``, 2 numbers; see relational_partials in csrc/schemas.cpp."""
+    """One program per sample writes ``sums[i]``, [3] or with NEED_GRAD [3 + 2 DIM], and
+    ``shifts[i]``, [2]; see relational_partials in csrc/schemas.cpp."""
     i = tl.program_id(0)
     count = 2 * batch
-    # All that is loaded from addresses known by now, before anything waits for it.
+    # First load what needs no earlier result, before anything waits.
     if NEED_GRAD:
         z = load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D)
     shifts_s, totals_s = load_stats(stats, i, count, splits, SPLITS)
@@ -50,7 +50,7 @@ def merge(
         tl.store(row + 3 + d, output_s, mask=d < DIM)
         tl.store(row + 3 + DIM + d, output_t, mask=d < DIM)
         unit, _ = unit_row(z)
-        # The query as it was multiplied: the logits of the sums are its.
+        # The query as multiplied (rounded), because the sums are of its logits.
         query = query_of(unit, scale_s, OPERAND, TF32).to(tl.float32)
         cross = tl.sum(query * output_t, axis=0)
     else:

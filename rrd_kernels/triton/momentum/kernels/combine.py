@@ -23,8 +23,8 @@ def added(
     DIM_PAD: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The sum over splits of a row of ``partials`` [splits, count, DIM_PAD], in an order of its
-    own."""
+    """Row ``row`` of ``partials`` [splits, count, DIM_PAD], summed over the splits in a fixed
+    order."""
     d = tl.arange(0, BLOCK_D)
     output = tl.zeros((SPLIT_BLOCK, BLOCK_D), tl.float32)
     for first in tl.range(0, splits, SPLIT_BLOCK):
@@ -59,10 +59,10 @@ def momentum_combine(
     BLOCK_D: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
-    """One program a sample: ``losses[i]`` and ``grad_z_s[i]``, the derivative times
+    """One program per sample writes ``losses[i]`` and ``grad_z_s[i]``, the derivative times
     ``sample_weight``.
 
-    With REDUCE the last of them adds the losses. ``slope`` is what weights in ``partials`` lack.
+    With REDUCE the last program adds up the losses. ``slope`` is the factor that ``partials`` lack.
     """
     i = tl.program_id(0)
     count = 2 * batch
@@ -81,7 +81,7 @@ def momentum_combine(
         grad = added(partials, i, batch, splits, SPLIT_BLOCK, DIM_PAD, BLOCK_D) * slope
         unit, norm = unit_row(load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D))
         grad = through_norm(grad, unit, norm) * sample_weight
-        # Where no row that was wanted is there, no weight has been NaN.
+        # NaN loss, NaN gradient: if no sampled row exists, the partials hold no NaN.
         grad = tl.where(own_loss == own_loss, grad, own_loss)
         tl.store(grad_z_s + i.to(tl.int64) * DIM + d, grad, mask=d < DIM)
     if REDUCE:

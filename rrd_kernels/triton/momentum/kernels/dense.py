@@ -1,5 +1,5 @@
-"""The sampled loss where most rows are wanted: all are multiplied, and weighted by how often each
-sample wants them.
+"""The sampled loss where most rows are sampled: multiplies all rows, and counts each as often as
+the sample's columns name it.
 """
 
 import triton
@@ -29,9 +29,9 @@ def count(
     counts_row,
     BLOCK_P: tl.constexpr,
 ):
-    """One program a sample and BLOCK_P of its columns; ``counts`` [B, > n_data] starts as zeros.
+    """A program counts BLOCK_P columns of a sample in ``counts`` [B, > n_data], zero before.
 
-    What is not a row of the memories is counted behind them, at ``n_data``.
+    Indices outside the memories are counted behind the rows, at ``n_data``.
     """
     i = (tl.program_id(0) // blocks).to(tl.int64)
     p = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -53,7 +53,7 @@ def load_counts(
     EVEN: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """How often each sample wants rows ``first ...``: [BLOCK_M, BLOCK_N], zero outside."""
+    """How often each sample names rows ``first ...``: [BLOCK_M, BLOCK_N], zero outside."""
     rows = first + tl.arange(0, BLOCK_N)
     mask = samples[:, None] < batch
     if not EVEN:
@@ -90,8 +90,8 @@ def both_logits(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Logits [BLOCK_M, BLOCK_N] of a tile, the student's and the teacher's, and the tile of
-    ``memory_v2`` where one block holds a whole row."""
+    """The student's and the teacher's logits [BLOCK_M, BLOCK_N] of a tile, and the first BLOCK_K
+    elements of the tile of ``memory_v2``."""
     a, _ = logits_of(
         q_t, queries, rows_t, 2 * batch, memory_v1, first, n_data, v1_row, v1_dim, OPERAND,
         INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
@@ -107,7 +107,7 @@ def both_logits(
 
 @triton.jit
 def query_rows(samples, batch):
-    """Where the samples' queries lie; those of no sample lie beyond, where none is loaded."""
+    """Rows of the samples' queries. Beyond the batch it is row 2B, which load_queries masks."""
     inside = samples < batch
     return tl.where(inside, samples, 2 * batch), tl.where(inside, samples + batch, 2 * batch)
 
@@ -142,7 +142,7 @@ def dense_statistics(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Grid: blocks of samples, splits. A sample that wants a row that is not there gets NaN."""
+    """Grid: blocks of samples, splits. A sample with an index outside the memories gets NaN."""
     split = tl.program_id(1)
     samples = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     rows_s, rows_t = query_rows(samples, batch)
@@ -241,7 +241,7 @@ def dense_gradient(
         wanted = load_counts(counts, samples, batch, first, n_data, counts_row, EVEN, BLOCK_N)
         weights = weights_of(b, a, wanted, shift_s, share_s, shift_t, share_t, EXPONENTIAL)
         if OPERAND == tl.float16:
-            # Few of them are within its range: the largest so far becomes 2^15.
+            # Scales the weights into the range of float16: the largest so far becomes 2^15.
             larger = tl.maximum(largest, tl.max(tl.abs(weights), axis=1))
             weights *= (32768.0 / larger)[:, None]
             output *= (largest / larger)[:, None]

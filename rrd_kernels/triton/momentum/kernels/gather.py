@@ -1,4 +1,4 @@
-"""The sampled loss where few rows are wanted: they are read in place, and multiplied in float32."""
+"""The sampled loss where few rows are sampled: reads them in place, multiplies in float32."""
 
 import triton
 import triton.language as tl
@@ -25,7 +25,7 @@ def load_index(contrast_idx, i, p, columns, n_data, contrast_row, contrast_dim):
 def load_rows(
     memory, index, present, stride_row, stride_dim, DIM: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """Rows [BLOCK_P, BLOCK_D] as they are stored; zero where there is none."""
+    """Rows [BLOCK_P, BLOCK_D] in the memory's dtype; zero where not ``present``."""
     d = tl.arange(0, BLOCK_D)
     address = memory + index[:, None] * stride_row + d.to(tl.int64)[None, :] * stride_dim
     return tl.load(address, mask=present[:, None] & (d[None, :] < DIM), other=0.0)
@@ -48,7 +48,7 @@ def products_with(
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Products [BLOCK_P] of one query with rows; NaN where there is no such row."""
+    """Products [BLOCK_P] of one query with rows; NaN where not ``present``."""
     rows = load_rows(memory, index, present, stride_row, stride_dim, DIM, BLOCK_D)
     products = tl.sum(rows.to(query.dtype) * query[None, :], axis=1)
     return tl.where(present, products, float("nan"))

@@ -1,6 +1,6 @@
-"""The normalizers' estimate. In float64: once in a training, and what it sets stays.
+"""Estimates the normalizers, in float64: it runs once in a training, and its result is kept.
 
-Both kernels look at the normalizers on the device, and do nothing for one that is set.
+Both kernels read the normalizers on the device, and do nothing for one that is set.
 """
 
 import triton
@@ -32,7 +32,7 @@ def add_view(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """``sums[program]``: of exp(z.m / nce_t), over a sample and a split of its columns."""
+    """``sums[program]`` = sum of exp(z.m / nce_t) over a split of a sample's columns."""
     i, split = tl.program_id(0), tl.program_id(1)
     total = tl.zeros((BLOCK_P,), DTYPE)
     if tl.load(normalizer) < 0:
@@ -81,8 +81,8 @@ def add_exponentials(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Grid: samples, splits of the columns, the student's normalizer and the teacher's. A program
-    has one of them: both at once need so many registers that some spill."""
+    """Grid: samples, splits of the columns, normalizers (the student's, the teacher's). A program
+    adds for one normalizer, because for both at once registers spill."""
     if tl.program_id(2) == 0:
         add_view(
             normalizers,
@@ -133,7 +133,7 @@ def add_exponentials(
 def set_normalizers(
     normalizers, sums, programs, normalizers_dim, scale, DTYPE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One program: a normalizer that is negative becomes scale * its sum, if that is finite."""
+    """One program sets each negative normalizer to scale * its sum, if that is finite."""
     for view in tl.static_range(2):
         address = normalizers + view * normalizers_dim
         if tl.load(address) < 0:

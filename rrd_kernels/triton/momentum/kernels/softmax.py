@@ -1,7 +1,7 @@
-"""What the kernels of the sampled loss share: logits out of products, statistics, weights.
+"""What the kernels of the sampled loss share: logits from products, statistics, weights.
 
-Logits are in units of log 2: b the student's and a the teacher's. Statistics lie as those of
-fifo/kernels/loss_only.py.
+Logits are in units of log 2: b the student's and a the teacher's. Statistics have the layout of
+``stats`` in fifo/kernels/loss_only.py.
 """
 
 import triton
@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def gain_of(normalizers, view, normalizers_dim, scale, EXPONENTIAL: tl.constexpr):
-    """What makes an exponential a logit: ``scale`` / Z, NaN while Z is not positive."""
+    """The factor from exponential to logit, ``scale`` / Z; NaN while Z is not positive."""
     gain = scale
     if EXPONENTIAL:
         z = tl.load(normalizers + view * normalizers_dim).to(tl.float32)
@@ -20,8 +20,8 @@ def gain_of(normalizers, view, normalizers_dim, scale, EXPONENTIAL: tl.constexpr
 
 @triton.jit
 def logit_of(product, gain, EXPONENTIAL: tl.constexpr):
-    """The logit of a row's product with a query, whose scale makes it one already unless it is
-    exponentiated."""
+    """The logit of a query's product with a row: the product itself, or if EXPONENTIAL
+    2^product * gain."""
     if EXPONENTIAL:
         product = tl.exp2(product) * gain
     return product
@@ -29,10 +29,10 @@ def logit_of(product, gain, EXPONENTIAL: tl.constexpr):
 
 @triton.jit
 def count_in(shift, total, logits, count):
-    """The statistics of columns with [M, N] more among them, each ``count`` times; their weights,
-    and what the earlier ones' weights shrink by."""
+    """Adds [M, N] columns, each ``count`` times, to shift and total. Returns these, the columns'
+    weights, and the factor of the earlier columns' weights."""
     larger = tl.maximum(shift, tl.max(logits, axis=1))
-    # Where nothing is counted yet, -inf - -inf would be NaN.
+    # 0 while nothing is counted yet, because -inf - -inf is NaN.
     base = tl.where(larger == float("-inf"), 0.0, larger)
     shrink = tl.exp2(shift - base)
     weights = count * tl.exp2(logits - base[:, None])
@@ -41,9 +41,9 @@ def count_in(shift, total, logits, count):
 
 @triton.jit
 def accumulate(shift_s, total_s, shift_t, total_t, centre, b, a, count):
-    """The statistics of [M] samples with [M, N] more columns among them.
+    """Adds [M, N] columns to the statistics of [M] samples.
 
-    A column that counts for nothing may have any logit, NaN too.
+    A column with ``count`` 0 may have any logit, NaN too.
     """
     counted = count > 0
     beyond = float("-inf")
@@ -103,9 +103,9 @@ def softmaxes_of(stats, samples, batch, splits, SPLIT_BLOCK: tl.constexpr, BLOCK
 
 @triton.jit
 def weights_of(b, a, count, shift_s, share_s, shift_t, share_t, EXPONENTIAL: tl.constexpr):
-    """The weight [M, N] of each row in the gradient, but for a constant: (q - p) db/dx.
+    """The weight [M, N] of each row in the gradient, up to a constant factor: (q - p) db/dx.
 
-    Exponentiated similarities make q and p nearly alike, so that sums over each would cancel.
+    Not the difference of two sums, which would cancel: EXPONENTIAL makes q and p nearly equal.
     """
     weights = tl.exp2(b - shift_s[:, None]) * share_s[:, None]
     weights -= tl.exp2(a - shift_t[:, None]) * share_t[:, None]

@@ -1,4 +1,4 @@
-"""The momentum memory's update."""
+"""The update of the momentum memory."""
 
 import triton
 import triton.language as tl
@@ -25,8 +25,8 @@ def update(
     BLOCK_D: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
-    """One program a new row; of those for one row of the memory, the last one writes. DTYPE is what
-    the row is computed in."""
+    """One program per new row. If several update the same row of the memory, the last one wins.
+    Rows are computed in DTYPE."""
     i = tl.program_id(0)
     slot = tl.load(index + tl.cast(i, tl.int64) * index_dim)
     again = tl.zeros((BLOCK_B,), tl.int32)
