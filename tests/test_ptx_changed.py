@@ -34,8 +34,8 @@ CHANGES = [
     ),
     (
         "fifo/loss_only",
-        "centre += tl.sum(weights * finite_s, axis=1)",
-        "centre += tl.sum(weights * logits_s, axis=1)",
+        "cross += tl.sum(weights * finite_s, axis=1)",
+        "cross += tl.sum(weights * logits_s, axis=1)",
         *(FIFO, "steps and float32 and 100 and 5x333 and sm_90"),
     ),
     ("common/splits", 'sem="acq_rel"', 'sem="relaxed"', FIFO, "steps and mean and 64 and sm_80"),
@@ -55,7 +55,7 @@ CHANGES = [
     ("momentum/dense", "(row >= 0) & (row < n_data), row, n_data", "row >= 0, row, n_data",
      MOMENTUM, "no_row"),
     ("momentum/gather", "(index >= 0) & (index < n_data)", "index >= 0", MOMENTUM, "no_row"),
-    ("momentum/combine", "(tl.log2(total_s) + shift_s - centre)", "(tl.log2(total_s) - centre)",
+    ("momentum/combine", "(tl.log2(total_s) + shift_s - cross)", "(tl.log2(total_s) - cross)",
      MOMENTUM, "losses and gather and 32 and sm_90"),
 ]  # fmt: skip
 

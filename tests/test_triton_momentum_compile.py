@@ -101,7 +101,7 @@ def test_gather(job, report):
 
 def end_jobs():
     for card, dim, need_grad, kernel in itertools.product(
-        CARDS, (128, MAX_DIM), (False, True), ("prepare", "count", "momentum_combine")
+        CARDS, (128, MAX_DIM), (False, True), ("prepare", "count_columns", "momentum_combine")
     ):
         wanted = settings("bfloat16", "dense", need_grad)
         yield MomentumJob(card, ODD, dim, wanted, True, torch.float32, kernel)

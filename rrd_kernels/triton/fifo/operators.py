@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rrd_kernels import reference
 from rrd_kernels.triton.cards import MAX_DIM, MAX_ROWS, hardware_of
+from rrd_kernels.triton.common.launches import cdiv
 from rrd_kernels.triton.common.operators import (
     dtype_of,
     in_batches,
@@ -24,9 +25,18 @@ from rrd_kernels.triton.fifo.launches import (
     step_launches,
 )
 from rrd_kernels.triton.fifo.partials import partials_launches
-from rrd_kernels.triton.fifo.recipe import recipe_of
-from rrd_kernels.triton.runtime.launch import Launch
+from rrd_kernels.triton.runtime.launch import (
+    Launch,
+    Loaded,
+    Place,
+    Source,
+    encode_launch,
+    shares_storage,
+)
 from rrd_kernels.triton.runtime.run import load_all, run
+
+#: Bytes; the alignment of PyTorch's allocator.
+WORKSPACE_ALIGNMENT = 512
 
 AUTOTUNE = os.environ.get("RRD_TRITON_AUTOTUNE") == "1"
 
@@ -86,6 +96,49 @@ def triton_recipe(
     buffers, launches = _launches(*inputs, wanted)
     loaded = load_all(launches, memory.get_device())
     return [] if loaded is None else recipe_of(launches, loaded, buffers, inputs)
+
+
+def _places(
+    buffers: FifoBuffers, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None]
+) -> tuple[dict[int, Place], int]:
+    """The place of each tensor, by its ``id``, and the size of the workspace in bytes."""
+    places: dict[int, Place] = {}
+    if shares_storage(buffers.grad_z_s, buffers.queries):
+        places[id(buffers.queries)] = (Source.GRADIENT, 0)
+    offset = 0
+    for name in ("queries", "partials", "stats", "losses", "progress"):
+        tensor = getattr(buffers, name)
+        if id(tensor) not in places:
+            places[id(tensor)] = (Source.WORKSPACE, offset)
+            offset += cdiv(tensor.nbytes, WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
+    places[id(buffers.loss)] = (Source.LOSS, 0)
+    places[id(buffers.grad_z_s)] = (Source.GRADIENT, 0)
+    for source, tensor in zip(Source, inputs, strict=False):
+        if tensor is not None:
+            places[id(tensor)] = (source, 0)
+    return places, offset
+
+
+def recipe_of(
+    launches: Sequence[Launch],
+    loaded: Sequence[Loaded],
+    buffers: FifoBuffers,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
+) -> list[int]:
+    """The launches of one step, with places instead of the tensors' addresses.
+
+    Args:
+        launches: those of the step.
+        loaded: their kernels.
+        buffers: the tensors that they write.
+        inputs: z_s, z_t, memory and ptr, in the order of :class:`Source`.
+    """
+    places, workspace_bytes = _places(buffers, inputs)
+    gradient = buffers.grad_z_s.untyped_storage().nbytes() // buffers.grad_z_s.element_size()
+    encoded = [workspace_bytes, gradient]
+    for launch, kernel in zip(launches, loaded, strict=True):
+        encoded += encode_launch(launch, kernel, lambda tensor: places[id(tensor)])
+    return encoded
 
 
 def relational_partials(

@@ -28,7 +28,7 @@ from rrd_kernels.triton.runtime.launch import Kernel, Launch
 #: Modules of kernels.
 DENSE, GATHER, COMBINE = (f"momentum.kernels.{name}" for name in ("dense", "gather", "combine"))
 
-#: Columns that one program of ``count`` takes.
+#: Columns that one program of ``count_columns`` takes.
 COUNTED = 1024
 
 
@@ -208,7 +208,7 @@ def _dense(
     blocks = cdiv(batch, config.block_m)
     warps, stages = config.num_warps, config.num_stages
     launches = [
-        _launch(Kernel(DENSE, "count"), (batch * values["blocks"],), values, 4, 1),
+        _launch(Kernel(DENSE, "count_columns"), (batch * values["blocks"],), values, 4, 1),
         _launch(
             Kernel(DENSE, "dense_statistics"),
             (blocks, plan.splits),

@@ -18,12 +18,12 @@ def load_stats(stats, row, count, splits, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def merged_weights(shift, total):
+def split_factors(shift, total):
     """The splits' factors 2^(shift - largest) [SPLITS], the merged sum of weights, and the largest
     shift."""
     largest = tl.max(shift, axis=0)
-    weight = tl.exp2(shift - largest)
-    return weight, tl.sum(weight * total, axis=0), largest
+    factor = tl.exp2(shift - largest)
+    return factor, tl.sum(factor * total, axis=0), largest
 
 
 @triton.jit

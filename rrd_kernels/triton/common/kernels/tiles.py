@@ -43,9 +43,9 @@ def load_queries(
     count,
     at,
     DIM_PAD: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    d = at + tl.arange(0, BLOCK_D)
+    d = at + tl.arange(0, BLOCK_K)
     address = queries + rows.to(tl.int64)[:, None] * DIM_PAD + d[None, :]
     return tl.load(address, mask=(rows[:, None] < count) & (d[None, :] < DIM_PAD), other=0.0)
 

@@ -94,6 +94,13 @@ def wait_for_queries(DEPENDENT: tl.constexpr):
 
 
 @triton.jit
+def out_of_bounds(total, rows_seen, bound):
+    """Whether a sum of weights proves that a logit was not within ``bound``. False for NaN, which
+    would come again."""
+    return (total < rows_seen * tl.exp2(-bound)) | (total > rows_seen * tl.exp2(bound))
+
+
+@triton.jit
 def attend(
     queries,
     memory,
@@ -165,8 +172,7 @@ def attend(
         total = tl.sum(totals, axis=1)
         bound = tl.where(rows < batch, bound_s, bound_t)
         rows_seen = (end - begin).to(tl.float32)
-        # False for NaN: the second try would give NaN again.
-        broken = (total < rows_seen * tl.exp2(-bound)) | (total > rows_seen * tl.exp2(bound))
+        broken = out_of_bounds(total, rows_seen, bound)
         again = tl.max((broken & (rows < count)).to(tl.int32), axis=0) != 0
         redo_end = tl.where(again, end, begin)
         total = tl.where(again, 0.0, total)

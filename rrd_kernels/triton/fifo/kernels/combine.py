@@ -12,7 +12,7 @@ from rrd_kernels.triton.common.kernels.splits import (
     LOG_2,
     add_losses,
     load_stats,
-    merged_weights,
+    split_factors,
     through_norm,
 )
 
@@ -127,8 +127,8 @@ def combine(
         first = tl.load(progress)
     shifts_s, totals_s = load_stats(stats, i, count, splits, SPLITS)
     shifts_t, totals_t = load_stats(stats, batch + i, count, splits, SPLITS)
-    _, total_s, shift_s = merged_weights(shifts_s, totals_s)
-    weight_t, total_t, shift_t = merged_weights(shifts_t, totals_t)
+    _, total_s, shift_s = split_factors(shifts_s, totals_s)
+    factor_t, total_t, shift_t = split_factors(shifts_t, totals_t)
     log_sum_exp = tl.log2(total_s) + shift_s
     if NEED_GRAD:
         d = tl.arange(0, BLOCK_D)
@@ -140,16 +140,16 @@ def combine(
         unit, norm = unit_row(z)
         # The query as multiplied. Computed again: partials or gradients may have overwritten it.
         query = query_of(unit, scale_s, OPERAND, TF32).to(tl.float32)
-        centre = tl.sum(query * output_t, axis=0)
+        cross = tl.sum(query * output_t, axis=0)
         grad = (output_s - output_t) * inverse_tau_s
         grad = through_norm(grad, unit, norm) * sample_weight
         tl.store(grad_z_s + i.to(tl.int64) * DIM + d, grad, mask=d < DIM)
     else:
         split = tl.arange(0, SPLITS)
         stat = stats + split.to(tl.int64) * 3 * count + 2 * count + i
-        centres = tl.load(stat, mask=split < splits, other=0.0)
-        centre = tl.sum(weight_t * centres, axis=0) / total_t
-    tl.store(losses + i, (log_sum_exp - centre) * LOG_2)
+        crosses = tl.load(stat, mask=split < splits, other=0.0)
+        cross = tl.sum(factor_t * crosses, axis=0) / total_t
+    tl.store(losses + i, (log_sum_exp - cross) * LOG_2)
 
     if ENQUEUE == "after":
         key = load_row(z_t, i, z_t_row, z_t_dim, DIM, BLOCK_D)

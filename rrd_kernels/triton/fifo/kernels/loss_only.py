@@ -8,14 +8,7 @@ import triton
 import triton.language as tl
 
 from rrd_kernels.triton.common.kernels.tiles import load_queries, logits_of
-from rrd_kernels.triton.fifo.kernels.attention import wait_for_queries
-
-
-@triton.jit
-def out_of_bounds(total, rows_seen, bound):
-    """Whether a sum of weights proves that a logit was not within ``bound``. False for NaN, which
-    would come again."""
-    return (total < rows_seen * tl.exp2(-bound)) | (total > rows_seen * tl.exp2(bound))
+from rrd_kernels.triton.fifo.kernels.attention import out_of_bounds, wait_for_queries
 
 
 @triton.jit
@@ -63,7 +56,7 @@ def attend_loss(
     shift_t = tl.zeros((BLOCK_M,), tl.float32)
     total_s = tl.zeros((BLOCK_M,), tl.float32)
     total_t = tl.zeros((BLOCK_M,), tl.float32)
-    centre = tl.zeros((BLOCK_M,), tl.float32)
+    cross = tl.zeros((BLOCK_M,), tl.float32)
 
     if BOUNDED:
         for first in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
@@ -75,7 +68,7 @@ def attend_loss(
             weights = tl.exp2(logits_t)
             total_s += tl.sum(tl.exp2(logits_s), axis=1)
             total_t += tl.sum(weights, axis=1)
-            centre += tl.sum(weights * finite_s, axis=1)
+            cross += tl.sum(weights * finite_s, axis=1)
         rows_seen = (end - begin).to(tl.float32)
         broken = out_of_bounds(total_s, rows_seen, bound_s)
         broken |= out_of_bounds(total_t, rows_seen, bound_t)
@@ -83,7 +76,7 @@ def attend_loss(
         redo_end = tl.where(again, end, begin)
         total_s = tl.where(again, 0.0, total_s)
         total_t = tl.where(again, 0.0, total_t)
-        centre = tl.where(again, 0.0, centre)
+        cross = tl.where(again, 0.0, cross)
         shift_s = tl.where(again, float("-inf"), shift_s)
         shift_t = tl.where(again, float("-inf"), shift_t)
     else:
@@ -103,7 +96,7 @@ def attend_loss(
         total_s = total_s * tl.exp2(shift_s - larger_s)
         total_s += tl.sum(tl.exp2(logits_s - larger_s[:, None]), axis=1)
         total_t = total_t * shrink_t + tl.sum(weights, axis=1)
-        centre = centre * shrink_t + tl.sum(weights * finite_s, axis=1)
+        cross = cross * shrink_t + tl.sum(weights * finite_s, axis=1)
         shift_s = larger_s
         shift_t = larger_t
 
@@ -113,7 +106,7 @@ def attend_loss(
     tl.store(stat + batch, shift_t, mask=inside)
     tl.store(stat + count, total_s, mask=inside)
     tl.store(stat + count + batch, total_t, mask=inside)
-    tl.store(stat + 2 * count, centre, mask=inside)
+    tl.store(stat + 2 * count, cross, mask=inside)
 
 
 @triton.jit

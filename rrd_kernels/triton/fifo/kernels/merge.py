@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from rrd_kernels.triton.common.kernels.rows import load_row, query_of, unit_row
-from rrd_kernels.triton.common.kernels.splits import LOG_2, load_stats, merged_weights
+from rrd_kernels.triton.common.kernels.splits import LOG_2, load_stats, split_factors
 from rrd_kernels.triton.fifo.kernels.combine import merged_outputs
 
 
@@ -38,8 +38,8 @@ def merge(
         z = load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D)
     shifts_s, totals_s = load_stats(stats, i, count, splits, SPLITS)
     shifts_t, totals_t = load_stats(stats, batch + i, count, splits, SPLITS)
-    _, total_s, shift_s = merged_weights(shifts_s, totals_s)
-    weight_t, total_t, shift_t = merged_weights(shifts_t, totals_t)
+    _, total_s, shift_s = split_factors(shifts_s, totals_s)
+    factor_t, total_t, shift_t = split_factors(shifts_t, totals_t)
     WIDTH: tl.constexpr = 3 + 2 * DIM if NEED_GRAD else 3
     row = sums + i.to(tl.int64) * WIDTH
     if NEED_GRAD:
@@ -56,7 +56,7 @@ def merge(
     else:
         split = tl.arange(0, SPLITS)
         stat = stats + split.to(tl.int64) * 3 * count + 2 * count + i
-        cross = tl.sum(weight_t * tl.load(stat, mask=split < splits, other=0.0), axis=0)
+        cross = tl.sum(factor_t * tl.load(stat, mask=split < splits, other=0.0), axis=0)
     tl.store(row, total_s)
     tl.store(row + 1, total_t)
     tl.store(row + 2, cross * LOG_2)

@@ -8,7 +8,7 @@ from rrd_kernels.triton.common.kernels.splits import (
     LOG_2,
     add_losses,
     load_stats,
-    merged_weights,
+    split_factors,
     through_norm,
 )
 
@@ -68,13 +68,13 @@ def momentum_combine(
     count = 2 * batch
     shifts_s, totals_s = load_stats(stats, i, count, splits, SPLITS)
     shifts_t, totals_t = load_stats(stats, batch + i, count, splits, SPLITS)
-    _, total_s, shift_s = merged_weights(shifts_s, totals_s)
-    weight_t, total_t, _ = merged_weights(shifts_t, totals_t)
+    _, total_s, shift_s = split_factors(shifts_s, totals_s)
+    factor_t, total_t, _ = split_factors(shifts_t, totals_t)
     split = tl.arange(0, SPLITS)
     stat = stats + split.to(tl.int64) * 3 * count + 2 * count + i
-    centres = tl.load(stat, mask=split < splits, other=0.0)
-    centre = tl.sum(weight_t * centres, axis=0) / total_t
-    own_loss = (tl.log2(total_s) + shift_s - centre) * LOG_2
+    crosses = tl.load(stat, mask=split < splits, other=0.0)
+    cross = tl.sum(factor_t * crosses, axis=0) / total_t
+    own_loss = (tl.log2(total_s) + shift_s - cross) * LOG_2
     tl.store(losses + i, own_loss)
     if NEED_GRAD:
         d = tl.arange(0, BLOCK_D)

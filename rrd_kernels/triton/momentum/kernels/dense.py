@@ -18,7 +18,7 @@ from rrd_kernels.triton.momentum.kernels.softmax import (
 
 
 @triton.jit
-def count(
+def count_columns(
     contrast_idx,
     counts,
     blocks,
@@ -157,7 +157,7 @@ def dense_statistics(
     shift_t = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total_s = tl.zeros((BLOCK_M,), tl.float32)
     total_t = tl.zeros((BLOCK_M,), tl.float32)
-    centre = tl.zeros((BLOCK_M,), tl.float32)
+    cross = tl.zeros((BLOCK_M,), tl.float32)
     for first in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         b, a, _ = both_logits(
             q_s, q_t, queries, rows_s, rows_t, batch, memory_v1, memory_v2, first, n_data, v1_row,
@@ -165,15 +165,15 @@ def dense_statistics(
             DIM, DIM_PAD, EVEN, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         wanted = load_counts(counts, samples, batch, first, n_data, counts_row, EVEN, BLOCK_N)
-        shift_s, total_s, shift_t, total_t, centre = accumulate(
-            shift_s, total_s, shift_t, total_t, centre, b, a, wanted
+        shift_s, total_s, shift_t, total_t, cross = accumulate(
+            shift_s, total_s, shift_t, total_t, cross, b, a, wanted
         )
 
     if split == 0:
         address = counts + samples.to(tl.int64) * counts_row + n_data
         missing = tl.load(address, mask=samples < batch, other=0)
         total_s = tl.where(missing > 0, float("nan"), total_s)
-    store_statistics(stats, split, samples, batch, shift_s, total_s, shift_t, total_t, centre)
+    store_statistics(stats, split, samples, batch, shift_s, total_s, shift_t, total_t, cross)
 
 
 @triton.jit

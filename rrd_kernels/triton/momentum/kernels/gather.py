@@ -97,7 +97,7 @@ def gather_statistics(
     shift_t = tl.full((1,), float("-inf"), tl.float32)
     total_s = tl.zeros((1,), tl.float32)
     total_t = tl.zeros((1,), tl.float32)
-    centre = tl.zeros((1,), tl.float32)
+    cross = tl.zeros((1,), tl.float32)
     for first in tl.range(begin, end, BLOCK_P):
         p = first + tl.arange(0, BLOCK_P)
         index, present = load_index(contrast_idx, i, p, columns, n_data, contrast_row, contrast_dim)
@@ -110,11 +110,11 @@ def gather_statistics(
             other = tl.cast(batch, tl.int64) * columns
             tl.store(kept + other + p, a, mask=p < columns)
         wanted = (p < columns).to(tl.float32)[None, :]
-        shift_s, total_s, shift_t, total_t, centre = accumulate(
-            shift_s, total_s, shift_t, total_t, centre, b[None, :], a[None, :], wanted
+        shift_s, total_s, shift_t, total_t, cross = accumulate(
+            shift_s, total_s, shift_t, total_t, cross, b[None, :], a[None, :], wanted
         )
     sample = i + tl.arange(0, 1)
-    store_statistics(stats, split, sample, batch, shift_s, total_s, shift_t, total_t, centre)
+    store_statistics(stats, split, sample, batch, shift_s, total_s, shift_t, total_t, cross)
 
 
 @triton.jit

@@ -40,7 +40,7 @@ def count_in(shift, total, logits, count):
 
 
 @triton.jit
-def accumulate(shift_s, total_s, shift_t, total_t, centre, b, a, count):
+def accumulate(shift_s, total_s, shift_t, total_t, cross, b, a, count):
     """Adds [M, N] columns to the statistics of [M] samples.
 
     A column with ``count`` 0 may have any logit, NaN too.
@@ -51,12 +51,12 @@ def accumulate(shift_s, total_s, shift_t, total_t, centre, b, a, count):
     shift_t, total_t, weights, shrink = count_in(
         shift_t, total_t, tl.where(counted, a, beyond), count
     )
-    centre = centre * shrink + tl.sum(weights * tl.where(counted, b, 0.0), axis=1)
-    return shift_s, total_s, shift_t, total_t, centre
+    cross = cross * shrink + tl.sum(weights * tl.where(counted, b, 0.0), axis=1)
+    return shift_s, total_s, shift_t, total_t, cross
 
 
 @triton.jit
-def store_statistics(stats, split, samples, batch, shift_s, total_s, shift_t, total_t, centre):
+def store_statistics(stats, split, samples, batch, shift_s, total_s, shift_t, total_t, cross):
     count = 2 * batch
     stat = stats + split.to(tl.int64) * 3 * count + samples
     inside = samples < batch
@@ -64,7 +64,7 @@ def store_statistics(stats, split, samples, batch, shift_s, total_s, shift_t, to
     tl.store(stat + batch, shift_t, mask=inside)
     tl.store(stat + count, total_s, mask=inside)
     tl.store(stat + count + batch, total_t, mask=inside)
-    tl.store(stat + 2 * count, centre, mask=inside)
+    tl.store(stat + 2 * count, cross, mask=inside)
 
 
 @triton.jit
