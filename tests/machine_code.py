@@ -75,8 +75,9 @@ def digest_of(assembly: str, name: str) -> str:
     what two versions of the package print alike has not changed between them."""
     code = re.split(r"^\s*\.section\s+\.debug", assembly, maxsplit=1, flags=re.MULTILINE)[0]
     lines = (line.split("//")[0].split() for line in code.splitlines() if not WHERE.match(line))
-    named = "\n".join(filter(None, map(" ".join, lines))).replace(name, "kernel")
-    return hashlib.sha256(named.encode()).hexdigest()[:12]
+    text = "\n".join(filter(None, map(" ".join, lines)))
+    unnamed = re.sub(rf"(?<!\w)(\.L)?{name}(?![a-zA-Z0-9])", r"\1kernel", text)
+    return hashlib.sha256(unnamed.encode()).hexdigest()[:12]
 
 
 def compile_for(launch: Launch, card: Card) -> Code:
