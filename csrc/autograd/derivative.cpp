@@ -29,7 +29,7 @@ at::Tensor scaled(const at::Tensor& grad_z_s, const at::Tensor& grad_loss, at::S
   return at::mul_out(product, grad_z_s, scale);
 }
 
-// The saved gradient has no graph: a second derivative would miss its dependence on z_s. z_s is an
+// To autograd the saved gradient is a constant, so a second derivative would be wrong. z_s is an
 // input so that autograd calls this backward, which raises.
 class ScaledGradient : public torch::autograd::Function<ScaledGradient> {
  public:
@@ -73,14 +73,13 @@ template <typename Setting>
 void refuse_forward_mode(const Setting&) {}
 
 // An operator's z_s: the first tensor that it does not write.
-template <typename... Others>
-const at::Tensor& student(const at::Tensor& z_s, const Others&...) {
-  return z_s;
-}
-
-template <typename... Others>
-const at::Tensor& student(at::Tensor&, at::Tensor&, const at::Tensor& z_s, const Others&...) {
-  return z_s;
+template <typename First, typename... Others>
+const at::Tensor& student(First& first, Others&... others) {
+  if constexpr (std::is_same_v<First, at::Tensor>) {
+    return student(others...);  // taken by non-const reference: written
+  } else {
+    return first;
+  }
 }
 
 // The differentiable operator of one signature, on top of a backend's `Forward`.

@@ -1,5 +1,6 @@
 #include "cuda/recipe.h"
 
+#include <ATen/DeviceAccelerator.h>
 #include <c10/util/Exception.h>
 #include <c10/util/SmallVector.h>
 
@@ -53,6 +54,10 @@ Recipe Recipe::parse(c10::ArrayRef<int64_t> encoded) {
   return recipe;
 }
 
+void* current_stream(int64_t device) {
+  return device < 0 ? nullptr : at::accelerator::getCurrentStream(device).native_handle();
+}
+
 void launch_recipe(const Recipe& recipe, const Addresses& addresses, int device, void* stream) {
   for (const Launch& kernel : recipe.launches) {
     c10::SmallVector<int64_t, 40> values;
@@ -64,8 +69,8 @@ void launch_recipe(const Recipe& recipe, const Addresses& addresses, int device,
         values.push_back(reinterpret_cast<int64_t>(address) + value);
       }
     }
-    // Triton's kernels end with two pointers to scratch memory, unused here. At loading,
-    // rrd_kernels/triton/runtime/run.py has compared that number with the driver's; two are spare.
+    // Triton's kernels end with pointers to scratch memory, unused here. run.py of
+    // rrd_kernels/triton/runtime has checked that there are two; four nulls are passed, to be safe.
     values.resize(values.size() + kNullPointers, 0);
     // The driver reads each parameter in its own size. On a little-endian host, a smaller parameter
     // is the first bytes of its int64.

@@ -49,6 +49,9 @@ struct Addresses {
   void* of[7];
 };
 
+// The device's current stream; null on a CPU, where tests run a stub driver.
+void* current_stream(int64_t device);
+
 void launch_recipe(const Recipe& recipe, const Addresses& addresses, int device, void* stream);
 
 }  // namespace rrd::cuda

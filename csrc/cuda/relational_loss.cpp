@@ -1,6 +1,5 @@
-// The operators for GPUs. Cached launches go straight from C++, without Python.
+// The FIFO memory's operators on GPUs. Cached launches go straight from C++, without Python.
 #include <ATen/Context.h>
-#include <ATen/DeviceAccelerator.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/as_strided.h>
 #include <ATen/ops/empty.h>
@@ -115,11 +114,6 @@ std::shared_ptr<const cuda::Recipe> recipe_for(const Call& call) {
   return recipe;
 }
 
-void* current_stream(int64_t device) {
-  // No stream on a CPU: tests run there, with a stub driver that only records its arguments.
-  return device < 0 ? nullptr : at::accelerator::getCurrentStream(device).native_handle();
-}
-
 LossAndGrad run(const cuda::Recipe& recipe, const Call& call) {
   const int64_t batch = call.z_s.size(0), dim = call.z_s.size(1);
   const auto floats = call.z_s.options().dtype(at::kFloat);
@@ -143,7 +137,7 @@ LossAndGrad run(const cuda::Recipe& recipe, const Call& call) {
       workspace.mutable_data_ptr(),
   }};
   const auto device = call.memory.get_device();
-  cuda::launch_recipe(recipe, addresses, device, current_stream(device));
+  cuda::launch_recipe(recipe, addresses, device, cuda::current_stream(device));
   return {loss, grad_z_s};
 }
 
@@ -175,26 +169,6 @@ LossAndGrad forward(const Call& call) {
   return in_python<"rrd_kernels::triton_step", LossAndGrad>(call);
 }
 
-c10::OptionalDeviceGuard guard_of(int64_t device) {
-  if (device < 0) return c10::OptionalDeviceGuard();
-  return c10::OptionalDeviceGuard(at::Device(at::kCUDA, static_cast<at::DeviceIndex>(device)));
-}
-
-std::tuple<int64_t, std::vector<int64_t>> load_kernel(const at::Tensor& code, c10::string_view name,
-                                                      int64_t shared_bytes, int64_t device) {
-  const auto guard = guard_of(device);
-  const int64_t function =
-      cuda::load_kernel(static_cast<int>(device), code.contiguous().const_data_ptr(),
-                        std::string(name), static_cast<uint32_t>(shared_bytes));
-  return {function, cuda::parameter_sizes(function).value_or(std::vector<int64_t>())};
-}
-
-void launch_kernels(at::IntArrayRef recipe, int64_t device) {
-  const auto guard = guard_of(device);
-  cuda::launch_recipe(cuda::Recipe::parse(recipe), {}, static_cast<int>(device),
-                      current_stream(device));
-}
-
 // Copies a tensor that aliases the memory, so that writing the memory does not change it.
 at::Tensor apart(const at::Tensor& tensor, const at::Tensor& memory) {
   return tensor.is_alias_of(memory) ? tensor.clone() : tensor;
@@ -220,11 +194,6 @@ LossAndGrad step_on_gpu(at::Tensor& memory, at::Tensor& ptr, const at::Tensor& z
 }
 
 }  // namespace
-
-TORCH_LIBRARY_IMPL(rrd_kernels, CatchAll, m) {
-  m.impl("load_kernel", load_kernel);
-  m.impl("launch_kernels", launch_kernels);
-}
 
 TORCH_LIBRARY_IMPL(rrd_kernels, CUDA, m) {
   m.impl("relational_loss_forward", loss_on_gpu);
