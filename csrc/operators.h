@@ -1,5 +1,5 @@
-// The operators of schemas.cpp as C++ functions, which call through the dispatcher. Each signature
-// is stated here once, for callers and wrappers.
+// C++ types of those operators of schemas.cpp that C++ calls or wraps, and calls of them through
+// the dispatcher.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,6 +1,6 @@
 // Detects forwards that activation checkpointing recomputes: these must not write the memory.
 // rrd_kernels/recomputation.py does so in eager mode. A graph of torch.compile runs without Python
-// and skips the dispatcher's kernels above the backends, so there the backends' operators check.
+// and calls the backends' operators directly, so these check.
 #pragma once
 
 #include <c10/util/Exception.h>

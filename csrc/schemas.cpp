@@ -29,9 +29,9 @@ TORCH_LIBRARY(rrd_kernels, m) {
       "str enqueue, float momentum, bool need_grad) -> (Tensor loss, Tensor grad_z_s)");
 
   // The loss's sums over the memory, before any division. Weights are 2^(logit - shift), logits in
-  // units of log 2. sums [B, 3]: the student's weights; the teacher's; the teacher's times b, the
-  // student's logit in natural units. With need_grad [B, 3 + 2D]: also the student's and the
-  // teacher's weighted sums of rows. shifts [B, 2]: student, teacher. Not differentiable.
+  // units of log 2. sums [B, 3]: the student's weights; the teacher's weights; the teacher's weight
+  // times b, the student's logit, here in natural units. With need_grad [B, 3 + 2D]: also the
+  // student's and the teacher's weighted rows. shifts [B, 2]: student, teacher. No gradient.
   m.def(
       "relational_partials(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
       "bool unit_memory, str? precision, bool need_grad) -> (Tensor sums, Tensor shifts)");

@@ -1,11 +1,10 @@
-"""Loads the C++ extension and registers what its operators need from Python.
+"""Loads the C++ extension, registers what its operators need from Python, chooses the backend.
 
 The schemas are in ``csrc/schemas.cpp``. Without the extension the package works on the reference
 backend; :data:`EXTENSION_ERROR` then says why it is missing.
 """
 
 import functools
-import importlib
 import importlib.util
 import warnings
 from pathlib import Path
@@ -64,15 +63,16 @@ def _register_fakes() -> None:
             given = dict(zip(names, arguments, strict=True))
             if not schema.returns:
                 return None
-            batch, dim = given["z_s"].shape
+            batch = given["z_s"].shape[0]
             dtype = torch.float64 if given["precision"] == "float64" else torch.float32
             empty = functools.partial(given["z_s"].new_empty, dtype=dtype)
             if name == "relational_partials":
+                dim = given["z_s"].shape[1]
                 return empty((batch, 3 + (2 * dim if given["need_grad"] else 0))), empty((batch, 2))
             loss = empty(() if given["reduction"] else (batch,))
             if len(schema.returns) == 1:
                 return loss
-            return loss, empty((batch if given["need_grad"] else 0, dim))
+            return loss, empty((batch if given["need_grad"] else 0, given["z_s"].shape[1]))
 
         torch.library.register_fake(f"rrd_kernels::{name}", fake)
 
@@ -89,8 +89,10 @@ def _register_on_gpu() -> torch.library.Library:
 
     def register(memory: str, name: str) -> None:
         def call(*arguments: Any) -> Any:
-            operators = importlib.import_module(f"rrd_kernels.triton.{memory}.operators")
-            return getattr(operators, name)(*arguments)
+            from rrd_kernels.triton.fifo import operators as fifo
+            from rrd_kernels.triton.momentum import operators as momentum
+
+            return getattr(fifo if memory == "fifo" else momentum, name)(*arguments)
 
         library.impl(name, call, "CUDA")
 

@@ -56,7 +56,7 @@ def _shape(*shape: int, dtype: torch.dtype) -> Tensor:
 
 def fifo_launches(
     batch: int,
-    rows: int,
+    size: int,
     dim: int,
     dtype: torch.dtype,
     memory_dtype: torch.dtype,
@@ -70,7 +70,7 @@ def fifo_launches(
     """Launches of training and evaluation with a FIFO memory, whole or spread over ranks.
 
     Args:
-        batch, rows, dim: B, K, D.
+        batch, size, dim: B, K, D.
         dtype: dtype of the embeddings.
         memory_dtype: dtype of the memory.
         precision: format of the products' operands: "float32", "tf32", "float16" or "bfloat16".
@@ -78,7 +78,7 @@ def fifo_launches(
         enqueue, momentum, tau_s, tau_t: as in :func:`rrd_kernels.functional.relational_step_`.
     """
     z_s, z_t = (_shape(batch, dim, dtype=dtype) for _ in range(2))
-    memory = _shape(rows, dim, dtype=memory_dtype)
+    memory = _shape(size, dim, dtype=memory_dtype)
     ptr, index = _shape(1, dtype=torch.int64), _shape(batch, dtype=torch.int64)
     # unit_memory is set when a memory is constructed or loaded: pack kernels for both values.
     for unit_memory, need_grad in itertools.product((True, False), repeat=2):
@@ -95,7 +95,7 @@ def fifo_launches(
 def momentum_launches(
     batch: int,
     columns: int,
-    rows: int,
+    n_data: int,
     dim: int,
     dtype: torch.dtype,
     memory_dtype: torch.dtype,
@@ -107,12 +107,12 @@ def momentum_launches(
     """Launches of training and evaluation with a momentum memory, for both similarities.
 
     Args:
-        batch, columns, rows, dim: B, P, n_data, D.
+        batch, columns, n_data, dim: B, P, n_data, D.
         dtype, memory_dtype, precision, hardware: as in :func:`fifo_launches`.
         momentum, method: ``nce_m`` and ``method`` of :class:`rrd_kernels.MomentumMemory`.
     """
     z_s, z_t = (_shape(batch, dim, dtype=dtype) for _ in range(2))
-    memory_v1, memory_v2 = (_shape(rows, dim, dtype=memory_dtype) for _ in range(2))
+    memory_v1, memory_v2 = (_shape(n_data, dim, dtype=memory_dtype) for _ in range(2))
     contrast_idx = _shape(batch, columns, dtype=torch.int64)
     normalizers, index = _shape(2, dtype=torch.float32), _shape(batch, dtype=torch.int64)
     views = z_s, z_t, memory_v1, memory_v2, contrast_idx

@@ -46,8 +46,8 @@ def _inside_a_checkpoint() -> bool:
 def may_write(update: bool, enqueue: str, written: Tensor | None = None) -> bool:
     """Whether a training forward writes its batch into the memory.
 
-    Autograd runs a forward only where ``torch.utils.checkpoint`` recomputes it. The memory already
-    holds the batch then, so nothing is written.
+    A forward that runs inside backward is a recomputation by ``torch.utils.checkpoint``. The memory
+    already holds the batch then, so nothing is written.
 
     A compiled graph cannot ask Python at run time, so its operators check (csrc/recomputation.h):
     ``relational_step_`` itself, and ``refuse_recomputation_`` before operators without a check.
@@ -55,7 +55,7 @@ def may_write(update: bool, enqueue: str, written: Tensor | None = None) -> bool
     Args:
         update: whether the caller wants the batch written.
         enqueue: whether the batch enters ``"before"`` or ``"after"`` the similarities are taken.
-        written: tensor that an operator without a check writes after the loss. Default: none.
+        written: tensor written after the loss by an operator without a check. Default: none.
 
     Raises:
         RuntimeError: a recomputation where the batch entered ``"after"``: the memory has changed

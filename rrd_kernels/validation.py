@@ -1,4 +1,4 @@
-"""Argument checks, which run before anything is computed or written."""
+"""Argument checks, before anything is computed or written; and the default precision."""
 
 import math
 from numbers import Integral, Real

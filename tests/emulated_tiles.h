@@ -1,7 +1,7 @@
 // The matrix unit's instructions in plain C++, for machines that have none:
-// csrc/cpu/kernels/attention_amx.cpp then runs, and AddressSanitizer sees what its tiles read and write,
-// which it does not of the unit. Forced into every file by RRD_EMULATE_TILES=1 (setup.py). Tiles
-// are 16 rows of 64 bytes, as there.
+// csrc/cpu/kernels/attention_amx.cpp then runs, and AddressSanitizer sees what its tiles read and
+// write, which it does not of the unit. Forced into every file by RRD_EMULATE_TILES=1 (setup.py).
+// Tiles are 16 rows of 64 bytes, as there.
 #pragma once
 
 #include <immintrin.h>

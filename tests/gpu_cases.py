@@ -100,7 +100,7 @@ class Loss:
     rows: int
     unit: bool
     need_grad: bool = True
-    stored: torch.dtype | None = None  # of the memory, if not as the precision is
+    stored: torch.dtype | None = None  # of the memory, if not the precision's
 
     @property
     def name(self) -> str:

@@ -38,6 +38,8 @@ CHANGES = [
         "cross += tl.sum(weights * logits_s, axis=1)",
         *(FIFO, "steps and float32 and 100 and 5x333 and sm_90"),
     ),
+    ("fifo/combine", "(output_s - output_t) * inverse", "(output_s + output_t) * inverse",
+     FIFO, "steps and mean and 64 and sm_80"),
     ("common/splits", 'sem="acq_rel"', 'sem="relaxed"', FIFO, "steps and mean and 64 and sm_80"),
     ("common/prepare", "tl.store(progress + 1, 0)", "pass",
      FIFO, "steps and mean and 64 and sm_80"),
@@ -55,7 +57,7 @@ CHANGES = [
     ("momentum/dense", "(row >= 0) & (row < n_data), row, n_data", "row >= 0, row, n_data",
      MOMENTUM, "no_row"),
     ("momentum/gather", "(index >= 0) & (index < n_data)", "index >= 0", MOMENTUM, "no_row"),
-    ("momentum/combine", "(tl.log2(total_s) + shift_s - cross)", "(tl.log2(total_s) - cross)",
+    ("momentum/combine", "log2(total_s) + shift_s - mean_logit", "log2(total_s) - mean_logit",
      MOMENTUM, "losses and gather and 32 and sm_90"),
 ]  # fmt: skip
 

@@ -54,7 +54,7 @@ class Step:
     need_grad: bool = True
     strided: bool = False
     multiprocessors: int = 1
-    stored: torch.dtype | None = None  # of the memory, if not as the precision is
+    stored: torch.dtype | None = None  # of the memory, if not the precision's
 
     def __str__(self) -> str:
         words = [self.precision, f"D={self.dim}", f"{self.batch}x{self.rows}", self.order]

@@ -39,7 +39,7 @@ class Loss:
     need_grad: bool = True
     strided: bool = False
     multiprocessors: int = 1
-    stored: torch.dtype | None = None  # of the memories, if not as the precision is
+    stored: torch.dtype | None = None  # of the memories, if not the precision's
     batch: int = 5
     columns: int = 40
     rows: int = 150

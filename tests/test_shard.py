@@ -31,7 +31,7 @@ QUEUE = "criterion.memory.queue"
 
 
 def whole(module):
-    """Its state in the shard of one process."""
+    """Its state in the layout of one process."""
     return {
         name: value.full_tensor() if hasattr(value, "full_tensor") else value.clone()
         for name, value in module.state_dict().items()

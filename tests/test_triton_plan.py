@@ -21,6 +21,7 @@ from rrd_kernels.triton.common.launches import STORAGE
 from rrd_kernels.triton.fifo import autotune
 from rrd_kernels.triton.fifo.launches import FifoSettings, allocate
 from rrd_kernels.triton.fifo.plan import make_plan
+from rrd_kernels.triton.momentum.launches import MomentumInputs, MomentumSettings
 
 given, st = hypothesis.given, hypothesis.strategies
 
@@ -92,10 +93,10 @@ def test_as_many_splits_as_are_asked_for(splits):
 def test_the_table_is_complete():
     assert {card.family for card in CARDS.values()} == FAMILIES.keys()
     for family in FAMILIES.values():
-        for precision in ("half", "tf32", "float32"):
+        for operands in ("half", "tf32", "float32"):
             for table in (family.attention, family.loss_only, family.dense):
-                assert tuple(table[precision]) == WIDTHS
-            for small, large in family.attention[precision].values():
+                assert tuple(table[operands]) == WIDTHS
+            for small, large in family.attention[operands].values():
                 for config in (small, large):
                     assert config.block_d >= config.block_k
 
@@ -126,6 +127,20 @@ def test_float16_weights_are_never_unshifted(precision):
 def test_registered_under_the_cuda_key(name):
     """ROCm's devices have the same key."""
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"rrd_kernels::{name}", "CUDA")
+
+
+def test_settings_are_in_the_order_of_the_schemas():
+    """Operators in Python make them of their arguments by position."""
+
+    def arguments(name: str) -> tuple[str, ...]:
+        schema = getattr(torch.ops.rrd_kernels, name).default._schema
+        return tuple(argument.name for argument in schema.arguments)
+
+    tensors = ("z_s", "z_t", "memory", "ptr")
+    for name in ("triton_step", "triton_recipe"):
+        assert arguments(name) == (*tensors, *FifoSettings._fields)
+    names = (*MomentumInputs._fields, *MomentumSettings._fields)
+    assert arguments("sampled_relational_loss_forward") == names
 
 
 def test_a_device_without_kernels_is_named():

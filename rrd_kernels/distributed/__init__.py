@@ -2,7 +2,7 @@
 
 ``ranks``: the processes that take part. ``agreement``: the same step, or an error, on every rank.
 ``collectives``: rows and integers between ranks. ``ddp``: keeps DistributedDataParallel from
-overwriting memories. Used by fifo/distributed.py, fifo/shard_step.py, momentum/distributed.py.
+overwriting memories. The steps that use them are in fifo/ and momentum/.
 """
 
 from rrd_kernels.distributed.ddp import ignore_in_ddp

@@ -151,7 +151,7 @@ def _digest_of(module: nn.Module) -> int:
 def _explain(ranks: Ranks, mine: Share | None, error: Exception | None) -> None:
     """Raises, on every rank, an error that names the ranks and what was wrong on each."""
     text = None if error is None else f"{type(error).__name__}: {error}"
-    reports: list[Any] = [None] * ranks.size
+    reports: list[Any] = [None] * ranks.count
     alike = {} if mine is None else dict(mine.alike)
     dist.all_gather_object(reports, (text, alike), group=ranks.group)
     if error is not None:

@@ -25,8 +25,8 @@ def gather_numbers(ranks: Ranks, device: torch.device, mine: list[int]) -> list[
     """
     where = ranks.device_for_numbers(device)
     numbers = torch.tensor(mine, dtype=torch.int64, device=where)
-    heard = numbers.new_empty(ranks.size, len(mine))
-    if where.type != "cpu" or ranks.size <= RING:
+    heard = numbers.new_empty(ranks.count, len(mine))
+    if where.type != "cpu" or ranks.count <= RING:
         dist.all_gather_into_tensor(heard.view(-1), numbers, group=ranks.group)
     else:
         rows = list(heard) if ranks.rank == 0 else None

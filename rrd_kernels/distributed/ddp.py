@@ -57,7 +57,7 @@ def refuse_join(ranks: Ranks) -> None:
         RuntimeError: the running DDP allows ranks different numbers of steps.
     """
     active = DistributedDataParallel._active_ddp_module
-    if active is not None and ranks.size > 1 and active._join_config.enable:
+    if active is not None and ranks.count > 1 and active._join_config.enable:
         raise RuntimeError(
             "DistributedDataParallel.join() is for ranks with different numbers of steps, and a "
             "memory that ranks share needs all of them at each: give every rank as many batches, "
@@ -76,7 +76,7 @@ def check_ddp(memory: Embeddings, ranks: Ranks) -> None:
         RuntimeError: DDP overwrites buffers that differ between its ranks.
     """
     active = DistributedDataParallel._active_ddp_module
-    if active is None or ranks.size == 1 or not active.broadcast_buffers:
+    if active is None or ranks.count == 1 or not active.broadcast_buffers:
         return
     copied = {id(buffer) for buffer in active.modules_buffers}
     if copied.isdisjoint(id(buffer) for buffer in memory.buffers()):

@@ -42,7 +42,7 @@ class Ranks:
         self._met: weakref.ref[Any] | None = None
 
     @property
-    def size(self) -> int:
+    def count(self) -> int:
         """W, the number of processes."""
         if not (dist.is_available() and dist.is_initialized()):
             return 1
@@ -51,7 +51,7 @@ class Ranks:
     @property
     def rank(self) -> int:
         """This process's place among them, from 0."""
-        return dist.get_rank(self.group) if self.size > 1 else 0
+        return dist.get_rank(self.group) if self.count > 1 else 0
 
     def are_others(self) -> bool:
         """Whether the process group is another one than at the last call, or this is the first.

@@ -40,7 +40,7 @@ def begin(
 
     A memory that the step writes is UNFINISHED from here until the step's end. If a rank fails in
     between, for example out of memory, it copies another rank's memory at the next step. A
-    recomputation stops once it has what it needs, before the end, but it writes nothing.
+    recomputation may never reach the end, but it writes nothing, so it is not marked.
 
     Args, Raises: as :func:`keys_step`.
     """

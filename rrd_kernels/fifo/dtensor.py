@@ -20,21 +20,21 @@ def as_dtensor(rows: Tensor, shard: Shard, ranks: Ranks) -> Any:
     Raises:
         RuntimeError: the process group has been destroyed.
     """
-    if ranks.size == 1:
+    if ranks.count == 1:
         raise RuntimeError(
             f"the state of a memory that is spread over {shard.ranks} ranks needs their process "
             f"group: take it before destroy_process_group"
         )
     # Not imported at the top: it takes half a second.
+    from torch.distributed import tensor as dtensor
     from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.tensor import DTensor, Shard
 
     mesh = DeviceMesh.from_group(
         ranks.group or dist.distributed_c10d._get_default_group(), rows.device.type
     )
     shape = torch.Size((shard.size, rows.shape[1]))
-    return DTensor.from_local(
-        rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=(shape[1], 1)
+    return dtensor.DTensor.from_local(
+        rows, mesh, [dtensor.Shard(0)], run_check=False, shape=shape, stride=(shape[1], 1)
     )
 
 

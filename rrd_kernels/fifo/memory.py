@@ -38,8 +38,9 @@ class FifoMemory(FifoState):
             state_dict has a DTensor of all K rows.
         queue_ptr: int64 [1] buffer, the next slot.
         unit_memory: whether every row's norm is at most 1, so that the bounded softmax applies.
-            Set from the rows at construction. Loading a state can make it false but never true
-            again, so that a resumed training rounds as an uninterrupted one does. If a longer row
+            Set from the rows at construction. Loading a state, or copying another rank's, can make
+            it false but never true again, so that a resumed training rounds as an uninterrupted one
+            does. If a longer row
             is written later, results stay right but cost a second pass; with ``gather="shard"``
             the loss is then not finite where float32 overflows.
 
@@ -84,9 +85,9 @@ class FifoMemory(FifoState):
             "backend": self.backend,
         }
         embed = functools.partial(self.embed, f_s, f_t, update)
-        if self.ranks.size > 1 and self.ranks.gather == "keys" and self.training:
+        if self.ranks.count > 1 and self.ranks.gather == "keys" and self.training:
             return keys_step(self, embed, settings)
-        if self.ranks.size > 1 and self.ranks.gather == "shard":
+        if self.ranks.count > 1 and self.ranks.gather == "shard":
             return shard_step(self, embed, settings)
         z_s, z_t, writes = embed()
         if not writes:

@@ -52,10 +52,10 @@ class Shard(NamedTuple):
         Raises:
             RuntimeError: it differs: made after the memory, or the memory is another rank's copy.
         """
-        if ranks.gather == "shard" and (self.rank, self.ranks) != (ranks.rank, ranks.size):
+        if ranks.gather == "shard" and (self.rank, self.ranks) != (ranks.rank, ranks.count):
             raise RuntimeError(
                 f"these rows are those of rank {self.rank} of {self.ranks}, and this is rank "
-                f"{ranks.rank} of {ranks.size}: make the criterion after init_process_group, on "
+                f"{ranks.rank} of {ranks.count}: make the criterion after init_process_group, on "
                 f"every rank, and use it before destroy_process_group"
             )
 

@@ -70,7 +70,7 @@ def _loss(
         **settings | {"unit_memory": bounded},
     )
     # The shift common to all ranks: zero for bounded logits, without an all-reduce. If the promise
-    # of unit rows was broken, `factor` rescales the sums or overflows: then the loss is not finite.
+    # of unit rows was broken, `factor` rescales the sums; if it overflows, the loss is not finite.
     common = torch.zeros_like(shifts)
     if not bounded:
         common = shifts.clone()

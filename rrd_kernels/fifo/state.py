@@ -53,7 +53,7 @@ class FifoState(Embeddings):
         check.check_formats(precision, memory_dtype)
         ranks = Ranks(gather, process_group)
         shards = gather == "shard"
-        shard = Shard(size, ranks.size if shards else 1, ranks.rank if shards else 0)
+        shard = Shard(size, ranks.count if shards else 1, ranks.rank if shards else 0)
         shard.check()
         super().__init__(s_dim, t_dim, feat_dim, device=device, dtype=dtype)
         self.ranks = ranks

@@ -116,7 +116,7 @@ def _estimate_(memory: MomentumState, normalizers: Tensor, views: Views) -> None
         # A mean that is not finite was not set. NaN makes the whole mean NaN, as in one process.
         sums[0, :2] = own.double().where(own > 0, torch.nan) * columns
         sums[0, 2] = columns
-    total = gather_rows(ranks, sums, [1] * ranks.size).wait().sum(dim=0)
+    total = gather_rows(ranks, sums, [1] * ranks.count).wait().sum(dim=0)
     mean = (total[:2] / total[2]).to(normalizers.dtype)
     unset = (normalizers < 0) & mean.isfinite()
     normalizers.copy_(torch.where(unset, mean, normalizers))

@@ -71,8 +71,9 @@ def sampled_relational_loss(
         nce_t: temperature T of the exponential, positive; not used without ``normalizers``.
             Default 0.07.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. The mean over no rows is zero.
-        precision: as in :func:`rrd_kernels.functional.relational_loss`. The softmax is float64 on
-            a CPU, and float32 or float64 on a GPU.
+        precision: as in :func:`rrd_kernels.functional.relational_loss`. But a CPU, and ``"gather"``
+            on a GPU, multiply in float32 unless it is ``"float64"``. The softmax is float64 on a
+            CPU, and float32 or float64 on a GPU.
         method: ``"dense"`` (all rows are multiplied), ``"gather"`` (the sampled rows are read) or
             ``"auto"`` (default), the one that costs less; docs/decisions.md has the rule.
         backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.

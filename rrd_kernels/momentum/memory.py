@@ -82,7 +82,7 @@ class MomentumMemory(MomentumState):
         the batch's own Z is used.
         """
         embed = functools.partial(self.embed, f_s, f_t, idx, contrast_idx, update)
-        if self.ranks.size > 1 and self.ranks.gather == "keys" and self.training:
+        if self.ranks.count > 1 and self.ranks.gather == "keys" and self.training:
             return shared_step(self, embed, tau_s, tau_t, draws=contrast_idx is None)
         check.check_temperature("tau_s", tau_s)
         check.check_temperature("tau_t", tau_t)

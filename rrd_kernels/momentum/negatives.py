@@ -39,7 +39,7 @@ def draw_contrast_idx(
 
 
 class ContrastSampler:
-    """Draws rows of other classes for each sample, in place of the published data set.
+    """Draws rows of other classes for each sample, as the published data set class does.
 
     The published data set draws for one sample at a time, in the loader's workers. Here a batch is
     drawn at once, after loading: on a GPU without the host, on a CPU in a third of the time.

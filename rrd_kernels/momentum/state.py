@@ -36,7 +36,7 @@ def _checked(params: Tensor) -> list[float]:
 
 
 class MomentumRows(nn.Module):
-    """The state of a :class:`MomentumMemory`, under its published names.
+    """Rows and constants of a :class:`MomentumMemory`, under their published names.
 
     Attributes:
         params: [5] buffer: K, nce_t, Z_v1, Z_v2, nce_m; Z is -1 until the first batch.

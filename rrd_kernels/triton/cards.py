@@ -1,9 +1,9 @@
 """The supported GPUs: how a card is recognised, and its block sizes.
 
 To add a card, give it a family in :func:`family_of` or :func:`family_of_capability` and an entry in
-:data:`FAMILIES`. The sizes here are the largest that compile without a spilled register, within the
-family's shared memory, with the oldest and with the newest supported Triton. ``make kernels``
-prints the registers and the shared memory of each.
+:data:`FAMILIES`. A large problem has the largest sizes that compile without a spilled register,
+within the family's shared memory, with the oldest and with the newest supported Triton. ``make
+kernels`` prints the registers and the shared memory of each.
 """
 
 import functools
@@ -52,9 +52,9 @@ class Family(NamedTuple):
     #: The momentum memory's dense kernels, which multiply all rows.
     dense: dict[str, dict[int, Config]]
     #: Sums of weights that a program keeps for each query: column j of a tile is added to sum
-    #: j % partial_sums. A thread's columns recur with this period, so threads exchange nothing in
-    #: the loop. float32 always keeps one sum: its three products leave no register for more.
-    partial_sums: int = 1
+    #: j % sums_per_query. All columns of a sum are in one thread, so threads exchange nothing in
+    #: the loop. float32 always keeps one: its three products leave no register for more.
+    sums_per_query: int = 1
     #: Whether TF32 weights are multiplied by reordered rows, which saves instructions. Only at D
     #: from 65 to 128 (docs/decisions.md, "TF32 on Hopper takes a tile twice").
     reorders_tf32: bool = False
@@ -124,7 +124,7 @@ AMPERE = Family(
             1024: Config(64, 32, 32, 128, 8, 2),
         },
     },
-    partial_sums=32,
+    sums_per_query=32,
 )
 
 HOPPER = Family(
@@ -188,7 +188,7 @@ HOPPER = Family(
             1024: Config(64, 32, 32, 128, 8, 2),
         },
     },
-    partial_sums=16,
+    sums_per_query=16,
     reorders_tf32=True,
 )
 

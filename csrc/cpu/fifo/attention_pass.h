@@ -20,15 +20,15 @@ inline double logit_bound(double tau_s, double tau_t) {
 }
 
 // Whether float32 holds the largest number of the bounded path: the loss's sum of 2^a b over
-// `rows` rows, with |a| and |b| up to `bound`.
+// `rows` rows. a and b are the teacher's and the student's logit, up to `bound` in size.
 inline bool fits_float32(double bound, int64_t rows) {
   return bound + std::log2(double(rows)) + std::log2(std::max(bound, 1.0)) <= 126.0;
 }
 
 // Whether bfloat16 products may take the bounded path: their units flush sums below 2^-126 to zero.
-// The smallest weight is 2^-bound, here at least 2^-110. So of a weight times a row, flushing loses
-// at most 2^-16 of the weight per element, and 2^-16 sqrt(dim) of it over the row. Up to
-// dim = 2^14 that is at most 2^-9, the rounding error of a bfloat16 weight.
+// Weights are at least 2^-bound, here 2^-110. So each element of weight * row loses at most 2^-16
+// of the weight, and the row at most 2^-16 sqrt(dim) of it. Up to dim = 2^14 that is 2^-9, the
+// rounding error of a bfloat16 weight.
 inline bool survives_flushing(double bound) { return bound <= 126.0 - 16.0; }
 
 // A task is one block of panels against one split of the memory. Each task has partials of its
@@ -54,8 +54,8 @@ Plan make_plan(const AttentionKernel<T>& kernel, int64_t batch, int64_t dim, int
   plan.block_panels = std::min(plan.block_panels, plan.panels);
   plan.blocks = (plan.panels + plan.block_panels - 1) / plan.block_panels;
   // Two tasks per thread, for at least four threads: eight tasks balance well on a busy machine,
-  // and one to four threads give the same result. Fewer tasks, but one per thread, if the outputs
-  // of all splits would exceed kPartialBytes.
+  // and one to four threads give the same result. If the outputs of all splits would exceed
+  // kPartialBytes: fewer tasks, but at least one per thread.
   constexpr int64_t kPartialBytes = 2 << 20;
   const int64_t threads = std::max<int64_t>(4, at::get_num_threads());
   const int64_t split_bytes =
@@ -143,7 +143,7 @@ Partial<T> partial_at(const Partial<T>& all, int64_t panel, int64_t lanes, int64
 
 // Rows per chunk. A task's sums restart with each chunk: one sum over a long split would round too
 // often, once per tile. kChunkRows is a whole number of tiles for every kernel. bfloat16 products
-// use one chunk: rounding their weights costs more accuracy.
+// use one chunk: rounding their weights already errs by more.
 template <typename T>
 int64_t chunk_rows(const AttentionKernel<T>& kernel, const Plan& plan) {
   constexpr int64_t kChunkRows = 3072;
@@ -196,7 +196,7 @@ void attend(const AttentionKernel<T>& kernel, const Plan& plan, const MemoryView
   const int64_t tasks = plan.blocks * plan.splits;
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), tasks);
   const int64_t chunk = chunk_rows(kernel, plan);
-  Plan block = plan;
+  Plan block = plan;  // sizes the buffer of later chunks' sums
   block.splits = 1;
   block.panels = chunk < plan.split_rows ? plan.block_panels : 0;  // none for a single chunk
   std::atomic<int64_t> next{0};  // a free thread takes the next task

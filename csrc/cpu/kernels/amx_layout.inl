@@ -39,7 +39,7 @@ RRD_INLINE __m512i load_quarters(const uint16_t* from, int64_t stride) {
 }
 
 // [32 rows, 8 columns] -> [8 columns, 32 rows]. Quarter l of vector i is loaded with row 8 l + i.
-// The quarters l of all vectors are an 8 x 8 block, which is transposed in place.
+// So quarter l of the eight vectors is the 8 x 8 block of rows 8 l to 8 l + 7, transposed in place.
 RRD_INLINE void transpose_block(const uint16_t* from, int64_t stride, uint16_t* to) {
   __m512i a[8], b[8];
 #pragma GCC unroll 8

@@ -30,11 +30,11 @@ enum Role : int { kStudent = 0, kTeacher = 1, kRoles = 2 };
 // Partials: sums over some rows of the memory, for `panels` panels of queries.
 template <typename T>
 struct Partial {
-  T* output;  // [panels, 2, lanes, padded_dim]  sum_j 2^(logit_j - max) m_j; null without a
+  T* output;  // [panels, 2, lanes, padded_dim]  sum_j 2^(logit_j - shift) m_j; null without a
               // gradient
-  T* shift;   // [panels, 2, lanes]              the shift: zero on the bounded path
-  T* sum;     // [panels, 2, lanes]              sum_j 2^(logit_j - max)
-  T* cross;   // [panels, lanes]                 sum_j 2^(a_j - max_a) b_j; null with a gradient
+  T* shift;   // [panels, 2, lanes]              the maximum; zero on the bounded path
+  T* sum;     // [panels, 2, lanes]              sum_j 2^(logit_j - shift)
+  T* cross;   // [panels, lanes]                 sum_j 2^(a_j - shift_a) b_j; null with a gradient
 };
 
 template <typename T>

@@ -9,7 +9,7 @@
 namespace rrd::cpu {
 
 // One sample's softmaxes, in double. Under the published similarity the logits are nearly constant,
-// so q - p cancels; the products cost far more than the double arithmetic.
+// so that q - p would cancel in float32. Double costs little beside the products.
 struct RelateTask {
   double* student;  // [padded_count] similarities s.v2; becomes d loss / d similarity
   double* teacher;  // [padded_count] similarities t.v1; overwritten
@@ -20,7 +20,7 @@ struct RelateTask {
   double rate;           // log2(e) / nce_t
   double student_scale;  // 1 / tau_s, divided by Z_v1 if exponential
   double teacher_scale;
-  double derivative;  // d logit / d similarity; if exponential, divided by the logit
+  double derivative;  // 1 / tau_s; if exponential 1 / nce_t, to be multiplied by the logit
 };
 
 template <typename T>
@@ -29,7 +29,8 @@ struct MomentumKernel {
   // Elements of `room` that all_similarities and all_weighted_rows need.
   int64_t (*tile_room)(int64_t dim);
   // out[i * stride + j] = unit row i . memory row j, for j in [begin, end) and i in [0, batch).
-  // packed: by AttentionKernel::pack, 2 * lanes unit rows per panel, the second half as teacher's.
+  // packed: by AttentionKernel::pack, 2 * lanes samples of one view per panel; pack takes the
+  // second half in the teacher's place.
   void (*all_similarities)(const MemoryView& memory, int64_t begin, int64_t end, const void* packed,
                            int64_t batch, T* out, int64_t stride, T* room);
   // out[i, padded_dim] = sum over j in [begin, end) of weights[i * stride + j] * row j

@@ -40,7 +40,8 @@ RRD_INLINE T dot(const T* a, const T* b, int64_t padded) {
 }
 
 // The unit row behind the logits: scaled, rounded to bfloat16 if the kernel rounds its queries, and
-// scaled back. The loss subtracts logits from their log-sum-exp: both must use the same query.
+// scaled back; scale is 0 if it does not. The loss subtracts logits from their log-sum-exp: both
+// must use the same query.
 RRD_INLINE Vec<double> as_multiplied(Vec<double> unit, double) { return unit; }
 RRD_INLINE Vec<float> as_multiplied(Vec<float> unit, float scale) {
   if (scale == 0.f) return unit;

@@ -80,7 +80,7 @@ struct Exp2<double> {
   };
 };
 
-// power * 2^(shifted - kShift), with exp2's `shifted`.
+// power * 2^n for exp2, where `shifted` is n + kShift.
 #if RRD_VECTOR_BYTES == 64
 RRD_INLINE Vec<float> scale(Vec<float> power, Vec<float> shifted) {
   const Vec<float> exponent = shifted - Exp2<float>::kShift;

@@ -72,9 +72,9 @@ int64_t dense_block(int64_t batch, int64_t rows) {
   return std::clamp<int64_t>(kBlockBytes / (2 * rows * int64_t(sizeof(T))), 1, batch);
 }
 
-// Whether dense costs less than gather. Costs in nanoseconds, measured at D = 128 in
-// docs/decisions.md (all grow with D alike): a row of the memories for each block of samples
-// (kRow) and for each sample (kRowAndSample); one gathered row (kWanted).
+// Whether dense costs less than gather, by nanoseconds measured at D = 128 (docs/decisions.md; all
+// grow with D alike). kRow: reading a row, once for each block of samples. kRowAndSample: its
+// product with one sample. kWanted: one gathered row.
 template <typename T>
 bool dense_is_cheaper(int64_t batch, int64_t count, int64_t rows) {
   constexpr double kRow = 200, kRowAndSample = 6, kWanted = 92;

@@ -1,4 +1,4 @@
-"""What the launches of both memories share: the first kernel, and constants of the last one."""
+"""For both memories: numbers of splits, the first kernel, constants of the last one."""
 
 import math
 from typing import Any
@@ -167,7 +167,7 @@ def merge_constants(dim: int, splits: int, need_grad: bool, reduction: int) -> d
         "NEED_GRAD": need_grad,
         "REDUCE": reduction != 0,
         "SPLITS": max(FEWEST_SPLITS, next_power_of_2(splits)),
-        # Splits that are added at a time: as many as registers hold, not as many as there are, so
+        # Splits that are added at a time. Set by the registers, not by the number of splits, so
         # that no batch needs a kernel of its own.
         "SPLIT_BLOCK": min(16, 2048 // row_block(dim)),
         "BLOCK_B": 1024,

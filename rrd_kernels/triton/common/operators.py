@@ -1,8 +1,8 @@
 """What the operators of both memories share.
 
-The reference computes float64 and rows wider than the kernels hold, some samples at a time. It does
-so without autograd: operators run below autograd, and torch.func, which works there, fails where
-saved tensors have hooks, as under activation checkpointing.
+The reference computes float64 and rows wider than the kernels hold, some samples at a time, without
+autograd: operators run below it, and torch.func fails under activation checkpointing, whose saved
+tensors have hooks.
 """
 
 import contextlib
@@ -43,5 +43,5 @@ def in_batches(
 def reduced(losses: Tensor, grad: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
     if reduction == 0:
         return losses, grad
-    weight = 1 / max(losses.shape[0], 1) if reduction == 1 else 1.0
-    return losses.sum() * weight, grad * weight
+    sample_weight = 1 / max(losses.shape[0], 1) if reduction == 1 else 1.0
+    return losses.sum() * sample_weight, grad * sample_weight

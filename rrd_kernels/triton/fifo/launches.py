@@ -189,11 +189,11 @@ def attend_launch(
         "bound_s": SLACK * LOG2_E / settings.tau_s,
         "bound_t": SLACK * LOG2_E / settings.tau_t,
     }
-    # Unshifted weights exceed float16's range, 2^16. The loss alone keeps its weights in float32.
     bounded = settings.unit_memory and all(fits_float32(tau, size) for tau in taus)
     constants = {
         "OPERAND": operand_dtype(settings.precision),
         "INPUT_PRECISION": input_precision(hardware.family, settings.precision),
+        # Unshifted weights exceed float16's range, 2^16. The loss alone keeps them in float32.
         "BOUNDED": bounded and not (settings.need_grad and settings.precision == "float16"),
         "EVEN": plan.even,
         "DIM": dim,
@@ -211,8 +211,8 @@ def attend_launch(
         whole_rows = config.block_k == config.block_d == 128
         reorders = settings.precision == "tf32" and family.reorders_tf32 and whole_rows
         constants["REORDER_WARPS"] = config.num_warps if reorders else 0
-        sums = 1 if settings.precision == "float32" else family.partial_sums
-        constants["PARTIAL_SUMS"] = min(config.block_n, sums)
+        sums = 1 if settings.precision == "float32" else family.sums_per_query
+        constants["SUMS_PER_QUERY"] = min(config.block_n, sums)
     else:
         kernel = Kernel("fifo.kernels.loss_only", "attend_loss")
         del arguments["partials"]

@@ -64,19 +64,19 @@ def triton_step(
     z_t: Tensor,
     memory: Tensor,
     ptr: Tensor | None,
-    *settings: Any,
+    *arguments: Any,
 ) -> tuple[Tensor, Tensor]:
     """Loss and gradient, and the enqueue if there is one, for a step without a recipe."""
-    wanted = FifoSettings(*settings)
-    if _has_kernels(z_s, memory, wanted):
-        buffers, launches = _launches(z_s, z_t, memory, ptr, wanted)
+    settings = FifoSettings(*arguments)
+    if _has_kernels(z_s, memory, settings):
+        buffers, launches = _launches(z_s, z_t, memory, ptr, settings)
         run(launches)
         return buffers.loss, buffers.grad_z_s
-    if wanted.enqueue == "before" and ptr is not None:
-        enqueue_(memory, ptr, z_t, wanted.momentum)
-    result = plain_forward(z_s, z_t, memory, wanted)
-    if wanted.enqueue == "after" and ptr is not None:
-        enqueue_(memory, ptr, z_t, wanted.momentum)
+    if settings.enqueue == "before" and ptr is not None:
+        enqueue_(memory, ptr, z_t, settings.momentum)
+    result = plain_forward(z_s, z_t, memory, settings)
+    if settings.enqueue == "after" and ptr is not None:
+        enqueue_(memory, ptr, z_t, settings.momentum)
     return result
 
 
@@ -85,15 +85,15 @@ def triton_recipe(
     z_t: Tensor,
     memory: Tensor,
     ptr: Tensor | None,
-    *settings: Any,
+    *arguments: Any,
 ) -> list[int]:
     """The recipe by which ``csrc/cuda`` launches calls of this kind; empty if it cannot."""
-    wanted = FifoSettings(*settings)
-    if not _has_kernels(z_s, memory, wanted):
+    settings = FifoSettings(*arguments)
+    if not _has_kernels(z_s, memory, settings):
         return []
     # recipe_of identifies tensors by id: one tensor given twice needs two objects.
     inputs = z_s.detach(), z_t.detach(), memory.detach(), ptr
-    buffers, launches = _launches(*inputs, wanted)
+    buffers, launches = _launches(*inputs, settings)
     loaded = load_all(launches, memory.get_device())
     return [] if loaded is None else recipe_of(launches, loaded, buffers, inputs)
 

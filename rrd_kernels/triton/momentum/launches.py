@@ -147,6 +147,7 @@ def _shared(
         "memory_v1": v1,
         "memory_v2": v2,
         "contrast_idx": contrast_idx,
+        # Without normalizers any pointer: it is not read.
         "normalizers": buffers.stats if normalizers is None else normalizers,
         "batch": inputs.z_s.shape[0],
         "n_data": v1.shape[0],
@@ -249,7 +250,8 @@ def _combine(
 ) -> Launch:
     z_s = inputs.z_s
     batch, dim = z_s.shape
-    # db/dx is 1 / tau_s, or with normalizers b / nce_t, where the kernels multiply by b * log2(e).
+    # The gradient's weights lack d logit / d similarity: 1 / tau_s, or with normalizers logit /
+    # nce_t. The kernels multiply by the logit in units of log 2, which is log2(e) times larger.
     exponential = inputs.normalizers is not None
     values = {
         "z_s": z_s,

@@ -20,8 +20,8 @@ from rrd_kernels.triton.common.launches import (
 #     dense    10·B·n·D operations, 4·n·D elements read    n·D·(B·1.0e-13 + 3.7e-12)
 #     gather   3·B·P·D elements read                       B·P·D·2.8e-12
 #
-# Dense is faster where n·(37 + B) < 28·B·P. RATIO is below 28 for two reasons: dense also counts
-# the columns, a fifth of its time at D = 128; and gather reads rows that several samples want from
+# Dense is faster where n·(37 + B) < 28·B·P. RATIO is below 28 for two reasons. Dense also counts
+# the columns, a fifth of its time at D = 128. For gather, rows that several samples want come from
 # the second-level cache. Nothing here is measured.
 OVERHEAD = 37
 RATIO = 16

@@ -1,1 +1,1 @@
-"""Compiles, stores and launches kernels, whatever they compute."""
+"""Describes, compiles, stores and launches kernels."""

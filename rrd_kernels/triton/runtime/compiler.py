@@ -54,9 +54,9 @@ def compile_kernel(specialization: Specialization, target: GPUTarget) -> Any:
     options = {
         "num_warps": specialization.num_warps,
         "num_stages": specialization.num_stages,
-        # Off in kernels of rows: two lanes that exchange a product each would fuse their own with
-        # the addition, and their sums would differ. On in kernels that multiply tiles: there a
-        # thread adds up two columns or more before it exchanges anything.
+        # Off in kernels of rows: there two lanes each add the other's product to their own. Fused,
+        # each would leave its own product unrounded, and their sums would differ. In kernels of
+        # tiles a thread adds up two columns or more before it exchanges anything.
         "enable_fp_fusion": "INPUT_PRECISION" in dict(specialization.constants),
     }
     source = source_of(specialization)

@@ -1,4 +1,4 @@
-"""Launches: a kernel, its grid, its arguments, and its specialization.
+"""Launches: a kernel, its grid, its arguments, its specialization, and all of it as integers.
 
 Does not import Triton, so that kernels compiled ahead need no compiler. Triton itself would
 specialize on every integer; here only strides count, so that a new batch or memory size compiles no
@@ -88,8 +88,8 @@ def describe(launch: Launch, name: str) -> Argument:
         return Argument("fp64" if launch.constants.get("DTYPE") == "float64" else "fp32")
     width = "i32" if -(2**31) <= value < 2**31 else "i64"
     if name.endswith(("_row", "_dim")):  # strides
-        # Compile in the stride of contiguous rows that are read tile by tile. Not for tf32x3: its
-        # three products leave no register for what the compiler then moves out of the loop.
+        # Compile in the stride of contiguous rows that are read tile by tile: the compiler then
+        # moves addresses out of the loop. tf32x3's three products leave no registers for them.
         contiguous = name == "stride_row" and value == launch.constants["DIM"]
         if value == 1 or (contiguous and launch.constants["INPUT_PRECISION"] != "tf32x3"):
             return Argument("constexpr", constant=value)

@@ -3,7 +3,21 @@
 import triton
 import triton.language as tl
 
+from rrd_kernels.triton.common.kernels.rows import NORM_EPS
+
 LOG_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def store_statistics(stats, split, samples, batch, shift_s, total_s, shift_t, total_t, cross):
+    count = 2 * batch
+    stat = stats + split.to(tl.int64) * 3 * count + samples
+    inside = samples < batch
+    tl.store(stat, shift_s, mask=inside)
+    tl.store(stat + batch, shift_t, mask=inside)
+    tl.store(stat + count, total_s, mask=inside)
+    tl.store(stat + count + batch, total_t, mask=inside)
+    tl.store(stat + 2 * count, cross, mask=inside)
 
 
 @triton.jit
@@ -31,7 +45,7 @@ def through_norm(grad, unit, norm):
     """The gradient of a row, from the gradient of its unit row."""
     along = tl.sum(grad * unit, axis=0)
     # A row shorter than the norm's clamp is divided by a constant: no projection there.
-    along = tl.where(norm > 1e-12, along, 0.0)
+    along = tl.where(norm > NORM_EPS, along, 0.0)
     return (grad - along * unit) / norm
 
 

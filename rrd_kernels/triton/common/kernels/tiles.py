@@ -51,6 +51,13 @@ def load_queries(
 
 
 @triton.jit
+def query_rows(samples, batch):
+    """Rows of the samples' queries. Beyond the batch it is row 2B, which load_queries masks."""
+    inside = samples < batch
+    return tl.where(inside, samples, 2 * batch), tl.where(inside, samples + batch, 2 * batch)
+
+
+@triton.jit
 def logits_of(
     q,
     queries,

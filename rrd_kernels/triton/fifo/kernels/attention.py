@@ -41,8 +41,9 @@ def as_operand(weights, OPERAND: tl.constexpr, INPUT_PRECISION: tl.constexpr, NV
 
 @triton.jit
 def reordered_weights(weights, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """In each eight columns, the even ones first, then the odd ones. This saves shuffles: thread t
-    has columns 2t and 2t + 1 of a product's result, and must supply columns t and t + 4."""
+    """In each eight columns, the even ones first, then the odd ones. A product leaves columns 2t
+    and 2t + 1 in thread t; the next one reads t and t + 4 there. In this order both are the same,
+    which saves shuffles."""
     pairs = tl.reshape(weights, (BLOCK_M, BLOCK_N // 8, 4, 2))
     return tl.reshape(tl.permute(pairs, (0, 1, 3, 2)), (BLOCK_M, BLOCK_N))
 
@@ -62,31 +63,33 @@ def reordered_rows(
     """
     parts = tl.reshape(tile, (BLOCK_N // 8, 2, 2, 2, BLOCK_D))
     if WARPS == 4:
-        even, odd = tl.split(tl.permute(parts, (0, 3, 1, 4, 2)))
+        first, second = tl.split(tl.permute(parts, (0, 3, 1, 4, 2)))
     else:
-        even, odd = tl.split(tl.permute(parts, (0, 3, 2, 4, 1)))
+        first, second = tl.split(tl.permute(parts, (0, 3, 2, 4, 1)))
     # Opaque moves: newer compilers would otherwise cancel the split and the join.
-    even = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [even], tl.float32, True, 1)
-    odd = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [odd], tl.float32, True, 1)
+    first = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [first], tl.float32, True, 1)
+    second = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [second], tl.float32, True, 1)
     if WARPS == 4:
-        parts = tl.permute(tl.join(even, odd), (0, 1, 2, 4, 3))
+        parts = tl.permute(tl.join(first, second), (0, 1, 2, 4, 3))
     else:
-        parts = tl.permute(tl.join(even, odd), (0, 1, 4, 2, 3))
+        parts = tl.permute(tl.join(first, second), (0, 1, 4, 2, 3))
     return tl.reshape(parts, (BLOCK_N, BLOCK_D))
 
 
 @triton.jit
-def partial_sums(weights, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTIAL_SUMS: tl.constexpr):
-    """Sums of weights [BLOCK_M, PARTIAL_SUMS]: column j is added to sum j % PARTIAL_SUMS."""
-    return tl.sum(tl.reshape(weights, (BLOCK_M, BLOCK_N // PARTIAL_SUMS, PARTIAL_SUMS)), axis=1)
+def weight_sums(
+    weights, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUMS_PER_QUERY: tl.constexpr
+):
+    """Sums of weights [BLOCK_M, SUMS_PER_QUERY]: column j is added to sum j % SUMS_PER_QUERY."""
+    return tl.sum(tl.reshape(weights, (BLOCK_M, BLOCK_N // SUMS_PER_QUERY, SUMS_PER_QUERY)), axis=1)
 
 
 @triton.jit
 def wait_for_queries(DEPENDENT: tl.constexpr):
     """Waits until the first kernel has ended and its results can be read.
 
-    The last kernel may start once every program has passed this point. So it starts after the first
-    kernel has ended, although it waits only for the second.
+    The last kernel may start once every program has passed this point. By then each has waited for
+    the first kernel, so the last kernel need not.
     """
     if DEPENDENT:
         tl.extra.cuda.gdc_wait()
@@ -95,8 +98,8 @@ def wait_for_queries(DEPENDENT: tl.constexpr):
 
 @triton.jit
 def out_of_bounds(total, rows_seen, bound):
-    """Whether a sum of weights proves that a logit was not within ``bound``. False for NaN, which
-    would come again."""
+    """Whether a sum of weights proves that a logit was not within ``bound``. False for NaN: a
+    second pass would give NaN too."""
     return (total < rows_seen * tl.exp2(-bound)) | (total > rows_seen * tl.exp2(bound))
 
 
@@ -124,7 +127,7 @@ def attend(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PARTIAL_SUMS: tl.constexpr,
+    SUMS_PER_QUERY: tl.constexpr,
     REORDER_WARPS: tl.constexpr,
     STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
@@ -147,7 +150,7 @@ def attend(
     begin = split * tiles_per_split * BLOCK_N
     end = tl.minimum(begin + tiles_per_split * BLOCK_N, size)
     shift = tl.zeros((BLOCK_M,), tl.float32)
-    totals = tl.zeros((BLOCK_M, PARTIAL_SUMS), tl.float32)
+    totals = tl.zeros((BLOCK_M, SUMS_PER_QUERY), tl.float32)
     output = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
 
     if BOUNDED:
@@ -163,8 +166,8 @@ def attend(
                     BLOCK_D,
                 )  # fmt: skip
             weights, rounded = as_operand(tl.exp2(logits), OPERAND, INPUT_PRECISION, NVIDIA)
-            # Adds the weights as multiplied; otherwise the softmax would not sum to 1.
-            totals += partial_sums(rounded, BLOCK_M, BLOCK_N, PARTIAL_SUMS)
+            # The rounded weights multiply the rows: a sum of others would not make them 1 in all.
+            totals += weight_sums(rounded, BLOCK_M, BLOCK_N, SUMS_PER_QUERY)
             if REORDER_WARPS:
                 weights = reordered_weights(weights, BLOCK_M, BLOCK_N)
                 tile = reordered_rows(tile, BLOCK_N, BLOCK_D, REORDER_WARPS)

@@ -140,7 +140,7 @@ def combine(
         unit, norm = unit_row(z)
         # The query as multiplied. Computed again: partials or gradients may have overwritten it.
         query = query_of(unit, scale_s, OPERAND, TF32).to(tl.float32)
-        cross = tl.sum(query * output_t, axis=0)
+        mean_logit = tl.sum(query * output_t, axis=0)
         grad = (output_s - output_t) * inverse_tau_s
         grad = through_norm(grad, unit, norm) * sample_weight
         tl.store(grad_z_s + i.to(tl.int64) * DIM + d, grad, mask=d < DIM)
@@ -148,8 +148,8 @@ def combine(
         split = tl.arange(0, SPLITS)
         stat = stats + split.to(tl.int64) * 3 * count + 2 * count + i
         crosses = tl.load(stat, mask=split < splits, other=0.0)
-        cross = tl.sum(factor_t * crosses, axis=0) / total_t
-    tl.store(losses + i, (log_sum_exp - cross) * LOG_2)
+        mean_logit = tl.sum(factor_t * crosses, axis=0) / total_t
+    tl.store(losses + i, (log_sum_exp - mean_logit) * LOG_2)
 
     if ENQUEUE == "after":
         key = load_row(z_t, i, z_t_row, z_t_dim, DIM, BLOCK_D)

@@ -7,7 +7,8 @@ multiplies a teacher's weight by the student's logit.
 import triton
 import triton.language as tl
 
-from rrd_kernels.triton.common.kernels.tiles import load_queries, logits_of
+from rrd_kernels.triton.common.kernels.splits import store_statistics
+from rrd_kernels.triton.common.kernels.tiles import load_queries, logits_of, query_rows
 from rrd_kernels.triton.fifo.kernels.attention import out_of_bounds, wait_for_queries
 
 
@@ -44,9 +45,7 @@ def attend_loss(
     split = tl.program_id(1)
     samples = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     count = 2 * batch
-    # Samples beyond the batch get row ``count``, beyond the queries, which load_queries masks.
-    rows_s = tl.where(samples < batch, samples, count)
-    rows_t = tl.where(samples < batch, samples + batch, count)
+    rows_s, rows_t = query_rows(samples, batch)
     q_s = load_queries(queries, rows_s, count, 0, DIM_PAD, BLOCK_K)
     q_t = load_queries(queries, rows_t, count, 0, DIM_PAD, BLOCK_K)
 
@@ -100,13 +99,7 @@ def attend_loss(
         shift_s = larger_s
         shift_t = larger_t
 
-    stat = stats + split.to(tl.int64) * 3 * count + samples
-    inside = samples < batch
-    tl.store(stat, shift_s, mask=inside)
-    tl.store(stat + batch, shift_t, mask=inside)
-    tl.store(stat + count, total_s, mask=inside)
-    tl.store(stat + count + batch, total_t, mask=inside)
-    tl.store(stat + 2 * count, cross, mask=inside)
+    store_statistics(stats, split, samples, batch, shift_s, total_s, shift_t, total_t, cross)
 
 
 @triton.jit

@@ -73,8 +73,8 @@ def momentum_combine(
     split = tl.arange(0, SPLITS)
     stat = stats + split.to(tl.int64) * 3 * count + 2 * count + i
     crosses = tl.load(stat, mask=split < splits, other=0.0)
-    cross = tl.sum(factor_t * crosses, axis=0) / total_t
-    own_loss = (tl.log2(total_s) + shift_s - cross) * LOG_2
+    mean_logit = tl.sum(factor_t * crosses, axis=0) / total_t
+    own_loss = (tl.log2(total_s) + shift_s - mean_logit) * LOG_2
     tl.store(losses + i, own_loss)
     if NEED_GRAD:
         d = tl.arange(0, BLOCK_D)

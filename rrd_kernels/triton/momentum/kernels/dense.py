@@ -6,13 +6,18 @@ import triton
 import triton.language as tl
 
 from rrd_kernels.triton.common.kernels.rows import TINY, round_to_tf32
-from rrd_kernels.triton.common.kernels.tiles import load_queries, load_tile, logits_of
+from rrd_kernels.triton.common.kernels.splits import store_statistics
+from rrd_kernels.triton.common.kernels.tiles import (
+    load_queries,
+    load_tile,
+    logits_of,
+    query_rows,
+)
 from rrd_kernels.triton.momentum.kernels.softmax import (
     accumulate,
     gain_of,
     logit_of,
     softmaxes_of,
-    store_statistics,
     weights_of,
 )
 
@@ -103,13 +108,6 @@ def both_logits(
         False,
     )  # fmt: skip
     return logit_of(b, gain_s, EXPONENTIAL), logit_of(a, gain_t, EXPONENTIAL), tile
-
-
-@triton.jit
-def query_rows(samples, batch):
-    """Rows of the samples' queries. Beyond the batch it is row 2B, which load_queries masks."""
-    inside = samples < batch
-    return tl.where(inside, samples, 2 * batch), tl.where(inside, samples + batch, 2 * batch)
 
 
 @triton.jit

@@ -3,12 +3,12 @@
 import triton
 import triton.language as tl
 
+from rrd_kernels.triton.common.kernels.splits import store_statistics
 from rrd_kernels.triton.momentum.kernels.softmax import (
     accumulate,
     gain_of,
     logit_of,
     softmaxes_of,
-    store_statistics,
     weights_of,
 )
 

@@ -1,7 +1,7 @@
 """What the kernels of the sampled loss share: logits from products, statistics, weights.
 
 Logits are in units of log 2: b the student's and a the teacher's. Statistics have the layout of
-``stats`` in fifo/kernels/loss_only.py.
+``store_statistics`` in common/kernels/splits.py.
 """
 
 import triton
@@ -56,18 +56,6 @@ def accumulate(shift_s, total_s, shift_t, total_t, cross, b, a, count):
 
 
 @triton.jit
-def store_statistics(stats, split, samples, batch, shift_s, total_s, shift_t, total_t, cross):
-    count = 2 * batch
-    stat = stats + split.to(tl.int64) * 3 * count + samples
-    inside = samples < batch
-    tl.store(stat, shift_s, mask=inside)
-    tl.store(stat + batch, shift_t, mask=inside)
-    tl.store(stat + count, total_s, mask=inside)
-    tl.store(stat + count + batch, total_t, mask=inside)
-    tl.store(stat + 2 * count, cross, mask=inside)
-
-
-@triton.jit
 def merged_statistics(
     stats, rows, inside, batch, splits, SPLIT_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr
 ):
@@ -105,7 +93,7 @@ def softmaxes_of(stats, samples, batch, splits, SPLIT_BLOCK: tl.constexpr, BLOCK
 def weights_of(b, a, count, shift_s, share_s, shift_t, share_t, EXPONENTIAL: tl.constexpr):
     """The weight [M, N] of each row in the gradient, up to a constant factor: (q - p) db/dx.
 
-    Not the difference of two sums, which would cancel: EXPONENTIAL makes q and p nearly equal.
+    Subtracts before it sums: under EXPONENTIAL q and p are nearly equal, so two sums would cancel.
     """
     weights = tl.exp2(b - shift_s[:, None]) * share_s[:, None]
     weights -= tl.exp2(a - shift_t[:, None]) * share_t[:, None]
