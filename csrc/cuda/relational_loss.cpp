@@ -1,4 +1,4 @@
-// The FIFO memory's operators on GPUs. Cached launches go straight from C++, without Python.
+// The FIFO memory's loss and step on GPUs. Cached launches go straight from C++, without Python.
 #include <ATen/Context.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/as_strided.h>

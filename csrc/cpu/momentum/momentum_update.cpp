@@ -8,7 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "cpu/indices.h"
+#include "cpu/momentum/indices.h"
 #include "cpu/slots.h"
 
 namespace rrd::cpu {

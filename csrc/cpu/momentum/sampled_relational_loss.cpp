@@ -11,9 +11,9 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu/indices.h"
 #include "cpu/kernels/momentum.h"
 #include "cpu/kernels/select.h"
+#include "cpu/momentum/indices.h"
 #include "cpu/tensors.h"
 #include "operators.h"
 
