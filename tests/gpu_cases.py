@@ -425,7 +425,7 @@ class Normalizers:
         return self._estimate(drawn, reference.estimate_normalizers_)
 
     def bounds(self, drawn: object, exact: Results) -> Mapping[str, float]:
-        # Both in float64, then rounded to float32, perhaps to two neighbours.
+        # On a GPU both in float64, then rounded to float32, perhaps to two neighbours.
         return {"normalizers": 2.0**-23}
 
 
