@@ -3,6 +3,8 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
+#include <type_traits>
+
 #include "operators.h"
 
 namespace rrd {

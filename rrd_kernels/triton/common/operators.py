@@ -40,7 +40,8 @@ def in_batches(
     return torch.cat(first), torch.cat(second)
 
 
-def reduced(losses: Tensor, grad: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+def both_reduced(losses: Tensor, grad: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+    """Losses [B] and their gradient [B, D], reduced; ``reduction`` is an at::Reduction."""
     if reduction == 0:
         return losses, grad
     sample_weight = 1 / max(losses.shape[0], 1) if reduction == 1 else 1.0

@@ -12,10 +12,10 @@ from rrd_kernels import reference
 from rrd_kernels.triton.cards import MAX_DIM, MAX_ROWS, hardware_of
 from rrd_kernels.triton.common.launches import cdiv
 from rrd_kernels.triton.common.operators import (
+    both_reduced,
     dtype_of,
     in_batches,
     on_device,
-    reduced,
     settled,
 )
 from rrd_kernels.triton.fifo.launches import (
@@ -212,6 +212,6 @@ def plain_forward(
     losses, grad = reference.losses_of_partials(
         z_s, sums, shifts, settings.tau_s, settings.need_grad
     )
-    return reduced(
+    return both_reduced(
         losses, sums.new_empty(0, z_s.shape[1]) if grad is None else grad, settings.reduction
     )

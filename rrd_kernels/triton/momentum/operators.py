@@ -8,10 +8,10 @@ from torch import Tensor
 from rrd_kernels import reference
 from rrd_kernels.triton.cards import MAX_DIM, hardware_of
 from rrd_kernels.triton.common.operators import (
+    both_reduced,
     dtype_of,
     in_batches,
     on_device,
-    reduced,
     settled,
 )
 from rrd_kernels.triton.momentum.launches import MomentumInputs, MomentumSettings, loss_launches
@@ -117,4 +117,4 @@ def plain_forward(inputs: MomentumInputs, settings: MomentumSettings) -> tuple[T
     with torch.autocast(z_s.device.type, enabled=False):  # it would round the logits
         elements = contrast_idx.shape[1] * z_s.shape[1]
         losses, grad = in_batches(some, elements, z_s, z_t, contrast_idx)
-    return reduced(losses, grad, settings.reduction)
+    return both_reduced(losses, grad, settings.reduction)
