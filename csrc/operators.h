@@ -77,4 +77,41 @@ using MomentumUpdate =
     Operator<"rrd_kernels::momentum_update_", void(at::Tensor& memory, const at::Tensor& index,
                                                    const at::Tensor& rows, double momentum)>;
 
+// A signature with a tensor in the place of each number.
+template <typename Argument>
+struct Lifted {
+  using Type = Argument;
+};
+
+template <>
+struct Lifted<double> {
+  using Type = const at::Tensor&;
+};
+
+template <typename Result, typename... Arguments>
+struct Lifted<Result(Arguments...)> {
+  using Type = Result(typename Lifted<Arguments>::Type...);
+};
+
+// The twins; scheduled.cpp implements them.
+template <Name kName, typename Twin>
+struct TwinOf;
+
+template <Name kName, Name kTwin, typename Signature>
+struct TwinOf<kName, Operator<kTwin, Signature>> {
+  using Type = Operator<kName, typename Lifted<Signature>::Type>;
+};
+
+using ScheduledEnqueue = TwinOf<"rrd_kernels::scheduled_enqueue_", Enqueue>::Type;
+using ScheduledEstimateNormalizers =
+    TwinOf<"rrd_kernels::scheduled_estimate_normalizers_", EstimateNormalizers>::Type;
+using ScheduledMomentumUpdate =
+    TwinOf<"rrd_kernels::scheduled_momentum_update_", MomentumUpdate>::Type;
+using ScheduledLossForward =
+    TwinOf<"rrd_kernels::scheduled_relational_loss_forward", LossForward>::Type;
+using ScheduledStepForward =
+    TwinOf<"rrd_kernels::scheduled_relational_step_forward_", StepForward>::Type;
+using ScheduledSampledLossForward =
+    TwinOf<"rrd_kernels::scheduled_sampled_relational_loss_forward", SampledLossForward>::Type;
+
 }  // namespace rrd

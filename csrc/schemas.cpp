@@ -2,16 +2,32 @@
 // fakes.
 #include <torch/library.h>
 
+#include <string>
+
+namespace {
+
+// Defines an operator, and its scheduled_ twin that takes its numbers as tensors (scheduled.cpp).
+void define(torch::Library& m, std::string schema) {
+  m.def(schema.c_str());
+  for (size_t at; (at = schema.find("float ")) != std::string::npos;) {
+    schema.replace(at, 5, "Tensor");
+  }
+  // A CUDA graph would replay the numbers that it was captured with.
+  m.def(("scheduled_" + schema).c_str(), {at::Tag::cudagraph_unsafe});
+}
+
+}  // namespace
+
 TORCH_LIBRARY(rrd_kernels, m) {
   // Differentiable in z_s. reduction is an at::Reduction: 0 (none) returns [B]; 1 (mean) and
   // 2 (sum) return a scalar, zero for B = 0.
-  m.def(
+  define(m,
       "relational_loss(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
       "bool unit_memory, str? precision, int reduction) -> Tensor");
 
   // relational_loss, and enqueue_ of the rows of z_t. enqueue: "before" or "after" the loss reads
   // the memory.
-  m.def(
+  define(m,
       "relational_step_(Tensor(a!) memory, Tensor(b!) ptr, Tensor z_s, Tensor z_t, "
       "float tau_s, float tau_t, bool unit_memory, str? precision, int reduction, "
       "str enqueue, float momentum) -> Tensor");
@@ -19,11 +35,11 @@ TORCH_LIBRARY(rrd_kernels, m) {
   // The backends' part of these two, without autograd: the reduced loss and its gradient, [B, D]
   // with need_grad, else [0, D]. Without a reduction, row i is the gradient of loss_i. A backend
   // may omit the second: csrc/composed_step.cpp then composes it from the first and enqueue_.
-  m.def(
+  define(m,
       "relational_loss_forward(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
       "bool unit_memory, str? precision, int reduction, bool need_grad) "
       "-> (Tensor loss, Tensor grad_z_s)");
-  m.def(
+  define(m,
       "relational_step_forward_(Tensor(a!) memory, Tensor(b!) ptr, Tensor z_s, Tensor z_t, "
       "float tau_s, float tau_t, bool unit_memory, str? precision, int reduction, "
       "str enqueue, float momentum, bool need_grad) -> (Tensor loss, Tensor grad_z_s)");
@@ -37,16 +53,16 @@ TORCH_LIBRARY(rrd_kernels, m) {
       "bool unit_memory, str? precision, bool need_grad) -> (Tensor sums, Tensor shifts)");
 
   // slot <- normalize(momentum * slot + (1 - momentum) * normalize(key)), ptr <- ptr + B.
-  m.def("enqueue_(Tensor(a!) memory, Tensor(b!) ptr, Tensor keys, float momentum) -> ()");
+  define(m, "enqueue_(Tensor(a!) memory, Tensor(b!) ptr, Tensor keys, float momentum) -> ()");
 
   // The loss over sampled rows: z_s against memory_v2 and z_t against memory_v1, at the rows
   // contrast_idx [B, P]. With normalizers (Z_v1, Z_v2) logits are exp(s.m / nce_t) / Z / tau;
   // without, s.m / tau. method: "dense", "gather" or "auto". Differentiable in z_s.
-  m.def(
+  define(m,
       "sampled_relational_loss(Tensor z_s, Tensor z_t, Tensor memory_v1, Tensor memory_v2, "
       "Tensor contrast_idx, Tensor? normalizers, float tau_s, float tau_t, float nce_t, "
       "str? precision, int reduction, str method) -> Tensor");
-  m.def(
+  define(m,
       "sampled_relational_loss_forward(Tensor z_s, Tensor z_t, Tensor memory_v1, "
       "Tensor memory_v2, Tensor contrast_idx, Tensor? normalizers, float tau_s, float tau_t, "
       "float nce_t, str? precision, int reduction, str method, bool need_grad) "
@@ -54,12 +70,12 @@ TORCH_LIBRARY(rrd_kernels, m) {
 
   // normalizers[i] <- mean(exp(s.m / nce_t)) * n_data of view i, if the old value is negative and
   // the new one finite.
-  m.def(
+  define(m,
       "estimate_normalizers_(Tensor(a!) normalizers, Tensor z_s, Tensor z_t, Tensor memory_v1, "
       "Tensor memory_v2, Tensor contrast_idx, float nce_t) -> ()");
 
   // memory[i] <- normalize(momentum * memory[i] + (1 - momentum) * normalize(row)), i from index.
-  m.def("momentum_update_(Tensor(a!) memory, Tensor index, Tensor rows, float momentum) -> ()");
+  define(m, "momentum_update_(Tensor(a!) memory, Tensor index, Tensor rows, float momentum) -> ()");
 
   // Raises in a forward that activation checkpointing recomputes. Writes nothing: (a!) only keeps
   // the operator in its place in a graph of torch.compile.

@@ -26,11 +26,18 @@ OPERATORS = {
     "momentum": ("sampled_relational_loss_forward", "estimate_normalizers_", "momentum_update_"),
 }
 
+#: Operators whose twin, scheduled_ and the name, takes numbers as tensors (csrc/scheduled.cpp).
+WITH_TWINS = (
+    *("relational_loss", "relational_loss_forward", "relational_step_", "relational_step_forward_"),
+    *("sampled_relational_loss", "sampled_relational_loss_forward"),
+    *("enqueue_", "estimate_normalizers_", "momentum_update_"),
+)
+
 #: Operators that torch.compile traces: each needs a fake implementation.
 WITH_FAKES = (
-    *("relational_loss", "relational_loss_forward", "relational_step_", "relational_step_forward_"),
-    *("relational_partials", "sampled_relational_loss", "sampled_relational_loss_forward"),
-    *("enqueue_", "estimate_normalizers_", "momentum_update_", "refuse_recomputation_"),
+    *WITH_TWINS,
+    *(f"scheduled_{name}" for name in WITH_TWINS),
+    *("relational_partials", "refuse_recomputation_"),
 )
 
 
@@ -162,6 +169,13 @@ def why_not_fused(device: torch.device) -> str | None:
     if device.type == "cuda":
         return _why_not_gpu(device.index)
     return f"they run on cpu and cuda, not on {device.type}"
+
+
+def operator(name: str, number: object) -> Any:
+    """The operator ``name``, or its scheduled twin if ``number``, one of its numbers as
+    :func:`rrd_kernels.validation.settle_numbers` returns them, is a tensor."""
+    twin = "" if isinstance(number, float) else "scheduled_"
+    return getattr(torch.ops.rrd_kernels, twin + name)
 
 
 def use_fused(backend: str, device: torch.device) -> bool:

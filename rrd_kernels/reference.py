@@ -27,6 +27,14 @@ def _compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
+def _unit(rows: Tensor) -> Tensor:
+    """``F.normalize(rows, dim=1)``, also where a row's squares overflow or underflow."""
+    scale = rows.detach().abs().amax(1, keepdim=True).clamp_min(1e-12)
+    scaled = rows / scale
+    length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return scaled / torch.maximum(length, 1e-12 / scale)
+
+
 def reduced(loss: Tensor, reduction: str) -> Tensor:
     """The losses [B], their mean (zero for B = 0) or their sum."""
     if reduction == "none":
@@ -116,21 +124,30 @@ def losses_of_partials(
 
 def through_normalize(z_s: Tensor, grad: Tensor) -> Tensor:
     """The gradient for ``z_s`` from the gradient for its unit rows."""
-    # In float64: squares of a float32 row may overflow or underflow where its norm does not.
-    length = torch.linalg.vector_norm(z_s.double(), dim=1, keepdim=True).to(grad.dtype)
-    unit = z_s.to(grad.dtype) / length.clamp_min(1e-12)
+    z_s = z_s.to(grad.dtype)
+    scale = z_s.abs().amax(1, keepdim=True).clamp_min(1e-12)
+    length = torch.linalg.vector_norm(z_s / scale, dim=1, keepdim=True) * scale
+    unit = _unit(z_s)
     along = torch.where(length > 1e-12, (grad * unit).sum(1, keepdim=True), 0.0)
     return (grad - along * unit) / length.clamp_min(1e-12)
 
 
+def _moved(old: Tensor, new: Tensor, momentum: float) -> Tensor:
+    """Rows moved from ``old`` towards the unit rows of ``new``, in the dtype of the computation."""
+    dtype = _compute_dtype(old, new)
+    unit = _unit(new.to(dtype))
+    # A tensor has no value yet where torch.compile traces it.
+    if isinstance(momentum, Tensor) or momentum:
+        unit = _unit(momentum * old.to(dtype) + (1 - momentum) * unit)
+    return unit
+
+
 @torch.no_grad()
 def enqueue_(memory: Tensor, ptr: Tensor, keys: Tensor, *, momentum: float = 0.0) -> None:
-    """:func:`rrd_kernels.functional.enqueue_`, computed in float64."""
+    """:func:`rrd_kernels.functional.enqueue_`, in float64 if an input is, else float32."""
     size, batch = memory.shape[0], keys.shape[0]
     slots = (ptr % size + torch.arange(batch, device=memory.device)) % size
-    new = F.normalize(keys.double(), dim=1)
-    if momentum:
-        new = F.normalize(momentum * memory[slots].double() + (1 - momentum) * new, dim=1)
+    new = _moved(memory[slots], keys, momentum)
     finite = keys.isfinite().all(dim=1, keepdim=True)
     memory[slots] = torch.where(finite, new.to(memory.dtype), memory[slots])
     ptr.copy_((ptr + batch) % size)
@@ -226,12 +243,14 @@ def estimate_normalizers_(
     *,
     nce_t: float = 0.07,
 ) -> None:
-    """:func:`rrd_kernels.functional.estimate_normalizers_`, computed in float64."""
+    """:func:`rrd_kernels.functional.estimate_normalizers_`, in float64 if an input is, else
+    float32."""
     if contrast_idx.numel() == 0:
         return
     found = []
+    dtype = _compute_dtype(z_s, z_t, memory_v1, memory_v2)
     for z, memory in ((z_s, memory_v2), (z_t, memory_v1)):
-        unit = F.normalize(z.double(), dim=1)
+        unit = F.normalize(z.to(dtype), dim=1)
         similarity = _sampled_logits(unit, memory, contrast_idx, None, nce_t, nce_t)
         found.append(similarity.exp().mean() * memory.shape[0])
     value = torch.stack(found).to(normalizers.dtype)
@@ -241,15 +260,13 @@ def estimate_normalizers_(
 
 @torch.no_grad()
 def momentum_update_(memory: Tensor, index: Tensor, rows: Tensor, momentum: float = 0.5) -> None:
-    """:func:`rrd_kernels.functional.momentum_update_`, computed in float64."""
+    """:func:`rrd_kernels.functional.momentum_update_`, in float64 if an input is, else float32."""
     index = index.long()
     batch = torch.arange(index.shape[0], device=index.device)
     same = index[:, None] == index[None, :]
     last = (same * batch).amax(1) if batch.numel() else batch
-    old = memory[index].double()
-    new = F.normalize(rows.double(), dim=1)
-    if momentum:
-        new = F.normalize(momentum * old + (1 - momentum) * new, dim=1)
+    old = memory[index]
+    new = _moved(old, rows, momentum).to(memory.dtype)
     finite = rows.isfinite().all(dim=1, keepdim=True)
     # Every occurrence writes what the last one does.
-    memory[index] = torch.where(finite, new, old).to(memory.dtype)[last]
+    memory[index] = torch.where(finite, new, old)[last]

@@ -2,6 +2,7 @@
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,14 +26,42 @@ def check_number(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a real number; got {type(value).__name__}")
 
 
-def check_temperature(name: str, value: float) -> None:
+def _number_in(name: str, value: Tensor) -> float:
+    if value.numel() != 1 or value.device.type != "cpu" or not value.is_floating_point():
+        raise TypeError(
+            f"{name} must be a real number, or a floating tensor on the CPU with one element; got "
+            f"{value.dtype} {list(value.shape)} on {value.device}"
+        )
+    # A compiled graph has no value yet; the operator checks it.
+    return 0.5 if torch.compiler.is_compiling() else float(value)
+
+
+def settle_numbers(*values: float | Tensor) -> list[Any]:
+    """Temperatures or momenta as an operator takes them: floats. In a graph of ``torch.compile``,
+    if one is a tensor, all are tensors, for the operator's scheduled twin."""
+    if torch.compiler.is_compiling() and any(isinstance(value, Tensor) for value in values):
+        double: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+        return [
+            value.detach().to(torch.float64)
+            if isinstance(value, Tensor)
+            else torch.tensor(value, **double)
+            for value in values
+        ]
+    return [float(value) for value in values]
+
+
+def check_temperature(name: str, value: float | Tensor) -> None:
+    if isinstance(value, Tensor):
+        value = _number_in(name, value)
     check_number(name, value)
     # Comparisons only: torch.compile can trace them for a number that changes.
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite; got {value}")
 
 
-def check_momentum(name: str, value: float) -> None:
+def check_momentum(name: str, value: float | Tensor) -> None:
+    if isinstance(value, Tensor):
+        value = _number_in(name, value)
     check_number(name, value)
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be in [0, 1); got {value}")

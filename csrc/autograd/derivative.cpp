@@ -111,6 +111,10 @@ struct Differentiable<Forward, at::Tensor(Arguments...)> {
 using LossOperator = Differentiable<LossForward, Loss>;
 using StepOperator = Differentiable<StepForward, Step>;
 using SampledLossOperator = Differentiable<SampledLossForward, SampledLoss>;
+using ScheduledLossOperator = Differentiable<ScheduledLossForward, Lifted<Loss>::Type>;
+using ScheduledStepOperator = Differentiable<ScheduledStepForward, Lifted<Step>::Type>;
+using ScheduledSampledLossOperator =
+    Differentiable<ScheduledSampledLossForward, Lifted<SampledLoss>::Type>;
 
 }  // namespace
 
@@ -118,12 +122,18 @@ TORCH_LIBRARY_IMPL(rrd_kernels, Autograd, m) {
   m.impl("relational_loss", LossOperator::attached);
   m.impl("relational_step_", StepOperator::attached);
   m.impl("sampled_relational_loss", SampledLossOperator::attached);
+  m.impl("scheduled_relational_loss", ScheduledLossOperator::attached);
+  m.impl("scheduled_relational_step_", ScheduledStepOperator::attached);
+  m.impl("scheduled_sampled_relational_loss", ScheduledSampledLossOperator::attached);
 }
 
 TORCH_LIBRARY_IMPL(rrd_kernels, CompositeExplicitAutograd, m) {
   m.impl("relational_loss", LossOperator::alone);
   m.impl("relational_step_", StepOperator::alone);
   m.impl("sampled_relational_loss", SampledLossOperator::alone);
+  m.impl("scheduled_relational_loss", ScheduledLossOperator::alone);
+  m.impl("scheduled_relational_step_", ScheduledStepOperator::alone);
+  m.impl("scheduled_sampled_relational_loss", ScheduledSampledLossOperator::alone);
 }
 
 }  // namespace rrd

@@ -18,7 +18,8 @@ template <typename Argument>
 void refuse_inference_tensor(Argument& argument) {
   if constexpr (kWritten<Argument>) {
     TORCH_CHECK(!argument.is_inference(),
-                "rrd_kernels: a memory made in inference mode can be written only there");
+                "rrd_kernels: a memory that was made in inference mode can be written only there; "
+                "clone() it outside, and write the clone");
   }
 }
 
@@ -56,6 +57,10 @@ TORCH_LIBRARY_IMPL(rrd_kernels, ADInplaceOrView, m) {
   m.impl("relational_step_forward_", Tracked<StepForward>::call);
   m.impl("estimate_normalizers_", Tracked<EstimateNormalizers>::call);
   m.impl("momentum_update_", Tracked<MomentumUpdate>::call);
+  m.impl("scheduled_enqueue_", Tracked<ScheduledEnqueue>::call);
+  m.impl("scheduled_relational_step_forward_", Tracked<ScheduledStepForward>::call);
+  m.impl("scheduled_estimate_normalizers_", Tracked<ScheduledEstimateNormalizers>::call);
+  m.impl("scheduled_momentum_update_", Tracked<ScheduledMomentumUpdate>::call);
 }
 
 }  // namespace rrd

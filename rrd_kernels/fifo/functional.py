@@ -7,18 +7,25 @@ from torch import Tensor
 
 from rrd_kernels import reference
 from rrd_kernels import validation as check
-from rrd_kernels.extension import use_fused
+from rrd_kernels.extension import operator, use_fused
 from rrd_kernels.recomputation import may_write
 
 
 def _check_loss(
-    z_s: Tensor, z_t: Tensor, memory: Tensor, tau_s: float, tau_t: float, reduction: str
+    z_s: Tensor,
+    z_t: Tensor,
+    memory: Tensor,
+    tau_s: float | Tensor,
+    tau_t: float | Tensor,
+    reduction: str,
 ) -> None:
     check.check_loss(z_s, z_t, memory, tau_s, tau_t)
     check.check_choice("reduction", reduction, check.REDUCTIONS)
 
 
-def _check_write(memory: Tensor, ptr: Tensor, name: str, keys: Tensor, momentum: float) -> None:
+def _check_write(
+    memory: Tensor, ptr: Tensor, name: str, keys: Tensor, momentum: float | Tensor
+) -> None:
     """Checks a write of ``keys``, called ``name`` in errors; their width is checked already."""
     check.check_writable("memory", memory)
     check.check_ptr(ptr, memory)
@@ -31,8 +38,8 @@ def relational_loss(
     z_t: Tensor,
     memory: Tensor,
     *,
-    tau_s: float = 0.1,
-    tau_t: float = 0.02,
+    tau_s: float | Tensor = 0.1,
+    tau_t: float | Tensor = 0.02,
     reduction: str = "mean",
     unit_memory: bool = False,
     precision: str | None = None,
@@ -55,8 +62,9 @@ def relational_loss(
             strides. The only argument that receives a gradient, in its own dtype.
         z_t: [B, D] teacher embeddings, unnormalised, same choice of dtypes.
         memory: [K, D] earlier teacher rows, used as they are, same choice of dtypes.
-        tau_s: student temperature, positive. Default 0.1.
-        tau_t: teacher temperature, positive. Default 0.02.
+        tau_s: student temperature, positive. Default 0.1. A number, or a tensor on the CPU with one
+            element: in a graph of ``torch.compile`` a number is a constant, a tensor is not.
+        tau_t: teacher temperature, positive. Default 0.02. Likewise.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. The mean over no rows is zero.
         unit_memory: promises that no row of the memory is longer than 1 (by more than rounding),
             so that the softmax needs no running maximum. Default ``False``. A broken promise is
@@ -93,16 +101,17 @@ def relational_loss(
     """
     _check_loss(z_s, z_t, memory, tau_s, tau_t, reduction)
     precision = check.settle_precision(precision, z_s, z_t, memory)
+    tau_s, tau_t = check.settle_numbers(tau_s, tau_t)
     if not use_fused(backend, z_s.device):
         return reference.relational_loss(
             z_s, z_t, memory, tau_s=tau_s, tau_t=tau_t, reduction=reduction
         )
-    return torch.ops.rrd_kernels.relational_loss(
+    return operator("relational_loss", tau_s)(
         z_s,
         z_t,
         memory,
-        float(tau_s),
-        float(tau_t),
+        tau_s,
+        tau_t,
         unit_memory,
         precision,
         check.REDUCTIONS.index(reduction),
@@ -114,7 +123,7 @@ def enqueue_(
     ptr: Tensor,
     keys: Tensor,
     *,
-    momentum: float = 0.0,
+    momentum: float | Tensor = 0.0,
     backend: str = "auto",
 ) -> None:
     """Writes the unit rows of ``keys`` into a ring of slots, in place and without a host sync.
@@ -154,10 +163,11 @@ def enqueue_(
     check.check_alike("keys", keys, "memory", memory, same_rows=False)
     check.check_not_empty("memory", memory)
     _check_write(memory, ptr, "keys", keys, momentum)
+    (momentum,) = check.settle_numbers(momentum)
     if not use_fused(backend, memory.device):
         reference.enqueue_(memory, ptr, keys, momentum=momentum)
         return
-    torch.ops.rrd_kernels.enqueue_(memory, ptr, keys.detach(), float(momentum))
+    operator("enqueue_", momentum)(memory, ptr, keys.detach(), momentum)
 
 
 def relational_step_(
@@ -166,10 +176,10 @@ def relational_step_(
     memory: Tensor,
     ptr: Tensor,
     *,
-    tau_s: float = 0.1,
-    tau_t: float = 0.02,
+    tau_s: float | Tensor = 0.1,
+    tau_t: float | Tensor = 0.02,
     enqueue: str = "before",
-    momentum: float = 0.0,
+    momentum: float | Tensor = 0.0,
     reduction: str = "mean",
     unit_memory: bool = False,
     precision: str | None = None,
@@ -235,6 +245,7 @@ def relational_step_(
             backend=backend,
         )
     precision = check.settle_precision(precision, z_s, z_t, memory)
+    tau_s, tau_t, momentum = check.settle_numbers(tau_s, tau_t, momentum)
     if not use_fused(backend, z_s.device):
         return reference.relational_step_(
             z_s,
@@ -247,18 +258,18 @@ def relational_step_(
             momentum=momentum,
             reduction=reduction,
         )
-    return torch.ops.rrd_kernels.relational_step_(
+    return operator("relational_step_", tau_s)(
         memory,
         ptr,
         z_s,
         z_t,
-        float(tau_s),
-        float(tau_t),
+        tau_s,
+        tau_t,
         unit_memory,
         precision,
         check.REDUCTIONS.index(reduction),
         enqueue,
-        float(momentum),
+        momentum,
     )
 
 
@@ -269,10 +280,10 @@ def warmup(
     *,
     dtype: torch.dtype = torch.float32,
     memory_dtype: torch.dtype | None = None,
-    tau_s: float = 0.1,
-    tau_t: float = 0.02,
+    tau_s: float | Tensor = 0.1,
+    tau_t: float | Tensor = 0.02,
     enqueue: str = "before",
-    momentum: float = 0.0,
+    momentum: float | Tensor = 0.0,
     reduction: str = "mean",
     unit_memory: bool = False,
     precision: str | None = None,

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from rrd_kernels import reference
 from rrd_kernels import validation as check
-from rrd_kernels.extension import use_fused
+from rrd_kernels.extension import operator, use_fused
 
 
 def _check_views(
@@ -29,9 +29,9 @@ def sampled_relational_loss(
     contrast_idx: Tensor,
     normalizers: Tensor | None = None,
     *,
-    tau_s: float = 0.1,
-    tau_t: float = 0.02,
-    nce_t: float = 0.07,
+    tau_s: float | Tensor = 0.1,
+    tau_t: float | Tensor = 0.02,
+    nce_t: float | Tensor = 0.07,
     reduction: str = "mean",
     precision: str | None = None,
     method: str = "auto",
@@ -66,10 +66,11 @@ def sampled_relational_loss(
         contrast_idx: int64 [B, P], the rows that each sample is compared with.
         normalizers: [2], (Z_v1, Z_v2), see :func:`estimate_normalizers_`. The loss is NaN while
             one of them is not positive. Default: none.
-        tau_s: student temperature, positive. Default 0.1.
-        tau_t: teacher temperature, positive. Default 0.02.
+        tau_s: student temperature, positive. Default 0.1. A number, or a tensor on the CPU with one
+            element: in a graph of ``torch.compile`` a number is a constant, a tensor is not.
+        tau_t: teacher temperature, positive. Default 0.02. Likewise.
         nce_t: temperature T of the exponential, positive; not used without ``normalizers``.
-            Default 0.07.
+            Default 0.07. Likewise.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. The mean over no rows is zero.
         precision: as in :func:`rrd_kernels.functional.relational_loss`. But a CPU, and ``"gather"``
             on a GPU, multiply in float32 unless it is ``"float64"``. The softmax is float64 on a
@@ -110,6 +111,7 @@ def sampled_relational_loss(
     if normalizers is not None:
         check.check_normalizers(normalizers, memory_v1)
     precision = check.settle_precision(precision, z_s, z_t, memory_v1, memory_v2)
+    tau_s, tau_t, nce_t = check.settle_numbers(tau_s, tau_t, nce_t)
     if not use_fused(backend, z_s.device):
         check.check_range("contrast_idx", contrast_idx, memory_v1.shape[0])
         return reference.sampled_relational_loss(
@@ -124,16 +126,16 @@ def sampled_relational_loss(
             nce_t=nce_t,
             reduction=reduction,
         )
-    return torch.ops.rrd_kernels.sampled_relational_loss(
+    return operator("sampled_relational_loss", tau_s)(
         z_s,
         z_t,
         memory_v1,
         memory_v2,
         contrast_idx,
         normalizers,
-        float(tau_s),
-        float(tau_t),
-        float(nce_t),
+        tau_s,
+        tau_t,
+        nce_t,
         precision,
         check.REDUCTIONS.index(reduction),
         method,
@@ -148,7 +150,7 @@ def estimate_normalizers_(
     memory_v2: Tensor,
     contrast_idx: Tensor,
     *,
-    nce_t: float = 0.07,
+    nce_t: float | Tensor = 0.07,
     backend: str = "auto",
 ) -> None:
     """Sets each of (Z_v1, Z_v2) that is negative to mean(exp(s.m / nce_t)) * n_data of its view.
@@ -181,19 +183,25 @@ def estimate_normalizers_(
     check.check_temperature("nce_t", nce_t)
     check.check_normalizers(normalizers, memory_v1)
     check.check_writable("normalizers", normalizers)
+    (nce_t,) = check.settle_numbers(nce_t)
     if not use_fused(backend, z_s.device):
         check.check_range("contrast_idx", contrast_idx, memory_v1.shape[0])
         reference.estimate_normalizers_(
             normalizers, z_s, z_t, memory_v1, memory_v2, contrast_idx, nce_t=nce_t
         )
         return
-    torch.ops.rrd_kernels.estimate_normalizers_(
-        normalizers, z_s.detach(), z_t.detach(), memory_v1, memory_v2, contrast_idx, float(nce_t)
+    operator("estimate_normalizers_", nce_t)(
+        normalizers, z_s.detach(), z_t.detach(), memory_v1, memory_v2, contrast_idx, nce_t
     )
 
 
 def momentum_update_(
-    memory: Tensor, index: Tensor, rows: Tensor, momentum: float = 0.5, *, backend: str = "auto"
+    memory: Tensor,
+    index: Tensor,
+    rows: Tensor,
+    momentum: float | Tensor = 0.5,
+    *,
+    backend: str = "auto",
 ) -> None:
     """Moves the rows at ``index`` towards the unit rows of ``rows``, in place.
 
@@ -235,8 +243,9 @@ def momentum_update_(
     check.check_writable("memory", memory)
     check.check_index("index", index, rows, dims=1)
     check.check_momentum("momentum", momentum)
+    (momentum,) = check.settle_numbers(momentum)
     if not use_fused(backend, memory.device):
         check.check_range("index", index, memory.shape[0])
         reference.momentum_update_(memory, index, rows, momentum)
         return
-    torch.ops.rrd_kernels.momentum_update_(memory, index, rows.detach(), float(momentum))
+    operator("momentum_update_", momentum)(memory, index, rows.detach(), momentum)

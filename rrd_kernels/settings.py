@@ -1,0 +1,89 @@
+"""Settings of a module that are read at each step: they may be set between steps, by a schedule."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+#: Arguments that shape the state. A module has them for good.
+FIXED = frozenset(
+    ("s_dim", "t_dim", "feat_dim", "size", "nce_k", "n_data", "memory_type", "protocol", "start")
+    + ("memory_dtype", "gather", "process_group")
+)
+
+
+class Settings(nn.Module):
+    """A module that refuses settings which would have no effect.
+
+    Attributes made by :func:`number` may be set at any time. To ``torch.compile`` a float is a
+    constant of the graph, and a new value means a new graph. So a number that was set anew reaches
+    a compiled step as a tensor on the CPU: two graphs serve all values.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbers: dict[str, float] = {}
+        self._tensors: dict[str, Tensor] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(getattr(type(self), name, None), property):
+            # nn.Module would register a module or a parameter beside the property.
+            object.__setattr__(self, name, value)
+        elif name in FIXED:
+            raise AttributeError(
+                f"{name} cannot be changed: it was fixed when this {type(self).__name__} was made. "
+                f"Make a new one with another {name}"
+            )
+        else:
+            super().__setattr__(name, value)
+
+    def set_number(self, name: str, value: float) -> None:
+        """Sets a number; it is checked already."""
+        if name in self._numbers and value != self._numbers[name]:
+            # Made by NumPy: on the CPU whatever PyTorch's default device is.
+            self._tensors[name] = torch.from_numpy(np.array(value, dtype=np.float64))
+        self._numbers[name] = value
+
+    def number(self, name: str) -> float | Tensor:
+        """The number ``name``, as a step passes it to a function."""
+        if torch.compiler.is_compiling() and name in self._tensors:
+            return self._tensors[name]
+        return self._numbers[name]
+
+
+def number(name: str, check: Callable[[str, float], None], doc: str) -> property:
+    """An attribute for a number of :class:`Settings`, checked whenever it is set."""
+
+    def read(module: Settings) -> float:
+        return module._numbers[name]
+
+    def write(module: Settings, value: float) -> None:
+        check(name, value)
+        module.set_number(name, float(value))
+
+    return property(read, write, doc=doc)
+
+
+def alias(of: str, *path: str) -> property:
+    """An attribute that stands for the attribute ``of`` of this module, or of the one at ``path``.
+
+    Reading or setting it where that module has no such attribute raises an AttributeError.
+    """
+
+    def owner(module: Any) -> Any:
+        for name in path:
+            module = getattr(module, name)
+        return module
+
+    def read(module: Any) -> Any:
+        return getattr(owner(module), of)
+
+    def write(module: Any, value: Any) -> None:
+        target = owner(module)
+        if not hasattr(target, of):
+            raise AttributeError(f"{type(target).__name__} has no {of}")
+        setattr(target, of, value)
+
+    return property(read, write, doc=f"{'.'.join((*path, of))}.")
