@@ -1,4 +1,5 @@
 // relational_step_forward_ for backends without one of their own: enqueue_ and the loss.
+#include <ATen/ops/clone.h>
 #include <torch/library.h>
 
 #include "operators.h"
@@ -12,10 +13,13 @@ LossAndGrad composed_step(at::Tensor& memory, at::Tensor& ptr, const at::Tensor&
                           Precision precision, int64_t reduction, c10::string_view enqueue,
                           double momentum, bool need_grad) {
   const bool writes = may_write(enqueue);
-  if (writes && enqueue == "before") Enqueue::call(memory, ptr, z_t, momentum);
-  LossAndGrad result = LossForward::call(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision,
-                                         reduction, need_grad);
-  if (writes && enqueue == "after") Enqueue::call(memory, ptr, z_t, momentum);
+  // Rows of the memory itself must not change while it is written.
+  const auto apart = [&](const at::Tensor& z) { return z.is_alias_of(memory) ? z.clone() : z; };
+  const at::Tensor student = apart(z_s), teacher = apart(z_t);
+  if (writes && enqueue == "before") Enqueue::call(memory, ptr, teacher, momentum);
+  LossAndGrad result = LossForward::call(student, teacher, memory, tau_s, tau_t, unit_memory,
+                                         precision, reduction, need_grad);
+  if (writes && enqueue == "after") Enqueue::call(memory, ptr, teacher, momentum);
   return result;
 }
 

@@ -22,27 +22,27 @@ TORCH_LIBRARY(rrd_kernels, m) {
   // Differentiable in z_s. reduction is an at::Reduction: 0 (none) returns [B]; 1 (mean) and
   // 2 (sum) return a scalar, zero for B = 0.
   define(m,
-      "relational_loss(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
-      "bool unit_memory, str? precision, int reduction) -> Tensor");
+         "relational_loss(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
+         "bool unit_memory, str? precision, int reduction) -> Tensor");
 
   // relational_loss, and enqueue_ of the rows of z_t. enqueue: "before" or "after" the loss reads
   // the memory.
   define(m,
-      "relational_step_(Tensor(a!) memory, Tensor(b!) ptr, Tensor z_s, Tensor z_t, "
-      "float tau_s, float tau_t, bool unit_memory, str? precision, int reduction, "
-      "str enqueue, float momentum) -> Tensor");
+         "relational_step_(Tensor(a!) memory, Tensor(b!) ptr, Tensor z_s, Tensor z_t, "
+         "float tau_s, float tau_t, bool unit_memory, str? precision, int reduction, "
+         "str enqueue, float momentum) -> Tensor");
 
   // The backends' part of these two, without autograd: the reduced loss and its gradient, [B, D]
   // with need_grad, else [0, D]. Without a reduction, row i is the gradient of loss_i. A backend
   // may omit the second: csrc/composed_step.cpp then composes it from the first and enqueue_.
   define(m,
-      "relational_loss_forward(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
-      "bool unit_memory, str? precision, int reduction, bool need_grad) "
-      "-> (Tensor loss, Tensor grad_z_s)");
+         "relational_loss_forward(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
+         "bool unit_memory, str? precision, int reduction, bool need_grad) "
+         "-> (Tensor loss, Tensor grad_z_s)");
   define(m,
-      "relational_step_forward_(Tensor(a!) memory, Tensor(b!) ptr, Tensor z_s, Tensor z_t, "
-      "float tau_s, float tau_t, bool unit_memory, str? precision, int reduction, "
-      "str enqueue, float momentum, bool need_grad) -> (Tensor loss, Tensor grad_z_s)");
+         "relational_step_forward_(Tensor(a!) memory, Tensor(b!) ptr, Tensor z_s, Tensor z_t, "
+         "float tau_s, float tau_t, bool unit_memory, str? precision, int reduction, "
+         "str enqueue, float momentum, bool need_grad) -> (Tensor loss, Tensor grad_z_s)");
 
   // The loss's sums over the memory, before any division. Weights are 2^(logit - shift), logits in
   // units of log 2. sums [B, 3]: the student's weights; the teacher's weights; the teacher's weight
@@ -59,20 +59,20 @@ TORCH_LIBRARY(rrd_kernels, m) {
   // contrast_idx [B, P]. With normalizers (Z_v1, Z_v2) logits are exp(s.m / nce_t) / Z / tau;
   // without, s.m / tau. method: "dense", "gather" or "auto". Differentiable in z_s.
   define(m,
-      "sampled_relational_loss(Tensor z_s, Tensor z_t, Tensor memory_v1, Tensor memory_v2, "
-      "Tensor contrast_idx, Tensor? normalizers, float tau_s, float tau_t, float nce_t, "
-      "str? precision, int reduction, str method) -> Tensor");
+         "sampled_relational_loss(Tensor z_s, Tensor z_t, Tensor memory_v1, Tensor memory_v2, "
+         "Tensor contrast_idx, Tensor? normalizers, float tau_s, float tau_t, float nce_t, "
+         "str? precision, int reduction, str method) -> Tensor");
   define(m,
-      "sampled_relational_loss_forward(Tensor z_s, Tensor z_t, Tensor memory_v1, "
-      "Tensor memory_v2, Tensor contrast_idx, Tensor? normalizers, float tau_s, float tau_t, "
-      "float nce_t, str? precision, int reduction, str method, bool need_grad) "
-      "-> (Tensor loss, Tensor grad_z_s)");
+         "sampled_relational_loss_forward(Tensor z_s, Tensor z_t, Tensor memory_v1, "
+         "Tensor memory_v2, Tensor contrast_idx, Tensor? normalizers, float tau_s, float tau_t, "
+         "float nce_t, str? precision, int reduction, str method, bool need_grad) "
+         "-> (Tensor loss, Tensor grad_z_s)");
 
   // normalizers[i] <- mean(exp(s.m / nce_t)) * n_data of view i, if the old value is negative and
   // the new one finite.
   define(m,
-      "estimate_normalizers_(Tensor(a!) normalizers, Tensor z_s, Tensor z_t, Tensor memory_v1, "
-      "Tensor memory_v2, Tensor contrast_idx, float nce_t) -> ()");
+         "estimate_normalizers_(Tensor(a!) normalizers, Tensor z_s, Tensor z_t, Tensor memory_v1, "
+         "Tensor memory_v2, Tensor contrast_idx, float nce_t) -> ()");
 
   // memory[i] <- normalize(momentum * memory[i] + (1 - momentum) * normalize(row)), i from index.
   define(m, "momentum_update_(Tensor(a!) memory, Tensor index, Tensor rows, float momentum) -> ()");

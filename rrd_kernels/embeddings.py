@@ -1,63 +1,162 @@
 """The two projections that every memory has."""
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
 
 from rrd_kernels import validation as check
 from rrd_kernels.recomputation import Recomputations
+from rrd_kernels.settings import Settings
+
+PROJECTIONS = ("embed_s", "embed_t")
 
 
-def _project(linear: nn.Linear, features: Tensor) -> Tensor:
+def _dtype_of(module: nn.Module) -> torch.dtype | None:
+    """The dtype of a projection's weights; ``None`` if it has none, as ``nn.Identity``."""
+    if type(module) is nn.Linear:
+        return module.weight.dtype
+    dtypes = (weight.dtype for weight in module.parameters() if weight.dtype.is_floating_point)
+    return next(dtypes, None)
+
+
+def _project(module: nn.Module, features: Tensor) -> Tensor:
     """Projects pooled features [B, dim] or [B, dim, 1, 1] of any floating dtype."""
-    features = features.flatten(1)
+    if type(module) is nn.Linear or all(size == 1 for size in features.shape[2:]):
+        features = features.flatten(1)
+    dtype = _dtype_of(module)
     # Autocast casts features and weight to its own dtype, but leaves float64 alone.
-    autocast = torch.is_autocast_enabled(features.device.type)
-    if not autocast or torch.float64 in (features.dtype, linear.weight.dtype):
-        features = features.to(linear.weight.dtype)
-    return linear(features)
+    autocast = check.is_autocast(features.device.type)
+    if dtype is not None and (not autocast or torch.float64 in (features.dtype, dtype)):
+        features = features.to(dtype)
+    projected: Tensor = module(features)
+    return projected
 
 
-class Embeddings(nn.Module):
+class TakenByDDP:
+    """Lets DistributedDataParallel wrap ``embed_t`` by itself, as the published ImageNet script
+    does: it takes only modules with a parameter that requires a gradient.
+
+    DDP reads the names of what it is to ignore from the module that it wraps, and from no other. So
+    if these are read, ``embed_t`` is wrapped by itself. Nothing else asks for its gradients, and it
+    never gets any.
+    """
+
+    def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
+        self._module, self._names = module, tuple(names)
+
+    def __iter__(self) -> Iterator[str]:
+        self._module.requires_grad_(True)
+        return iter(self._names)
+
+
+class Embeddings(Settings):
     """Projects student and teacher features to embeddings of one width.
 
     Args:
-        s_dim: width of the student's features.
-        t_dim: width of the teacher's features.
+        s_dim: width of the student's features; not needed with ``embed_s``.
+        t_dim: width of the teacher's features; not needed with ``embed_t``.
         feat_dim: width D of the embeddings.
+        embed_s, embed_t: modules that map [B, s_dim] and [B, t_dim] to [B, D]; taken as they are,
+            on their own device. Default: ``nn.Linear``.
         device, dtype: as in :class:`torch.nn.Linear`.
 
     Attributes:
-        embed_s: Linear(s_dim, feat_dim), trained.
-        embed_t: Linear(t_dim, feat_dim), without gradient.
+        embed_s: projects the student's features; trained. Another module may be assigned.
+        embed_t: projects the teacher's features, without a gradient: its parameters get
+            ``requires_grad=False``, but for those that it shares with ``embed_s``. Another module
+            may be assigned.
 
     Raises:
-        TypeError, ValueError: a width that is not a positive int.
+        TypeError, ValueError: a width that is not a positive int, a projection that is not a
+            module.
 
     Source: the published code of arXiv 2407.12073.
     """
 
+    embed_s: nn.Module
+    embed_t: nn.Module
+
     def __init__(
         self,
-        s_dim: int,
-        t_dim: int,
+        s_dim: int | None,
+        t_dim: int | None,
         feat_dim: int,
         *,
+        embed_s: nn.Module | None = None,
+        embed_t: nn.Module | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        for name, value in (("s_dim", s_dim), ("t_dim", t_dim), ("feat_dim", feat_dim)):
-            check.check_size(name, value)
+        check.check_size("feat_dim", feat_dim)
+        given = {"s_dim": (s_dim, embed_s), "t_dim": (t_dim, embed_t)}
+        for name, (width, module) in given.items():
+            if width is not None or module is None:
+                check.check_size(name, width)
+        # Numbers of NumPy's types are no constants to torch.compile.
+        s_dim, t_dim = (None if width is None else int(width) for width, _ in given.values())
+        for name, module in zip(PROJECTIONS, (embed_s, embed_t), strict=True):
+            if module is not None:
+                check.check_module(name, module)
         super().__init__()
+        #: Widths of the features, where they are known.
+        self._widths: dict[str, int | None] = {}
         # The published order of random draws (embed_s, embed_t, then the memory's rows): equal
         # seeds give equal state.
-        self.embed_s = nn.Linear(s_dim, feat_dim, device=device, dtype=dtype)
-        self.embed_t = nn.Linear(t_dim, feat_dim, device=device, dtype=dtype).requires_grad_(False)
+        for name, width, module in (("embed_s", s_dim, embed_s), ("embed_t", t_dim, embed_t)):
+            if module is None and width is not None:
+                module = nn.Linear(width, int(feat_dim), device=device, dtype=dtype)
+            setattr(self, name, module)
+            has = self._widths[name]
+            if width is not None and has not in (None, width):
+                raise ValueError(f"{name} takes {has} features, and {name[-1]}_dim is {width}")
+            self._widths[name] = has or width
         self.recomputations = Recomputations()
 
-    def check_features(self, f_s: Tensor, f_t: Tensor, device: torch.device) -> None:
-        """Raises unless both are equally large batches of the right width, on ``device``."""
-        check.check_features("f_s", f_s, self.embed_s.in_features, device)
-        check.check_features("f_t", f_t, self.embed_t.in_features, device)
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in PROJECTIONS:
+            check.check_module(name, value)
+        super().__setattr__(name, value)
+        if name not in PROJECTIONS:
+            return
+        # A lazy layer has none yet: 0.
+        self._widths[name] = (isinstance(value, nn.Linear) and value.in_features) or None
+        if name == "embed_t":
+            trained = {id(weight) for weight in self.embed_s.parameters()}
+            for weight in self.embed_t.parameters():
+                if id(weight) not in trained:
+                    weight.requires_grad = False  # a lazy layer's parameters take no requires_grad_
+            if self.embed_t is not self.embed_s:
+                ignored = getattr(value, "_ddp_params_and_buffers_to_ignore", ())
+                object.__setattr__(
+                    value, "_ddp_params_and_buffers_to_ignore", TakenByDDP(self.embed_t, ignored)
+                )
+
+    def rows(self) -> Tensor:
+        """The memory's rows [K, D], on whose device everything else must be."""
+        raise NotImplementedError
+
+    def named_rows(self) -> Iterator[tuple[str, Tensor]]:
+        """The buffers of the memory, without those of the projections."""
+        prefixes = tuple(f"{name}." for name in PROJECTIONS)
+        return ((n, b) for n, b in self.named_buffers() if not n.startswith(prefixes))
+
+    def refuse_replica(self) -> None:
+        """Raises in a copy that nn.DataParallel makes for one step on another device: what it
+        writes is lost."""
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "nn.DataParallel copies the criterion to each device for one step, so that only "
+                "the first device's rows would enter the memory; use DistributedDataParallel, "
+                "or call the criterion outside of DataParallel, on the gathered features"
+            )
+
+    def check_features(self, f_s: Tensor, f_t: Tensor) -> None:
+        """Raises unless both are equally large batches of the right width, on the memory's
+        device."""
+        device = self.rows().device
+        check.check_features("f_s", f_s, self._widths["embed_s"], device)
+        check.check_features("f_t", f_t, self._widths["embed_t"], device)
         if f_s.shape[0] != f_t.shape[0]:
             raise ValueError(
                 f"f_s and f_t must have the same batch; got {tuple(f_s.shape)} and "
@@ -69,4 +168,10 @@ class Embeddings(nn.Module):
         z_s = _project(self.embed_s, f_s)
         with torch.no_grad():
             z_t = _project(self.embed_t, f_t)
+        for name, z in (("embed_s", z_s), ("embed_t", z_t)):
+            check.check_embeddings(name, z, f_s.shape[0], self.rows())
         return z_s, z_t
+
+    def embeddings_dtype(self) -> torch.dtype:
+        """The dtype of the embeddings outside of autocast: that of ``embed_s``'s weights."""
+        return _dtype_of(self.embed_s) or self.rows().dtype

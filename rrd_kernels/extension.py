@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rrd_kernels import transforms
 from rrd_kernels import validation as check
 
 __all__ = ["EXTENSION_ERROR", "why_not_fused"]
@@ -159,12 +160,12 @@ def why_not_fused(device: torch.device) -> str | None:
 
     Example:
         >>> from rrd_kernels.extension import why_not_fused
-        >>> why_not_fused(torch.device("meta"))
-        'they run on cpu and cuda, not on meta'
+        >>> why_not_fused(torch.device("mps"))
+        'they run on cpu and cuda, not on mps'
     """
     if EXTENSION_ERROR is not None:
         return EXTENSION_ERROR
-    if device.type == "cpu":
+    if device.type in ("cpu", "meta"):  # on meta the fakes run
         return None
     if device.type == "cuda":
         return _why_not_gpu(device.index)
@@ -184,6 +185,8 @@ def use_fused(backend: str, device: torch.device) -> bool:
     if backend == "reference":
         return False
     reason = why_not_fused(device)
+    if reason is None and transforms.are_running():
+        reason = "torch.func and forward-mode derivatives need backend='reference'"
     if backend == "fused" and reason is not None:
         raise RuntimeError(f"backend='fused', but there are no fused kernels to use: {reason}")
     return reason is None

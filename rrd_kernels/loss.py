@@ -11,6 +11,7 @@ from rrd_kernels import validation as check
 from rrd_kernels.distributed.ddp import ignore_in_ddp
 from rrd_kernels.fifo.memory import FifoMemory
 from rrd_kernels.momentum.memory import MomentumMemory
+from rrd_kernels.settings import Settings, alias
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -45,7 +46,25 @@ def _refuse(memory_type: str, settings: dict[str, Any]) -> None:
         )
 
 
-class RRDLoss(nn.Module):
+def _is_plain(mapping: Mapping[Any, Any]) -> bool:
+    """Whether a mapping's entries are not attributes too, as those of configuration objects are."""
+    if hasattr(type(mapping), "__getattr__"):
+        return False
+    named = [key for key in mapping if isinstance(key, str)]
+    if not named:  # with nothing to read: whether it could have attributes
+        return not hasattr(mapping, "__dict__")
+    return not all(hasattr(mapping, name) for name in named)
+
+
+def _read(opt: object, name: str) -> Any:
+    """``opt.name``, or ``None`` if there is none."""
+    # Some configuration objects invent an attribute for each name that they lack.
+    if isinstance(opt, Mapping) and name not in opt:
+        return None
+    return getattr(opt, name, None)
+
+
+class RRDLoss(Settings):
     """Relational Representation Distillation, a drop-in for the published ``RRDLoss(opt)``.
 
     Settings come from ``opt``, under their published names, or from keywords; keywords win.
@@ -54,10 +73,11 @@ class RRDLoss(nn.Module):
     Args:
         opt: any object with the attributes ``s_dim``, ``t_dim``, ``feat_dim``, ``nce_k``,
             ``nce_t_s``, ``nce_t_t``, ``memory_type``, and for the momentum memory ``nce_t``,
-            ``nce_m``, ``n_data``, such as the published script's namespace. Nothing else is read
-            from it: ``similarity`` or ``protocol`` must be keywords.
-        s_dim: width of the student's features. Required, here or in ``opt``.
-        t_dim: width of the teacher's features. Required, here or in ``opt``.
+            ``nce_m``, ``n_data``, such as the published script's namespace or an object of a
+            configuration library; not a plain dict. Nothing else is read from it: ``similarity``
+            or ``protocol`` must be keywords.
+        s_dim: width of the student's features. Required, here or in ``opt``, without ``embed_s``.
+        t_dim: width of the teacher's features. Required, here or in ``opt``, without ``embed_t``.
         feat_dim: width D of the embeddings. Default 128.
         nce_k: rows K of the FIFO memory, or negatives per sample with the momentum memory.
             Default 16384. A full FIFO memory with more rows than there are training samples holds
@@ -67,6 +87,9 @@ class RRDLoss(nn.Module):
         memory_type: ``"fifo"`` (default) or ``"momentum"``.
         nce_t, nce_m, n_data, similarity, method, generator: with ``"momentum"`` only, as in
             :class:`rrd_kernels.MomentumMemory`.
+        embed_s: the student's projection, any module that maps [B, s_dim] to [B, feat_dim], such
+            as an MLP; taken as it is, on its own device. Default: ``nn.Linear(s_dim, feat_dim)``.
+        embed_t: the teacher's projection, likewise. Its parameters get ``requires_grad=False``.
         protocol: the published code to match: ``"2025"`` (default), or ``"2024"`` for
             versions 1 to 3 of the paper, where the batch enters the memory after the loss.
         enqueue, start, slot_momentum: with ``"fifo"`` only, as in
@@ -84,9 +107,11 @@ class RRDLoss(nn.Module):
             ``init_process_group``. docs/scaling.md compares the costs.
 
     Attributes:
-        embed_s, embed_t: the projections; ``embed_t`` has no gradient.
+        embed_s, embed_t: the projections; ``embed_t`` has no gradient. Others may be assigned.
         memory: the :class:`rrd_kernels.FifoMemory` or :class:`rrd_kernels.MomentumMemory`.
-        tau_s, tau_t: the temperatures in use.
+        tau_s, tau_t: the temperatures in use; ``nce_t_s`` and ``nce_t_t`` are the same. A schedule
+            may set them at any time, and so ``nce_t``, ``nce_m``, ``nce_k`` of the momentum memory,
+            ``slot_momentum``, ``precision`` and the other settings of either memory.
 
     Shapes:
         ``criterion(f_s, f_t)`` takes [B, s_dim] and [B, t_dim] features (or [B, dim, 1, 1]) of any
@@ -126,6 +151,8 @@ class RRDLoss(nn.Module):
         nce_t_s: float | None = None,
         nce_t_t: float | None = None,
         memory_type: str | None = None,
+        embed_s: nn.Module | None = None,
+        embed_t: nn.Module | None = None,
         protocol: str = "2025",
         nce_t: float | None = None,
         nce_m: float | None = None,
@@ -147,17 +174,15 @@ class RRDLoss(nn.Module):
         check.check_choice("protocol", protocol, tuple(PROTOCOLS))
         published = PROTOCOLS[protocol]
 
-        # Some dict classes, such as those for option files, have attributes: accept these.
-        plain = isinstance(opt, Mapping) and not hasattr(opt, "s_dim")
-        if plain or isinstance(opt, int | float | str):
+        if isinstance(opt, int | float | str) or (isinstance(opt, Mapping) and _is_plain(opt)):
             raise TypeError(
                 f"opt must have attributes, as a namespace has; got {type(opt).__name__}: for a "
                 f"dict give types.SimpleNamespace(**opt)"
             )
 
-        def setting(name: str, given: Any, default: Any = None) -> Any:
-            value = given if given is not None else getattr(opt, name, None)
-            if value is None and default is None:
+        def setting(name: str, given: Any, default: Any = None, needed: bool = True) -> Any:
+            value = given if given is not None else _read(opt, name)
+            if value is None and default is None and needed:
                 raise ValueError(f"{name} must be given, as a keyword or as opt.{name}")
             return default if value is None else value
 
@@ -170,10 +195,14 @@ class RRDLoss(nn.Module):
         size = setting("nce_k", nce_k, 16384)
         check.check_size("nce_k", size)
         common: dict[str, Any] = {
-            "s_dim": setting("s_dim", s_dim),
-            "t_dim": setting("t_dim", t_dim),
+            "s_dim": setting("s_dim", s_dim, needed=embed_s is None),
+            "t_dim": setting("t_dim", t_dim, needed=embed_t is None),
             "feat_dim": setting("feat_dim", feat_dim, 128),
             "size": size,
+            "tau_s": tau_s,
+            "tau_t": tau_t,
+            "embed_s": embed_s,
+            "embed_t": embed_t,
             "precision": precision,
             "backend": backend,
             "device": device,
@@ -200,9 +229,7 @@ class RRDLoss(nn.Module):
         _refuse(memory_type, for_momentum if memory_type == "fifo" else for_fifo)
 
         super().__init__()
-        self.protocol = protocol
-        self.tau_s = float(tau_s)
-        self.tau_t = float(tau_t)
+        self._protocol = protocol
         self.memory: FifoMemory | MomentumMemory
         if memory_type == "fifo":
             for_fifo["enqueue"] = published.enqueue if enqueue is None else enqueue
@@ -212,19 +239,30 @@ class RRDLoss(nn.Module):
         for_momentum["n_data"] = setting("n_data", n_data)
         for name in ("nce_t", "nce_m"):
             given = for_momentum[name]
-            for_momentum[name] = getattr(opt, name, None) if given is None else given
+            for_momentum[name] = _read(opt, name) if given is None else given
         self.memory = MomentumMemory(**_given(for_momentum), **common)
         ignore_in_ddp(self)
 
-    @property
-    def embed_s(self) -> nn.Linear:
-        """The student's projection."""
-        return self.memory.embed_s
+    # Everything that a step reads is the memory's.
+    embed_s, embed_t = alias("embed_s", "memory"), alias("embed_t", "memory")
+    tau_s, tau_t = alias("tau_s", "memory"), alias("tau_t", "memory")
+    nce_t_s, nce_t_t = tau_s, tau_t
+    nce_k, nce_t, nce_m = (alias(name, "memory") for name in ("nce_k", "nce_t", "nce_m"))
+    n_data, similarity = alias("n_data", "memory"), alias("similarity", "memory")
+    method, generator = alias("method", "memory"), alias("generator", "memory")
+    enqueue, slot_momentum = alias("enqueue", "memory"), alias("slot_momentum", "memory")
+    precision, backend = alias("precision", "memory"), alias("backend", "memory")
+    queue, queue_ptr = alias("queue", "memory"), alias("queue_ptr", "memory")
 
     @property
-    def embed_t(self) -> nn.Linear:
-        """The teacher's projection, without gradient."""
-        return self.memory.embed_t
+    def protocol(self) -> str:
+        """The published code that is matched."""
+        return self._protocol
+
+    @property
+    def memory_type(self) -> str:
+        """``"fifo"`` or ``"momentum"``."""
+        return "fifo" if isinstance(self.memory, FifoMemory) else "momentum"
 
     def forward(
         self,
@@ -237,9 +275,8 @@ class RRDLoss(nn.Module):
     ) -> Tensor:
         """The loss, a scalar. In training mode the batch also updates the memory, unless ``update``
         is false. Pass false for a batch that the memory already holds."""
-        return self.memory(
-            f_s, f_t, idx, contrast_idx, tau_s=self.tau_s, tau_t=self.tau_t, update=update
-        )
+        loss: Tensor = self.memory(f_s, f_t, idx, contrast_idx, update=update)
+        return loss
 
     def warmup(self, batch_size: int, *, dtype: torch.dtype | None = None) -> None:
         """Compiles the kernels for batches of this size, before training or graph capture.
@@ -253,7 +290,7 @@ class RRDLoss(nn.Module):
         Example:
             >>> RRDLoss(s_dim=64, t_dim=256).warmup(64)
         """
-        self.memory.warmup(batch_size, tau_s=self.tau_s, tau_t=self.tau_t, dtype=dtype)
+        self.memory.warmup(batch_size, dtype=dtype)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

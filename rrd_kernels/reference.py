@@ -5,11 +5,16 @@ name in ``functional`` has the documentation. Inputs are not checked here, so er
 own. Arguments that choose a kernel are missing.
 """
 
+import contextlib
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from rrd_kernels.transforms import outside
+from rrd_kernels.validation import Number
 
 __all__ = [
     "enqueue_",
@@ -20,6 +25,13 @@ __all__ = [
     "relational_step_",
     "sampled_relational_loss",
 ]
+
+
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Autocast, which would round the logits, is off inside; not every device has it."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -48,20 +60,20 @@ def relational_loss(
     z_t: Tensor,
     memory: Tensor,
     *,
-    tau_s: float = 0.1,
-    tau_t: float = 0.02,
+    tau_s: Number = 0.1,
+    tau_t: Number = 0.02,
     reduction: str = "mean",
 ) -> Tensor:
     """:func:`rrd_kernels.functional.relational_loss`, in float64 if an input is, else float32.
 
     Uses a copy of the memory, which may change before backward.
     """
-    with torch.autocast(z_s.device.type, enabled=False):  # it would round the logits
+    with _without_autocast(z_s.device):
         loss = _losses(z_s, z_t, memory, tau_s, tau_t)
     return reduced(loss, reduction)
 
 
-def _losses(z_s: Tensor, z_t: Tensor, memory: Tensor, tau_s: float, tau_t: float) -> Tensor:
+def _losses(z_s: Tensor, z_t: Tensor, memory: Tensor, tau_s: Number, tau_t: Number) -> Tensor:
     dtype = _compute_dtype(z_s, z_t, memory)
     rows = memory.detach().to(dtype, copy=True)
     student = F.normalize(z_s.to(dtype), dim=1)
@@ -80,15 +92,15 @@ def relational_partials(
     z_t: Tensor,
     memory: Tensor,
     *,
-    tau_s: float = 0.1,
-    tau_t: float = 0.02,
+    tau_s: Number = 0.1,
+    tau_t: Number = 0.02,
     need_grad: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """:func:`rrd_kernels.functional.relational_partials`, in float64 if an input is, else float32.
 
     The shifts are each sample's largest b and a, times log2(e).
     """
-    with torch.autocast(z_s.device.type, enabled=False):
+    with _without_autocast(z_s.device):
         dtype = _compute_dtype(z_s, z_t, memory)
         rows = memory.to(dtype)
         b = F.normalize(z_s.to(dtype), dim=1) @ rows.T / tau_s
@@ -103,7 +115,7 @@ def relational_partials(
 
 @torch.no_grad()
 def losses_of_partials(
-    z_s: Tensor, sums: Tensor, shifts: Tensor, tau_s: float, need_grad: bool
+    z_s: Tensor, sums: Tensor, shifts: Tensor, tau_s: Number, need_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The losses [B] from sums over the whole memory, and their gradient [B, D] for ``z_s``.
 
@@ -132,7 +144,7 @@ def through_normalize(z_s: Tensor, grad: Tensor) -> Tensor:
     return (grad - along * unit) / length.clamp_min(1e-12)
 
 
-def _moved(old: Tensor, new: Tensor, momentum: float) -> Tensor:
+def _moved(old: Tensor, new: Tensor, momentum: Number) -> Tensor:
     """Rows moved from ``old`` towards the unit rows of ``new``, in the dtype of the computation."""
     dtype = _compute_dtype(old, new)
     unit = _unit(new.to(dtype))
@@ -142,8 +154,9 @@ def _moved(old: Tensor, new: Tensor, momentum: float) -> Tensor:
     return unit
 
 
+@outside
 @torch.no_grad()
-def enqueue_(memory: Tensor, ptr: Tensor, keys: Tensor, *, momentum: float = 0.0) -> None:
+def enqueue_(memory: Tensor, ptr: Tensor, keys: Tensor, *, momentum: Number = 0.0) -> None:
     """:func:`rrd_kernels.functional.enqueue_`, in float64 if an input is, else float32."""
     size, batch = memory.shape[0], keys.shape[0]
     slots = (ptr % size + torch.arange(batch, device=memory.device)) % size
@@ -159,13 +172,15 @@ def relational_step_(
     memory: Tensor,
     ptr: Tensor,
     *,
-    tau_s: float = 0.1,
-    tau_t: float = 0.02,
+    tau_s: Number = 0.1,
+    tau_t: Number = 0.02,
     enqueue: str = "before",
-    momentum: float = 0.0,
+    momentum: Number = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
     """:func:`rrd_kernels.functional.relational_step_`: enqueue and loss, one after the other."""
+    # Rows of the memory itself must not change while it is written.
+    z_s, z_t = (z.clone() if torch._C._is_alias_of(z, memory) else z for z in (z_s, z_t))
     if enqueue == "before":
         enqueue_(memory, ptr, z_t, momentum=momentum)
     loss = relational_loss(z_s, z_t, memory, tau_s=tau_s, tau_t=tau_t, reduction=reduction)
@@ -179,8 +194,8 @@ def _sampled_logits(
     memory: Tensor,
     contrast_idx: Tensor,
     normalizer: Tensor | None,
-    tau: float,
-    nce_t: float,
+    tau: Number,
+    nce_t: Number,
 ) -> Tensor:
     """[B, P] logits of unit rows against the sampled rows."""
     rows = memory.detach()[contrast_idx].to(unit.dtype)
@@ -199,15 +214,15 @@ def sampled_relational_loss(
     contrast_idx: Tensor,
     normalizers: Tensor | None = None,
     *,
-    tau_s: float = 0.1,
-    tau_t: float = 0.02,
-    nce_t: float = 0.07,
+    tau_s: Number = 0.1,
+    tau_t: Number = 0.02,
+    nce_t: Number = 0.07,
     reduction: str = "mean",
 ) -> Tensor:
     """:func:`rrd_kernels.functional.sampled_relational_loss`, in float64 if an input is, else
     float32."""
     views = z_s, z_t, memory_v1, memory_v2, contrast_idx
-    with torch.autocast(z_s.device.type, enabled=False):
+    with _without_autocast(z_s.device):
         loss = cross_entropy(*sampled_logits(*views, normalizers, tau_s, tau_t, nce_t))
     return reduced(loss, reduction)
 
@@ -219,9 +234,9 @@ def sampled_logits(
     memory_v2: Tensor,
     contrast_idx: Tensor,
     normalizers: Tensor | None,
-    tau_s: float,
-    tau_t: float,
-    nce_t: float,
+    tau_s: Number,
+    tau_t: Number,
+    nce_t: Number,
 ) -> tuple[Tensor, Tensor]:
     """The student's logits [B, P] and the teacher's, of :func:`sampled_relational_loss`."""
     dtype = _compute_dtype(z_s, z_t, memory_v1, memory_v2)
@@ -232,6 +247,7 @@ def sampled_logits(
     return b, _sampled_logits(teacher, memory_v1, contrast_idx, z_v2, tau_t, nce_t)
 
 
+@outside
 @torch.no_grad()
 def estimate_normalizers_(
     normalizers: Tensor,
@@ -241,7 +257,7 @@ def estimate_normalizers_(
     memory_v2: Tensor,
     contrast_idx: Tensor,
     *,
-    nce_t: float = 0.07,
+    nce_t: Number = 0.07,
 ) -> None:
     """:func:`rrd_kernels.functional.estimate_normalizers_`, in float64 if an input is, else
     float32."""
@@ -258,8 +274,9 @@ def estimate_normalizers_(
     normalizers.copy_(torch.where(unset, value, normalizers))
 
 
+@outside
 @torch.no_grad()
-def momentum_update_(memory: Tensor, index: Tensor, rows: Tensor, momentum: float = 0.5) -> None:
+def momentum_update_(memory: Tensor, index: Tensor, rows: Tensor, momentum: Number = 0.5) -> None:
     """:func:`rrd_kernels.functional.momentum_update_`, in float64 if an input is, else float32."""
     index = index.long()
     batch = torch.arange(index.shape[0], device=index.device)

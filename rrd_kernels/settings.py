@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rrd_kernels.validation import Number
+
 #: Arguments that shape the state. A module has them for good.
-FIXED = frozenset(
-    ("s_dim", "t_dim", "feat_dim", "size", "nce_k", "n_data", "memory_type", "protocol", "start")
-    + ("memory_dtype", "gather", "process_group")
+FIXED = (
+    *("s_dim", "t_dim", "feat_dim", "size", "nce_k", "n_data", "memory_type", "protocol"),
+    *("start", "memory_dtype", "gather", "process_group"),
 )
 
 
@@ -39,6 +41,12 @@ class Settings(nn.Module):
         else:
             super().__setattr__(name, value)
 
+    # Not in inference mode: tensors that are made in it cannot be trained or written elsewhere.
+    @torch.inference_mode(False)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Settings":
+        super()._apply(fn, recurse)
+        return self
+
     def set_number(self, name: str, value: float) -> None:
         """Sets a number; it is checked already."""
         if name in self._numbers and value != self._numbers[name]:
@@ -46,7 +54,7 @@ class Settings(nn.Module):
             self._tensors[name] = torch.from_numpy(np.array(value, dtype=np.float64))
         self._numbers[name] = value
 
-    def number(self, name: str) -> float | Tensor:
+    def number(self, name: str) -> Number:
         """The number ``name``, as a step passes it to a function."""
         if torch.compiler.is_compiling() and name in self._tensors:
             return self._tensors[name]

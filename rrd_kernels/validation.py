@@ -5,7 +5,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 PRECISIONS = ("float64", "float32", "tf32", "float16", "bfloat16")
@@ -14,6 +14,9 @@ ENQUEUES = ("before", "after")
 SIMILARITIES = ("exponential", "cosine")
 METHODS = ("auto", "dense", "gather")
 BACKENDS = ("auto", "fused", "reference")
+
+#: A temperature or momentum; a tensor has one element, on the CPU.
+Number = float | Tensor
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -36,7 +39,15 @@ def _number_in(name: str, value: Tensor) -> float:
     return 0.5 if torch.compiler.is_compiling() else float(value)
 
 
-def settle_numbers(*values: float | Tensor) -> list[Any]:
+def floats(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with floats in the place of tensors, in eager code."""
+    return {
+        name: float(value) if isinstance(value, Tensor) else value
+        for name, value in settings.items()
+    }
+
+
+def settle_numbers(*values: Number) -> list[Any]:
     """Temperatures or momenta as an operator takes them: floats. In a graph of ``torch.compile``,
     if one is a tensor, all are tensors, for the operator's scheduled twin."""
     if torch.compiler.is_compiling() and any(isinstance(value, Tensor) for value in values):
@@ -50,7 +61,7 @@ def settle_numbers(*values: float | Tensor) -> list[Any]:
     return [float(value) for value in values]
 
 
-def check_temperature(name: str, value: float | Tensor) -> None:
+def check_temperature(name: str, value: Number) -> None:
     if isinstance(value, Tensor):
         value = _number_in(name, value)
     check_number(name, value)
@@ -59,7 +70,7 @@ def check_temperature(name: str, value: float | Tensor) -> None:
         raise ValueError(f"{name} must be positive and finite; got {value}")
 
 
-def check_momentum(name: str, value: float | Tensor) -> None:
+def check_momentum(name: str, value: Number) -> None:
     if isinstance(value, Tensor):
         value = _number_in(name, value)
     check_number(name, value)
@@ -96,6 +107,11 @@ def check_not_distributed(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} is a DTensor; pass its local or full tensor")
 
 
+def has_values(value: Tensor) -> bool:
+    """Whether a tensor's values can be read; those of meta and fake tensors cannot."""
+    return not value.is_meta and type(value).__name__ != "FakeTensor"
+
+
 def check_tensor(name: str, value: object) -> Tensor:
     """Checks that ``value`` is a dense tensor of a dtype that the kernels take; returns it."""
     if not isinstance(value, Tensor):
@@ -117,7 +133,7 @@ def check_rows(name: str, value: object) -> Tensor:
     return rows
 
 
-def check_loss(z_s: object, z_t: object, memory: object, tau_s: float, tau_t: float) -> None:
+def check_loss(z_s: object, z_t: object, memory: object, tau_s: Number, tau_t: Number) -> None:
     """Checks embeddings [B, D], memory [K, D] and temperatures of the relational loss."""
     rows = {"z_s": z_s, "z_t": z_t, "memory": memory}
     z_s, z_t, memory = (check_rows(name, value) for name, value in rows.items())
@@ -128,15 +144,38 @@ def check_loss(z_s: object, z_t: object, memory: object, tau_s: float, tau_t: fl
     check_temperature("tau_t", tau_t)
 
 
-def check_features(name: str, value: object, width: int, device: torch.device) -> None:
+def check_features(name: str, value: object, width: int | None, device: torch.device) -> None:
     """Checks that ``value`` is a batch of features, [B, width] or [B, width, 1, 1]."""
     features = check_tensor(name, value)
-    if features.dim() < 2 or features.shape[1:].numel() != width:
-        raise ValueError(f"{name} must be [B, {width}]; got shape {tuple(features.shape)}")
+    if features.dim() < 2 or width not in (None, features.shape[1:].numel()):
+        wanted = "dim" if width is None else width
+        raise ValueError(f"{name} must be [B, {wanted}]; got shape {tuple(features.shape)}")
     if features.device != device:
         raise ValueError(
             f"{name} and the criterion must be on one device; got {features.device} and {device}"
         )
+
+
+def check_module(name: str, value: object) -> None:
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module; got {type(value).__name__}")
+
+
+def check_embeddings(name: str, value: object, batch: int, rows: Tensor) -> None:
+    """Checks what the projection ``name`` made of ``batch`` features, for a memory of ``rows``."""
+    if not isinstance(value, Tensor) or value.dtype not in DTYPES:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must return a floating Tensor; got {got}")
+    if tuple(value.shape) != (batch, rows.shape[1]):
+        raise ValueError(
+            f"{name} must map features to [{batch}, {rows.shape[1]}], the batch and the width D of "
+            f"the memory (feat_dim); it returned {tuple(value.shape)}"
+        )
+
+
+def is_autocast(device_type: str) -> bool:
+    """Whether autocast is on for a device; it never is for one that it does not know, as meta."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def check_alike(name_a: str, a: Tensor, name_b: str, b: Tensor, *, same_rows: bool) -> None:
@@ -167,6 +206,12 @@ def check_writable(name: str, value: Tensor) -> None:
         reach += stride * (size - 1)
     if value.requires_grad:
         raise ValueError(f"{name} requires a gradient and cannot be written in place")
+    made_there = not torch.compiler.is_compiling() and value.is_inference()
+    if made_there and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{name} was made in inference mode and can be written only there; clone() it outside, "
+            f"and write the clone"
+        )
 
 
 def check_fits(name: str, rows: Tensor, memory: Tensor) -> None:
@@ -213,6 +258,8 @@ def check_has_columns(contrast_idx: Tensor) -> None:
 def check_range(name: str, index: Tensor, rows: int, what: str = "") -> None:
     """Checks that ``index`` is in [0, rows), in eager code on a CPU: a GPU would sync."""
     if torch.compiler.is_compiling() or index.device.type != "cpu" or index.numel() == 0:
+        return
+    if not has_values(index):
         return
     low, high = (int(value) for value in index.aminmax())
     if low < 0 or high >= rows:

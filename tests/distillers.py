@@ -88,7 +88,7 @@ def train(module: nn.Module, plain: nn.Module, rank: int, sizes: list[int]) -> T
         found.losses.append(loss.detach())
         if not found.first_gradients:
             found.first_gradients = {
-                name: p.grad.clone() for name, p in plain.named_parameters() if p.requires_grad
+                name: p.grad.clone() for name, p in plain.named_parameters() if p.grad is not None
             }
         optimizer.step()
     found.state = {name: value.clone() for name, value in plain.state_dict().items()}

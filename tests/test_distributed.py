@@ -1,5 +1,8 @@
 """Several processes with one memory train as one process does, over gloo."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -98,6 +101,42 @@ def test_default_arguments_of_ddp(alone):
         assert own.state["criterion.memory.queue_ptr"].item() == 60 % 30
     rows = [own.state["criterion.memory.queue"] for _, own in on_ranks(2, apart)]
     assert not torch.equal(*rows)
+
+
+def each_by_itself(rank):
+    """As the published ImageNet script has it: student and both projections in a DDP each, and the
+    criterion in none; and without DDP for the projections."""
+    found = {}
+    for name, uneven, wraps in BY_THEMSELVES:
+        plain = Distiller(**MEMORIES[name])
+        criterion = plain.criterion
+        if rank > 0 and wraps:  # the projections that DDP is to replace by those of rank 0
+            for value in (*criterion.embed_s.parameters(), *criterion.embed_t.parameters()):
+                value.data.copy_(torch.rand_like(value))
+        student, *_ = modules = [DDP(plain.student)]
+        if wraps:
+            modules += [DDP(criterion.embed_s), DDP(criterion.embed_t)]
+
+        def module(x, f_t, *samples, student=student, criterion=criterion):
+            return criterion(student(x), f_t, *samples)
+
+        found[name, uneven, wraps] = train(module, plain, rank, shares(2, uneven))
+        assert not any(p.grad is not None for p in criterion.embed_t.parameters())
+        copy.deepcopy(criterion)
+        pickle.dumps(criterion)
+    return found
+
+
+BY_THEMSELVES = [(name, uneven, True) for name in MEMORIES for uneven in (False, True)]
+BY_THEMSELVES += [("fifo 2025", True, False)]
+
+
+def test_projections_in_a_ddp_each(alone):
+    results = on_ranks(2, each_by_itself)
+    for name, uneven, wraps in BY_THEMSELVES:
+        for found in results:
+            state = found[name, uneven, wraps].state
+            torch.testing.assert_close(state, alone[name].state, **CLOSE)
 
 
 def wrapped_as_it_is(rank):

@@ -1,5 +1,6 @@
 // Tells autograd which tensors an operator wrote: values saved from them are out of date.
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
@@ -17,7 +18,7 @@ constexpr bool kWritten = std::is_same_v<Argument, at::Tensor&>;
 template <typename Argument>
 void refuse_inference_tensor(Argument& argument) {
   if constexpr (kWritten<Argument>) {
-    TORCH_CHECK(!argument.is_inference(),
+    TORCH_CHECK(!argument.is_inference() || c10::InferenceMode::is_enabled(),
                 "rrd_kernels: a memory that was made in inference mode can be written only there; "
                 "clone() it outside, and write the clone");
   }
@@ -25,7 +26,9 @@ void refuse_inference_tensor(Argument& argument) {
 
 template <typename Argument>
 void bump_version(Argument& argument) {
-  if constexpr (kWritten<Argument>) torch::autograd::impl::bump_version(argument);
+  if constexpr (kWritten<Argument>) {
+    if (!argument.is_inference()) torch::autograd::impl::bump_version(argument);
+  }
 }
 
 template <typename Operator>

@@ -7,6 +7,7 @@ The loss's share is what its row takes beyond the row without a relational loss.
 """
 
 import argparse
+import copy
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -41,10 +42,7 @@ class PublishedRRD(nn.Module):
     def __init__(self, criterion: RRDLoss) -> None:
         super().__init__()
         memory = criterion.memory
-        self.embed_s = nn.Linear(memory.embed_s.in_features, memory.embed_s.out_features)
-        self.embed_t = nn.Linear(memory.embed_t.in_features, memory.embed_t.out_features)
-        self.embed_s.load_state_dict(memory.embed_s.state_dict())
-        self.embed_t.load_state_dict(memory.embed_t.state_dict())
+        self.embed_s, self.embed_t = copy.deepcopy(memory.embed_s), copy.deepcopy(memory.embed_t)
         self.tau_s, self.tau_t = criterion.tau_s, criterion.tau_t
         self.register_buffer("queue", criterion.state_dict()["memory.queue"].clone())
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))

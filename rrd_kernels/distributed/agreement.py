@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rrd_kernels import transforms
 from rrd_kernels.distributed.collectives import gather_numbers
 from rrd_kernels.distributed.ranks import Ranks
 from rrd_kernels.embeddings import Embeddings
@@ -85,6 +86,8 @@ def agree(ranks: Ranks, device: torch.device, share: Callable[[], Share]) -> Ste
     """
     mine, error = None, None
     try:
+        if transforms.are_running():
+            raise RuntimeError("torch.func and forward-mode derivatives work in one process only")
         mine = share()
     except Exception as raised:
         error = raised

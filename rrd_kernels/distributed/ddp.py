@@ -43,7 +43,7 @@ def ignore_in_ddp(module: nn.Module) -> nn.Module:
     for path, child in module.named_modules():
         if isinstance(child, Embeddings):
             prefix = f"{path}." if path else ""
-            named += [prefix + name for name, _ in child.named_buffers()]
+            named += [prefix + name for name, _ in child.named_rows()]
     module._ddp_params_and_buffers_to_ignore = list(dict.fromkeys(named))  # type: ignore[assignment]
     return module
 
@@ -79,7 +79,7 @@ def check_ddp(memory: Embeddings, ranks: Ranks) -> None:
     if active is None or ranks.count == 1 or not active.broadcast_buffers:
         return
     copied = {id(buffer) for buffer in active.modules_buffers}
-    if copied.isdisjoint(id(buffer) for buffer in memory.buffers()):
+    if copied.isdisjoint(id(buffer) for _, buffer in memory.named_rows()):
         return
     advice = "wrap DistributedDataParallel(rrd_kernels.distributed.ignore_in_ddp(module))"
     sharing = dist.get_process_group_ranks(ranks.group or dist.group.WORLD)

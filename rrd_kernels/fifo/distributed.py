@@ -56,7 +56,7 @@ def begin(
         embedded.append(embed())
         z_s, z_t, writes = embedded[0]
         alike = _alike(memory, settings, z_s, z_t)
-        alike |= {"nce_k": memory.shard.size, "update": writes}
+        alike |= {"nce_k": memory.nce_k, "update": writes}
         if memory.ranks.gather == "shard":  # no rank can copy another's rows
             alike["the number of states loaded"] = memory.states_loaded
             alike["the number of batches written since"] = memory.batches_written
@@ -95,7 +95,7 @@ def keys_step(
         RuntimeError, ValueError: as :func:`rrd_kernels.distributed.agreement.agree`; and a
             ValueError where the ranks' batches together do not fit the memory.
     """
-    ranks = memory.ranks
+    ranks, settings = memory.ranks, check.floats(settings)
     step, z_s, z_t, writes = begin(memory, embed, settings)
     if step.stale:
         copy_from(ranks, step.source, (memory.queue, memory.queue_ptr))

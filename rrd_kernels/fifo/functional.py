@@ -9,23 +9,22 @@ from rrd_kernels import reference
 from rrd_kernels import validation as check
 from rrd_kernels.extension import operator, use_fused
 from rrd_kernels.recomputation import may_write
+from rrd_kernels.validation import Number
 
 
 def _check_loss(
     z_s: Tensor,
     z_t: Tensor,
     memory: Tensor,
-    tau_s: float | Tensor,
-    tau_t: float | Tensor,
+    tau_s: Number,
+    tau_t: Number,
     reduction: str,
 ) -> None:
     check.check_loss(z_s, z_t, memory, tau_s, tau_t)
     check.check_choice("reduction", reduction, check.REDUCTIONS)
 
 
-def _check_write(
-    memory: Tensor, ptr: Tensor, name: str, keys: Tensor, momentum: float | Tensor
-) -> None:
+def _check_write(memory: Tensor, ptr: Tensor, name: str, keys: Tensor, momentum: Number) -> None:
     """Checks a write of ``keys``, called ``name`` in errors; their width is checked already."""
     check.check_writable("memory", memory)
     check.check_ptr(ptr, memory)
@@ -38,8 +37,8 @@ def relational_loss(
     z_t: Tensor,
     memory: Tensor,
     *,
-    tau_s: float | Tensor = 0.1,
-    tau_t: float | Tensor = 0.02,
+    tau_s: Number = 0.1,
+    tau_t: Number = 0.02,
     reduction: str = "mean",
     unit_memory: bool = False,
     precision: str | None = None,
@@ -123,7 +122,7 @@ def enqueue_(
     ptr: Tensor,
     keys: Tensor,
     *,
-    momentum: float | Tensor = 0.0,
+    momentum: Number = 0.0,
     backend: str = "auto",
 ) -> None:
     """Writes the unit rows of ``keys`` into a ring of slots, in place and without a host sync.
@@ -176,10 +175,10 @@ def relational_step_(
     memory: Tensor,
     ptr: Tensor,
     *,
-    tau_s: float | Tensor = 0.1,
-    tau_t: float | Tensor = 0.02,
+    tau_s: Number = 0.1,
+    tau_t: Number = 0.02,
     enqueue: str = "before",
-    momentum: float | Tensor = 0.0,
+    momentum: Number = 0.0,
     reduction: str = "mean",
     unit_memory: bool = False,
     precision: str | None = None,
@@ -232,21 +231,14 @@ def relational_step_(
     _check_loss(z_s, z_t, memory, tau_s, tau_t, reduction)
     _check_write(memory, ptr, "z_t", z_t, momentum)
     check.check_choice("enqueue", enqueue, check.ENQUEUES)
-    if not may_write(True, enqueue):
-        return relational_loss(
-            z_s,
-            z_t,
-            memory,
-            tau_s=tau_s,
-            tau_t=tau_t,
-            reduction=reduction,
-            unit_memory=unit_memory,
-            precision=precision,
-            backend=backend,
-        )
+    writes = may_write(True, enqueue)
     precision = check.settle_precision(precision, z_s, z_t, memory)
     tau_s, tau_t, momentum = check.settle_numbers(tau_s, tau_t, momentum)
     if not use_fused(backend, z_s.device):
+        if not writes:
+            return reference.relational_loss(
+                z_s, z_t, memory, tau_s=tau_s, tau_t=tau_t, reduction=reduction
+            )
         return reference.relational_step_(
             z_s,
             z_t,
@@ -273,6 +265,8 @@ def relational_step_(
     )
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def warmup(
     batch: int,
     size: int,
@@ -280,10 +274,10 @@ def warmup(
     *,
     dtype: torch.dtype = torch.float32,
     memory_dtype: torch.dtype | None = None,
-    tau_s: float | Tensor = 0.1,
-    tau_t: float | Tensor = 0.02,
+    tau_s: Number = 0.1,
+    tau_t: Number = 0.02,
     enqueue: str = "before",
-    momentum: float | Tensor = 0.0,
+    momentum: Number = 0.0,
     reduction: str = "mean",
     unit_memory: bool = False,
     precision: str | None = None,

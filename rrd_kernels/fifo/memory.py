@@ -10,16 +10,19 @@ from rrd_kernels.fifo import functional
 from rrd_kernels.fifo.distributed import keys_step
 from rrd_kernels.fifo.shard_step import shard_step, warm_up_shard
 from rrd_kernels.fifo.state import FifoState
+from rrd_kernels.validation import Number
 
 
 class FifoMemory(FifoState):
     """The last K teacher embeddings, with the projections of student and teacher features.
 
     Args:
-        s_dim: width of the student's features.
-        t_dim: width of the teacher's features.
+        s_dim: width of the student's features. Required without ``embed_s``.
+        t_dim: width of the teacher's features. Required without ``embed_t``.
         feat_dim: width D of the embeddings. Default 128.
         size: rows K. Default 16384.
+        tau_s, tau_t: the temperatures. Default 0.1 and 0.02.
+        embed_s, embed_t: as in :class:`rrd_kernels.RRDLoss`.
         enqueue: whether a batch's teacher rows enter ``"before"`` (default) or ``"after"`` its
             similarities are taken.
         start: the initial rows: ``"published"`` (default), normal deviates with each column
@@ -32,8 +35,8 @@ class FifoMemory(FifoState):
         process_group, gather: as in :class:`rrd_kernels.RRDLoss`.
 
     Attributes:
-        embed_s: Linear(s_dim, feat_dim), trained.
-        embed_t: Linear(t_dim, feat_dim), without gradient.
+        embed_s, embed_t: the projections; ``embed_t`` has no gradient. Others may be assigned.
+        tau_s, tau_t, slot_momentum: settings that may be changed between steps.
         queue: [K, D] buffer. With ``gather="shard"`` it holds this rank's rows only, and the
             state_dict has a DTensor of all K rows.
         queue_ptr: int64 [1] buffer, the next slot.
@@ -47,7 +50,7 @@ class FifoMemory(FifoState):
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
 
-    Shapes: called as ``memory(f_s, f_t, tau_s=..., tau_t=...)`` with [B, s_dim] and [B, t_dim]
+    Shapes: called as ``memory(f_s, f_t)`` with [B, s_dim] and [B, t_dim]
     features (or [B, dim, 1, 1]) of float64, float32, bfloat16 or float16, 1 <= B <= K in training;
     returns the mean loss, a scalar: float64 with float64 products, else float32.
 
@@ -57,7 +60,7 @@ class FifoMemory(FifoState):
         >>> import torch
         >>> from rrd_kernels import FifoMemory
         >>> memory = FifoMemory(s_dim=64, t_dim=256, feat_dim=128, size=4096)
-        >>> memory(torch.randn(32, 64), torch.randn(32, 256), tau_s=0.1, tau_t=0.02).shape
+        >>> memory(torch.randn(32, 64), torch.randn(32, 256)).shape
         torch.Size([])
     """
 
@@ -68,18 +71,19 @@ class FifoMemory(FifoState):
         idx: Tensor | None = None,
         contrast_idx: Tensor | None = None,
         *,
-        tau_s: float,
-        tau_t: float,
+        tau_s: Number | None = None,
+        tau_t: Number | None = None,
         update: bool = True,
     ) -> Tensor:
         """The loss of [B, s_dim] student against [B, t_dim] teacher features, a scalar.
 
         In training mode the teacher's rows enter the memory, unless ``update`` is false. ``idx``
-        and ``contrast_idx`` are ignored; they give both memories one signature.
+        and ``contrast_idx`` are ignored; they give both memories one signature. Temperatures that
+        are not given are the memory's.
         """
         settings: dict[str, Any] = {
-            "tau_s": tau_s,
-            "tau_t": tau_t,
+            "tau_s": self.number("tau_s") if tau_s is None else tau_s,
+            "tau_t": self.number("tau_t") if tau_t is None else tau_t,
             "unit_memory": self.unit_memory,
             "precision": self.precision,
             "backend": self.backend,
@@ -89,8 +93,9 @@ class FifoMemory(FifoState):
             return keys_step(self, embed, settings)
         if self.ranks.count > 1 and self.ranks.gather == "shard":
             return shard_step(self, embed, settings)
-        z_s, z_t, writes = embed()
-        if not writes:
+        z_s, z_t, _ = embed()
+        # Not whether it writes: a recomputation must call the operator that the forward called.
+        if not (self.training and update):
             return functional.relational_loss(z_s, z_t, self.queue, **settings)
         return functional.relational_step_(
             z_s,
@@ -98,21 +103,28 @@ class FifoMemory(FifoState):
             self.queue,
             self.queue_ptr,
             enqueue=self.enqueue,
-            momentum=self.slot_momentum,
+            momentum=self.number("slot_momentum"),
             **settings,
         )
 
     def warmup(
-        self, batch_size: int, *, tau_s: float, tau_t: float, dtype: torch.dtype | None = None
+        self,
+        batch_size: int,
+        *,
+        tau_s: float | None = None,
+        tau_t: float | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Compiles the kernels for batches of this size; see :func:`functional.warmup`.
 
         Args:
             batch_size: B.
-            tau_s, tau_t: the temperatures that will be given.
+            tau_s, tau_t: the temperatures that will be given. Default: the memory's.
             dtype: of the projected embeddings; under autocast, autocast's. Default: the weights'.
         """
-        dtype = dtype or self.embed_s.weight.dtype
+        dtype = dtype or self.embeddings_dtype()
+        tau_s = self.tau_s if tau_s is None else tau_s
+        tau_t = self.tau_t if tau_t is None else tau_t
         if self.shard.ranks > 1:
             warm_up_shard(self, batch_size, tau_s, tau_t, dtype)
             return

@@ -33,7 +33,7 @@ def shard_step(
 
     Args, Returns, Raises: as :func:`rrd_kernels.fifo.distributed.keys_step`.
     """
-    ranks = memory.ranks
+    ranks, settings = memory.ranks, check.floats(settings)
     step, z_s, z_t, writes = begin(memory, embed, settings)
     if step.stale:
         copy_from(ranks, step.source, (memory.queue_ptr,))

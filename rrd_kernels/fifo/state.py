@@ -4,16 +4,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rrd_kernels import validation as check
 from rrd_kernels.bounds import UNIT_SLACK
 from rrd_kernels.distributed.agreement import Standing, Step
 from rrd_kernels.distributed.ddp import check_ddp, ignore_in_ddp
+from rrd_kernels.distributed.gradients import Averaging
 from rrd_kernels.distributed.ranks import Ranks
 from rrd_kernels.embeddings import Embeddings
 from rrd_kernels.fifo.dtensor import as_dtensor, own_rows
 from rrd_kernels.fifo.shard import ROWS_AT_ONCE, Shard, draw_rows
+from rrd_kernels.settings import alias, number
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -27,13 +29,23 @@ class FifoState(Embeddings):
     queue: Tensor
     queue_ptr: Tensor
 
+    tau_s = number("tau_s", check.check_temperature, "Student temperature.")
+    tau_t = number("tau_t", check.check_temperature, "Teacher temperature.")
+    slot_momentum = number("slot_momentum", check.check_momentum, "Weight of a slot's old row.")
+    nce_t_s, nce_t_t = alias("tau_s"), alias("tau_t")  # as published
+
+    @torch.inference_mode(False)  # as in Settings._apply
     def __init__(
         self,
-        s_dim: int,
-        t_dim: int,
+        s_dim: int | None = None,
+        t_dim: int | None = None,
         feat_dim: int = 128,
         size: int = 16384,
         *,
+        tau_s: float = 0.1,
+        tau_t: float = 0.02,
+        embed_s: nn.Module | None = None,
+        embed_t: nn.Module | None = None,
         enqueue: str = "before",
         start: str = "published",
         slot_momentum: float = 0.0,
@@ -49,13 +61,18 @@ class FifoState(Embeddings):
         check.check_choice("enqueue", enqueue, check.ENQUEUES)
         check.check_choice("start", start, STARTS)
         check.check_momentum("slot_momentum", slot_momentum)
+        check.check_temperature("tau_s", tau_s)
+        check.check_temperature("tau_t", tau_t)
         check.check_choice("backend", backend, check.BACKENDS)
         check.check_formats(precision, memory_dtype)
         ranks = Ranks(gather, process_group)
         shards = gather == "shard"
-        shard = Shard(size, ranks.count if shards else 1, ranks.rank if shards else 0)
+        shard = Shard(int(size), ranks.count if shards else 1, ranks.rank if shards else 0)
         shard.check()
-        super().__init__(s_dim, t_dim, feat_dim, device=device, dtype=dtype)
+        super().__init__(
+            s_dim, t_dim, feat_dim, embed_s=embed_s, embed_t=embed_t, device=device, dtype=dtype
+        )
+        self.tau_s, self.tau_t = tau_s, tau_t
         self.ranks = ranks
         self.shard = shard
         self.standing = Standing.STALE  # until the ranks have compared memories
@@ -68,15 +85,24 @@ class FifoState(Embeddings):
         rows = draw_rows(shard, feat_dim, start, device=device, dtype=dtype)
         self.register_buffer("queue", rows.to(dtype=memory_dtype))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64, device=device))
+        self.averaging = Averaging()
         ignore_in_ddp(self)
         self.unit_memory = False
         self._inspected = False
         self.inspect_rows()
 
+    def rows(self) -> Tensor:
+        return self.queue
+
+    @property
+    def nce_k(self) -> int:
+        """Rows K of the memory."""
+        return self.shard.size if self.shard.ranks > 1 else self.queue.shape[0]
+
     def inspect_rows(self) -> None:
         """Sets ``unit_memory`` from the norm of every row; one host sync on a GPU."""
-        # Meta and fake tensors have no values yet; load_state_dict inspects them again.
-        if not self.queue.is_meta and type(self.queue).__name__ != "FakeTensor":
+        # load_state_dict inspects them again.
+        if check.has_values(self.queue):
             # In parts: vector_norm copies its input to compute in another dtype.
             parts = self.queue.split(ROWS_AT_ONCE)
             norms = [torch.linalg.vector_norm(p, dim=1, dtype=self._norm_dtype()) for p in parts]
@@ -92,6 +118,9 @@ class FifoState(Embeddings):
         may_be = self.unit_memory or not self._inspected
         *_, errors = args
         refused = len(errors)
+        ptr = state_dict.get(f"{prefix}queue_ptr")
+        if isinstance(ptr, Tensor) and ptr.is_floating_point():  # which rounds a slot's number
+            raise ValueError(f"queue_ptr must be int64; the state has {ptr.dtype}: was it cast?")
         if (key := f"{prefix}queue") in state_dict:
             # A new dict, so that the caller's keeps the entry as it was.
             state_dict = {**state_dict, key: own_rows(state_dict[key], self.shard)}
@@ -114,22 +143,26 @@ class FifoState(Embeddings):
         """Checks and projects the features; returns z_s, z_t and whether z_t enters the memory."""
         self.shard.check_ranks(self.ranks)
         check_ddp(self, self.ranks)
+        if self.training and update:
+            self.refuse_replica()
+        if self.training and self.ranks.count > 1:
+            self.averaging.begin_step(self, self.ranks)
         writes = self.recomputations.may_write(self.training and update, self.enqueue)
-        self.check_features(f_s, f_t, self.queue.device)
-        if writes and f_s.shape[0] > self.shard.size:
+        self.check_features(f_s, f_t)
+        if writes and f_s.shape[0] > self.nce_k:
             raise ValueError(
-                f"a batch of {f_s.shape[0]} does not fit a memory of {self.shard.size} rows; "
+                f"a batch of {f_s.shape[0]} does not fit a memory of {self.nce_k} rows; "
                 f"make the memory (nce_k) larger"
             )
         return *self.project(f_s, f_t), writes
 
     def check_fits(self, step: Step, writes: bool) -> None:
         """Raises if the step writes the batches of all ranks and they do not fit the memory."""
-        if writes and step.batch > self.shard.size:
+        if writes and step.batch > self.nce_k:
             raise ValueError(
                 f"batches of {step.batches} rows on {len(step.batches)} ranks do not fit a memory "
-                f"of {self.shard.size} rows; make the memory (nce_k) larger"
+                f"of {self.nce_k} rows; make the memory (nce_k) larger"
             )
 
     def extra_repr(self) -> str:
-        return f"size={self.shard.size}, feat_dim={self.queue.shape[1]}, enqueue={self.enqueue!r}"
+        return f"size={self.nce_k}, feat_dim={self.queue.shape[1]}, enqueue={self.enqueue!r}"

@@ -22,6 +22,7 @@ def _alike(memory: MomentumState, z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
         "memory_type": "momentum",
         "n_data": memory.n_data,
         "(nce_k, nce_t, nce_m)": rows.given,
+        "what a schedule has set": rows.scheduled,
         "feat_dim": rows.memory_v1.shape[1],
         "memory_dtype": rows.memory_v1.dtype,
         "dtype of z_s": z_s.dtype,
@@ -36,8 +37,8 @@ def _alike(memory: MomentumState, z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
 def shared_step(
     memory: MomentumState,
     embed: Callable[[], tuple[Tensor, Views, bool]],
-    tau_s: float,
-    tau_t: float,
+    tau_s: check.Number,
+    tau_t: check.Number,
     *,
     draws: bool,
 ) -> Tensor:
@@ -70,7 +71,8 @@ def shared_step(
         check.check_index("contrast_idx", contrast_idx, z_s, dims=2)
         check.check_has_columns(contrast_idx)
         check.check_range("contrast_idx", contrast_idx, len(memory_v1))
-        alike = _alike(memory, z_s, z_t) | {"tau_s": tau_s, "tau_t": tau_t, "update": writes}
+        alike = _alike(memory, z_s, z_t) | {"update": writes}
+        alike |= check.floats({"tau_s": tau_s, "tau_t": tau_t})
         # Drawn columns are K + 1; a state that only some ranks loaded may have changed K there.
         alike["P, the columns of contrast_idx,"] = "drawn" if draws else contrast_idx.shape[1]
         return Share(len(idx), alike, standing=rows.standing)
@@ -99,6 +101,7 @@ def shared_step(
     loss = memory.loss(views, normalizers, tau_s, tau_t)
     if samples is not None and moved is not None:
         memory.move_rows(samples.wait(), *moved.wait().chunk(2, dim=1))
+    rows.mark_read()
     rows.standing = Standing.ALIKE
     return step.weighted(loss, ranks.rank)
 

@@ -1,11 +1,11 @@
 """The operators of the momentum memory, as functions; public through rrd_kernels.functional."""
 
-import torch
 from torch import Tensor
 
 from rrd_kernels import reference
 from rrd_kernels import validation as check
 from rrd_kernels.extension import operator, use_fused
+from rrd_kernels.validation import Number
 
 
 def _check_views(
@@ -29,9 +29,9 @@ def sampled_relational_loss(
     contrast_idx: Tensor,
     normalizers: Tensor | None = None,
     *,
-    tau_s: float | Tensor = 0.1,
-    tau_t: float | Tensor = 0.02,
-    nce_t: float | Tensor = 0.07,
+    tau_s: Number = 0.1,
+    tau_t: Number = 0.02,
+    nce_t: Number = 0.07,
     reduction: str = "mean",
     precision: str | None = None,
     method: str = "auto",
@@ -150,7 +150,7 @@ def estimate_normalizers_(
     memory_v2: Tensor,
     contrast_idx: Tensor,
     *,
-    nce_t: float | Tensor = 0.07,
+    nce_t: Number = 0.07,
     backend: str = "auto",
 ) -> None:
     """Sets each of (Z_v1, Z_v2) that is negative to mean(exp(s.m / nce_t)) * n_data of its view.
@@ -199,7 +199,7 @@ def momentum_update_(
     memory: Tensor,
     index: Tensor,
     rows: Tensor,
-    momentum: float | Tensor = 0.5,
+    momentum: Number = 0.5,
     *,
     backend: str = "auto",
 ) -> None:

@@ -18,11 +18,13 @@ class MomentumMemory(MomentumState):
     columns. The first column is the sample's own.
 
     Args:
-        s_dim: width of the student's features.
-        t_dim: width of the teacher's features.
+        s_dim: width of the student's features. Required without ``embed_s``.
+        t_dim: width of the teacher's features. Required without ``embed_t``.
         feat_dim: width D of the embeddings. Default 128.
         size: K, the number of negatives that are drawn for each sample. Default 16384.
         n_data: number of training samples, and so of rows in each memory. Required.
+        tau_s, tau_t: the temperatures. Default 0.1 and 0.02.
+        embed_s, embed_t: as in :class:`rrd_kernels.RRDLoss`.
         nce_t: temperature T of the published similarity. Default 0.07.
         nce_m: weight of the old row in an update, in [0, 1). Default 0.5.
         similarity: ``"exponential"`` (default), the published exp(s.m / T) / Z, under which the
@@ -40,15 +42,15 @@ class MomentumMemory(MomentumState):
             draws differently.
 
     Attributes:
-        embed_s: Linear(s_dim, feat_dim), trained.
-        embed_t: Linear(t_dim, feat_dim), without gradient.
+        embed_s, embed_t: the projections; ``embed_t`` has no gradient. Others may be assigned.
+        tau_s, tau_t, nce_t, nce_m, size: settings that may be changed between steps.
         contrast: the :class:`MomentumRows`. A loaded state replaces K, nce_t and nce_m, as in the
             published code.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
 
-    Shapes: called as ``memory(f_s, f_t, idx, contrast_idx, tau_s=..., tau_t=...)`` with [B, s_dim]
+    Shapes: called as ``memory(f_s, f_t, idx, contrast_idx)`` with [B, s_dim]
     and [B, t_dim] features (or [B, dim, 1, 1]) of any floating dtype, int64 ``idx`` [B],
     the samples' dataset indices, and int64 ``contrast_idx`` [B, P], the sampled columns, drawn if
     not given; returns the mean loss, a scalar: float64 with float64 products, else float32.
@@ -60,7 +62,7 @@ class MomentumMemory(MomentumState):
         >>> from rrd_kernels import MomentumMemory
         >>> memory = MomentumMemory(s_dim=64, t_dim=256, size=1024, n_data=50000)
         >>> f_s, f_t, idx = torch.randn(32, 64), torch.randn(32, 256), torch.arange(32)
-        >>> memory(f_s, f_t, idx, tau_s=0.1, tau_t=0.02).shape
+        >>> memory(f_s, f_t, idx).shape
         torch.Size([])
     """
 
@@ -71,16 +73,18 @@ class MomentumMemory(MomentumState):
         idx: Tensor | None = None,
         contrast_idx: Tensor | None = None,
         *,
-        tau_s: float,
-        tau_t: float,
+        tau_s: check.Number | None = None,
+        tau_t: check.Number | None = None,
         update: bool = True,
     ) -> Tensor:
         """The loss of [B, s_dim] student against [B, t_dim] teacher features, a scalar.
 
         In training mode, unless ``update`` is false, the first batch sets Z, and every batch then
         updates its samples' rows of both memories. Otherwise nothing changes; if Z is not set yet,
-        the batch's own Z is used.
+        the batch's own Z is used. Temperatures that are not given are the memory's.
         """
+        tau_s = self.number("tau_s") if tau_s is None else tau_s
+        tau_t = self.number("tau_t") if tau_t is None else tau_t
         embed = functools.partial(self.embed, f_s, f_t, idx, contrast_idx, update)
         if self.ranks.count > 1 and self.ranks.gather == "keys" and self.training:
             return shared_step(self, embed, tau_s, tau_t, draws=contrast_idx is None)
@@ -90,26 +94,36 @@ class MomentumMemory(MomentumState):
         normalizers = self.normalizers(writes)
         if normalizers is not None:
             functional.estimate_normalizers_(
-                normalizers, *views, nce_t=self.contrast.nce_t, backend=self.backend
+                normalizers, *views, nce_t=self.contrast.number("nce_t"), backend=self.backend
             )
         loss = self.loss(views, normalizers, tau_s, tau_t)
         if writes:
             self.move_rows(samples, *views[:2])
+        self.contrast.mark_read()
         return loss
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def warmup(
-        self, batch_size: int, *, tau_s: float, tau_t: float, dtype: torch.dtype | None = None
+        self,
+        batch_size: int,
+        *,
+        tau_s: float | None = None,
+        tau_t: float | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Compiles the kernels for batches of this size; the memories do not change.
 
         Args:
             batch_size: B.
-            tau_s, tau_t: the temperatures that will be given.
+            tau_s, tau_t: the temperatures that will be given. Default: the memory's.
             dtype: of the projected embeddings; under autocast, autocast's. Default: the weights'.
         """
         check.check_size("batch_size", batch_size)
+        tau_s = self.tau_s if tau_s is None else tau_s
+        tau_t = self.tau_t if tau_t is None else tau_t
         rows = self.contrast
-        device, dtype = rows.params.device, dtype or self.embed_s.weight.dtype
+        device, dtype = rows.params.device, dtype or self.embeddings_dtype()
         z_s, z_t = torch.zeros(2, batch_size, rows.memory_v1.shape[1], dtype=dtype, device=device)
         contrast_idx = torch.zeros(batch_size, rows.size + 1, dtype=torch.int64, device=device)
         for need_grad in (True, False):

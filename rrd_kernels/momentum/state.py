@@ -1,5 +1,6 @@
 """State of a momentum memory, rows and projections: construction, checks, loading, updates."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 from rrd_kernels import validation as check
 from rrd_kernels.distributed.agreement import Standing
 from rrd_kernels.distributed.ddp import check_ddp, ignore_in_ddp
+from rrd_kernels.distributed.gradients import Averaging
 from rrd_kernels.distributed.ranks import Ranks
 from rrd_kernels.embeddings import Embeddings
 from rrd_kernels.momentum import functional
 from rrd_kernels.momentum.negatives import draw_contrast_idx
+from rrd_kernels.settings import Settings, alias, number
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -25,21 +28,42 @@ def _checked(params: Tensor) -> list[float]:
     """The five numbers of ``params``, checked because they may come from a checkpoint.
 
     Raises:
-        ValueError: K, nce_t or nce_m is out of range.
+        ValueError: K, nce_t, nce_m or a Z is out of range.
     """
     size, nce_t, z_v1, z_v2, nce_m = params.tolist()
     if not (size >= 1 and size == int(size)):
         raise ValueError(f"params must begin with K, a positive whole number; got {size}")
     check.check_temperature("nce_t, the second of params,", nce_t)
     check.check_momentum("nce_m, the fifth of params,", nce_m)
+    for name, z in (("Z_v1, the third", z_v1), ("Z_v2, the fourth", z_v2)):
+        # Every loss would be NaN, or log(K + 1) without a gradient, from here on.
+        if z == 0 or not math.isfinite(z):
+            raise ValueError(
+                f"{name} of params, must be positive, or -1 until the first batch; got {z} in "
+                f"{params.dtype}: was the state cast to a narrower dtype?"
+            )
     return [size, nce_t, z_v1, z_v2, nce_m]
 
 
-class MomentumRows(nn.Module):
+def _check_state(state_dict: Mapping[str, Any], key: str) -> None:
+    """Checks the ``params`` of a state, before anything is copied."""
+    params = state_dict.get(key)
+    if isinstance(params, Tensor) and params.shape == (5,) and check.has_values(params):
+        _checked(params)
+
+
+#: Where ``params`` holds the settings.
+_PARAMS = {"size": 0, "nce_t": 1, "nce_m": 4}
+
+
+class MomentumRows(Settings):
     """Rows and constants of a :class:`MomentumMemory`, under their published names.
 
     Attributes:
-        params: [5] buffer: K, nce_t, Z_v1, Z_v2, nce_m; Z is -1 until the first batch.
+        params: [5] buffer: K, nce_t, Z_v1, Z_v2, nce_m; Z is -1 until the first batch. What is
+            written into it, or set by the attributes below, counts from the next step on. A
+            compiled step does not see what is written into it: set the attributes.
+        size, nce_t, nce_m: K, nce_t and nce_m. K is another name of ``size``.
         memory_v1: [n_data, D] buffer, the students' rows.
         memory_v2: [n_data, D] buffer, the teachers' rows.
     """
@@ -47,6 +71,20 @@ class MomentumRows(nn.Module):
     params: Tensor
     memory_v1: Tensor
     memory_v2: Tensor
+
+    nce_t = number("nce_t", check.check_temperature, "Temperature T of the similarity.")
+    nce_m = number("nce_m", check.check_momentum, "Weight of the old row in an update.")
+    K = alias("size")
+
+    @property
+    def size(self) -> int:
+        """K, the number of negatives that are drawn for each sample."""
+        return int(self._numbers["size"])
+
+    @size.setter
+    def size(self, value: int) -> None:
+        check.check_size("size", value)
+        self.set_number("size", int(value))
 
     def __init__(
         self,
@@ -69,29 +107,60 @@ class MomentumRows(nn.Module):
         for name in ("memory_v1", "memory_v2"):
             rows = torch.rand(n_data, feat_dim, device=device, dtype=dtype)
             self.register_buffer(name, rows.mul_(2 * reach).add_(-reach).to(memory_dtype))
-        self.size, self.nce_t, self.nce_m = size, float(nce_t), float(nce_m)
         #: K, nce_t and nce_m as constructed: a state may have been loaded on some ranks only.
-        self.given = (self.size, self.nce_t, self.nce_m)
+        self.given = (int(size), float(nce_t), float(nce_m))
+        for name, value in zip(_PARAMS, self.given, strict=True):
+            super().set_number(name, value)
         self.standing = Standing.STALE  # until the ranks have compared memories
         self.normalized = False  # whether Z is known to be set
+        #: What was set since construction or loading. Ranks must have set the same.
+        self.scheduled: dict[str, float] = {}
+        self._read: tuple[Tensor | None, int] = (None, 0)  # params when last read, its version
         self.read_params()
+
+    def set_number(self, name: str, value: float) -> None:
+        """Sets K, nce_t or nce_m, in ``params`` too."""
+        self.refresh()
+        with torch.no_grad():
+            self.params[_PARAMS[name]] = value
+        if check.has_values(self.params):
+            # Rounded as params is: a loaded state must not differ from the one that was saved.
+            self.refresh()
+        else:
+            super().set_number(name, value)
 
     def read_params(self) -> None:
         """Reads K, nce_t and nce_m from ``params``; one host sync on a GPU."""
-        # Meta and fake tensors have no values yet; load_state_dict reads them again.
-        if not self.params.is_meta and type(self.params).__name__ != "FakeTensor":
-            size, self.nce_t, _, _, self.nce_m = _checked(self.params)
-            self.size = int(size)
+        if check.has_values(self.params):  # else load_state_dict reads them
+            read = _checked(self.params)
+            for name, place in _PARAMS.items():
+                super().set_number(name, read[place])
+        self.mark_read()
+
+    def mark_read(self) -> None:
+        """Notes that what is known of ``params`` is what it holds."""
+        if not torch.compiler.is_compiling() and not self.params.is_inference():
+            self._read = self.params, self.params._version
+
+    def refresh(self) -> None:
+        """Reads ``params`` if it was written since, by a schedule. A compiled graph cannot."""
+        if torch.compiler.is_compiling() or self.params.is_inference():
+            return
+        params, version = self._read
+        if params is not self.params or version != params._version:
+            before = dict(self._numbers)
+            self.read_params()
+            changed = {n: v for n, v in self._numbers.items() if v != before[n]}
+            self.scheduled = {**self.scheduled, **changed}
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        params = state_dict.get(f"{prefix}params")
-        if isinstance(params, Tensor) and params.shape == (5,) and not params.is_meta:
-            _checked(params)  # before anything is copied
+        _check_state(state_dict, f"{prefix}params")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.params = self.params.to(torch.promote_types(self.params.dtype, torch.float32))
         self.read_params()
+        self.scheduled = {}
         self.standing, self.normalized = Standing.STALE, False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MomentumRows":
@@ -105,14 +174,26 @@ class MomentumRows(nn.Module):
 class MomentumState(Embeddings):
     """State of a :class:`rrd_kernels.MomentumMemory`, which documents the arguments."""
 
+    tau_s = number("tau_s", check.check_temperature, "Student temperature.")
+    tau_t = number("tau_t", check.check_temperature, "Teacher temperature.")
+    nce_t_s, nce_t_t = alias("tau_s"), alias("tau_t")  # as published
+    nce_k = size = alias("size", "contrast")
+    nce_t = alias("nce_t", "contrast")
+    nce_m = alias("nce_m", "contrast")
+
+    @torch.inference_mode(False)  # as in Settings._apply
     def __init__(
         self,
-        s_dim: int,
-        t_dim: int,
+        s_dim: int | None = None,
+        t_dim: int | None = None,
         feat_dim: int = 128,
         size: int = 16384,
         *,
         n_data: int,
+        tau_s: float = 0.1,
+        tau_t: float = 0.02,
+        embed_s: nn.Module | None = None,
+        embed_t: nn.Module | None = None,
         nce_t: float = 0.07,
         nce_m: float = 0.5,
         similarity: str = "exponential",
@@ -130,9 +211,8 @@ class MomentumState(Embeddings):
         check.check_size("n_data", n_data)
         check.check_temperature("nce_t", nce_t)
         check.check_momentum("nce_m", nce_m)
-        check.check_choice("similarity", similarity, check.SIMILARITIES)
-        check.check_choice("method", method, check.METHODS)
-        check.check_choice("backend", backend, check.BACKENDS)
+        check.check_temperature("tau_s", tau_s)
+        check.check_temperature("tau_t", tau_t)
         check.check_formats(precision, memory_dtype)
         ranks = Ranks(gather, process_group)
         if gather == "shard":
@@ -140,12 +220,14 @@ class MomentumState(Embeddings):
                 "the momentum memory cannot be spread over ranks: gather='shard' is for "
                 "memory_type='fifo'"
             )
-        super().__init__(s_dim, t_dim, feat_dim, device=device, dtype=dtype)
+        super().__init__(
+            s_dim, t_dim, feat_dim, embed_s=embed_s, embed_t=embed_t, device=device, dtype=dtype
+        )
+        self.tau_s, self.tau_t = tau_s, tau_t
         self.ranks = ranks
-        self.similarity = similarity
-        self.precision = precision
-        self.method = method
-        self.backend = backend
+        self.similarity, self.method = similarity, method
+        self.precision, self.backend = precision, backend
+        self.check_settings()
         self.generator = generator
         self.contrast = MomentumRows(
             n_data,
@@ -157,7 +239,24 @@ class MomentumState(Embeddings):
             dtype=dtype,
             memory_dtype=memory_dtype,
         )
+        self.averaging = Averaging()
         ignore_in_ddp(self)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        _check_state(state_dict, f"{prefix}contrast.params")  # the projections are copied first
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def check_settings(self) -> None:
+        """Checks what may have been assigned, before a step writes anything."""
+        check.check_choice("similarity", self.similarity, check.SIMILARITIES)
+        check.check_choice("method", self.method, check.METHODS)
+        check.check_choice("backend", self.backend, check.BACKENDS)
+        check.check_formats(self.precision, None)
+
+    def rows(self) -> Tensor:
+        return self.contrast.memory_v2
 
     @property
     def n_data(self) -> int:
@@ -175,11 +274,21 @@ class MomentumState(Embeddings):
         """Checks the arguments and projects the features; returns the samples' indices, the inputs
         of the loss, and whether the samples' rows are updated."""
         rows = self.contrast
+        copied = self.ranks.gather == "keys" and self.ranks.count > 1
+        if not copied or rows.standing == Standing.ALIKE:  # else params is another rank's soon
+            rows.refresh()
         check_ddp(self, self.ranks)
+        self.check_settings()
+        if self.training and update:
+            self.refuse_replica()
+            check.check_writable("memory_v1", rows.memory_v1)
+            check.check_writable("memory_v2", rows.memory_v2)
+        if self.training and self.ranks.count > 1:
+            self.averaging.begin_step(self, self.ranks)
         writes = self.recomputations.may_write(
             self.training and update, "after", written=rows.params
         )
-        self.check_features(f_s, f_t, rows.params.device)
+        self.check_features(f_s, f_t)
         if idx is None:
             raise ValueError(
                 "the momentum memory needs idx, the int64 [B] numbers of the batch's samples"
@@ -206,16 +315,24 @@ class MomentumState(Embeddings):
         """Moves the rows ``idx`` of both memories towards ``z_s`` and ``z_t`` [B, D]."""
         rows = self.contrast
         for memory, new in ((rows.memory_v1, z_s), (rows.memory_v2, z_t)):
-            functional.momentum_update_(memory, idx, new.detach(), rows.nce_m, backend=self.backend)
+            functional.momentum_update_(
+                memory, idx, new.detach(), rows.number("nce_m"), backend=self.backend
+            )
 
-    def loss(self, views: Views, normalizers: Tensor | None, tau_s: float, tau_t: float) -> Tensor:
+    def loss(
+        self,
+        views: Views,
+        normalizers: Tensor | None,
+        tau_s: check.Number,
+        tau_t: check.Number,
+    ) -> Tensor:
         """The mean loss with these normalizers, a scalar."""
         return functional.sampled_relational_loss(
             *views,
             normalizers,
             tau_s=tau_s,
             tau_t=tau_t,
-            nce_t=self.contrast.nce_t,
+            nce_t=self.contrast.number("nce_t"),
             precision=self.precision,
             method=self.method,
             backend=self.backend,
