@@ -5,9 +5,11 @@
 - ``2024-07``: ``embed_s.linear.{weight,bias}``, ``queue``, ``queue_ptr``;
 
 and the same keys for ``embed_t``. This package writes the newest; the older ones load unchanged.
+All load too where every key begins with the same names of :data:`WRAPPERS`.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rrd_kernels import validation as check
@@ -15,6 +17,12 @@ from rrd_kernels import validation as check
 __all__ = ["LAYOUTS", "to_layout"]
 
 LAYOUTS = ("2025", "2024-09", "2024-07")
+
+#: The names that modules which wrap another give it in their keys: DataParallel, DDP and
+#: AveragedModel, torch.compile, checkpoint_wrapper, FSDP.
+WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+_WRAPPING = re.compile(rf"(?:(?:{'|'.join(WRAPPERS)})\.)*")
 
 _PREFIX = "memory."
 _PROJECTIONS = ("embed_s.", "embed_t.")
@@ -25,7 +33,8 @@ def to_layout(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
 
     Args:
         state_dict: ``criterion.state_dict()`` of a :class:`rrd_kernels.RRDLoss`, with a FIFO
-            memory for the older layouts.
+            memory for the older layouts. If the criterion was compiled or under DDP, the names
+            that this put before every key are left out.
         layout: ``"2025"``, ``"2024-09"`` or ``"2024-07"``.
 
     Returns:
@@ -43,11 +52,13 @@ def to_layout(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
         ['embed_s.linear.bias', 'embed_s.linear.weight']
     """
     check.check_choice("layout", layout, LAYOUTS)
+    wrapping = wrapping_of(state_dict)
+    state_dict = {key.removeprefix(wrapping): value for key, value in state_dict.items()}
     foreign = [key for key in state_dict if not key.startswith(_PREFIX)]
     if foreign:
         raise ValueError(f"state_dict must be RRDLoss.state_dict(); got the keys {foreign}")
     if layout == "2025":
-        return dict(state_dict)
+        return state_dict
     if f"{_PREFIX}contrast.params" in state_dict:
         raise ValueError(f"layout {layout!r} has no momentum memory; only '2025' has")
     renamed = {}
@@ -60,11 +71,28 @@ def to_layout(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
     return renamed
 
 
-def rename_older_keys_(state_dict: Any, prefix: str) -> None:
-    """Renames an older layout's keys under ``prefix`` to the newest's, in place.
+def wrapping_of(keys: Iterable[str]) -> str:
+    """What modules that wrap another have put before every one of ``keys``, in any nesting, such as
+    ``module._orig_mod.``; empty if it is not the same before all."""
+    found = {_WRAPPING.match(key).group() for key in keys}  # type: ignore[union-attr]
+    return found.pop() if len(found) == 1 else ""
+
+
+def unwrap_keys_(state_dict: Any, prefix: str) -> None:
+    """Takes :func:`wrapping_of` the names under ``prefix`` out of the keys, in place.
 
     ``Module.load_state_dict`` passes a copy of the user's dict, so the user's does not change.
     """
+    keys = [key for key in state_dict if key.startswith(prefix)]
+    wrapped = prefix + wrapping_of(key.removeprefix(prefix) for key in keys)
+    if wrapped != prefix:
+        for key in keys:  # in their order, which errors follow
+            state_dict[prefix + key.removeprefix(wrapped)] = state_dict.pop(key)
+
+
+def rename_older_keys_(state_dict: Any, prefix: str) -> None:
+    """Renames an older layout's keys under ``prefix`` to the newest's, in place, as
+    :func:`unwrap_keys_`."""
     for key in list(state_dict):
         name = key.removeprefix(prefix)
         if not key.startswith(prefix) or name.startswith(_PREFIX):

@@ -120,7 +120,8 @@ class RRDLoss(Settings):
         ``criterion(f_s, f_t, idx, contrast_idx=None)`` is for the momentum memory, which needs the
         samples' dataset indices; the FIFO memory accepts and ignores both.
 
-    A checkpoint of any published layout loads with ``load_state_dict``;
+    A checkpoint of any published layout loads with ``load_state_dict``, that of a criterion which
+    was compiled or under DDP too;
     :func:`rrd_kernels.checkpoint.to_layout` writes the older ones. ``eval()`` computes the loss and
     leaves the memory alone, and so does ``criterion(..., update=False)``.
 
@@ -295,6 +296,7 @@ class RRDLoss(Settings):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        checkpoint.unwrap_keys_(state_dict, prefix)
         checkpoint.rename_older_keys_(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

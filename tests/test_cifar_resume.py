@@ -189,3 +189,15 @@ def test_a_run_is_not_overwritten(teacher, tmp_path):
     with pytest.raises(FileExistsError, match="--resume"):
         student(teacher, tmp_path, "--distill", "kd")
     assert (run / "resnet8_last.pth").read_bytes() == before
+
+
+def test_a_run_goes_on_with_states_of_wrapped_modules(teacher, tmp_path):
+    """Such as a training script of one's own saves, which compiles or wraps what it trains."""
+    options = ["--distill", "rrd", "--nce_k", "64"]
+    whole = state_of(student(teacher, tmp_path / "whole", *options))
+    run = student(teacher, tmp_path / "cut", *options, "--epochs", "1")
+    saved = state_of(run)
+    for key, wrapping in (("model", "module._orig_mod."), ("criterion", "_orig_mod.")):
+        saved[key] = {wrapping + name: value for name, value in saved[key].items()}
+    torch.save(saved, run / "resnet8_last.pth")
+    assert_equal(state_of(student(teacher, tmp_path / "cut", *options, "--resume")), whole)

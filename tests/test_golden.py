@@ -126,6 +126,114 @@ def test_checkpoints_of_every_layout_load(layout, nested):
         assert torch.equal(target.state_dict()[key], value), key
 
 
+WRAPPINGS = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."]
+SMALL = {"s_dim": 6, "t_dim": 5, "feat_dim": 8, "nce_k": 12}
+
+
+def trained(**settings):
+    """A criterion after a step."""
+    criterion = RRDLoss(**SMALL | settings)
+    criterion(torch.randn(5, 6), torch.randn(5, 5), torch.arange(5))
+    return criterion
+
+
+def moved(state, wrapping, before=""):
+    """The same tensors under keys with ``wrapping`` after ``before``."""
+    return {before + wrapping + key.removeprefix(before): value for key, value in state.items()}
+
+
+def assert_loads(module, state, wanted):
+    """With strict=True, and leaving the caller's dict alone."""
+    before = dict(state)
+    module.load_state_dict(state, strict=True)
+    assert list(state) == list(before)
+    assert all(state[key] is value for key, value in before.items())
+    assert module.state_dict().keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert torch.equal(module.state_dict()[key], value), key
+
+
+class TestWrappedStates:
+    """Keys of a criterion that DDP, torch.compile or both have wrapped, in any nesting."""
+
+    @pytest.mark.parametrize("wrapping", WRAPPINGS)
+    @pytest.mark.parametrize("layout", checkpoint.LAYOUTS)
+    def test_every_layout_loads(self, layout, wrapping):
+        source = trained()
+        state = moved(checkpoint.to_layout(source.state_dict(), layout), wrapping)
+        assert_loads(RRDLoss(**SMALL), state, source.state_dict())
+
+    @pytest.mark.parametrize("wrapping", WRAPPINGS)
+    def test_the_momentum_memory_loads(self, wrapping):
+        momentum = {"memory_type": "momentum", "n_data": 20}
+        source = trained(**momentum)
+        target = RRDLoss(**SMALL | momentum)
+        assert_loads(target, moved(source.state_dict(), wrapping), source.state_dict())
+        assert target.memory.contrast.standing == target.memory.contrast.standing.STALE
+
+    @pytest.mark.parametrize("wrapping", WRAPPINGS)
+    @pytest.mark.parametrize("layout", checkpoint.LAYOUTS)
+    def test_a_criterion_that_was_wrapped_inside_a_module_loads(self, layout, wrapping):
+        source = torch.nn.ModuleDict({"body": torch.nn.Linear(3, 3), "criterion": trained()})
+        criterion = checkpoint.to_layout(source["criterion"].state_dict(), layout)
+        state = {f"criterion.{wrapping}{key}": value for key, value in criterion.items()}
+        state |= {f"body.{key}": value for key, value in source["body"].state_dict().items()}
+        target = torch.nn.ModuleDict({"body": torch.nn.Linear(3, 3), "criterion": RRDLoss(**SMALL)})
+        assert_loads(target, state, source.state_dict())
+
+    @pytest.mark.parametrize("memory", [{}, {"memory_type": "momentum", "n_data": 20}])
+    def test_a_memory_that_was_wrapped_loads(self, memory):
+        source = trained(**memory)
+        alone = moved(source.memory.state_dict(), "_orig_mod.")
+        assert_loads(RRDLoss(**SMALL | memory).memory, alone, source.memory.state_dict())
+        inside = moved(source.state_dict(), "_orig_mod.", "memory.")
+        assert_loads(RRDLoss(**SMALL | memory), inside, source.state_dict())
+
+    def test_what_pytorch_writes_loads(self):
+        source = trained()
+        compiled = torch.compile(torch.nn.DataParallel(torch.compile(source)))
+        state = compiled.state_dict()
+        assert all(key.startswith("_orig_mod.module._orig_mod.memory.") for key in state)
+        assert_loads(RRDLoss(**SMALL), state, source.state_dict())
+        other = torch.compile(RRDLoss(**SMALL))  # takes its own keys, and those of more wrapping
+        assert_loads(other, state, torch.compile(source).state_dict())
+
+    @pytest.mark.parametrize("layout", checkpoint.LAYOUTS)
+    def test_to_layout_takes_them(self, layout):
+        state = trained().state_dict()
+        wanted = checkpoint.to_layout(state, layout)
+        for wrapping in WRAPPINGS:
+            wrapped = moved(state, wrapping)
+            found = checkpoint.to_layout(wrapped, layout)
+            assert list(found) == list(wanted)
+            assert all(found[key] is wanted[key] for key in wanted)
+            assert list(wrapped) == [wrapping + key for key in state]
+
+    @pytest.mark.parametrize("mixture", ["some are bare", "two kinds", "two depths", "of others"])
+    @pytest.mark.parametrize("layout", checkpoint.LAYOUTS)
+    def test_keys_that_are_not_wrapped_alike_are_refused(self, layout, mixture):
+        state = checkpoint.to_layout(trained().state_dict(), layout)
+        odd = next(iter(state))
+        wrapped = moved(state, "other." if mixture == "of others" else "module.")
+        instead = {
+            "some are bare": "",
+            "two kinds": "_orig_mod.",
+            "two depths": "module._orig_mod.",
+        }
+        if mixture in instead:
+            wrapped[instead[mixture] + odd] = wrapped.pop(f"module.{odd}")
+        target = RRDLoss(**SMALL)
+        before = {key: value.clone() for key, value in target.state_dict().items()}
+        with pytest.raises(RuntimeError, match=r"(?s)Missing key.*Unexpected key"):
+            target.load_state_dict(wrapped)
+        if mixture != "some are bare":
+            target.load_state_dict(wrapped, strict=False)  # which takes nothing by its foreign key
+            for key, value in target.state_dict().items():
+                assert torch.equal(value, before[key]), key
+        with pytest.raises(ValueError, match=r"RRDLoss.state_dict\(\)"):
+            checkpoint.to_layout(wrapped, "2025")
+
+
 @pytest.mark.parametrize("name", ["fifo_float32", "momentum_float32"])
 def test_own_state_has_the_published_keys_and_shapes(name):
     golden = Golden(name, torch.device("cpu"))

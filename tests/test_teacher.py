@@ -4,9 +4,11 @@ import argparse
 
 import pytest
 import torch
+from torch.nn import DataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from models import model_dict
-from teacher import load_teacher
+from teacher import classes_of, load_teacher
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -45,13 +47,86 @@ def test_a_published_dict_loads(tmp_path, zipped):
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     content = {
         "epoch": 240,
-        "model": torch.nn.DataParallel(network).state_dict(),
+        "model": DataParallel(network).state_dict(),
         "accuracy": torch.tensor(75.0),
         "optimizer": optimizer.state_dict(),
     }
     assert "module.fc.weight" in content["model"]
     path = save(tmp_path / "resnet8_vanilla", content, _use_new_zipfile_serialization=zipped)
     assert torch.equal(load_teacher(str(path), 10)(IMAGES), network(IMAGES))
+
+
+def compiled_block(network):
+    network.layer1[0] = torch.compile(network.layer1[0])
+    return network
+
+
+def parallel_block(network):
+    network.layer1[0] = DataParallel(network.layer1[0])
+    return network
+
+
+def averaged_block(network):
+    network.layer1 = AveragedModel(network.layer1)
+    return network
+
+
+def compiled(network):
+    return torch.compile(network)
+
+
+def recomputed_block(network):
+    """As checkpoint_wrapper does, whose hooks usually take its name out again."""
+    holder = torch.nn.Module()
+    holder._checkpoint_wrapped_module = network.layer1[0]
+    network.layer1[0] = holder
+    return network
+
+
+@pytest.mark.parametrize(
+    ("wrappers", "key"),
+    [
+        ([compiled], "_orig_mod.fc.weight"),
+        ([compiled, DataParallel], "module._orig_mod.fc.weight"),
+        ([DataParallel, compiled], "_orig_mod.module.fc.weight"),
+        ([compiled, DataParallel, compiled], "_orig_mod.module._orig_mod.fc.weight"),
+        ([DataParallel, DataParallel], "module.module.fc.weight"),
+        ([compiled_block], "layer1.0._orig_mod.conv1.weight"),
+        ([parallel_block], "layer1.0.module.conv1.weight"),
+        ([recomputed_block], "layer1.0._checkpoint_wrapped_module.conv1.weight"),
+        ([compiled_block, DataParallel], "module.layer1.0._orig_mod.conv1.weight"),
+        ([AveragedModel], "n_averaged"),
+        ([compiled, AveragedModel], "module._orig_mod.fc.weight"),
+        ([AveragedModel, compiled], "_orig_mod.n_averaged"),
+        ([averaged_block], "layer1.n_averaged"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_network_loads_whatever_wrapped_it(wrappers, key, tmp_path):
+    network = trained()
+    wanted, wrapped = network(IMAGES), network
+    for wrap in wrappers:
+        wrapped = wrap(wrapped)
+    state = wrapped.state_dict()
+    assert key in state
+    path = save(tmp_path / "resnet8_vanilla", {"model": state})
+    assert classes_of(path) == 10
+    assert torch.equal(load_teacher(path, 10)(IMAGES), wanted)
+
+
+def test_a_state_of_two_networks_is_told(tmp_path):
+    state = trained().state_dict()
+    state |= {f"_orig_mod.{key}": value for key, value in state.items()}
+    path = save(tmp_path / "resnet8_vanilla", {"model": state})
+    with pytest.raises(ValueError, match=r"resnet8_vanilla.* has conv1\.weight more than once"):
+        load_teacher(path, 10)
+
+
+def test_a_counter_that_no_averaged_model_has_written_is_told(tmp_path):
+    state = trained().state_dict() | {"n_averaged": torch.tensor(3)}
+    path = save(tmp_path / "resnet8_vanilla", {"model": state})
+    with pytest.raises(ValueError, match=r"1 unexpected \(n_averaged\)"):
+        load_teacher(path, 10)
 
 
 def test_a_published_last_checkpoint_loads(tmp_path):

@@ -1,10 +1,14 @@
 """Checkpoints in the published layout, written so that a kill at any moment loses nothing."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from rrd_kernels.checkpoint import WRAPPERS
 
 
 def write_atomically(state: dict[str, Any], path: Path) -> None:
@@ -41,6 +45,30 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not isinstance(state, dict) or "model" not in state:
         raise ValueError(f"{path} holds no dict with a model's state under 'model'")
     return state
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state under the keys that the module itself has.
+
+    Args:
+        state: a module's state_dict. The module, or modules in it, may have been in DataParallel,
+            DDP, ``torch.compile``, FSDP or ``checkpoint_wrapper``, in any nesting, which put names
+            such as ``module.`` and ``_orig_mod.`` into the keys; or in an AveragedModel, whose
+            counter ``n_averaged`` is left out.
+
+    Raises:
+        ValueError: two keys differ in such names only.
+    """
+    plain: dict[str, Tensor] = {}
+    for key, value in state.items():
+        head, dot, last = key.rpartition(".")
+        if last == "n_averaged" and any(name.startswith(f"{head}{dot}module.") for name in state):
+            continue
+        name = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+        if name in plain:
+            raise ValueError(f"it has {name} more than once, wrapped in different ways")
+        plain[name] = value
+    return plain
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

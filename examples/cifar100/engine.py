@@ -204,7 +204,7 @@ class Trainer:
                 f"{self.options.epochs}; another --trial starts a run of its own"
             )
         for key, module in self.modules.items():
-            module.load_state_dict(saved[key])
+            module.load_state_dict(checkpoint.unwrapped(saved[key]))
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         self.epoch, self.batch, self.count = saved["next_epoch"], saved["batch"], saved["count"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from checkpoint import unwrapped
 from models import ImageClassifier, model_dict
 
 LAYOUT = "<arch>_vanilla/ckpt_epoch_240.pth, for example resnet32x4_vanilla/ckpt_epoch_240.pth"
@@ -17,8 +17,9 @@ def load_teacher(path: str | Path, num_classes: int, model: str | None = None) -
     """The network of a checkpoint: on the CPU, in eval mode, without gradients.
 
     Args:
-        path: a file of ``torch.save`` with a dict that has the state_dict under ``model``, with or
-            without the ``module.`` that DataParallel puts before its keys. No code in it is run.
+        path: a file of ``torch.save`` with a dict that has the state_dict under ``model``; of a
+            network that was compiled, wrapped or averaged too, as :func:`checkpoint.unwrapped`
+            says. No code in it is run.
         num_classes: the number of classes that it was trained for.
         model: its architecture, a key of ``model_dict``; by default read from the folder's name,
             which is ``<arch>`` or begins with ``<arch>_``.
@@ -97,9 +98,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         found = list(content) if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f"{path} should hold a dict with a state_dict under 'model'; got {found}")
-    state = dict(state)
-    consume_prefix_in_state_dict_if_present(state, "module.")
-    return state
+    try:
+        return unwrapped(state)
+    except ValueError as error:
+        raise ValueError(f"{path} is not the state of one network: {error}") from error
 
 
 def _mismatch(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:

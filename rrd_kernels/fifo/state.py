@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rrd_kernels import checkpoint
 from rrd_kernels import validation as check
 from rrd_kernels.bounds import UNIT_SLACK
 from rrd_kernels.distributed.agreement import Standing, Step
@@ -115,6 +116,7 @@ class FifoState(Embeddings):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        checkpoint.unwrap_keys_(state_dict, prefix)
         may_be = self.unit_memory or not self._inspected
         *_, errors = args
         refused = len(errors)
