@@ -118,7 +118,7 @@ class RRDLoss(Settings):
         floating dtype, any B (with a FIFO memory B <= K in training), and returns a scalar:
         float64 with float64 products, else float32.
         ``criterion(f_s, f_t, idx, contrast_idx=None)`` is for the momentum memory, which needs the
-        samples' dataset indices; the FIFO memory accepts and ignores both.
+        samples' dataset indices, in any integer dtype; the FIFO memory accepts and ignores both.
 
     A checkpoint of any published layout loads with ``load_state_dict``, that of a criterion which
     was compiled or under DDP too;

@@ -2,7 +2,8 @@
 
 Nothing here is fast: [B, K] matrices, copies, autograd's own gradient. The function of the same
 name in ``functional`` has the documentation. Inputs are not checked here, so errors are PyTorch's
-own. Arguments that choose a kernel are missing.
+own, but for indices, which it would take for masks in some dtypes. Arguments that choose a kernel
+are missing.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rrd_kernels import validation as check
 from rrd_kernels.transforms import outside
 from rrd_kernels.validation import Number
 
@@ -198,7 +200,7 @@ def _sampled_logits(
     nce_t: Number,
 ) -> Tensor:
     """[B, P] logits of unit rows against the sampled rows."""
-    rows = memory.detach()[contrast_idx].to(unit.dtype)
+    rows = memory.detach()[check.as_int64("contrast_idx", contrast_idx)].to(unit.dtype)
     similarity = torch.einsum("bd,bpd->bp", unit, rows)
     if normalizer is not None:
         z = torch.where(normalizer > 0, normalizer, torch.nan)
@@ -278,7 +280,7 @@ def estimate_normalizers_(
 @torch.no_grad()
 def momentum_update_(memory: Tensor, index: Tensor, rows: Tensor, momentum: Number = 0.5) -> None:
     """:func:`rrd_kernels.functional.momentum_update_`, in float64 if an input is, else float32."""
-    index = index.long()
+    index = check.as_int64("index", index)
     batch = torch.arange(index.shape[0], device=index.device)
     same = index[:, None] == index[None, :]
     last = (same * batch).amax(1) if batch.numel() else batch

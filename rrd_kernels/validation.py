@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = (
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+)
 PRECISIONS = ("float64", "float32", "tf32", "float16", "bfloat16")
 REDUCTIONS = ("none", "mean", "sum")  # in the order of at::Reduction
 ENQUEUES = ("before", "after")
@@ -234,12 +238,25 @@ def check_ptr(ptr: object, memory: Tensor) -> None:
         )
 
 
-def check_index(name: str, index: object, rows: Tensor, *, dims: int) -> None:
-    """Checks that ``index`` is int64, [B] or [B, P], with the B of ``rows``."""
-    if not isinstance(index, Tensor) or index.dtype != torch.int64:
+def as_int64(name: str, index: object) -> Tensor:
+    """Checks that ``index`` is a tensor of an integer dtype; returns it in int64, without a copy if
+    it is that already. What int64 does not hold becomes its largest number, which is no row."""
+    if not isinstance(index, Tensor) or index.dtype not in INTEGERS:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
-        raise TypeError(f"{name} must be an int64 Tensor; got {got}")
+        raise TypeError(f"{name} must be an int64 Tensor, or of another integer dtype; got {got}")
     check_not_distributed(name, index)
+    if index.dtype == torch.int64:
+        return index
+    whole = index.to(torch.int64)
+    if index.dtype == torch.uint64:  # wrapped, it could count from the end, as -1 does
+        whole = torch.where(whole < 0, torch.iinfo(torch.int64).max, whole)
+    return whole
+
+
+def check_index(name: str, index: object, rows: Tensor, *, dims: int) -> Tensor:
+    """Checks that ``index`` is of integers, [B] or [B, P], with the B of ``rows``; returns it in
+    int64."""
+    index = as_int64(name, index)
     if index.dim() != dims or index.shape[0] != rows.shape[0]:
         wanted = f"[{rows.shape[0]}]" if dims == 1 else f"[{rows.shape[0]}, P]"
         raise ValueError(f"{name} must be {wanted}; got shape {tuple(index.shape)}")
@@ -247,6 +264,7 @@ def check_index(name: str, index: object, rows: Tensor, *, dims: int) -> None:
         raise ValueError(
             f"{name} and the embeddings must be on one device; got {index.device} and {rows.device}"
         )
+    return index
 
 
 def check_has_columns(contrast_idx: Tensor) -> None:

@@ -313,7 +313,7 @@ class TestBadInput:
     @pytest.mark.parametrize("name", ["idx", "contrast_idx"])
     def test_indices_of_another_type(self, criterion, name):
         value = batch_of()[3] if name == "contrast_idx" else batch_of()[2]
-        for wrong in (value.float(), value.int(), value.tolist()):
+        for wrong in (value.float(), value.bool(), value.cfloat(), value.tolist()):
             self.refused(criterion, TypeError, name, "int64", **{name: wrong})
 
     def test_indices_of_another_shape(self, criterion):

@@ -89,8 +89,9 @@ def test_values(options, text):
         (torch.zeros(20, 8), {"momentum": 1.0}, ValueError, "momentum must be in"),
         (torch.zeros(20, 8), {"index": torch.zeros(3, dtype=torch.int64)}, ValueError, "index"),
         (torch.zeros(20, 8), {"index": torch.zeros(4)}, TypeError, "int64"),
+        (torch.zeros(20, 8), {"index": torch.zeros(4).bool()}, TypeError, "int64.*torch.bool"),
     ],
-    ids=["expanded", "gradient", "width", "momentum", "length", "type"],
+    ids=["expanded", "gradient", "width", "momentum", "length", "floating", "bool"],
 )
 def test_updates(memory, options, kind, text):
     given = {"index": torch.arange(4), "rows": torch.ones(4, 8)} | options

@@ -134,7 +134,7 @@ def test_bad_calls():
     with pytest.raises(ValueError, match="mode must be one of"):
         ContrastSampler([0, 1], 1, mode="strict")
     sampler = ContrastSampler([0, 1, 1], 1)
-    for wrong in ([0], torch.tensor([0.0]), torch.tensor([[0]])):
+    for wrong in ([0], torch.tensor([0.0]), torch.tensor([True]), torch.tensor([[0]])):
         with pytest.raises(TypeError, match=r"int64 Tensor \[B\]"):
             sampler(wrong)
     for wrong in (-1, 3):

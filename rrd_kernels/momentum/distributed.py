@@ -68,7 +68,6 @@ def shared_step(
         embedded.append(embed())
         idx, (z_s, z_t, memory_v1, _, contrast_idx), writes = embedded[0]
         use_fused(memory.backend, rows.params.device)
-        check.check_index("contrast_idx", contrast_idx, z_s, dims=2)
         check.check_has_columns(contrast_idx)
         check.check_range("contrast_idx", contrast_idx, len(memory_v1))
         alike = _alike(memory, z_s, z_t) | {"update": writes}

@@ -10,7 +10,8 @@ from rrd_kernels.validation import Number
 
 def _check_views(
     z_s: Tensor, z_t: Tensor, memory_v1: Tensor, memory_v2: Tensor, contrast_idx: Tensor
-) -> None:
+) -> Tensor:
+    """Checks the inputs of a loss; returns ``contrast_idx`` in int64."""
     rows = {"z_s": z_s, "z_t": z_t, "memory_v1": memory_v1, "memory_v2": memory_v2}
     for name, value in rows.items():
         check.check_rows(name, value)
@@ -18,7 +19,7 @@ def _check_views(
     check.check_alike("memory_v1", memory_v1, "memory_v2", memory_v2, same_rows=True)
     check.check_alike("z_s", z_s, "memory_v1", memory_v1, same_rows=False)
     check.check_not_empty("memory_v1", memory_v1)
-    check.check_index("contrast_idx", contrast_idx, z_s, dims=2)
+    return check.check_index("contrast_idx", contrast_idx, z_s, dims=2)
 
 
 def sampled_relational_loss(
@@ -63,7 +64,8 @@ def sampled_relational_loss(
             are, same choice of dtypes. All must be finite: with the dense method, one row that is
             not makes the gradients of all samples NaN.
         memory_v2: [n_data, D] the teachers' rows, which the student is compared with.
-        contrast_idx: int64 [B, P], the rows that each sample is compared with.
+        contrast_idx: int [B, P], any integer dtype, the rows that each sample is compared with.
+            The kernels read int64; another dtype costs a copy.
         normalizers: [2], (Z_v1, Z_v2), see :func:`estimate_normalizers_`. The loss is NaN while
             one of them is not positive. Default: none.
         tau_s: student temperature, positive. Default 0.1. A number, or a tensor on the CPU with one
@@ -83,7 +85,8 @@ def sampled_relational_loss(
         A scalar, or [B] for ``"none"``; float64 with float64 products, else float32.
 
     Raises:
-        TypeError: an argument of the wrong type; sparse, integer, complex or DTensor inputs.
+        TypeError: an argument of the wrong type; sparse, integer, complex or DTensor inputs, a
+            bool or floating index.
         ValueError: shapes or devices that do not agree, a value out of range.
         IndexError: on a CPU, a row that is not in the memories; on a GPU that sample's loss and
             gradient are NaN.
@@ -102,7 +105,7 @@ def sampled_relational_loss(
         >>> z_s.grad.shape
         torch.Size([64, 128])
     """
-    _check_views(z_s, z_t, memory_v1, memory_v2, contrast_idx)
+    contrast_idx = _check_views(z_s, z_t, memory_v1, memory_v2, contrast_idx)
     for name, value in (("tau_s", tau_s), ("tau_t", tau_t), ("nce_t", nce_t)):
         check.check_temperature(name, value)
     check.check_choice("reduction", reduction, check.REDUCTIONS)
@@ -179,7 +182,7 @@ def estimate_normalizers_(
         >>> normalizers
         tensor([50., 50.])
     """
-    _check_views(z_s, z_t, memory_v1, memory_v2, contrast_idx)
+    contrast_idx = _check_views(z_s, z_t, memory_v1, memory_v2, contrast_idx)
     check.check_temperature("nce_t", nce_t)
     check.check_normalizers(normalizers, memory_v1)
     check.check_writable("normalizers", normalizers)
@@ -211,7 +214,7 @@ def momentum_update_(
 
     Args:
         memory: [n_data, D]; float64, float32, bfloat16 or float16, any strides, changed in place.
-        index: int64 [B], rows of the memory, repeats allowed.
+        index: int [B], any integer dtype, rows of the memory, repeats allowed.
         rows: [B, D], unnormalised, same choice of dtypes.
         momentum: how much of the old row stays, in [0, 1). Default 0.5.
         backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.
@@ -219,7 +222,8 @@ def momentum_update_(
     Returns nothing; writes ``memory``.
 
     Raises:
-        TypeError: an argument of the wrong type; sparse, integer, complex or DTensor inputs.
+        TypeError: an argument of the wrong type; sparse, integer, complex or DTensor inputs, a
+            bool or floating index.
         ValueError: shapes or devices that do not agree, momentum out of range, a memory that is
             expanded or requires a gradient.
         IndexError: on a CPU, an index that is not in the memory; nothing has been written then. On
@@ -241,7 +245,7 @@ def momentum_update_(
     check.check_alike("rows", rows, "memory", memory, same_rows=False)
     check.check_not_empty("memory", memory)
     check.check_writable("memory", memory)
-    check.check_index("index", index, rows, dims=1)
+    index = check.check_index("index", index, rows, dims=1)
     check.check_momentum("momentum", momentum)
     (momentum,) = check.settle_numbers(momentum)
     if not use_fused(backend, memory.device):

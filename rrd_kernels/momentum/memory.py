@@ -51,9 +51,10 @@ class MomentumMemory(MomentumState):
         TypeError, ValueError: an argument of the wrong type or out of range.
 
     Shapes: called as ``memory(f_s, f_t, idx, contrast_idx)`` with [B, s_dim]
-    and [B, t_dim] features (or [B, dim, 1, 1]) of any floating dtype, int64 ``idx`` [B],
-    the samples' dataset indices, and int64 ``contrast_idx`` [B, P], the sampled columns, drawn if
-    not given; returns the mean loss, a scalar: float64 with float64 products, else float32.
+    and [B, t_dim] features (or [B, dim, 1, 1]) of any floating dtype, ``idx`` [B] of any integer
+    dtype, the samples' dataset indices, and ``contrast_idx`` [B, P], likewise, the sampled columns,
+    drawn if not given; returns the mean loss, a scalar: float64 with float64 products, else
+    float32.
 
     Source: the published momentum memory of arXiv 2407.12073.
 

@@ -17,7 +17,8 @@ def draw_contrast_idx(
     """For each sample, itself as the first column, then ``size`` rows drawn uniformly.
 
     Args:
-        idx: int64 [B], the samples' dataset indices; the draws are made on their device.
+        idx: int [B], any integer dtype, the samples' dataset indices; the draws are made on their
+            device.
         n_data: rows to draw from, with replacement and whatever their class, as published.
         size: K, the draws for each sample.
         generator: of that device. Default: the device's own.
@@ -25,12 +26,16 @@ def draw_contrast_idx(
     Returns:
         int64 [B, K + 1].
 
+    Raises:
+        TypeError: an index that is not of integers.
+
     Source: the published momentum memory of arXiv 2407.12073.
 
     Example:
         >>> draw_contrast_idx(torch.tensor([3, 8]), 50000, 1024).shape
         torch.Size([2, 1025])
     """
+    idx = check.as_int64("idx", idx)
     # Without a generator, leave the argument out: torch.compile with sizes that change needs that.
     given: dict[str, Any] = {} if generator is None else {"generator": generator}
     drawn = torch.randint(n_data, (idx.shape[0], size + 1), device=idx.device, **given)
@@ -53,7 +58,8 @@ class ContrastSampler:
         device: where the draws are made. Default: the CPU.
         generator: of that device. Default: the device's own.
 
-    Shapes: called with int64 ``idx`` [B] on any device; returns int64 [B, K + 1] on ``device``.
+    Shapes: called with ``idx`` [B] of any integer dtype on any device; returns int64 [B, K + 1] on
+    ``device``.
 
     Raises:
         TypeError, ValueError: targets that are not one int for each sample, or that name fewer than
@@ -108,13 +114,16 @@ class ContrastSampler:
 
     def __call__(self, idx: Tensor) -> Tensor:
         """The columns of samples ``idx``, [B, K + 1]."""
-        if not isinstance(idx, Tensor) or idx.dtype != torch.int64 or idx.dim() != 1:
+        whole = isinstance(idx, Tensor) and idx.dtype in check.INTEGERS
+        if not whole or idx.dim() != 1:
             got = (
                 f"{idx.dtype} {list(idx.shape)}" if isinstance(idx, Tensor) else type(idx).__name__
             )
-            raise TypeError(f"idx must be an int64 Tensor [B]; got {got}")
+            raise TypeError(
+                f"idx must be an int64 Tensor [B], or of another integer dtype; got {got}"
+            )
         device = self.order.device
-        idx = idx.to(device)
+        idx = check.as_int64("idx", idx.to(device))
         check.check_range("idx", idx, len(self.order))
         drawn = torch.empty((len(idx), self.size + 1), dtype=torch.int64, device=device)
         classes = self.classes[idx]

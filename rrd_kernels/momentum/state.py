@@ -292,12 +292,13 @@ class MomentumState(Embeddings):
         self.check_features(f_s, f_t)
         if idx is None:
             raise ValueError(
-                "the momentum memory needs idx, the int64 [B] numbers of the batch's samples"
+                "the momentum memory needs idx, the int [B] numbers of the batch's samples"
             )
-        check.check_index("idx", idx, f_s, dims=1)
+        idx = check.check_index("idx", idx, f_s, dims=1)
         check.check_range("idx", idx, self.n_data, " = n_data")
         if contrast_idx is None:
             contrast_idx = self.draw(idx)
+        contrast_idx = check.check_index("contrast_idx", contrast_idx, f_s, dims=2)
         z_s, z_t = self.project(f_s, f_t)
         return idx, (z_s, z_t, rows.memory_v1, rows.memory_v2, contrast_idx), writes
 
