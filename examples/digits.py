@@ -22,6 +22,8 @@ LABELS_PER_CLASS = 5
 # A little less than an epoch of teacher rows, so that an image rarely meets itself twice.
 MEMORY_ROWS = 1024
 KD_TEMPERATURE = 4.0
+#: Of all that is made here, whatever PyTorch's default device is.
+CPU = torch.device("cpu")
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -53,8 +55,8 @@ def _split(data: Arrays, share: float) -> tuple[Arrays, Arrays]:
 
 
 def _tensors(images: np.ndarray, labels: np.ndarray) -> Digits:
-    scaled = torch.as_tensor(images, dtype=torch.float32) / 16
-    return Digits(scaled.view(-1, 1, 8, 8), torch.as_tensor(labels))
+    scaled = torch.from_numpy(images).float() / 16
+    return Digits(scaled.view(-1, 1, 8, 8), torch.from_numpy(labels))
 
 
 class Outputs(NamedTuple):
@@ -74,7 +76,7 @@ class Network(nn.Module):
         super().__init__()
         self.body = body
         self.width = width
-        self.classifier = nn.Linear(width, 10)
+        self.classifier = nn.Linear(width, 10, device=CPU)
 
     def forward(self, images: Tensor) -> Outputs:
         features = self.body(images)
@@ -87,12 +89,13 @@ class Network(nn.Module):
 
 def make_teacher() -> Network:
     width = 128
-    body = nn.Sequential(
-        *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU()),
-        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU()),
-        *(nn.MaxPool2d(2), nn.Flatten()),
-        *(nn.Linear(64 * 4 * 4, width), nn.ReLU()),
-    )
+    with CPU:
+        body = nn.Sequential(
+            *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU()),
+            *(nn.MaxPool2d(2), nn.Flatten()),
+            *(nn.Linear(64 * 4 * 4, width), nn.ReLU()),
+        )
     return Network(body, width)
 
 
@@ -100,11 +103,12 @@ def make_student(seed: int) -> Network:
     """Equal seeds give equal weights, whatever the method."""
     torch.manual_seed(seed)
     width = 16
-    body = nn.Sequential(
-        *(nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU()),
-        *(nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()),
-        *(nn.Linear(8 * 2 * 2, width), nn.ReLU()),
-    )
+    with CPU:
+        body = nn.Sequential(
+            *(nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU()),
+            *(nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()),
+            *(nn.Linear(8 * 2 * 2, width), nn.ReLU()),
+        )
     return Network(body, width)
 
 
@@ -146,6 +150,7 @@ class Distillation(nn.Module):
             nce_k=MEMORY_ROWS,
             protocol=method.protocol,
             backend=backend,
+            device=CPU,
         )
 
     def forward(self, student: Outputs, teacher: Outputs) -> Tensor:
@@ -214,16 +219,17 @@ def train_student(
 
 
 def _few_of_each_class(labels: Tensor, generator: torch.Generator) -> Tensor:
-    shuffled = torch.randperm(len(labels), generator=generator)
+    shuffled = torch.randperm(len(labels), generator=generator, device=CPU)
     of_class = [shuffled[labels[shuffled] == c][:LABELS_PER_CLASS] for c in range(10)]
     return torch.cat(of_class)
 
 
 def _batches(count: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Epoch after epoch without a break: a short last batch, weighted as a full one, is noise."""
-    waiting = torch.empty(0, dtype=torch.int64)
+    waiting = torch.empty(0, dtype=torch.int64, device=CPU)
     while True:
-        waiting = torch.cat([waiting, torch.randperm(count, generator=generator)])
+        drawn = torch.randperm(count, generator=generator, device=CPU)
+        waiting = torch.cat([waiting, drawn])
         *full, waiting = waiting.split(BATCH)
         yield from full
 
@@ -256,5 +262,5 @@ def similarities(network: Network, data: Digits) -> Tensor:
 
 def correlation(a: Tensor, b: Tensor) -> float:
     """Pearson's r of the entries off the diagonal, where every image meets itself."""
-    pairs = ~torch.eye(len(a), dtype=torch.bool)
+    pairs = ~torch.eye(len(a), dtype=torch.bool, device=a.device)
     return torch.corrcoef(torch.stack([a[pairs], b[pairs]]))[0, 1].item()

@@ -143,7 +143,7 @@ def launches(chosen: argparse.Namespace, arch: str) -> Iterator[Launch]:
     sizes = itertools.product({1, *chosen.batch}, chosen.rows, chosen.dim)
     for (batch, rows, dim), name in itertools.product(sizes, chosen.dtype):
         dtype, memory_dtype = (getattr(torch, n) for n in (name, chosen.memory_dtype or name))
-        tensors = (torch.empty(0, dtype=kind) for kind in (dtype, memory_dtype))
+        tensors = (torch.empty(0, dtype=kind, device="meta") for kind in (dtype, memory_dtype))
         precision = check.settle_precision(chosen.precision, *tensors) or "float32"
         common = (dtype, memory_dtype, precision, hardware)
         if chosen.n_data is not None:

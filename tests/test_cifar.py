@@ -112,6 +112,25 @@ def assert_equal(a, b, name="state"):
         assert a == b, name
 
 
+@pytest.mark.parametrize("kind", ["rrd", "momentum, relaxed"])
+@pytest.mark.parametrize("loader", ["device", "workers"])
+def test_another_default_device_changes_nothing(kind, loader, teacher, tmp_path):
+    """One of which no tensor has values, with all that runs on the CPU."""
+    options = [*KINDS[kind], "--loader", loader, "--num_workers", "0"]
+    wanted = state_of(student(teacher, tmp_path / "plain", *options))
+    torch.set_default_device("meta")
+    try:
+        found = state_of(student(teacher, tmp_path / "meta", *options))
+        best = tmp_path / "meta/student_model"
+        (best,) = best.glob("*/resnet8_best.pth")
+        transfer_student.main(["--path_s", str(best), "--save_folder", str(tmp_path), *SMALL])
+        images = loader_speed.random_set(10)
+    finally:
+        torch.set_default_device(None)
+    assert_equal(found, wanted)
+    assert images.images.device.type == images.labels.device.type == "cpu"
+
+
 def test_transfer_and_pictures(teacher, tmp_path, capsys):
     run = student(teacher, tmp_path, "--distill", "kd")
     checkpoint = run / "resnet8_last.pth"

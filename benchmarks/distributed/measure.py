@@ -62,9 +62,10 @@ def _rank(rank: int, world: int, folder: str, sizes: tuple[int, ...]) -> None:
     rendezvous = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     widths: Any = dict.fromkeys(("s_dim", "t_dim", "feat_dim"), DIM)
-    f_s, f_t = torch.randn(BATCH, DIM, requires_grad=True), torch.randn(BATCH, DIM)
+    f_s = torch.randn(BATCH, DIM, device=CPU, requires_grad=True)
+    f_t = torch.randn(BATCH, DIM, device=CPU)
     steps = {
-        (gather, size): RRDLoss(**widths, nce_k=size, gather=gather, start="unit")
+        (gather, size): RRDLoss(**widths, nce_k=size, gather=gather, start="unit", device=CPU)
         for gather in (GATHERS if world > 1 else GATHERS[:1])
         for size in sizes
     }

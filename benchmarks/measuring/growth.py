@@ -40,7 +40,7 @@ def measure(case: Case, kind: type[Step], device: torch.device, limit: int | Non
         memory.limit_memory(limit)
         # As in a process that has trained for a while: glibc keeps blocks of a size freed before.
         for _ in range(2):
-            torch.empty(31 << 20, dtype=torch.uint8).fill_(0)
+            torch.empty(31 << 20, dtype=torch.uint8, device="cpu").fill_(0)
     state, batches = draw(case, device)
     try:
         judge = Agreement(case, state, batches[0], SAMPLES)

@@ -51,7 +51,7 @@ class ImageSet:
         order of their classes; all of them for None."""
         if count is None or count >= len(self):
             return self
-        chosen = torch.arange(count) * len(self) // count
+        chosen = torch.arange(count, device="cpu") * len(self) // count
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ def _cifar(data: Any) -> ImageSet:
     # CIFAR-10 too is published with CIFAR-100's mean and deviation.
     return ImageSet(
         torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(),
-        torch.tensor(data.targets),
+        torch.tensor(data.targets, device="cpu"),
         tuple(data.classes),
         mean=(0.5071, 0.4867, 0.4408),
         std=(0.2675, 0.2565, 0.2761),
@@ -145,7 +145,7 @@ def _tiny_imagenet(root: Path, train: bool) -> ImageSet:
     paths, labels = zip(*samples, strict=True)
     return ImageSet(
         _in_memory(paths, _opened),
-        torch.tensor(labels),
+        torch.tensor(labels, device="cpu"),
         tuple(classes),
         mean=(0.4802, 0.4481, 0.3975),
         std=(0.2770, 0.2691, 0.2821),
@@ -179,11 +179,11 @@ def _digits(root: Path, train: bool) -> ImageSet:
     pixels, labels = load_digits(return_X_y=True)
     parts = train_test_split(pixels, labels, test_size=1 / 3, stratify=labels, random_state=0)
     pixels, labels = parts[0::2] if train else parts[1::2]
-    grey = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) * (255 / 16)
+    grey = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) * (255 / 16)
     large = F.interpolate(grey, size=(SIDE, SIDE), mode="bilinear").round().to(torch.uint8)
     return ImageSet(
         large.expand(-1, 3, -1, -1).contiguous(),
-        torch.as_tensor(labels),
+        torch.from_numpy(labels),
         tuple("0123456789"),
         mean=(0.3054, 0.3054, 0.3054),
         std=(0.3236, 0.3236, 0.3236),

@@ -8,6 +8,7 @@ Random images of CIFAR's size. The loaders take turns; each gives an epoch, work
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -36,9 +37,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def random_set(count: int) -> ImageSet:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    drawn: Any = {"generator": generator, "device": "cpu"}
+    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, **drawn)
     half = (0.5, 0.5, 0.5)
-    labels = torch.randint(100, (count,), generator=generator)
+    labels = torch.randint(100, (count,), **drawn)
     return ImageSet(images, labels, tuple(map(str, range(100))), half, half)
 
 

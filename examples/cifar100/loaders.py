@@ -170,8 +170,20 @@ class WorkerLoader(TrainLoader):
             # state, which a run that is resumed would then find one draw further.
             generator=torch.Generator(),
         )
-        for batch in loader:
+        for batch in _on_the_cpu(loader):
             yield Batch(*(part.to(self.device, non_blocking=True) for part in batch))
+
+
+def _on_the_cpu(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Its batches, which DataLoader makes on PyTorch's default device."""
+    with torch.device("cpu"):
+        batches = iter(loader)
+    while True:
+        with torch.device("cpu"):  # never while the caller works
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 class _AugmentedByPil(Dataset[tuple[Tensor, int, int]]):

@@ -7,9 +7,9 @@ The loss's share is what its row takes beyond the row without a relational loss.
 """
 
 import argparse
-import copy
 import statistics
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from benchmarks.implementations.fifo import published_loss
 from benchmarks.measuring.clocks import interleaved, spread, timer_of
 from benchmarks.measuring.hardware import busy_cores
 from engine import device_of, prepare
-from models import ImageClassifier, model_dict
+from models import ImageClassifier, make_model
 from output import print_table, write_record
 from rrd_kernels import RRDLoss
 
@@ -42,10 +42,11 @@ class PublishedRRD(nn.Module):
     def __init__(self, criterion: RRDLoss) -> None:
         super().__init__()
         memory = criterion.memory
-        self.embed_s, self.embed_t = copy.deepcopy(memory.embed_s), copy.deepcopy(memory.embed_t)
+        self.embed_s, self.embed_t = deepcopy(memory.embed_s), deepcopy(memory.embed_t)
         self.tau_s, self.tau_t = criterion.tau_s, criterion.tau_t
-        self.register_buffer("queue", criterion.state_dict()["memory.queue"].clone())
-        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
+        state = criterion.state_dict()
+        self.register_buffer("queue", state["memory.queue"].clone())
+        self.register_buffer("queue_ptr", state["memory.queue_ptr"].clone())
 
     def forward(self, f_s: Tensor, f_t: Tensor) -> Tensor:
         with torch.no_grad():
@@ -110,11 +111,11 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
         RuntimeError: the two losses do not agree at their first step.
     """
     device = prepare(argparse.Namespace(device=options.device, seed=0, deterministic=False))
-    student = model_dict[options.model_s](num_classes=100).to(device).train()
-    teacher = model_dict[options.model_t](num_classes=100).to(device).eval().requires_grad_(False)
+    student = make_model(options.model_s, 100).to(device).train()
+    teacher = make_model(options.model_t, 100).to(device).eval().requires_grad_(False)
     criterion = RRDLoss(
-        s_dim=student.feature_dim, t_dim=teacher.feature_dim, nce_k=options.nce_k
-    ).to(device)
+        s_dim=student.feature_dim, t_dim=teacher.feature_dim, nce_k=options.nce_k, device=device
+    )
     published = PublishedRRD(criterion).to(device)
     published.embed_t.requires_grad_(False)
     images = torch.randn(options.batch_size, 3, 32, 32, device=device)

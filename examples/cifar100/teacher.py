@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from checkpoint import unwrapped
-from models import ImageClassifier, model_dict
+from models import ImageClassifier, make_model, model_dict
 
 LAYOUT = "<arch>_vanilla/ckpt_epoch_240.pth, for example resnet32x4_vanilla/ckpt_epoch_240.pth"
 
@@ -35,7 +35,7 @@ def load_teacher(path: str | Path, num_classes: int, model: str | None = None) -
     if architecture not in model_dict:
         raise ValueError(f"no architecture is called {architecture!r}; {_known()}")
     state = _read_state(path)
-    teacher = model_dict[architecture](num_classes=num_classes)
+    teacher = make_model(architecture, num_classes)
     mismatch = _mismatch(state, teacher.state_dict())
     if mismatch:
         raise ValueError(

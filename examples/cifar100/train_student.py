@@ -19,7 +19,7 @@ import processes
 from data import DATA_SETS, ImageSet
 from engine import Step, Trainer, make_data, prepare
 from losses import DistillationLoss
-from models import ImageClassifier, model_dict
+from models import ImageClassifier, make_model
 from rrd_kernels import ContrastSampler, RRDLoss
 from rrd_kernels.momentum.negatives import MODES
 from run import Run
@@ -101,6 +101,7 @@ def make_rrd(
         protocol=options.protocol,
         n_data=len(train) if momentum else None,
         similarity=options.similarity if momentum else None,
+        device="cpu",  # whose random numbers are the same wherever it trains
     ).to(device)
     if not momentum:
         return criterion, None
@@ -149,7 +150,7 @@ def train_student(options: argparse.Namespace, device: torch.device) -> Path:
         options.processes = processes.size()
     train, loaders = make_data(options, device)
     classes = len(train.classes)
-    student = model_dict[options.model_s](num_classes=classes).to(device)
+    student = make_model(options.model_s, classes).to(device)
     teacher = None
     if options.distill != "none":
         teacher = load_teacher(options.path_t, classes, options.model_t).to(device)

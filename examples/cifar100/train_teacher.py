@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 import options as flags
 from data import DATA_SETS
 from engine import Trainer, make_data, prepare
-from models import model_dict
+from models import make_model
 from run import Run
 
 
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     name = f"{options.model}_{options.dataset}_trial_{options.trial}"
     run = Run(options.save_folder / "models" / name, options.model, resume=options.resume)
 
-    model = model_dict[options.model](num_classes=len(train.classes)).to(device)
+    model = make_model(options.model, len(train.classes)).to(device)
     flags.apply_to_model(options, model)
 
     def step(

@@ -19,7 +19,7 @@ from teacher import classes_of, load_teacher
 
 
 class Probe(nn.Module):
-    """One linear layer on the last feature of a frozen network.
+    """One linear layer, made on the CPU, on the last feature of a frozen network.
 
     Args:
         network: what makes features of images [B, 3, 32, 32]; stays in evaluation mode.
@@ -29,7 +29,7 @@ class Probe(nn.Module):
     def __init__(self, network: ImageClassifier, num_classes: int) -> None:
         super().__init__()
         self.network = network
-        self.linear = nn.Linear(network.feature_dim, num_classes)
+        self.linear = nn.Linear(network.feature_dim, num_classes, device="cpu")
 
     def train(self, mode: bool = True) -> "Probe":
         super().train(mode)

@@ -132,15 +132,18 @@ class ContrastSampler:
         draw(classes, drawn[:, 1:])
         return drawn
 
-    def _uniform(self, *shape: int) -> Tensor:
-        # float64: floor(uniform * count) is each integer below count equally often.
-        return torch.rand(
-            shape, generator=self.generator, device=self.order.device, dtype=torch.float64
+    def _below(self, counts: Tensor, columns: int) -> Tensor:
+        """Random integers [B, columns] in [0, count) for each of ``counts`` [B, 1]."""
+        # Of integers, as MPS has no float64. The remainder favours no number by more than
+        # count / 2**62 of its probability, less than 2**-30 for any data set.
+        drawn = torch.randint(
+            2**62, (len(counts), columns), generator=self.generator, device=counts.device
         )
+        return drawn % counts
 
     def _positives(self, classes: Tensor) -> Tensor:
         """A random sample of each class in ``classes`` [B]."""
-        place = (self._uniform(len(classes)) * self.counts[classes]).long()
+        place = self._below(self.counts[classes, None], 1).squeeze(1)
         return self.order[self.first[classes] + place]
 
     def _draw_on_host(self, classes: Tensor, out: Tensor) -> None:
@@ -148,7 +151,8 @@ class ContrastSampler:
         stay in a core's cache."""
         import numpy as np
 
-        seed = torch.randint(2**62, (1,), generator=self.generator).item()
+        # Else the draw is on the default device, which may be another than the generator's.
+        seed = torch.randint(2**62, (1,), generator=self.generator, device="cpu").item()
         rng = np.random.default_rng(int(seed))
         order = self.order.numpy()
         first, counts = self.first[classes].tolist(), self.counts[classes].tolist()
@@ -163,7 +167,7 @@ class ContrastSampler:
         """The same without a loop or a host sync: takes the places of the smallest random keys."""
         first, counts = self.first[classes, None], self.counts[classes, None]
         if self.any_repeat:
-            places = (self._uniform(*out.shape) * (len(self.order) - counts)).long()
+            places = self._below(len(self.order) - counts, out.shape[1])
             places += (places >= first) * counts
         if not self.all_repeat:
             place = torch.arange(len(self.order), device=self.order.device)

@@ -1,8 +1,8 @@
 """The architectures of the published CIFAR-100 teachers and students, for 32×32 images.
 
-    from models import model_dict
+    from models import make_model
 
-    student = model_dict["resnet8x4"](num_classes=100)
+    student = make_model("resnet8x4", num_classes=100)
     features, logits = student(images, is_feat=True)
 
 Keys and shapes of the state_dicts are those of the published checkpoints.
@@ -10,6 +10,8 @@ Keys and shapes of the state_dicts are those of the published checkpoints.
 
 from collections.abc import Callable
 from functools import partial
+
+import torch
 
 from .base import ImageClassifier
 from .mobilenet import MobileNetV2
@@ -20,7 +22,7 @@ from .shufflenet_v2 import ShuffleV2
 from .vgg import CONVOLUTIONS, VGG
 from .wide_resnet import WideResNet
 
-__all__ = ["ImageClassifier", "model_dict"]
+__all__ = ["ImageClassifier", "make_model", "model_dict"]
 
 model_dict: dict[str, Callable[..., ImageClassifier]] = {
     **{f"resnet{depth}": partial(ResNet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
@@ -36,3 +38,10 @@ model_dict: dict[str, Callable[..., ImageClassifier]] = {
     "ShuffleV1": ShuffleV1,
     "ShuffleV2": ShuffleV2,
 }
+
+
+def make_model(name: str, num_classes: int) -> ImageClassifier:
+    """A network of ``model_dict``, on the CPU whatever PyTorch's default device is, so that equal
+    seeds give equal weights wherever it is trained."""
+    with torch.device("cpu"):
+        return model_dict[name](num_classes=num_classes)
