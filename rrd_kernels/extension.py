@@ -5,7 +5,6 @@ backend; :data:`EXTENSION_ERROR` then says why it is missing.
 """
 
 import functools
-import importlib.util
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ import torch
 
 from rrd_kernels import transforms
 from rrd_kernels import validation as check
+from rrd_kernels.triton.runtime.installed import triton_found
 
 __all__ = ["EXTENSION_ERROR", "why_not_fused"]
 
-#: Whether Triton is installed. Not imported here: that takes a second.
-TRITON_FOUND = importlib.util.find_spec("triton") is not None
+#: Whether Triton is installed.
+TRITON_FOUND = triton_found()
 
 
 #: CUDA operators that are implemented in Python, by their folder in rrd_kernels/triton.

@@ -20,6 +20,7 @@ from rrd_kernels.triton.fifo.launches import FifoSettings, enqueue_launches, ste
 from rrd_kernels.triton.fifo.partials import partials_launches
 from rrd_kernels.triton.momentum.launches import MomentumInputs, MomentumSettings, loss_launches
 from rrd_kernels.triton.momentum.updates import normalizer_launches, update_launch
+from rrd_kernels.triton.runtime.installed import triton_found
 from rrd_kernels.triton.runtime.launch import Launch, specialize
 from rrd_kernels.triton.runtime.pack import VARIABLE, write
 
@@ -218,6 +219,8 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parse_arguments(arguments)
     if torch.version.hip is not None:
         sys.exit("rrd_kernels.pack: packs are for NVIDIA's cards, and this PyTorch is for AMD's.")
+    if not triton_found():
+        sys.exit("rrd_kernels.pack: Triton, which compiles the kernels, is not installed.")
     for arch in chosen.arch:
         started = time.monotonic()
         wanted = {specialize(launch) for launch in for_other_splits(launches(chosen, arch))}

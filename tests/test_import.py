@@ -3,11 +3,15 @@
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
+
+import pytest
 
 import rrd_kernels
 
 PACKAGE = Path(rrd_kernels.__file__).parent
+STAND_INS = Path(__file__).with_name("stand_in_triton.py")
 
 
 def run(code: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -72,3 +76,21 @@ def test_an_extension_that_does_not_load_is_named(tmp_path):
 
 def test_installed_package_says_that_it_is_typed():
     assert (PACKAGE / "py.typed").exists()
+
+
+def test_a_stand_in_for_triton_is_not_taken_for_it(tmp_path):
+    """Test suites and CPU images have such, so that what imports Triton can be imported."""
+    pytest.importorskip("triton")
+    done = run(f"import runpy; runpy.run_path({str(STAND_INS)!r}, run_name='__main__')", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "", done.stdout + done.stderr
+    assert done.stderr == ""
+
+
+def test_a_benchmark_beside_a_stand_in_leaves_the_library_out(monkeypatch):
+    libraries = pytest.importorskip("benchmarks.implementations.libraries")
+    for kind in (libraries.LigerJSD, libraries.FlaKLDiv):
+        monkeypatch.setitem(
+            sys.modules, kind.module.partition(".")[0], types.ModuleType("stand-in")
+        )
+        assert not kind.takes(None)

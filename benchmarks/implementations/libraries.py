@@ -22,7 +22,10 @@ class LibraryStep(AutogradStep, FifoStep):
 
     @classmethod
     def takes(cls, case: Case) -> bool:
-        return find_spec(cls.module.partition(".")[0]) is not None
+        try:
+            return find_spec(cls.module.partition(".")[0]) is not None
+        except ValueError:  # a stand-in in its place, without a spec
+            return False
 
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         teacher = enqueue(self.memory, self.pointer, z_t)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rrd_kernels.triton.cards import arch_of
+from rrd_kernels.triton.runtime.installed import triton_found
 from rrd_kernels.triton.runtime.launch import (
     Binary,
     Launch,
@@ -88,15 +89,20 @@ def _load(specialization: Specialization, device: int) -> Loaded | None:
     return Loaded(function, binary.threads, binary.shared_bytes, passed)
 
 
-def _compile(specialization: Specialization, arch: str) -> Binary | None:
-    try:
-        from rrd_kernels.triton.runtime.compiler import binary_of, compile_kernel, nvidia_target
-    except ModuleNotFoundError as error:
+def _check_triton(specialization: Specialization) -> None:
+    """Raises before Triton is imported: a stand-in for it could have any part of what is used."""
+    if not triton_found():
         raise RuntimeError(
             f"rrd_kernels: no {specialization.kernel.name} for "
             f"{dict(specialization.constants)} has been compiled ahead, and Triton, which would "
             f"compile it, is not installed"
-        ) from error
+        )
+
+
+def _compile(specialization: Specialization, arch: str) -> Binary | None:
+    _check_triton(specialization)
+    from rrd_kernels.triton.runtime.compiler import binary_of, compile_kernel, nvidia_target
+
     return binary_of(compile_kernel(specialization, nvidia_target(arch)))
 
 
@@ -122,11 +128,13 @@ def run(launches: Sequence[Launch]) -> None:
 
 def _launch_by_triton(launch: Launch, device: int) -> None:
     """Launches with Triton's launcher, on the current device and stream."""
+    key = specialize(launch), device
+    if key not in _by_triton:
+        _check_triton(key[0])
     import triton
 
     from rrd_kernels.triton.runtime.compiler import compile_kernel, constants_of
 
-    key = specialize(launch), device
     if key not in _by_triton:
         kernel = compile_kernel(key[0], triton.runtime.driver.active.get_current_target())
         try:
