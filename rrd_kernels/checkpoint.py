@@ -9,7 +9,7 @@ All load too where every key begins with the same names of :data:`WRAPPERS`.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from rrd_kernels import validation as check
@@ -66,7 +66,8 @@ def to_layout(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
         name = key.removeprefix(_PREFIX)
         if layout == "2024-07" and name.startswith(_PROJECTIONS):
             head, tail = name.split(".", 1)
-            name = f"{head}.linear.{tail}"
+            if tail in ("weight", "bias"):  # else it is no nn.Linear, and has names of its own
+                name = f"{head}.linear.{tail}"
         renamed[name] = value
     return renamed
 
@@ -90,12 +91,14 @@ def unwrap_keys_(state_dict: Any, prefix: str) -> None:
             state_dict[prefix + key.removeprefix(wrapped)] = state_dict.pop(key)
 
 
-def rename_older_keys_(state_dict: Any, prefix: str) -> None:
+def rename_older_keys_(state_dict: Any, prefix: str, own: Container[str]) -> None:
     """Renames an older layout's keys under ``prefix`` to the newest's, in place, as
-    :func:`unwrap_keys_`."""
+    :func:`unwrap_keys_`. ``own``: the criterion's own names, which a projection may have given."""
     for key in list(state_dict):
         name = key.removeprefix(prefix)
         if not key.startswith(prefix) or name.startswith(_PREFIX):
             continue
         if name in ("queue", "queue_ptr") or name.startswith(_PROJECTIONS):
-            state_dict[prefix + _PREFIX + name.replace(".linear.", ".")] = state_dict.pop(key)
+            name = _PREFIX + name
+            name = name if name in own else name.replace(".linear.", ".")
+            state_dict[prefix + name] = state_dict.pop(key)

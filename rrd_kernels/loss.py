@@ -297,7 +297,8 @@ class RRDLoss(Settings):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         checkpoint.unwrap_keys_(state_dict, prefix)
-        checkpoint.rename_older_keys_(state_dict, prefix)
+        own = {name for name, _ in (*self.named_parameters(), *self.named_buffers())}
+        checkpoint.rename_older_keys_(state_dict, prefix, own)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:

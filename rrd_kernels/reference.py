@@ -182,7 +182,9 @@ def relational_step_(
 ) -> Tensor:
     """:func:`rrd_kernels.functional.relational_step_`: enqueue and loss, one after the other."""
     # Rows of the memory itself must not change while it is written.
-    z_s, z_t = (z.clone() if torch._C._is_alias_of(z, memory) else z for z in (z_s, z_t))
+    if enqueue == "before" and not torch.compiler.is_compiling():
+        is_alias = torch._C._is_alias_of  # type: ignore[attr-defined]
+        z_s, z_t = (z.clone() if is_alias(z, memory) else z for z in (z_s, z_t))
     if enqueue == "before":
         enqueue_(memory, ptr, z_t, momentum=momentum)
     loss = relational_loss(z_s, z_t, memory, tau_s=tau_s, tau_t=tau_t, reduction=reduction)

@@ -27,7 +27,8 @@ class Settings(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._numbers: dict[str, float] = {}
-        self._tensors: dict[str, Tensor] = {}
+        #: Numbers that were set anew; to torch.compile an array is an input of the graph.
+        self._arrays: dict[str, np.ndarray[Any, Any]] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(getattr(type(self), name, None), property):
@@ -50,14 +51,13 @@ class Settings(nn.Module):
     def set_number(self, name: str, value: float) -> None:
         """Sets a number; it is checked already."""
         if name in self._numbers and value != self._numbers[name]:
-            # Made by NumPy: on the CPU whatever PyTorch's default device is.
-            self._tensors[name] = torch.from_numpy(np.array(value, dtype=np.float64))
+            self._arrays[name] = np.array(value, dtype=np.float64)
         self._numbers[name] = value
 
     def number(self, name: str) -> Number:
         """The number ``name``, as a step passes it to a function."""
-        if torch.compiler.is_compiling() and name in self._tensors:
-            return self._tensors[name]
+        if torch.compiler.is_compiling() and name in self._arrays:
+            return torch.from_numpy(self._arrays[name])
         return self._numbers[name]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.autograd import forward_ad
 
-__all__ = ["are_running", "outside"]
+__all__ = ["are_running", "outside", "plain"]
 
 
 def are_running() -> bool:
@@ -23,8 +23,12 @@ def are_running() -> bool:
     )
 
 
-def _plain(value: Any) -> Any:
-    """A tensor as it is outside of all transforms."""
+def plain(value: Any) -> Any:
+    """A tensor as it is outside of all transforms, to be written.
+
+    Raises:
+        RuntimeError: vmap gives each sample another one.
+    """
     while isinstance(value, Tensor) and _functorch.is_functorch_wrapped_tensor(value):
         if _functorch.is_batchedtensor(value):
             raise RuntimeError(
@@ -46,8 +50,8 @@ def outside(write: Callable[..., None]) -> Callable[..., None]:
         # Imported here: torch.func is rare.
         from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-        arguments = tuple(map(_plain, arguments))
-        keywords = {name: _plain(value) for name, value in keywords.items()}
+        arguments = tuple(map(plain, arguments))
+        keywords = {name: plain(value) for name, value in keywords.items()}
         with temporarily_clear_interpreter_stack(), forward_ad._set_fwd_grad_enabled(False):
             write(*arguments, **keywords)
 

@@ -36,7 +36,7 @@ def test_a_training_step_is_refused(kind, inside, two_devices):
     batch = torch.randn(6, 12), torch.randn(6, 20), torch.arange(6)
     for copied in two_devices(module if inside else criterion):
         replica = copied["criterion"] if inside else copied
-        with pytest.raises(RuntimeError, match="DataParallel.*DistributedDataParallel"):
+        with pytest.raises(RuntimeError, match=r"DataParallel.*DistributedDataParallel"):
             replica(*batch)
         # An evaluation is right: nothing is to be written.
         torch.manual_seed(0)

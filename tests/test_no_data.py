@@ -108,9 +108,15 @@ def test_sampler_without_float64():
 
 def test_rows_that_overflow_in_float32_have_norm_one():
     """Their squares do, their norms do not."""
-    memory = FifoMemory(embed_s=torch.nn.Identity(), embed_t=torch.nn.Identity(), feat_dim=4,
-                        size=8, backend="reference")
-    rows = torch.tensor([[3e30, 4e30, 0, 0], [3e-9, 4e-9, 0, 0], [3e-30, 4e-30, 0, 0], [0, 0, 0, 0]])
+    memory = FifoMemory(
+        embed_s=torch.nn.Identity(),
+        embed_t=torch.nn.Identity(),
+        feat_dim=4,
+        size=8,
+        backend="reference",
+    )
+    sizes = torch.tensor([1e30, 1e-9, 1e-30, 0])
+    rows = sizes[:, None] * torch.tensor([3.0, 4, 0, 0])
     memory(torch.randn(4, 4), rows)
     wanted = torch.tensor([[0.6, 0.8], [0.6, 0.8], [3e-18, 4e-18], [0, 0]])
     torch.testing.assert_close(memory.queue[:4, :2], wanted, rtol=1e-6, atol=0)

@@ -86,10 +86,8 @@ def test_any_module_that_maps_to_the_width(memory, name, how, device):
     f_t = torch.randn(8, 48, device=device)
     columns = torch.randint(40, (8, 7), device=device)
     samples = (columns[:, 0].contiguous(), columns) if memory == "momentum" else ()
-    if name == "batch norm":
-        twin = copy.deepcopy(criterion)  # whose statistics move by themselves
-    else:
-        twin = criterion
+    # Of a batch norm the statistics move at each call.
+    twin = copy.deepcopy(criterion) if name == "batch norm" else criterion
     wanted = expected(twin, f_s, f_t, samples)
     gradient = torch.autograd.grad(wanted, f_s)[0]
     criterion.warmup(8)

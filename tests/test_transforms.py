@@ -105,7 +105,7 @@ def test_fused_is_refused_before_anything_is_written(device):
 
 
 def on_two_ranks(rank):
-    criterion, f_s, f_t, samples = problem("2025", "cpu")
+    criterion, f_s, f_t, _ = problem("2025", "cpu")
     queue = criterion.queue.clone()
     message = message_of(grad(lambda f_s: criterion(f_s, f_t)), f_s)
     assert torch.equal(criterion.queue, queue)

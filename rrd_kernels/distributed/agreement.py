@@ -85,9 +85,9 @@ def agree(ranks: Ranks, device: torch.device, share: Callable[[], Share]) -> Ste
         Exception: whatever ``share`` raised on this rank.
     """
     mine, error = None, None
+    if transforms.are_running():  # not said to the others: what is sent would be wrapped too
+        raise RuntimeError("torch.func and forward-mode derivatives work in one process only")
     try:
-        if transforms.are_running():
-            raise RuntimeError("torch.func and forward-mode derivatives work in one process only")
         mine = share()
     except Exception as raised:
         error = raised

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rrd_kernels import checkpoint
+from rrd_kernels import checkpoint, transforms
 from rrd_kernels import validation as check
 from rrd_kernels.distributed.agreement import Standing
 from rrd_kernels.distributed.ddp import check_ddp, ignore_in_ddp
@@ -246,6 +246,7 @@ class MomentumState(Embeddings):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        checkpoint.unwrap_keys_(state_dict, prefix)
         _check_state(state_dict, f"{prefix}contrast.params")  # the projections are copied first
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -300,6 +301,8 @@ class MomentumState(Embeddings):
             contrast_idx = self.draw(idx)
         contrast_idx = check.check_index("contrast_idx", contrast_idx, f_s, dims=2)
         z_s, z_t = self.project(f_s, f_t)
+        if writes and transforms.are_running():
+            transforms.plain(z_s), transforms.plain(z_t)  # before the first of the two memories
         return idx, (z_s, z_t, rows.memory_v1, rows.memory_v2, contrast_idx), writes
 
     def draw(self, idx: Tensor) -> Tensor:
@@ -339,12 +342,6 @@ class MomentumState(Embeddings):
             method=self.method,
             backend=self.backend,
         )
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        checkpoint.unwrap_keys_(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         return (
