@@ -168,8 +168,9 @@ class Embeddings(Settings):
         z_s = _project(self.embed_s, f_s)
         with torch.no_grad():
             z_t = _project(self.embed_t, f_t)
-        for name, z in (("embed_s", z_s), ("embed_t", z_t)):
-            check.check_embeddings(name, z, f_s.shape[0], self.rows())
+        batch, rows = f_s.shape[0], self.rows()
+        check.check_embeddings("embed_s", z_s, batch, rows)
+        check.check_embeddings("embed_t", z_t, batch, rows)
         return z_s, z_t
 
     def embeddings_dtype(self) -> torch.dtype:

@@ -94,8 +94,8 @@ def relational_partials(
     z_t: Tensor,
     memory: Tensor,
     *,
-    tau_s: Number = 0.1,
-    tau_t: Number = 0.02,
+    tau_s: float = 0.1,
+    tau_t: float = 0.02,
     need_grad: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """:func:`rrd_kernels.functional.relational_partials`, in float64 if an input is, else float32.
@@ -117,7 +117,7 @@ def relational_partials(
 
 @torch.no_grad()
 def losses_of_partials(
-    z_s: Tensor, sums: Tensor, shifts: Tensor, tau_s: Number, need_grad: bool
+    z_s: Tensor, sums: Tensor, shifts: Tensor, tau_s: float, need_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The losses [B] from sums over the whole memory, and their gradient [B, D] for ``z_s``.
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rrd_kernels.validation import Number
+from rrd_kernels.validation import Number, check_choice
 
 #: Arguments that shape the state. A module has them for good.
 FIXED = (
@@ -72,6 +72,20 @@ def number(name: str, check: Callable[[str, float], None], doc: str) -> property
         module.set_number(name, float(value))
 
     return property(read, write, doc=doc)
+
+
+def choice(name: str, choices: tuple[Any, ...]) -> property:
+    """An attribute that is one of ``choices``, checked whenever it is set."""
+    place = f"_{name}"
+
+    def read(module: Any) -> Any:
+        return getattr(module, place)
+
+    def write(module: Any, value: Any) -> None:
+        check_choice(name, value, choices)
+        object.__setattr__(module, place, value)
+
+    return property(read, write, doc=f"One of {choices}.")
 
 
 def alias(of: str, *path: str) -> property:

@@ -23,7 +23,7 @@ BACKENDS = ("auto", "fused", "reference")
 Number = float | Tensor
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
 
@@ -33,7 +33,14 @@ def check_number(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a real number; got {type(value).__name__}")
 
 
-def _number_in(name: str, value: Tensor) -> float:
+def _checked_number(name: str, value: Number) -> float:
+    if type(value) is float:
+        return value
+    if not isinstance(value, Tensor):
+        check_number(name, value)
+        return value
+    if value.requires_grad:
+        raise TypeError(f"{name} would get no gradient; pass a number, or detach() it")
     if value.numel() != 1 or value.device.type != "cpu" or not value.is_floating_point():
         raise TypeError(
             f"{name} must be a real number, or a floating tensor on the CPU with one element; got "
@@ -66,18 +73,14 @@ def settle_numbers(*values: Number) -> list[Any]:
 
 
 def check_temperature(name: str, value: Number) -> None:
-    if isinstance(value, Tensor):
-        value = _number_in(name, value)
-    check_number(name, value)
+    value = _checked_number(name, value)
     # Comparisons only: torch.compile can trace them for a number that changes.
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite; got {value}")
 
 
 def check_momentum(name: str, value: Number) -> None:
-    if isinstance(value, Tensor):
-        value = _number_in(name, value)
-    check_number(name, value)
+    value = _checked_number(name, value)
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be in [0, 1); got {value}")
 
@@ -89,20 +92,20 @@ def check_size(name: str, value: object) -> None:
         raise ValueError(f"{name} must be at least 1; got {value}")
 
 
+def check_formats(precision: str | None, backend: str, memory_dtype: torch.dtype | None) -> None:
+    """Checks what the arguments of both memories have in common."""
+    check_choice("precision", precision, (None, *PRECISIONS))
+    check_choice("backend", backend, BACKENDS)
+    if memory_dtype is not None:
+        check_dtype("memory_dtype", memory_dtype)
+
+
 def check_dtype(name: str, value: object) -> None:
     if not isinstance(value, torch.dtype):
         raise TypeError(f"{name} must be a torch.dtype; got {type(value).__name__}")
     if value not in DTYPES:
         wanted = ", ".join(map(str, DTYPES))
         raise ValueError(f"{name} must be one of {wanted}; got {value}")
-
-
-def check_formats(precision: str | None, memory_dtype: torch.dtype | None) -> None:
-    """Checks the precision and the dtype of a memory, if given."""
-    if precision is not None:
-        check_choice("precision", precision, PRECISIONS)
-    if memory_dtype is not None:
-        check_dtype("memory_dtype", memory_dtype)
 
 
 def check_not_distributed(name: str, value: Tensor) -> None:
@@ -170,7 +173,7 @@ def check_embeddings(name: str, value: object, batch: int, rows: Tensor) -> None
     if not isinstance(value, Tensor) or value.dtype not in DTYPES:
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must return a floating Tensor; got {got}")
-    if tuple(value.shape) != (batch, rows.shape[1]):
+    if value.shape != (batch, rows.shape[1]):
         raise ValueError(
             f"{name} must map features to [{batch}, {rows.shape[1]}], the batch and the width D of "
             f"the memory (feat_dim); it returned {tuple(value.shape)}"
@@ -178,8 +181,8 @@ def check_embeddings(name: str, value: object, batch: int, rows: Tensor) -> None
 
 
 def is_autocast(device_type: str) -> bool:
-    """Whether autocast is on for a device; it never is for one that it does not know, as meta."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    """Whether autocast is on for a device. It does not know meta."""
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
 def check_alike(name_a: str, a: Tensor, name_b: str, b: Tensor, *, same_rows: bool) -> None:
@@ -202,6 +205,9 @@ def check_not_empty(name: str, value: Tensor) -> None:
 
 def check_writable(name: str, value: Tensor) -> None:
     """Checks that no two elements share an address and that no gradient is required."""
+    made_there = not torch.compiler.is_compiling() and value.is_inference()
+    if value.is_contiguous() and not value.requires_grad and not made_there:
+        return
     dims = zip(value.stride(), value.shape, strict=True)
     reach = 0  # largest offset within the dimensions with smaller strides
     for stride, size in sorted((stride, size) for stride, size in dims if size > 1):
@@ -210,7 +216,6 @@ def check_writable(name: str, value: Tensor) -> None:
         reach += stride * (size - 1)
     if value.requires_grad:
         raise ValueError(f"{name} requires a gradient and cannot be written in place")
-    made_there = not torch.compiler.is_compiling() and value.is_inference()
     if made_there and not torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"{name} was made in inference mode and can be written only there; clone() it outside, "

@@ -4,6 +4,7 @@ Data are drawn on the device, anew for each repetition: small batches, and about
 that take a block size and several splits.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ import momentum_problems
 import torch
 import torch.nn.functional as F
 from momentum_problems import Sampled
-from problems import Problem, Rounding
+from problems import Problem, Rounding, in_float64
 from torch import Tensor
 
 from rrd_kernels import functional, reference
@@ -254,7 +255,7 @@ class Step:
     def exact(self, drawn: Ring) -> Results:
         problem = drawn.problem
         memory, pointer = problem.memory.clone(), drawn.pointer.clone()
-        reference.enqueue_(memory, pointer, problem.z_t, momentum=self.momentum)
+        in_float64(reference.enqueue_, memory, pointer, problem.z_t, momentum=self.momentum)
         seen = memory if self.enqueue == "before" else problem.memory
         losses, grad = replace(problem, memory=seen).float64()
         results = {"loss": losses.mean(), "gradient": grad / self.batch}
@@ -292,7 +293,7 @@ class Enqueue:
 
     def exact(self, drawn: Ring) -> Results:
         memory, pointer = drawn.problem.memory.clone(), drawn.pointer.clone()
-        reference.enqueue_(memory, pointer, drawn.problem.z_t, momentum=self.momentum)
+        in_float64(reference.enqueue_, memory, pointer, drawn.problem.z_t, momentum=self.momentum)
         return drawn.written(memory, pointer)
 
     def bounds(self, drawn: Ring, exact: Results) -> Mapping[str, float]:
@@ -327,7 +328,9 @@ class SampledLoss:
         if self.similarity == "exponential":
             drawn.normalizers = torch.full((2,), -1.0, device="cuda")
             views = momentum_problems.views(drawn)
-            reference.estimate_normalizers_(drawn.normalizers, *views, nce_t=drawn.nce_t)
+            in_float64(
+                reference.estimate_normalizers_, drawn.normalizers, *views, nce_t=drawn.nce_t
+            )
         return drawn
 
     def fused(self, drawn: Sampled) -> Results:
@@ -387,7 +390,7 @@ class Update:
     def exact(self, drawn: tuple[Tensor, Tensor, Tensor]) -> Results:
         memory, index, new = drawn
         memory = memory.clone()
-        reference.momentum_update_(memory, index, new)
+        in_float64(reference.momentum_update_, memory, index, new)
         return self._written(memory, index)
 
     def bounds(self, drawn: object, exact: Results) -> Mapping[str, float]:
@@ -422,7 +425,7 @@ class Normalizers:
         return self._estimate(drawn, functional.estimate_normalizers_, backend="fused")
 
     def exact(self, drawn: Sampled) -> Results:
-        return self._estimate(drawn, reference.estimate_normalizers_)
+        return self._estimate(drawn, functools.partial(in_float64, reference.estimate_normalizers_))
 
     def bounds(self, drawn: object, exact: Results) -> Mapping[str, float]:
         # On a GPU both in float64, then rounded to float32, perhaps to two neighbours.

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from problems import ROUNDING, Rounding, rounding_of
+from problems import ROUNDING, Rounding, in_float64, rounding_of
 from torch import Tensor
 
 from rrd_kernels import reference
@@ -87,7 +87,12 @@ def draw(
     if similarity == "exponential":
         precise = torch.promote_types(dtype, torch.float32)
         problem.normalizers = torch.full((2,), -1.0, device=device, dtype=precise)
-        reference.estimate_normalizers_(problem.normalizers, *views(problem), nce_t=problem.nce_t)
+        in_float64(
+            reference.estimate_normalizers_,
+            problem.normalizers,
+            *views(problem),
+            nce_t=problem.nce_t,
+        )
     return problem
 
 

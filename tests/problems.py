@@ -1,7 +1,9 @@
 """Inputs for the tests, and how far a correct computation may be from float64."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -171,6 +173,13 @@ def tolerance(problem: Problem, precision: str) -> tuple[Tensor, Tensor]:
     ours = error_bound(problem, rounding_of(precision, problem.z_s.device))
     oracle = error_bound(problem, ROUNDING["float64"])
     return ours[0] + oracle[0], ours[1] + oracle[1]
+
+
+def in_float64(write: Callable[..., None], written: Tensor, *others: Any, **options: Any) -> None:
+    """Calls one of the reference's writers on float64 copies, and rounds once into ``written``."""
+    wide = written.double()
+    write(wide, *(x.double() if x.is_floating_point() else x for x in others), **options)
+    written.copy_(wide)
 
 
 def error_bound(problem: Problem, rounding: Rounding) -> tuple[Tensor, Tensor]:

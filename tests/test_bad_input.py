@@ -8,7 +8,8 @@ import pytest
 import torch
 from problems import draw, tolerance
 
-from rrd_kernels import RRDLoss, functional
+from rrd_kernels import RRDLoss, extension, functional
+from rrd_kernels.extension import why_not_fused
 from rrd_kernels.functional import enqueue_, relational_loss, relational_step_
 
 SIZES = {"s_dim": 6, "t_dim": 5, "feat_dim": 8, "nce_k": 16}
@@ -55,7 +56,7 @@ class TestTemperatures:
         with raises(ValueError, f"nce_{name.replace('tau', 't')}", str(value)):
             RRDLoss(**SIZES, **{f"nce_{name.replace('tau', 't')}": value})
 
-    @pytest.mark.parametrize("value", ["0.1", None, True, torch.tensor(0.1)])
+    @pytest.mark.parametrize("value", ["0.1", None, True, 0.1j])  # tensors: test_settings.py
     def test_types(self, call, name, value):
         with raises(TypeError, name, type(value).__name__):
             call(name, value)
@@ -325,13 +326,14 @@ def test_a_row_of_the_memory_that_is_not_finite_shows(dtype, value, device):
             assert not loss.isfinite()
 
 
-def test_fused_backend_says_why_it_is_not_there():
-    rows = torch.empty(4, 8, device="meta")
-    ptr = torch.zeros(1, dtype=torch.int64, device="meta")
-    with raises(RuntimeError, "backend='fused'", "cpu", "meta"):
+def test_fused_backend_says_why_it_is_not_there(monkeypatch):
+    assert "cpu and cuda, not on mps" in why_not_fused(torch.device("mps"))
+    monkeypatch.setattr(extension, "EXTENSION_ERROR", "it was not built")
+    rows, ptr = torch.zeros(4, 8), torch.zeros(1, dtype=torch.int64)
+    with raises(RuntimeError, "backend='fused'", "it was not built"):
         relational_loss(rows, rows, rows, backend="fused")
     for write in (enqueue_, step):
-        with raises(RuntimeError, "backend='fused'", "cpu", "meta"):
+        with raises(RuntimeError, "backend='fused'", "it was not built"):
             write(rows, ptr, rows, backend="fused")
 
 

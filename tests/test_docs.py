@@ -83,12 +83,13 @@ def readme() -> str:
     return (ROOT / "README.md").read_text()
 
 
-def test_readme_code_runs():
-    blocks = re.findall(r"```python\n(.*?)```", readme(), re.DOTALL)
+@pytest.mark.parametrize("name", ["README.md", "docs/training.md"])
+def test_code_of_a_document_runs(name):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
     assert blocks
-    scope: dict[str, object] = {}
+    scope: dict[str, object] = {"__name__": name}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), scope)
+        exec(compile(block, name, "exec"), scope)
 
 
 def distributed_example(rank):

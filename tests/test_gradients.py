@@ -73,18 +73,42 @@ def test_double_backward_raises_and_the_reference_has_it(loss_of, device):
     assert z_s.grad.norm() > 0
 
 
-def test_forward_mode_raises(loss_of, device):
-    problem = draw(4, 8, 16, device=device)
+def test_forward_mode_is_the_references(loss_of, device):
+    """The memory and z_t are constants in it too."""
+    problem = draw(4, 8, 16, torch.float64, device)
+    z_s = problem.z_s.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss_of(problem, z_s), z_s)
     tangent = torch.randn_like(problem.z_s)
-    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
-        torch.func.jvp(lambda z_s: loss_of(problem, z_s), (problem.z_s,), (tangent,))
+    _, found = torch.func.jvp(lambda z_s: loss_of(problem, z_s), (problem.z_s,), (tangent,))
+    torch.testing.assert_close(found, (gradient * tangent).sum())
+    with pytest.raises(RuntimeError, match="need backend='reference'"):
+        torch.func.jvp(
+            lambda z_s: loss_of(problem, z_s, backend="fused"), (problem.z_s,), (tangent,)
+        )
     with torch.autograd.forward_ad.dual_level():
         for name in ("z_s", "z_t", "memory"):
             value = getattr(problem, name)
             dual = torch.autograd.forward_ad.make_dual(value, torch.ones_like(value))
             replaced = dataclasses.replace(problem, **{name: dual})
+            found = torch.autograd.forward_ad.unpack_dual(loss_of(replaced, replaced.z_s)).tangent
+            if name == "z_s":
+                torch.testing.assert_close(found, gradient.sum())
+            else:
+                assert found is None or found == 0
+
+
+def test_forward_mode_of_an_operator_raises(device):
+    """For those who call it directly."""
+    problem = draw(4, 8, 16, device=device)
+    with torch.autograd.forward_ad.dual_level():
+        for name in ("z_s", "z_t", "memory"):
+            value = getattr(problem, name)
+            dual = torch.autograd.forward_ad.make_dual(value, torch.ones_like(value))
+            given = dataclasses.replace(problem, **{name: dual})
             with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
-                loss_of(replaced, replaced.z_s)
+                torch.ops.rrd_kernels.relational_loss(
+                    given.z_s, given.z_t, given.memory, 0.1, 0.02, False, None, 1
+                )
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

@@ -233,12 +233,30 @@ def test_no_second_derivative_and_no_forward_mode(device):
     with pytest.raises(NotImplementedError, match="no second derivative"):
         (grad.square().sum() + problem.z_s.sum()).backward()
 
-    def function(z_s):
-        return dataclasses.replace(problem, z_s=z_s).call(sampled_relational_loss)
+    with torch.autograd.forward_ad.dual_level():
+        z_s = problem.z_s.detach()
+        dual = torch.autograd.forward_ad.make_dual(z_s, torch.ones_like(z_s))
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            torch.ops.rrd_kernels.sampled_relational_loss(
+                *views(dataclasses.replace(problem, z_s=dual)),
+                *(None, 0.1, 0.02, 0.07, None, 1, "auto"),
+            )
 
-    tangent = torch.ones_like(problem.z_s)
-    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
-        torch.func.jvp(function, (problem.z_s.detach(),), (tangent,))
+
+def test_forward_mode_is_the_references(device):
+    problem = draw(4, 12, 20, 8, dtype=torch.float64, device=device)
+
+    def function(z_s, backend="auto"):
+        return dataclasses.replace(problem, z_s=z_s).call(sampled_relational_loss, backend=backend)
+
+    z_s = problem.z_s.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(z_s).sum(), z_s)
+    _, found = torch.func.jvp(function, (problem.z_s,), (torch.ones_like(problem.z_s),))
+    torch.testing.assert_close(found.sum(), gradient.sum())
+    with pytest.raises(RuntimeError, match="need backend='reference'"):
+        torch.func.jvp(
+            lambda z_s: function(z_s, "fused"), (problem.z_s,), (torch.ones_like(problem.z_s),)
+        )
 
 
 @pytest.mark.parametrize("wrong", [-1, 20, 2**62, -(2**63)])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 pytest.importorskip("triton")
 from card import Card
 from emulated import executed
-from problems import Problem, clear_of_ties, draw
+from problems import Problem, clear_of_ties, draw, in_float64
 from ptx.program import PtxError
 
 from rrd_kernels import reference
@@ -162,7 +162,7 @@ def check(step: Step, problem: Problem, arch: str, **others) -> tuple[torch.Tens
     found = loss, grad, memory, pointer = run(step, problem, arch, **others)
     wanted, moved = problem.memory.clone(), torch.tensor([step.rows - 2])
     if step.order != "never":
-        reference.enqueue_(wanted, moved, problem.z_t, momentum=step.momentum)
+        in_float64(reference.enqueue_, wanted, moved, problem.z_t, momentum=step.momentum)
     rows_are_right(memory, wanted, problem.z_t.dtype)
     assert pointer.equal(moved)
     if step.order == "before":
@@ -299,7 +299,7 @@ def test_the_enqueue_alone(stored, given, momentum, arch):
     keys[2], keys[4, 5] = 0.0, torch.nan
     pointer, wanted, moved = torch.tensor([-3]), memory.clone(), torch.tensor([-3])
     found, where, _ = executed("enqueue_", memory, pointer, keys, momentum, arch=arch)
-    reference.enqueue_(wanted, moved, keys, momentum=momentum)
+    in_float64(reference.enqueue_, wanted, moved, keys, momentum=momentum)
     rows_are_right(found, wanted, given)
     assert where.equal(moved)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 pytest.importorskip("triton")
 from emulated import executed
 from momentum_problems import Sampled, draw, views
-from problems import clear_of_ties, loaded, rounded_query
+from problems import clear_of_ties, in_float64, loaded, rounded_query
 from test_ptx_fifo import (
     OMITTED,
     OPERANDS,
@@ -209,7 +209,7 @@ def test_the_update(stored, given, momentum, arch):
     rows[6, 5] = torch.nan
     found, *_ = executed("momentum_update_", memory, index, rows, momentum, arch=arch)
     wanted, inside = memory.clone(), torch.tensor([0, 1, 2, 3, 6])
-    reference.momentum_update_(wanted, index[inside], rows[inside], momentum)
+    in_float64(reference.momentum_update_, wanted, index[inside], rows[inside], momentum)
     rows_are_right(found, wanted, given)
     assert found[3].ne(memory[3]).any()
     assert found[5].equal(memory[5])
@@ -224,7 +224,7 @@ def test_the_normalizers(multiprocessors, stored, arch):
     for given in ([-1.0, -1.0], [-1.0, 7.5], [3.5, -1.0]):
         params = torch.tensor([9.0, *given, 9.0])
         wanted = torch.tensor(given)
-        reference.estimate_normalizers_(wanted, *views(problem), nce_t=problem.nce_t)
+        in_float64(reference.estimate_normalizers_, wanted, *views(problem), nce_t=problem.nce_t)
         found, *_ = executed(
             "estimate_normalizers_", params[1:3], *views(problem), problem.nce_t,
             arch=arch, multiprocessors=multiprocessors,

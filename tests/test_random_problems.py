@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import draw
+from problems import draw, in_float64
 
 from rrd_kernels import reference
 from rrd_kernels.functional import enqueue_
@@ -114,7 +114,7 @@ def test_enqueue_matches_the_reference(
     if transposed:
         memory, keys = memory.T.contiguous().T, keys.T.contiguous().T
     wanted, wanted_ptr = memory.clone(), pointer(start, device)
-    reference.enqueue_(wanted, wanted_ptr, keys, momentum=momentum)
+    in_float64(reference.enqueue_, wanted, wanted_ptr, keys, momentum=momentum)
     ptr = pointer(start, device)
     enqueue_(memory, ptr, keys, momentum=momentum)
     assert torch.equal(ptr, wanted_ptr)

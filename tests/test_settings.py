@@ -135,10 +135,10 @@ def test_settings_of_a_memory_are_the_criterions_too(device):
     wanted = reference.relational_step_(z_s, z_t, queue, ptr, **options)
     torch.testing.assert_close(criterion(f_s, f_t), wanted)
     torch.testing.assert_close(criterion.queue, queue)
-    criterion.enqueue = "never"
-    with pytest.raises(ValueError, match="enqueue"):
-        criterion(f_s, f_t)
-    assert torch.equal(criterion.queue_ptr, ptr)
+    with pytest.raises(ValueError, match="enqueue must be one of 'before', 'after'; got 'never'"):
+        criterion.enqueue = "never"
+    with pytest.raises(ValueError, match="similarity must be one of"):
+        made("cosine").memory.similarity = "dot"
 
 
 @pytest.mark.parametrize("owner", ["criterion", "memory"])
@@ -190,6 +190,27 @@ def test_a_schedule_compiles_two_graphs(kind, backend, device):
         torch.testing.assert_close(f_s.grad, twin.grad)
         torch.testing.assert_close(criterion.state_dict(), eager.state_dict())
     assert counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.parametrize(
+    ("backend", "training", "place"),
+    [("aot_eager", True, 1), ("aot_eager", False, 4), ("inductor", True, 4)],
+)
+def test_params_written_behind_a_compiled_graph(place, training, backend, device):
+    torch.compiler.reset()
+    torch.use_deterministic_algorithms(False)
+    criterion = made("momentum", device).train(training)
+    compiled = torch.compile(criterion, fullgraph=True, backend=backend)
+    batch = inputs("momentum", device)
+    assert compiled(*batch).isfinite()
+    criterion.memory.contrast.params[place] = 0.9
+    if device.type == "cpu":
+        with pytest.raises(RuntimeError, match="params was written since this graph was compiled"):
+            compiled(*batch)
+    else:
+        assert compiled(*batch).isnan()
+    criterion.memory.contrast.refresh()  # as any eager step does
+    assert compiled(*batch).isfinite()
 
 
 def test_a_tensor_of_a_function_is_no_constant_of_the_graph(device):

@@ -16,7 +16,7 @@ from rrd_kernels.distributed.ranks import Ranks
 from rrd_kernels.embeddings import Embeddings
 from rrd_kernels.fifo.dtensor import as_dtensor, own_rows
 from rrd_kernels.fifo.shard import ROWS_AT_ONCE, Shard, draw_rows
-from rrd_kernels.settings import alias, number
+from rrd_kernels.settings import alias, choice, number
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -34,6 +34,9 @@ class FifoState(Embeddings):
     tau_t = number("tau_t", check.check_temperature, "Teacher temperature.")
     slot_momentum = number("slot_momentum", check.check_momentum, "Weight of a slot's old row.")
     nce_t_s, nce_t_t = alias("tau_s"), alias("tau_t")  # as published
+    enqueue = choice("enqueue", check.ENQUEUES)
+    precision = choice("precision", (None, *check.PRECISIONS))
+    backend = choice("backend", check.BACKENDS)
 
     @torch.inference_mode(False)  # as in Settings._apply
     def __init__(
@@ -59,13 +62,12 @@ class FifoState(Embeddings):
         gather: str = "keys",
     ) -> None:
         check.check_size("size", size)
-        check.check_choice("enqueue", enqueue, check.ENQUEUES)
         check.check_choice("start", start, STARTS)
         check.check_momentum("slot_momentum", slot_momentum)
         check.check_temperature("tau_s", tau_s)
         check.check_temperature("tau_t", tau_t)
-        check.check_choice("backend", backend, check.BACKENDS)
-        check.check_formats(precision, memory_dtype)
+        check.check_choice("enqueue", enqueue, check.ENQUEUES)
+        check.check_formats(precision, backend, memory_dtype)
         ranks = Ranks(gather, process_group)
         shards = gather == "shard"
         shard = Shard(int(size), ranks.count if shards else 1, ranks.rank if shards else 0)

@@ -101,7 +101,7 @@ class MomentumMemory(MomentumState):
         if writes:
             self.move_rows(samples, *views[:2])
         self.contrast.mark_read()
-        return loss
+        return self.contrast.checked(loss)
 
     @torch.inference_mode(False)
     @torch.enable_grad()

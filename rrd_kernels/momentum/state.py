@@ -16,7 +16,7 @@ from rrd_kernels.distributed.ranks import Ranks
 from rrd_kernels.embeddings import Embeddings
 from rrd_kernels.momentum import functional
 from rrd_kernels.momentum.negatives import draw_contrast_idx
-from rrd_kernels.settings import Settings, alias, number
+from rrd_kernels.settings import Settings, alias, choice, number
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -138,17 +138,33 @@ class MomentumRows(Settings):
                 super().set_number(name, read[place])
         self.mark_read()
 
+    def checked(self, loss: Tensor) -> Tensor:
+        """``loss``, in a graph of ``torch.compile``; NaN if ``params`` was written since it was
+        compiled, where the graph would go on with the old numbers. On a CPU it is an error."""
+        if not torch.compiler.is_compiling():
+            return loss
+        known = [self.params[place] == self.number(name) for name, place in _PARAMS.items()]
+        same = known[0] & known[1] & known[2]
+        if loss.device.type != "cpu":
+            return torch.where(same, loss, torch.nan)
+        torch._assert_async(
+            same,
+            "params was written since this graph was compiled; set contrast.nce_t, nce_m or size",
+        )
+        return loss
+
     def mark_read(self) -> None:
         """Notes that what is known of ``params`` is what it holds."""
-        if not torch.compiler.is_compiling() and not self.params.is_inference():
-            self._read = self.params, self.params._version
+        params = self.params
+        if not torch.compiler.is_compiling() and not params.is_inference():
+            self._read = params, params._version
 
     def refresh(self) -> None:
         """Reads ``params`` if it was written since, by a schedule. A compiled graph cannot."""
-        if torch.compiler.is_compiling() or self.params.is_inference():
+        params = self.params
+        if torch.compiler.is_compiling() or params.is_inference():
             return
-        params, version = self._read
-        if params is not self.params or version != params._version:
+        if params is not self._read[0] or params._version != self._read[1]:
             before = dict(self._numbers)
             self.read_params()
             changed = {n: v for n, v in self._numbers.items() if v != before[n]}
@@ -178,6 +194,10 @@ class MomentumState(Embeddings):
     tau_s = number("tau_s", check.check_temperature, "Student temperature.")
     tau_t = number("tau_t", check.check_temperature, "Teacher temperature.")
     nce_t_s, nce_t_t = alias("tau_s"), alias("tau_t")  # as published
+    similarity = choice("similarity", check.SIMILARITIES)
+    method = choice("method", check.METHODS)
+    precision = choice("precision", (None, *check.PRECISIONS))
+    backend = choice("backend", check.BACKENDS)
     nce_k = size = alias("size", "contrast")
     nce_t = alias("nce_t", "contrast")
     nce_m = alias("nce_m", "contrast")
@@ -214,7 +234,9 @@ class MomentumState(Embeddings):
         check.check_momentum("nce_m", nce_m)
         check.check_temperature("tau_s", tau_s)
         check.check_temperature("tau_t", tau_t)
-        check.check_formats(precision, memory_dtype)
+        check.check_choice("similarity", similarity, check.SIMILARITIES)
+        check.check_choice("method", method, check.METHODS)
+        check.check_formats(precision, backend, memory_dtype)
         ranks = Ranks(gather, process_group)
         if gather == "shard":
             raise ValueError(
@@ -228,7 +250,6 @@ class MomentumState(Embeddings):
         self.ranks = ranks
         self.similarity, self.method = similarity, method
         self.precision, self.backend = precision, backend
-        self.check_settings()
         self.generator = generator
         self.contrast = MomentumRows(
             n_data,
@@ -249,13 +270,6 @@ class MomentumState(Embeddings):
         checkpoint.unwrap_keys_(state_dict, prefix)
         _check_state(state_dict, f"{prefix}contrast.params")  # the projections are copied first
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def check_settings(self) -> None:
-        """Checks what may have been assigned, before a step writes anything."""
-        check.check_choice("similarity", self.similarity, check.SIMILARITIES)
-        check.check_choice("method", self.method, check.METHODS)
-        check.check_choice("backend", self.backend, check.BACKENDS)
-        check.check_formats(self.precision, None)
 
     def rows(self) -> Tensor:
         return self.contrast.memory_v2
@@ -280,11 +294,11 @@ class MomentumState(Embeddings):
         if not copied or rows.standing == Standing.ALIKE:  # else params is another rank's soon
             rows.refresh()
         check_ddp(self, self.ranks)
-        self.check_settings()
+        memory_v1, memory_v2 = rows.memory_v1, rows.memory_v2
         if self.training and update:
             self.refuse_replica()
-            check.check_writable("memory_v1", rows.memory_v1)
-            check.check_writable("memory_v2", rows.memory_v2)
+            check.check_writable("memory_v1", memory_v1)
+            check.check_writable("memory_v2", memory_v2)
         if self.training and self.ranks.count > 1:
             self.averaging.begin_step(self, self.ranks)
         writes = self.recomputations.may_write(
@@ -303,7 +317,7 @@ class MomentumState(Embeddings):
         z_s, z_t = self.project(f_s, f_t)
         if writes and transforms.are_running():
             transforms.plain(z_s), transforms.plain(z_t)  # before the first of the two memories
-        return idx, (z_s, z_t, rows.memory_v1, rows.memory_v2, contrast_idx), writes
+        return idx, (z_s, z_t, memory_v1, memory_v2, contrast_idx), writes
 
     def draw(self, idx: Tensor) -> Tensor:
         """The sampled columns int64 [B, K + 1] of ``idx`` [B]: the sample itself, then K draws."""
