@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from rrd_kernels.validation import Number, check_choice
 
@@ -27,8 +28,7 @@ class Settings(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._numbers: dict[str, float] = {}
-        #: Numbers that were set anew; to torch.compile an array is an input of the graph.
-        self._arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self._tensors: dict[str, Tensor] = {}  # of the numbers that were set anew
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(getattr(type(self), name, None), property):
@@ -49,15 +49,21 @@ class Settings(nn.Module):
         return self
 
     def set_number(self, name: str, value: float) -> None:
-        """Sets a number; it is checked already."""
+        """Sets a number, which is checked already."""
         if name in self._numbers and value != self._numbers[name]:
-            self._arrays[name] = np.array(value, dtype=np.float64)
+            with _disable_current_modes():  # a default device, for one
+                self._tensors[name] = torch.from_numpy(np.array(value, dtype=np.float64))
         self._numbers[name] = value
+
+    def begin_with(self, name: str, value: float) -> None:
+        """Sets a number that no schedule has set."""
+        self._numbers[name] = value
+        self._tensors.pop(name, None)
 
     def number(self, name: str) -> Number:
         """The number ``name``, as a step passes it to a function."""
-        if torch.compiler.is_compiling() and name in self._arrays:
-            return torch.from_numpy(self._arrays[name])
+        if torch.compiler.is_compiling() and name in self._tensors:
+            return self._tensors[name]
         return self._numbers[name]
 
 

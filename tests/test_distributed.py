@@ -139,6 +139,18 @@ def test_projections_in_a_ddp_each(alone):
             torch.testing.assert_close(state, alone[name].state, **CLOSE)
 
 
+def rows_in_shared_memory(rank):
+    plain = Distiller(**MEMORIES["fifo 2025"]).share_memory()  # as spawn's arguments are
+    message = message_of(plain, *batches()[0])
+    copy.deepcopy(plain)(*batches()[0])
+    return message
+
+
+def test_rows_that_all_ranks_would_write():
+    for message in on_ranks(2, rows_in_shared_memory):
+        assert "RuntimeError: the memory's rows lie in shared memory" in message
+
+
 def wrapped_as_it_is(rank):
     with pytest.warns(UserWarning, match="changes nothing and takes time.*ignore_in_ddp"):
         DDP(Distiller(**MEMORIES["fifo 2025"]))(*batches()[0])

@@ -12,7 +12,7 @@ hypothesis = pytest.importorskip("hypothesis")
 from machine_code import CARDS, step
 from problems import draw
 
-from rrd_kernels import extension, functional
+from rrd_kernels import extension
 from rrd_kernels.bounds import fits_float32
 from rrd_kernels.extension import why_not_fused
 from rrd_kernels.triton import cards
@@ -145,10 +145,8 @@ def test_settings_are_in_the_order_of_the_schemas():
 
 def test_a_device_without_kernels_is_named():
     assert why_not_fused(torch.device("cpu")) is None
-    assert "not on meta" in why_not_fused(torch.device("meta"))
-    problem = draw(2, 4, 8, device="meta")
-    with pytest.raises(RuntimeError, match="not on meta"):
-        functional.relational_loss(problem.z_s, problem.z_t, problem.memory, backend="fused")
+    assert why_not_fused(torch.device("meta")) is None  # a loss without data needs no kernel
+    assert "not on mps" in why_not_fused(torch.device("mps"))
 
 
 @pytest.mark.parametrize("need_grad", [True, False])

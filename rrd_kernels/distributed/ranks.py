@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from rrd_kernels import validation as check
 
@@ -52,6 +53,22 @@ class Ranks:
     def rank(self) -> int:
         """This process's place among them, from 0."""
         return dist.get_rank(self.group) if self.count > 1 else 0
+
+    def refuse_shared(self, rows: Tensor) -> None:
+        """Raises if other processes write the same storage: each rank's rows would be written by
+        all.
+
+        Raises:
+            RuntimeError: the rows are in shared memory.
+        """
+        if torch.compiler.is_compiling() or rows.device.type != "cpu":
+            return
+        if rows.untyped_storage().is_shared():
+            raise RuntimeError(
+                "the memory's rows lie in shared memory, as those of a criterion do that is an "
+                "argument of torch.multiprocessing.spawn: make the criterion in each process, or "
+                "copy.deepcopy it there"
+            )
 
     def are_others(self) -> bool:
         """Whether the process group is another one than at the last call, or this is the first.

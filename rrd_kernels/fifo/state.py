@@ -150,6 +150,7 @@ class FifoState(Embeddings):
         if self.training and update:
             self.refuse_replica()
         if self.training and self.ranks.count > 1:
+            self.ranks.refuse_shared(self.rows())
             self.averaging.begin_step(self, self.ranks)
         writes = self.recomputations.may_write(self.training and update, self.enqueue)
         self.check_features(f_s, f_t)

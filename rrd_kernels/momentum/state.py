@@ -111,7 +111,7 @@ class MomentumRows(Settings):
         #: K, nce_t and nce_m as constructed: a state may have been loaded on some ranks only.
         self.given = (int(size), float(nce_t), float(nce_m))
         for name, value in zip(_PARAMS, self.given, strict=True):
-            super().set_number(name, value)
+            self.begin_with(name, value)
         self.standing = Standing.STALE  # until the ranks have compared memories
         self.normalized = False  # whether Z is known to be set
         #: What was set since construction or loading. Ranks must have set the same.
@@ -130,12 +130,12 @@ class MomentumRows(Settings):
         else:
             super().set_number(name, value)
 
-    def read_params(self) -> None:
+    def read_params(self, *, scheduled: bool = False) -> None:
         """Reads K, nce_t and nce_m from ``params``; one host sync on a GPU."""
         if check.has_values(self.params):  # else load_state_dict reads them
             read = _checked(self.params)
             for name, place in _PARAMS.items():
-                super().set_number(name, read[place])
+                (super().set_number if scheduled else self.begin_with)(name, read[place])
         self.mark_read()
 
     def checked(self, loss: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class MomentumRows(Settings):
             return
         if params is not self._read[0] or params._version != self._read[1]:
             before = dict(self._numbers)
-            self.read_params()
+            self.read_params(scheduled=True)
             changed = {n: v for n, v in self._numbers.items() if v != before[n]}
             self.scheduled = {**self.scheduled, **changed}
 
@@ -300,6 +300,7 @@ class MomentumState(Embeddings):
             check.check_writable("memory_v1", memory_v1)
             check.check_writable("memory_v2", memory_v2)
         if self.training and self.ranks.count > 1:
+            self.ranks.refuse_shared(self.rows())
             self.averaging.begin_step(self, self.ranks)
         writes = self.recomputations.may_write(
             self.training and update, "after", written=rows.params
