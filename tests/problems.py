@@ -178,7 +178,8 @@ def tolerance(problem: Problem, precision: str) -> tuple[Tensor, Tensor]:
 def in_float64(write: Callable[..., None], written: Tensor, *others: Any, **options: Any) -> None:
     """Calls one of the reference's writers on float64 copies, and rounds once into ``written``."""
     wide = written.double()
-    write(wide, *(x.double() if x.is_floating_point() else x for x in others), **options)
+    floating = [isinstance(x, Tensor) and x.is_floating_point() for x in others]
+    write(wide, *(x.double() if f else x for x, f in zip(others, floating, strict=True)), **options)
     written.copy_(wide)
 
 

@@ -7,10 +7,12 @@ import torch
 import torch.distributed as dist
 from distillers import MEMORIES, N_DATA, SIZES, Distiller, batches
 from ranks import on_ranks
+from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from rrd_kernels import RRDLoss
+from rrd_kernels.distributed import ignore_in_ddp
 from rrd_kernels.distributed.collectives import RING, Gathering, gather_numbers
 from rrd_kernels.distributed.ranks import GATHERS, Ranks
 
@@ -67,12 +69,34 @@ def steps(rank, settings, sizes):
             loss = module(*(part[: sizes[rank]] for part in batch))
         with Traffic() as back:
             loss.backward()
-        assert back.seen == []
+        # The gradients of embed_s, which no DDP averages here.
+        width, dim = SIZES["s_dim"], SIZES["feat_dim"]
+        assert sorted(back.seen) == [("allreduce", 8 * dim), ("allreduce", 8 * dim * width)]
         seen.append(traffic.seen)
     with Traffic() as traffic:
         module.eval()(*batch)
     assert traffic.seen == []
     return seen
+
+
+def backward_of_each_mode(rank):
+    found = []
+    for gather, wraps in (("keys", False), ("shard", False), ("none", False), ("keys", True)):
+        module = Distiller(**MEMORIES["fifo 2025"], gather=gather)
+        wrapped = DDP(ignore_in_ddp(module)) if wraps else module
+        loss = wrapped(*batches()[0])
+        hooks = module.criterion.memory.averaging
+        with pytest.MonkeyPatch.context() as patch:
+            sent = []
+            patch.setattr(dist, "all_reduce", lambda tensor, group, s=sent: s.append(tensor.shape))
+            loss.backward()
+        found.append(len(sent))
+        assert wraps or gather == "none" or len(hooks._hooked) == 2
+    return found
+
+
+def test_gradients_are_averaged_where_no_ddp_does():
+    assert on_ranks(2, backward_of_each_mode) == [[2, 2, 0, 0]] * 2
 
 
 @pytest.mark.parametrize("sizes", [(6, 6), (5, 2), (0, 3), (0, 0)], ids=str)
