@@ -14,13 +14,6 @@ namespace rrd::cpu {
 
 constexpr double kLog2E = 1.4426950408889634;
 
-// Elements of per-sample work that are worth waking another thread for.
-constexpr int64_t kGrainElements = 1 << 15;
-
-inline int64_t grain(int64_t elements_per_item) {
-  return std::max<int64_t>(1, kGrainElements / elements_per_item);
-}
-
 inline Element element_of(at::ScalarType type) {
   switch (type) {
     case at::kFloat:

@@ -1,7 +1,6 @@
 // The pass over the memory: splits the work into tasks and runs them.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 #include <cmath>
 
 #include "cpu/kernels/select.h"
+#include "cpu/parallel.h"
 #include "cpu/tensors.h"
 
 namespace rrd::cpu {
@@ -81,26 +81,23 @@ struct Queries {
 };
 
 template <typename T>
-Queries<T> prepare(const AttentionKernel<T>& kernel, const at::Tensor& z_s, const at::Tensor& z_t,
-                   int64_t panels, double tau_s, double tau_t) {
+void prepare(Worker& worker, const AttentionKernel<T>& kernel, const at::Tensor& z_s,
+             const at::Tensor& z_t, int64_t panels, double tau_s, double tau_t,
+             const Queries<T>& queries) {
   const int64_t batch = z_s.size(0), dim = z_s.size(1), padded = kernel.padded_dim(dim);
   const T* rows[kRoles] = {z_s.const_data_ptr<T>(), z_t.const_data_ptr<T>()};
-  Queries<T> queries(kernel, batch, dim, panels);
   T* student = queries.unit.data;
   T* teacher = student + batch * padded;
-  at::parallel_for(0, panels, grain(kRoles * kernel.lanes * dim), [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t first = panel * kernel.lanes;
-      const int64_t count = std::min(kernel.lanes, batch - first);
-      kernel.normalize(rows[kStudent] + first * dim, count, dim, student + first * padded,
-                       queries.norm.data + first);
-      kernel.normalize(rows[kTeacher] + first * dim, count, dim, teacher + first * padded,
-                       queries.norm.data + batch + first);
-      kernel.pack(student + first * padded, teacher + first * padded, count, dim, T(kLog2E / tau_s),
-                  T(kLog2E / tau_t), queries.packed.data + panel * kernel.panel_bytes(dim));
-    }
+  worker.run(panels, [&](int64_t panel) {
+    const int64_t first = panel * kernel.lanes;
+    const int64_t count = std::min(kernel.lanes, batch - first);
+    kernel.normalize(rows[kStudent] + first * dim, count, dim, student + first * padded,
+                     queries.norm.data + first);
+    kernel.normalize(rows[kTeacher] + first * dim, count, dim, teacher + first * padded,
+                     queries.norm.data + batch + first);
+    kernel.pack(student + first * padded, teacher + first * padded, count, dim, T(kLog2E / tau_s),
+                T(kLog2E / tau_t), queries.packed.data + panel * kernel.panel_bytes(dim));
   });
-  return queries;
 }
 
 template <typename T>
@@ -191,53 +188,61 @@ void attend_chunks(const AttentionKernel<T>& kernel, AttentionTask<T> task, int6
 }
 
 template <typename T>
-void attend(const AttentionKernel<T>& kernel, const Plan& plan, const MemoryView& memory,
-            const Queries<T>& queries, bool bounded, const Partial<T>& partial) {
-  const int64_t tasks = plan.blocks * plan.splits;
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), tasks);
+void attend(Worker& worker, const AttentionKernel<T>& kernel, const Plan& plan,
+            const MemoryView& memory, const Queries<T>& queries, bool bounded,
+            const Partial<T>& partial) {
   const int64_t chunk = chunk_rows(kernel, plan);
   Plan block = plan;  // sizes the buffer of later chunks' sums
   block.splits = 1;
   block.panels = chunk < plan.split_rows ? plan.block_panels : 0;  // none for a single chunk
-  std::atomic<int64_t> next{0};  // a free thread takes the next task
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    const Buffer<char> scratch(kernel.scratch_bytes(memory.dim, plan.block_panels));
-    const Partials<T> later(kernel, block, memory.dim, partial.output != nullptr);
-    for (int64_t i = next++; i < tasks; i = next++) {
-      const int64_t split = i / plan.blocks;
-      const int64_t panel = i % plan.blocks * plan.block_panels;
-      AttentionTask<T> task;
-      task.memory = memory;
-      task.row_begin = split * plan.split_rows;
-      task.row_end = std::min(memory.rows, task.row_begin + plan.split_rows);
-      task.queries = queries.packed.data + panel * kernel.panel_bytes(memory.dim);
-      task.panels = std::min(plan.block_panels, plan.panels - panel);
-      task.bounded = bounded;
-      task.scratch = scratch.data;
-      attend_chunks(kernel, task, chunk, later.all,
-                    partial_at(partial, split * plan.panels + panel, kernel.lanes,
-                               kernel.padded_dim(memory.dim)));
-    }
+  const Buffer<char> scratch(kernel.scratch_bytes(memory.dim, plan.block_panels));
+  const Partials<T> later(kernel, block, memory.dim, partial.output != nullptr);
+  worker.run(plan.blocks * plan.splits, [&](int64_t i) {
+    const int64_t split = i / plan.blocks;
+    const int64_t panel = i % plan.blocks * plan.block_panels;
+    AttentionTask<T> task;
+    task.memory = memory;
+    task.row_begin = split * plan.split_rows;
+    task.row_end = std::min(memory.rows, task.row_begin + plan.split_rows);
+    task.queries = queries.packed.data + panel * kernel.panel_bytes(memory.dim);
+    task.panels = std::min(plan.block_panels, plan.panels - panel);
+    task.bounded = bounded;
+    task.scratch = scratch.data;
+    attend_chunks(kernel, task, chunk, later.all,
+                  partial_at(partial, split * plan.panels + panel, kernel.lanes,
+                             kernel.padded_dim(memory.dim)));
   });
 }
 
 // A whole pass over the memory: the queries of all samples, and their partials in every split.
+// Then finish(begin, end) for ranges of samples.
 template <typename T>
 struct AttentionPass {
-  AttentionPass(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory,
-                double tau_s, double tau_t, bool unit_memory, bool bfloat16_products,
+  AttentionPass(const at::Tensor& z_s, const at::Tensor& memory, bool bfloat16_products,
                 bool need_grad)
       : kernel(select_kernel<T>(bfloat16_products)),
         plan(make_plan(kernel, z_s.size(0), z_s.size(1), memory.size(0))),
-        queries(prepare(kernel, z_s, z_t, plan.panels, tau_s, tau_t)),
-        partials(kernel, plan, z_s.size(1), need_grad) {
+        queries(kernel, z_s.size(0), z_s.size(1), plan.panels),
+        partials(kernel, plan, z_s.size(1), need_grad) {}
+
+  template <typename Finish>
+  void run(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory, double tau_s,
+           double tau_t, bool unit_memory, const Finish& finish) {
     const double bound = logit_bound(tau_s, tau_t);
     const bool bounded = unit_memory && fits_float32(bound, memory.size(0)) &&
                          (!kernel.rounded_queries || survives_flushing(bound));
-    attend(kernel, plan, view_of(memory), queries, bounded, partials.all);
-    if (bounded && !partials.within(bound, plan, memory.size(0))) {
-      attend(kernel, plan, view_of(memory), queries, false, partials.all);
-    }
+    const double products = partials.all.output == nullptr ? 2 : 4;
+    const double work = products * kMultiplyAdd * double(z_s.numel()) * double(memory.size(0));
+    std::atomic<bool> again{false};
+    in_phases(work, plan.blocks * plan.splits, [&](Worker& worker) {
+      prepare(worker, kernel, z_s, z_t, plan.panels, tau_s, tau_t, queries);
+      attend(worker, kernel, plan, view_of(memory), queries, bounded, partials.all);
+      if (bounded) {
+        worker.run(1, [&](int64_t) { again = !partials.within(bound, plan, memory.size(0)); });
+        if (again) attend(worker, kernel, plan, view_of(memory), queries, false, partials.all);
+      }
+      worker.run_ranges(z_s.size(0), kSamples, finish);
+    });
   }
 
   const AttentionKernel<T>& kernel;

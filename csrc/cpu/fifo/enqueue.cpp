@@ -1,12 +1,11 @@
 // enqueue_ on the CPU: writes unit rows into a ring of slots, in place.
 #include <ATen/Dispatch_v2.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <vector>
 
+#include "cpu/parallel.h"
 #include "cpu/slots.h"
 
 namespace rrd::cpu {
@@ -14,18 +13,18 @@ namespace {
 
 template <typename Stored, typename Key>
 void write_rows(const at::Tensor& memory, int64_t first, const at::Tensor& keys, double momentum) {
-  constexpr int64_t kGrain = 1 << 14;  // elements worth waking a thread for
   auto slots = memory.accessor<Stored, 2>();
   const auto rows = keys.accessor<const Key, 2>();
-  const int64_t size = memory.size(0), dim = memory.size(1);
-  at::parallel_for(0, rows.size(0), std::max<int64_t>(1, kGrain / std::max<int64_t>(dim, 1)),
-                   [&](int64_t begin, int64_t end) {
-                     std::vector<double> key(dim);
-                     for (int64_t i = begin; i < end; ++i) {
-                       for (int64_t d = 0; d < dim; ++d) key[d] = static_cast<double>(rows[i][d]);
-                       write_slot<Stored>(slots[(first + i) % size], key, momentum);
-                     }
-                   });
+  const int64_t size = memory.size(0), dim = memory.size(1), count = rows.size(0);
+  in_phases(kWritten * double(count * dim), ranges(count, kSamples), [&](Worker& worker) {
+    std::vector<double> key(dim);
+    worker.run_ranges(count, kSamples, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t d = 0; d < dim; ++d) key[d] = static_cast<double>(rows[i][d]);
+        write_slot<Stored>(slots[(first + i) % size], key, momentum);
+      }
+    });
+  });
 }
 
 void enqueue(at::Tensor& memory, at::Tensor& ptr, const at::Tensor& rows, double momentum) {

@@ -1,5 +1,4 @@
 // relational_loss_forward on the CPU: the pass over the memory, then combine.
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -24,18 +23,16 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& z_s, const at::Tens
   at::Tensor grad = at::empty({need_grad ? batch : 0, dim}, options);
   if (batch == 0) return {reduce<T>(losses, reduction), grad};
 
-  const AttentionPass<T> pass(student, teacher, memory, tau_s, tau_t, unit_memory,
-                              bfloat16_products, need_grad);
-  at::parallel_for(
-      0, batch, grain(kRoles * pass.plan.splits * dim), [&](int64_t begin, int64_t end) {
-        const Buffer<T> workspace(need_grad ? 2 * pass.kernel.padded_dim(dim) : 0);
-        pass.kernel.combine({begin, end, dim, pass.kernel.lanes, pass.plan.splits,
-                             pass.plan.panels * pass.kernel.lanes, pass.queries.unit.data,
-                             pass.queries.norm.data, pass.partials.all, tau_s,
-                             pass.kernel.rounded_queries, sample_weight_of(reduction, batch),
-                             losses.mutable_data_ptr<T>(),
-                             need_grad ? grad.mutable_data_ptr<T>() : nullptr, workspace.data});
-      });
+  AttentionPass<T> pass(student, memory, bfloat16_products, need_grad);
+  pass.run(student, teacher, memory, tau_s, tau_t, unit_memory, [&](int64_t begin, int64_t end) {
+    const Buffer<T> workspace(need_grad ? 2 * pass.kernel.padded_dim(dim) : 0);
+    pass.kernel.combine({begin, end, dim, pass.kernel.lanes, pass.plan.splits,
+                         pass.plan.panels * pass.kernel.lanes, pass.queries.unit.data,
+                         pass.queries.norm.data, pass.partials.all, tau_s,
+                         pass.kernel.rounded_queries, sample_weight_of(reduction, batch),
+                         losses.mutable_data_ptr<T>(),
+                         need_grad ? grad.mutable_data_ptr<T>() : nullptr, workspace.data});
+  });
   return {reduce<T>(losses, reduction), grad};
 }
 

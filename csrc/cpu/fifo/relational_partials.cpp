@@ -1,6 +1,5 @@
 // relational_partials on the CPU: relational_loss_forward's sums over the memory, before any
 // division, so that sums over several memories can be added.
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/BFloat16.h>
@@ -94,12 +93,10 @@ std::tuple<at::Tensor, at::Tensor> partials(const at::Tensor& z_s, const at::Ten
   at::Tensor sums = at::empty({batch, kScalars + (need_grad ? kRoles * dim : 0)}, options);
   at::Tensor shifts = at::empty({batch, kRoles}, options);
   if (batch == 0) return {sums, shifts};
-  const AttentionPass<T> pass(student, teacher, memory, tau_s, tau_t, unit_memory,
-                              bfloat16_products, need_grad);
-  at::parallel_for(0, batch, grain(kRoles * pass.plan.splits * dim),
-                   [&](int64_t begin, int64_t end) {
-                     merge_splits(pass, begin, end, dim, tau_s, sums, shifts);
-                   });
+  AttentionPass<T> pass(student, memory, bfloat16_products, need_grad);
+  pass.run(student, teacher, memory, tau_s, tau_t, unit_memory, [&](int64_t begin, int64_t end) {
+    merge_splits(pass, begin, end, dim, tau_s, sums, shifts);
+  });
   return {sums, shifts};
 }
 

@@ -1,10 +1,11 @@
 // Checks a caller's row indices before anything is written.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
 #include <atomic>
+
+#include "cpu/parallel.h"
 
 namespace rrd::cpu {
 
@@ -13,11 +14,18 @@ inline void check_indices(const char* name, const at::Tensor& indices, int64_t r
   const at::Tensor flat = indices.contiguous();
   const int64_t* values = flat.const_data_ptr<int64_t>();
   std::atomic<bool> wrong{false};
-  at::parallel_for(0, flat.numel(), 1 << 16, [&](int64_t begin, int64_t end) {
-    // Branch-free, so that the loop vectorises; as uint64_t, negative numbers are large.
-    bool outside = false;
-    for (int64_t i = begin; i < end; ++i) outside |= uint64_t(values[i]) >= uint64_t(rows);
-    if (outside) wrong = true;
+  constexpr int64_t kEach = 1 << 16;
+  constexpr double kChecked = 0.3;  // nanoseconds
+  in_phases(kChecked * double(flat.numel()), ranges(flat.numel(), kEach), [&](Worker& worker) {
+    worker.run_ranges(flat.numel(), kEach, [&](int64_t begin, int64_t end) {
+      // Branch-free, so that the loop vectorises; as uint64_t, negative numbers are
+      // large.
+      bool outside = false;
+      for (int64_t i = begin; i < end; ++i) {
+        outside |= uint64_t(values[i]) >= uint64_t(rows);
+      }
+      if (outside) wrong = true;
+    });
   });
   if (!wrong) return;
   for (int64_t i = 0; i < flat.numel(); ++i) {

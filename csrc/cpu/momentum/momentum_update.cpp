@@ -1,14 +1,13 @@
 // momentum_update_ on the CPU: moves rows of a memory towards new ones, in place.
 #include <ATen/Dispatch_v2.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <unordered_map>
 #include <vector>
 
 #include "cpu/momentum/indices.h"
+#include "cpu/parallel.h"
 #include "cpu/slots.h"
 
 namespace rrd::cpu {
@@ -17,18 +16,19 @@ namespace {
 template <typename Stored, typename New>
 void update_rows(const at::Tensor& memory, const at::Tensor& index, const at::Tensor& rows,
                  const std::vector<int64_t>& wanted, double momentum) {
-  constexpr int64_t kGrain = 1 << 14;  // elements worth waking a thread for
   auto slots = memory.accessor<Stored, 2>();
   const auto at = index.accessor<const int64_t, 1>();
   const auto from = rows.accessor<const New, 2>();
   const int64_t dim = memory.size(1), count = static_cast<int64_t>(wanted.size());
-  at::parallel_for(0, count, std::max<int64_t>(1, kGrain / dim), [&](int64_t begin, int64_t end) {
+  in_phases(kWritten * double(count * dim), ranges(count, kSamples), [&](Worker& worker) {
     std::vector<double> row(dim);
-    for (int64_t k = begin; k < end; ++k) {
-      const int64_t i = wanted[k];
-      for (int64_t d = 0; d < dim; ++d) row[d] = static_cast<double>(from[i][d]);
-      write_slot<Stored>(slots[at[i]], row, momentum);
-    }
+    worker.run_ranges(count, kSamples, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        const int64_t i = wanted[k];
+        for (int64_t d = 0; d < dim; ++d) row[d] = static_cast<double>(from[i][d]);
+        write_slot<Stored>(slots[at[i]], row, momentum);
+      }
+    });
   });
 }
 

@@ -2,7 +2,6 @@
 //
 // Method dense multiplies all rows of the memories and picks the sampled similarities; gather reads
 // the sampled rows one by one. Then come each sample's softmaxes, and its gradient by that method.
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -14,6 +13,7 @@
 #include "cpu/kernels/momentum.h"
 #include "cpu/kernels/select.h"
 #include "cpu/momentum/indices.h"
+#include "cpu/parallel.h"
 #include "cpu/tensors.h"
 #include "operators.h"
 
@@ -22,7 +22,8 @@ namespace {
 
 template <typename T>
 struct Views {
-  at::Tensor unit_s, unit_t;  // [B + 2 * lanes, padded_dim] in T
+  at::Tensor rows_s, rows_t;  // [B, dim] in T
+  at::Tensor unit_s, unit_t;  // [B + 2 * lanes, padded_dim] in T, after normalize
   Buffer<T> norm;             // [2, B]
   at::Tensor memory_v1, memory_v2, index;
 
@@ -38,31 +39,43 @@ struct Views {
 };
 
 template <typename T>
-at::Tensor unit_rows(const at::Tensor& z, T* norm) {
+at::Tensor room_for_unit_rows(const at::Tensor& rows) {
   const auto& kernel = select_kernel<T>(false);
-  const at::Tensor rows = z.to(c10::CppTypeToScalarType<T>::value).contiguous();
-  const int64_t batch = z.size(0), dim = z.size(1), padded = kernel.padded_dim(dim);
   // Extra rows of zeros fill the last panel.
-  const int64_t extra = kRoles * kernel.lanes;
-  at::Tensor unit = at::empty({batch + extra, padded}, rows.options());
+  const int64_t batch = rows.size(0), extra = kRoles * kernel.lanes;
+  at::Tensor unit = at::empty({batch + extra, kernel.padded_dim(rows.size(1))}, rows.options());
   unit.narrow(0, batch, extra).zero_();
-  at::parallel_for(0, batch, grain(dim), [&](int64_t begin, int64_t end) {
-    kernel.normalize(rows.const_data_ptr<T>() + begin * dim, end - begin, dim,
-                     unit.mutable_data_ptr<T>() + begin * padded, norm + begin);
-  });
   return unit;
 }
 
 template <typename T>
 Views<T> views_of(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory_v1,
                   const at::Tensor& memory_v2, const at::Tensor& contrast_idx) {
-  Buffer<T> norm(2 * z_s.size(0));
-  return {unit_rows<T>(z_s, norm.data),
-          unit_rows<T>(z_t, norm.data + z_s.size(0)),
-          norm,
+  const auto type = c10::CppTypeToScalarType<T>::value;
+  const at::Tensor rows_s = z_s.to(type).contiguous(), rows_t = z_t.to(type).contiguous();
+  return {rows_s,
+          rows_t,
+          room_for_unit_rows<T>(rows_s),
+          room_for_unit_rows<T>(rows_t),
+          Buffer<T>(2 * z_s.size(0)),
           memory_v1,
           memory_v2,
           contrast_idx.contiguous()};
+}
+
+// A phase: the unit rows of both views.
+template <typename T>
+void normalize(Worker& worker, const Views<T>& views) {
+  const auto& kernel = select_kernel<T>(false);
+  const int64_t batch = views.batch(), dim = views.dim();
+  worker.run_ranges(batch, kSamples, [&](int64_t begin, int64_t end) {
+    const auto of_view = [&](const at::Tensor& rows, const at::Tensor& unit, T* norm) {
+      kernel.normalize(rows.const_data_ptr<T>() + begin * dim, end - begin, dim,
+                       unit.mutable_data_ptr<T>() + begin * unit.stride(0), norm + begin);
+    };
+    of_view(views.rows_s, views.unit_s, views.norm.data);
+    of_view(views.rows_t, views.unit_t, views.norm.data + batch);
+  });
 }
 
 // Samples per block of dense, which stores their similarities to all rows at once.
@@ -72,15 +85,21 @@ int64_t dense_block(int64_t batch, int64_t rows) {
   return std::clamp<int64_t>(kBlockBytes / (2 * rows * int64_t(sizeof(T))), 1, batch);
 }
 
-// Whether dense costs less than gather, by nanoseconds measured at D = 128 (docs/decisions.md; all
-// grow with D alike). kRow: reading a row, once for each block of samples. kRowAndSample: its
-// product with one sample. kWanted: one gathered row.
+// What dense and gather cost, by nanoseconds measured at D = 128 (docs/decisions.md; all grow with
+// D alike). kRow: reading a row, once for each block of samples. kRowAndSample: its product with
+// one sample. kWanted: one gathered row.
+constexpr double kMeasuredDim = 128;
+
 template <typename T>
-bool dense_is_cheaper(int64_t batch, int64_t count, int64_t rows) {
-  constexpr double kRow = 200, kRowAndSample = 6, kWanted = 92;
+double dense_cost(int64_t batch, int64_t rows) {
+  constexpr double kRow = 200, kRowAndSample = 6;
   const double blocks = std::ceil(double(batch) / double(dense_block<T>(batch, rows)));
-  return double(rows) * (kRow * blocks + kRowAndSample * double(batch)) <=
-         kWanted * double(batch) * double(count);
+  return double(rows) * (kRow * blocks + kRowAndSample * double(batch));
+}
+
+inline double gather_cost(int64_t batch, int64_t count) {
+  constexpr double kWanted = 92;
+  return kWanted * double(batch) * double(count);
 }
 
 struct Settings {
@@ -144,9 +163,12 @@ void gather(const Views<T>& views, const RelateTask& settings, double sample_wei
             T* grad) {
   const auto& kernel = select_momentum_kernel<T>();
   const MemoryView v1 = view_of(views.memory_v1), v2 = view_of(views.memory_v2);
-  at::parallel_for(0, views.batch(), 1, [&](int64_t begin, int64_t end) {
+  const double work =
+      gather_cost(views.batch(), views.count()) * double(views.dim()) / kMeasuredDim;
+  in_phases(work, views.batch(), [&](Worker& worker) {
+    normalize(worker, views);
     const Workspace<T> space(kernel.padded_count(views.count()), views.dim());
-    for (int64_t i = begin; i < end; ++i) {
+    worker.run(views.batch(), [&](int64_t i) {
       const int64_t* wanted = views.wanted(i);
       RelateTask task = settings;
       task.student = space.student();
@@ -155,40 +177,21 @@ void gather(const Views<T>& views, const RelateTask& settings, double sample_wei
       kernel.similarities(v2, wanted, task.count, views.student(i), space.rows.data, task.student);
       kernel.similarities(v1, wanted, task.count, views.teacher(i), space.rows.data, task.teacher);
       losses[i] = kernel.relate(task);
-      if (!task.need_grad) continue;
+      if (!task.need_grad) return;
       kernel.weighted_rows(v2, wanted, task.student, task.count, space.rows.data, space.output());
       write_gradient<T>(views, i, space.output(), sample_weight, grad + i * views.dim());
-    }
+    });
   });
 }
 
-// Unit rows packed by AttentionKernel::pack, 2 * lanes samples per panel.
+// Packs unit rows from `first` on by AttentionKernel::pack, 2 * lanes samples in a panel.
 template <typename T>
-Buffer<char> packed_panels(const at::Tensor& unit, int64_t first, int64_t panels, int64_t dim) {
+void pack_panel(const at::Tensor& unit, int64_t first, int64_t panel, int64_t dim, char* packed) {
   const auto& kernel = select_kernel<T>(false);
   const int64_t stride = unit.stride(0);
-  const T* rows = unit.const_data_ptr<T>() + first * stride;
-  Buffer<char> packed(panels * kernel.panel_bytes(dim));
-  at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const T* samples = rows + panel * kRoles * kernel.lanes * stride;
-      kernel.pack(samples, samples + kernel.lanes * stride, kernel.lanes, dim, T(1), T(1),
-                  packed.data + panel * kernel.panel_bytes(dim));
-    }
-  });
-  return packed;
-}
-
-// Runs body(part, begin, end, room) over the rows of a memory, `each` rows at a time.
-template <typename T, typename Body>
-void over_rows(int64_t rows, int64_t each, int64_t dim, const Body& body) {
-  const int64_t parts = (rows + each - 1) / each;
-  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    const Buffer<T> room(select_momentum_kernel<T>().tile_room(dim));
-    for (int64_t part = begin; part < end; ++part) {
-      body(part, part * each, std::min(rows, (part + 1) * each), room.data);
-    }
-  });
+  const T* samples = unit.const_data_ptr<T>() + (first + panel * kRoles * kernel.lanes) * stride;
+  kernel.pack(samples, samples + kernel.lanes * stride, kernel.lanes, dim, T(1), T(1),
+              packed + panel * kernel.panel_bytes(dim));
 }
 
 template <typename T>
@@ -207,18 +210,25 @@ void dense(const Views<T>& views, const RelateTask& settings, double sample_weig
   const int64_t splits = std::clamp<int64_t>(rows / kSplitRows, 1, most);
   const int64_t split_rows = (rows + splits - 1) / splits;
   const Buffer<T> outputs(settings.need_grad ? splits * block * padded : 0);
-  for (int64_t first = 0; first < views.batch(); first += block) {
-    const int64_t count = std::min(block, views.batch() - first);
-    const int64_t panels = (count + width - 1) / width;
-    const Buffer<char> student = packed_panels<T>(views.unit_s, first, panels, dim);
-    const Buffer<char> teacher = packed_panels<T>(views.unit_t, first, panels, dim);
-    over_rows<T>(rows, kRowsAtOnce, dim, [&](int64_t, int64_t begin, int64_t end, T* room) {
-      kernel.all_similarities(v2, begin, end, student.data, count, all_s.data, rows, room);
-      kernel.all_similarities(v1, begin, end, teacher.data, count, all_t.data, rows, room);
-    });
-    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      const Workspace<T> space(kernel.padded_count(views.count()), 0);
-      for (int64_t i = begin; i < end; ++i) {
+  const int64_t most_panels = ranges(block, width),
+                panel_bytes = select_kernel<T>(false).panel_bytes(dim);
+  const Buffer<char> student(most_panels * panel_bytes), teacher(most_panels * panel_bytes);
+  const double work = dense_cost<T>(views.batch(), rows) * double(dim) / kMeasuredDim;
+  in_phases(work, std::max(ranges(rows, kRowsAtOnce), block), [&](Worker& worker) {
+    normalize(worker, views);
+    const Workspace<T> space(kernel.padded_count(views.count()), dim);
+    const Buffer<T> room(kernel.tile_room(dim));
+    for (int64_t first = 0; first < views.batch(); first += block) {
+      const int64_t count = std::min(block, views.batch() - first);
+      worker.run(ranges(count, width), [&](int64_t panel) {
+        pack_panel<T>(views.unit_s, first, panel, dim, student.data);
+        pack_panel<T>(views.unit_t, first, panel, dim, teacher.data);
+      });
+      worker.run_ranges(rows, kRowsAtOnce, [&](int64_t begin, int64_t end) {
+        kernel.all_similarities(v2, begin, end, student.data, count, all_s.data, rows, room.data);
+        kernel.all_similarities(v1, begin, end, teacher.data, count, all_t.data, rows, room.data);
+      });
+      worker.run(count, [&](int64_t i) {
         const int64_t* wanted = views.wanted(first + i);
         RelateTask task = settings;
         task.student = space.student();
@@ -228,28 +238,26 @@ void dense(const Views<T>& views, const RelateTask& settings, double sample_weig
         kernel.pick(row, wanted, task.count, task.student);
         kernel.pick(all_t.data + i * rows, wanted, task.count, task.teacher);
         losses[first + i] = kernel.relate(task);
-        if (!task.need_grad) continue;
+        if (!task.need_grad) return;
         std::fill_n(row, rows, T(0));
         for (int64_t p = 0; p < task.count; ++p) row[wanted[p]] += T(task.student[p]);
-      }
-    });
-    if (!settings.need_grad) continue;
-    over_rows<T>(rows, split_rows, dim, [&](int64_t split, int64_t begin, int64_t end, T* room) {
-      kernel.all_weighted_rows(v2, begin, end, all_s.data, rows, count,
-                               outputs.data + split * block * padded, room);
-    });
-    at::parallel_for(0, count, grain(splits * dim), [&](int64_t begin, int64_t end) {
-      std::vector<double> output(dim);
-      for (int64_t i = begin; i < end; ++i) {
-        std::fill(output.begin(), output.end(), 0.0);
+      });
+      if (!settings.need_grad) continue;
+      worker.run_ranges(rows, split_rows, [&](int64_t begin, int64_t end) {
+        kernel.all_weighted_rows(v2, begin, end, all_s.data, rows, count,
+                                 outputs.data + begin / split_rows * block * padded, room.data);
+      });
+      worker.run(count, [&](int64_t i) {
+        double* output = space.output();
+        std::fill_n(output, dim, 0.0);
         for (int64_t split = 0; split * split_rows < rows; ++split) {
           const T* part = outputs.data + (split * block + i) * padded;
           for (int64_t d = 0; d < dim; ++d) output[d] += double(part[d]);
         }
-        write_gradient<T>(views, first + i, output.data(), sample_weight, grad + (first + i) * dim);
-      }
-    });
-  }
+        write_gradient<T>(views, first + i, output, sample_weight, grad + (first + i) * dim);
+      });
+    }
+  });
 }
 
 template <typename T>
@@ -264,7 +272,8 @@ LossAndGrad forward(const Views<T>& views, const Settings& settings, c10::string
     const double sample_weight = sample_weight_of(settings.reduction, batch);
     T* grad_data = settings.need_grad ? grad.mutable_data_ptr<T>() : nullptr;
     const bool all = method == "dense" ||
-                     (method == "auto" && dense_is_cheaper<T>(batch, views.count(), views.rows()));
+                     (method == "auto" &&
+                      dense_cost<T>(batch, views.rows()) <= gather_cost(batch, views.count()));
     (all ? dense<T> : gather<T>)(views, task, sample_weight, each.data(), grad_data);
     std::transform(each.begin(), each.end(), losses.mutable_data_ptr<T>(),
                    [](double loss) { return T(loss); });
@@ -310,35 +319,37 @@ LossAndGrad sampled_relational_loss_forward(
   return forward(views_of<float>(z_s, z_t, memory_v1, memory_v2, contrast_idx), settings, method);
 }
 
-// The mean of exp(similarity / nce_t) over one view's sampled rows.
-template <typename T>
-double mean_exponential(const at::Tensor& unit, const at::Tensor& memory, const Views<T>& views,
-                        double nce_t) {
-  const auto& kernel = select_momentum_kernel<T>();
-  const MemoryView view = view_of(memory);
-  std::vector<double> sums(views.batch());
-  at::parallel_for(0, views.batch(), 1, [&](int64_t begin, int64_t end) {
-    const Workspace<T> space(kernel.padded_count(views.count()), views.dim());
-    for (int64_t i = begin; i < end; ++i) {
-      const T* row = unit.const_data_ptr<T>() + i * unit.stride(0);
-      kernel.similarities(view, views.wanted(i), views.count(), row, space.rows.data,
-                          space.student());
-      sums[i] = kernel.exponential_sum(space.student(), views.count(), kLog2E / nce_t);
-    }
-  });
-  return std::accumulate(sums.begin(), sums.end(), 0.0) / double(views.index.numel());
-}
-
+// Sets each view's normalizer that is not yet set: rows times the mean of exp(similarity / nce_t)
+// over its sampled rows.
 template <typename T>
 void estimate(const at::Tensor& normalizers, const Views<T>& views, double nce_t) {
-  const auto set = [&](int64_t view, const at::Tensor& unit, const at::Tensor& memory) {
-    at::Tensor slot = normalizers.select(0, view);
-    if (!(slot.item<double>() < 0)) return;
-    const double value = mean_exponential(unit, memory, views, nce_t) * double(views.rows());
-    if (std::isfinite(value)) slot.fill_(value);
-  };
-  set(0, views.unit_s, views.memory_v2);
-  set(1, views.unit_t, views.memory_v1);
+  const auto& kernel = select_momentum_kernel<T>();
+  const at::Tensor* const units[2] = {&views.unit_s, &views.unit_t};
+  const MemoryView memories[2] = {view_of(views.memory_v2), view_of(views.memory_v1)};
+  std::vector<int64_t> wanted;
+  for (int64_t view = 0; view < 2; ++view) {
+    const at::Tensor slot = normalizers.select(0, view);
+    if (slot.item<double>() < 0) wanted.push_back(view);
+  }
+  const int64_t batch = views.batch(), tasks = batch * int64_t(wanted.size());
+  std::vector<double> sums(tasks);
+  in_phases(kGathered * double(views.index.numel() * views.dim()), tasks, [&](Worker& worker) {
+    normalize(worker, views);
+    const Workspace<T> space(kernel.padded_count(views.count()), views.dim());
+    worker.run(tasks, [&](int64_t task) {
+      const int64_t i = task % batch, view = wanted[task / batch];
+      const T* row = units[view]->const_data_ptr<T>() + i * units[view]->stride(0);
+      kernel.similarities(memories[view], views.wanted(i), views.count(), row, space.rows.data,
+                          space.student());
+      sums[task] = kernel.exponential_sum(space.student(), views.count(), kLog2E / nce_t);
+    });
+  });
+  for (size_t k = 0; k < wanted.size(); ++k) {
+    const auto begin = sums.begin() + int64_t(k) * batch;
+    const double mean = std::accumulate(begin, begin + batch, 0.0) / double(views.index.numel());
+    const double value = mean * double(views.rows());
+    if (std::isfinite(value)) normalizers.select(0, wanted[k]).fill_(value);
+  }
 }
 
 void estimate_normalizers(at::Tensor& normalizers, const at::Tensor& z_s, const at::Tensor& z_t,

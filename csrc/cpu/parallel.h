@@ -1,0 +1,126 @@
+// The threads of the CPU operators. Every parallel region is opened here, at most one for an
+// operator's work.
+//
+// The end of a region waits for all threads of PyTorch's pool, also for one that has not had a core
+// yet, for milliseconds where other processes keep the cores busy. So steps that need all results
+// of the one before share a region, as phases: between these a thread waits only for tasks that
+// another one has begun, and does the rest itself.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <limits>
+#include <thread>
+
+namespace rrd::cpu {
+
+// Nanoseconds of one core's work, by rough estimates: what is less stays on the calling thread.
+constexpr double kWorthThreads = 1e5;
+
+// Estimates: a multiply-add of a product in cache, in float32 with AVX-512; a gathered element; an
+// element that is normalised and written.
+constexpr double kMultiplyAdd = 0.01, kGathered = 0.7, kWritten = 2;
+
+constexpr int64_t kSamples = 16;  // in a task, where a sample is little work
+
+// How many tasks of `each` items there are.
+inline int64_t ranges(int64_t items, int64_t each) { return (items + each - 1) / each; }
+
+// What the threads of one region share: how many tasks of all phases are taken, and done.
+struct Progress {
+  std::atomic<int64_t> taken{0}, done{0};
+};
+
+// One thread's way through the phases, which are the same on each.
+class Worker {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  explicit Worker(Progress& progress) : progress_(progress) {}
+
+  // A phase: body(task) for those of `tasks` that no other thread has taken. Returns when all are
+  // done. The phases before are done then, so a task's number tells its phase from theirs.
+  template <typename Body>
+  void run(int64_t tasks, const Body& body) {
+    const int64_t end = first_ + tasks;
+    for (int64_t task = progress_.taken; task < end;) {
+      if (!progress_.taken.compare_exchange_weak(task, task + 1)) continue;
+      body(task - first_);
+      ++progress_.done;
+      task = progress_.taken;
+    }
+    first_ = end;
+    if (progress_.done >= end) return;
+    const auto start = Clock::now();
+    while (progress_.done < end) std::this_thread::yield();
+    waited += Clock::now() - start;
+  }
+
+  // The same for ranges of up to `each` items: body(begin, end).
+  template <typename Body>
+  void run_ranges(int64_t items, int64_t each, const Body& body) {
+    run(ranges(items, each),
+        [&](int64_t range) { body(range * each, std::min(items, (range + 1) * each)); });
+  }
+
+  // After an error: no thread takes a task, or waits for one.
+  void stop() { progress_.taken = progress_.done = std::numeric_limits<int64_t>::max() / 2; }
+
+  Clock::duration waited{};
+
+ private:
+  Progress& progress_;
+  int64_t first_ = 0;
+};
+
+// Time for which this process works on its calling threads alone, after it has waited for threads
+// without a core: kPayBack times as long as it waited. So waiting adds at most 1 / kPayBack.
+inline std::atomic<Worker::Clock::rep> owed{0};
+constexpr int kPayBack = 8;
+constexpr std::chrono::milliseconds kLongWait{1};  // a thread that has a core comes in less
+
+// Calls body(worker) on the calling thread, and on others where `work` is worth it, but on at most
+// `tasks`, the number of tasks in the largest phase. Which thread does what must not matter.
+template <typename Body>
+void in_phases(double work, int64_t tasks, const Body& body) {
+  using Clock = Worker::Clock;
+  Progress progress;
+  const auto on_this_thread = [&] {
+    Worker worker(progress);
+    try {
+      body(worker);
+    } catch (...) {
+      worker.stop();
+      throw;
+    }
+    return worker.waited;
+  };
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), tasks);
+  if (work < kWorthThreads || threads <= 1 || at::in_parallel_region()) {
+    on_this_thread();
+    return;
+  }
+  const auto start = Clock::now();
+  if (owed > 0) {
+    on_this_thread();
+    owed -= (Clock::now() - start).count();
+    return;
+  }
+  Clock::time_point left = start;
+  Clock::duration waited{};
+  at::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
+    const auto waited_here = on_this_thread();
+    if (thread != 0) return;
+    waited = waited_here;  // the calling thread
+    left = Clock::now();
+  });
+  const auto end = Clock::now();
+  waited += end - left;
+  // As long as one task takes is usual at the end of a phase.
+  if (waited > kLongWait && 2 * waited > end - start) owed = kPayBack * waited.count();
+}
+
+}  // namespace rrd::cpu
