@@ -45,18 +45,20 @@ class Worker {
   // done. The phases before are done then, so a task's number tells its phase from theirs.
   template <typename Body>
   void run(int64_t tasks, const Body& body) {
+    const auto start = Clock::now();
     const int64_t end = first_ + tasks;
+    int64_t own = 0;
     for (int64_t task = progress_.taken; task < end;) {
       if (!progress_.taken.compare_exchange_weak(task, task + 1)) continue;
       body(task - first_);
+      ++own;
       ++progress_.done;
       task = progress_.taken;
     }
-    first_ = end;
-    if (progress_.done >= end) return;
-    const auto start = Clock::now();
+    if (own != 0) alone += (Clock::now() - start) * tasks / own;
     while (progress_.done < end) std::this_thread::yield();
-    waited += Clock::now() - start;
+    if (own == 0) alone += Clock::now() - start;
+    first_ = end;
   }
 
   // The same for ranges of up to `each` items: body(begin, end).
@@ -69,18 +71,21 @@ class Worker {
   // After an error: no thread takes a task, or waits for one.
   void stop() { progress_.taken = progress_.done = std::numeric_limits<int64_t>::max() / 2; }
 
-  Clock::duration waited{};
+  // How long the phases would have taken this thread by itself, by the tasks that it did.
+  Clock::duration alone{};
 
  private:
   Progress& progress_;
   int64_t first_ = 0;
 };
 
-// Time for which this process works on its calling threads alone, after it has waited for threads
-// without a core: kPayBack times as long as it waited. So waiting adds at most 1 / kPayBack.
+// Time for which the operators stay on their calling threads. Where a region took longer than the
+// calling thread alone would have taken, as threads had no core, it is kPayBack times the loss, so
+// that such losses add at most 1 / kPayBack to what one thread takes. What is found does not
+// change results: tasks are the same for any number of threads.
 inline std::atomic<Worker::Clock::rep> owed{0};
-constexpr int kPayBack = 8;
-constexpr std::chrono::milliseconds kLongWait{1};  // a thread that has a core comes in less
+constexpr int kPayBack = 4;
+constexpr std::chrono::milliseconds kLoss{1};  // less is no sign of it
 
 // Calls body(worker) on the calling thread, and on others where `work` is worth it, but on at most
 // `tasks`, the number of tasks in the largest phase. Which thread does what must not matter.
@@ -96,7 +101,7 @@ void in_phases(double work, int64_t tasks, const Body& body) {
       worker.stop();
       throw;
     }
-    return worker.waited;
+    return worker.alone;
   };
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), tasks);
   if (work < kWorthThreads || threads <= 1 || at::in_parallel_region()) {
@@ -109,18 +114,13 @@ void in_phases(double work, int64_t tasks, const Body& body) {
     owed -= (Clock::now() - start).count();
     return;
   }
-  Clock::time_point left = start;
-  Clock::duration waited{};
+  Clock::duration alone{};
   at::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
-    const auto waited_here = on_this_thread();
-    if (thread != 0) return;
-    waited = waited_here;  // the calling thread
-    left = Clock::now();
+    const auto found = on_this_thread();
+    if (thread == 0) alone = found;  // the calling thread
   });
-  const auto end = Clock::now();
-  waited += end - left;
-  // As long as one task takes is usual at the end of a phase.
-  if (waited > kLongWait && 2 * waited > end - start) owed = kPayBack * waited.count();
+  const auto lost = Clock::now() - start - alone;
+  if (lost > kLoss) owed = kPayBack * lost.count();
 }
 
 }  // namespace rrd::cpu
