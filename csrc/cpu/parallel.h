@@ -55,9 +55,9 @@ class Worker {
       ++progress_.done;
       task = progress_.taken;
     }
-    if (own != 0) alone += (Clock::now() - start) * tasks / own;
+    const auto worked = Clock::now() - start;
     while (progress_.done < end) std::this_thread::yield();
-    if (own == 0) alone += Clock::now() - start;
+    if (own != 0) lost += Clock::now() - start - worked * tasks / own;
     first_ = end;
   }
 
@@ -71,8 +71,9 @@ class Worker {
   // After an error: no thread takes a task, or waits for one.
   void stop() { progress_.taken = progress_.done = std::numeric_limits<int64_t>::max() / 2; }
 
-  // How long the phases would have taken this thread by itself, by the tasks that it did.
-  Clock::duration alone{};
+  // How much longer the phases took than this thread by itself would have taken, by the tasks that
+  // it did.
+  Clock::duration lost{};
 
  private:
   Progress& progress_;
@@ -101,7 +102,7 @@ void in_phases(double work, int64_t tasks, const Body& body) {
       worker.stop();
       throw;
     }
-    return worker.alone;
+    return worker.lost;
   };
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), tasks);
   if (work < kWorthThreads || threads <= 1 || at::in_parallel_region()) {
@@ -114,12 +115,15 @@ void in_phases(double work, int64_t tasks, const Body& body) {
     owed -= (Clock::now() - start).count();
     return;
   }
-  Clock::duration alone{};
+  Clock::duration lost{};
+  Clock::time_point left = start;
   at::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
-    const auto found = on_this_thread();
-    if (thread == 0) alone = found;  // the calling thread
+    const auto lost_here = on_this_thread();
+    if (thread != 0) return;
+    lost = lost_here;  // the calling thread
+    left = Clock::now();
   });
-  const auto lost = Clock::now() - start - alone;
+  lost += Clock::now() - left;
   if (lost > kLoss) owed = kPayBack * lost.count();
 }
 
