@@ -1,13 +1,12 @@
 """Whole steps of every case here with pytest-benchmark, of what has just agreed with the reference:
 pytest benchmarks -k "float32-64x16384" --benchmark-columns=median,iqr,rounds."""
 
-import functools
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.cases.inputs import Batch, State, draw
+from benchmarks.cases.inputs import draw
 from benchmarks.cases.sizes import CASES, Case
 from benchmarks.implementations import implementations
 from benchmarks.implementations.step import Step
@@ -23,18 +22,12 @@ STEPS = [
 ]
 
 
-@functools.lru_cache(maxsize=1)
-def drawn(case: Case, device: torch.device) -> tuple[State, list[Batch], Agreement]:
-    state, batches = draw(case, device, sets=1)
-    return state, batches, Agreement(case, state, batches[0])
-
-
 @pytest.mark.parametrize(("device", "case", "kind"), STEPS)
 def test_step(device: torch.device, case: Case, kind: type[Step], benchmark: Any) -> None:
     benchmark.group = f"{device} {case.name}"
     with clocks.products_in(case.format):
-        state, batches, judge = drawn(case, device)
+        state, batches = draw(case, device, sets=1)
         step = kind(case, state)
-        judge.check(step)
+        Agreement(case, state, batches[0]).check(step)
         twins = clocks.with_twins(step, hardware.cache_bytes(device))
         benchmark(clocks.wall_time, clocks.one_by_one(clocks.turns(twins, batches)), device)

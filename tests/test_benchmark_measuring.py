@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import subprocess
 import time
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from benchmarks.implementations.fifo import Fused, PublishedEager
 from benchmarks.measuring import clocks, growth, hardware
 from benchmarks.measuring.clocks import interleaved, one_by_one, spread, turns, with_twins
 from benchmarks.measuring.memory import CLEAR_REFS, isolated, limit_memory, peak_extra_memory
-from benchmarks.measuring.run import run_case, timing
+from benchmarks.measuring.run import beside_busy, run_case, timing
 
 CPU = torch.device("cpu")
 #: 32 KiB of memory, and a pointer.
@@ -164,6 +165,37 @@ def test_every_figure_of_a_case(device):
     assert list(figures) == [kind.name for kind in kinds]
     graph = {"step in a graph"} if device.type == "cuda" else set()
     assert figures[Fused.name] == figures["SDPA math"] == {"step"} | graph
+
+
+def test_a_step_beside_busy_processes(monkeypatch):
+    started, seen = [], []
+
+    class Started(subprocess.Popen):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            started.append(self)
+
+    class Counted(Fused):
+        def __call__(self, *batch):
+            running = sum(process.poll() is None for process in started)
+            seen.append((self.name, torch.get_num_threads(), running))
+            return super().__call__(*batch)
+
+    monkeypatch.setattr(subprocess, "Popen", Started)
+    before = torch.get_num_threads()
+    rows = list(beside_busy(CASE, [PublishedEager, Counted], 0.0))
+    names = [PublishedEager.name, Fused.name, f"{Fused.name} on one thread"]
+    for figure in ("beside 0 busy processes", f"beside {before} busy processes"):
+        timed = [row for row in rows if row["figure"] == figure and row["median"] > 0]
+        assert [row["implementation"] for row in timed] == names
+    expected = {
+        (name, count, others)
+        for name, count in ((names[1], before), (names[2], 1))
+        for others in (0, before)
+    }
+    assert set(seen) == expected
+    assert torch.get_num_threads() == before
+    assert all(process.returncode is not None for process in started)
 
 
 def dies(how):

@@ -90,6 +90,8 @@ CPU_CASES: tuple[Case, ...] = (
     *_cases("float32", SMALL, WIDE, dim=512),
     *MOMENTUM_CASES,
 )
+#: Small enough that waiting for a thread without a core would show.
+BUSY_CASES = (Case(64, 4096, "float32"), MomentumCase(64, 512, "float32", n_data=5000))
 #: The most wanted first: time on a GPU may end before all have been measured.
 CUDA_CASES: tuple[Case, ...] = (
     *_cases("bfloat16", SMALL, MIDDLE, LARGE, LARGEST, (8192, 65536)),

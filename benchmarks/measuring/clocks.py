@@ -31,14 +31,11 @@ def interleaved(
     failed: Callable[[Any, Exception], object] | None = None,
 ) -> dict[Any, list[float]]:
     """The seconds that each timer returns in each round, a b c, b c a, ...: each comes after each.
-    The ratio of two times of one round, which a shared machine slows alike, means more than that of
-    two medians.
-
+    A shared machine slows a round's times alike, so their ratio means more than that of medians.
     After a first round, which counts only if it takes three seconds, others go on for ``seconds``
     and until there are ``min_rounds``, but no longer than 20 seconds once there are three.
     ``failed`` is told which timer raised an error, and takes it, and others with it, out of
-    ``timers``; without it the error goes on.
-    """
+    ``timers``; without it the error goes on."""
     times: dict[Any, list[float]] = {name: [] for name in timers}
     rounds, taken, start, warm = 0, 0.0, time.perf_counter(), False
     while timers and (rounds < min_rounds or taken < seconds):

@@ -1,6 +1,8 @@
 """One case, from agreement to figures."""
 
-from collections.abc import Callable, Iterable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -96,6 +98,34 @@ def run_case(
         case.fields() | {"figure": figure, "implementation": name} | row
         for (figure, name), row in rows.items()
     ]
+
+
+def beside_busy(case: Case, kinds: list[type[Step]], seconds: float) -> Iterator[Row]:
+    """Of all, and of the last on one thread, without and with as many processes that spin as there
+    are threads, as the workers of a DataLoader may. Others' threads wait long after their work: so
+    the last, on all threads and on one, takes turns with itself alone."""
+    every = torch.get_num_threads()
+
+    def on_one(step: Step, *batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.set_num_threads(1)
+        try:
+            return kinds[-1].__call__(step, *batch)
+        finally:
+            torch.set_num_threads(every)
+
+    fields = {"name": f"{kinds[-1].name} on one thread", "__call__": on_one}
+    spin = (sys.executable, "-c", "while True: pass")
+    for busy in (0, every):
+        processes = [subprocess.Popen(spin) for _ in range(busy)]
+        try:
+            some = [kinds[-1], type("One", (kinds[-1],), fields)]
+            rows = run_case(case, kinds[:-1], seconds, memory=False)
+            rows += run_case(case, some, seconds, memory=False)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        yield from (row | {"figure": f"beside {busy} busy processes"} for row in rows)
 
 
 def _first_peak(case: Case, kind: type[Step]) -> Row:

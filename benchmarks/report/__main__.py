@@ -12,17 +12,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cases.sizes import AXES, CASES
+from benchmarks.cases.sizes import AXES, BUSY_CASES, CASES
 from benchmarks.implementations import implementations
 from benchmarks.measuring import growth, hardware
 from benchmarks.measuring.breakdown import breakdown, host_time
 from benchmarks.measuring.memory import NOT_MEASURED, OUT_OF_MEMORY, first_line
-from benchmarks.measuring.run import GROWTH, OURS, Row, run_case
+from benchmarks.measuring.run import GROWTH, OURS, Row, beside_busy, run_case
 from benchmarks.report.record import Record, default_path, new_record, write_whole
 from rrd_kernels.extension import EXTENSION_ERROR
 
 STARTED = time.monotonic()
-PARTS = ("cases", "host", "breakdown", "growth")
+PARTS = ("cases", "host", "breakdown", "busy", "growth")
 Part = tuple[str, Callable[[], Iterable[Row]]]  # its name, and what returns the rows
 ENDS = (OUT_OF_MEMORY, NOT_MEASURED)  # of the growth, ours or the reference's
 
@@ -86,6 +86,10 @@ def parts_of(chosen: argparse.Namespace) -> Iterator[Part]:
         for _, of_memory in groupby(chosen.cases, lambda case: case.section):
             case = next(of_memory)
             yield f"{case.name} by operator", partial(breakdown, case, kinds[case], device, steps)
+    if "busy" in chosen.parts and device.type == "cpu":
+        for case in chosen.cases if quick else BUSY_CASES:
+            rows = partial(beside_busy, case, implementations(case, device, False), seconds)
+            yield f"{case.name} beside busy processes", rows
     if "growth" in chosen.parts:
         for axis, cases in AXES["quick" if quick else device.type].items():
             for kind in filter(lambda kind: kind.grows, implementations(cases[0], device)):

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <ctime>
 #include <limits>
 #include <thread>
 
@@ -34,18 +35,30 @@ struct Progress {
   std::atomic<int64_t> taken{0}, done{0};
 };
 
+using Clock = std::chrono::steady_clock;
+
+// For how long this thread has had a core.
+inline Clock::duration time_on_core() {
+#ifdef CLOCK_THREAD_CPUTIME_ID
+  timespec time;
+  if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time) == 0) {
+    return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
+  }
+#endif
+  return Clock::now().time_since_epoch();
+}
+
 // One thread's way through the phases, which are the same on each.
 class Worker {
  public:
-  using Clock = std::chrono::steady_clock;
-
-  explicit Worker(Progress& progress) : progress_(progress) {}
+  Worker(Progress& progress, bool timed) : progress_(progress), timed_(timed) {}
 
   // A phase: body(task) for those of `tasks` that no other thread has taken. Returns when all are
   // done. The phases before are done then, so a task's number tells its phase from theirs.
   template <typename Body>
   void run(int64_t tasks, const Body& body) {
-    const auto start = Clock::now();
+    const auto start = timed_ ? Clock::now() : Clock::time_point();
+    const auto core_start = timed_ ? time_on_core() : Clock::duration();
     const int64_t end = first_ + tasks;
     int64_t own = 0;
     for (int64_t task = progress_.taken; task < end;) {
@@ -55,9 +68,10 @@ class Worker {
       ++progress_.done;
       task = progress_.taken;
     }
-    const auto worked = Clock::now() - start;
+    const auto worked = timed_ ? time_on_core() - core_start : Clock::duration();
     while (progress_.done < end) std::this_thread::yield();
-    if (own != 0) lost += Clock::now() - start - worked * tasks / own;
+    // Where it did all, what it lost was its own core.
+    if (timed_ && own != 0 && own != tasks) lost += Clock::now() - start - worked * tasks / own;
     first_ = end;
   }
 
@@ -71,20 +85,21 @@ class Worker {
   // After an error: no thread takes a task, or waits for one.
   void stop() { progress_.taken = progress_.done = std::numeric_limits<int64_t>::max() / 2; }
 
-  // How much longer the phases took than this thread by itself would have taken, by the tasks that
-  // it did.
+  // How much longer the phases took than this thread would have taken alone on a core, by the tasks
+  // that it did.
   Clock::duration lost{};
 
  private:
   Progress& progress_;
+  const bool timed_;
   int64_t first_ = 0;
 };
 
-// Time for which the operators stay on their calling threads. Where a region took longer than the
-// calling thread alone would have taken, as threads had no core, it is kPayBack times the loss, so
-// that such losses add at most 1 / kPayBack to what one thread takes. What is found does not
-// change results: tasks are the same for any number of threads.
-inline std::atomic<Worker::Clock::rep> owed{0};
+// Time for which the operators stay on their calling threads: kPayBack times what a region has lost
+// to threads without a core, against the calling thread alone on one. So losses add at most
+// 1 / kPayBack to what one thread takes. Results do not change: tasks are the same for any number
+// of threads.
+inline std::atomic<Clock::rep> owed{0};
 constexpr int kPayBack = 4;
 constexpr std::chrono::milliseconds kLoss{1};  // less is no sign of it
 
@@ -92,10 +107,9 @@ constexpr std::chrono::milliseconds kLoss{1};  // less is no sign of it
 // `tasks`, the number of tasks in the largest phase. Which thread does what must not matter.
 template <typename Body>
 void in_phases(double work, int64_t tasks, const Body& body) {
-  using Clock = Worker::Clock;
   Progress progress;
-  const auto on_this_thread = [&] {
-    Worker worker(progress);
+  const auto on_this_thread = [&](bool timed) {
+    Worker worker(progress, timed);
     try {
       body(worker);
     } catch (...) {
@@ -106,19 +120,19 @@ void in_phases(double work, int64_t tasks, const Body& body) {
   };
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), tasks);
   if (work < kWorthThreads || threads <= 1 || at::in_parallel_region()) {
-    on_this_thread();
+    on_this_thread(false);
     return;
   }
   const auto start = Clock::now();
   if (owed > 0) {
-    on_this_thread();
+    on_this_thread(false);
     owed -= (Clock::now() - start).count();
     return;
   }
   Clock::duration lost{};
   Clock::time_point left = start;
   at::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
-    const auto lost_here = on_this_thread();
+    const auto lost_here = on_this_thread(thread == 0);
     if (thread != 0) return;
     lost = lost_here;  // the calling thread
     left = Clock::now();
