@@ -130,14 +130,14 @@ void in_phases(double work, int64_t tasks, const Body& body) {
     return;
   }
   Clock::duration lost{};
-  Clock::time_point left = start;
   at::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
-    const auto lost_here = on_this_thread(thread == 0);
-    if (thread != 0) return;
-    lost = lost_here;  // the calling thread
-    left = Clock::now();
+    const auto entered = Clock::now();
+    const auto in_phases = on_this_thread(thread == 0);
+    // Of the calling thread: also what it waited to enter, as one that it woke took its core, and
+    // what it is to wait from now on.
+    if (thread == 0) lost = (entered - start) + in_phases - Clock::now().time_since_epoch();
   });
-  lost += Clock::now() - left;
+  lost += Clock::now().time_since_epoch();
   if (lost > kLoss) owed = kPayBack * lost.count();
 }
 
