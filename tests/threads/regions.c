@@ -3,11 +3,11 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 
-typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
 
 static int opened;
 
-void GOMP_parallel(void (*body)(void *), void *data, unsigned threads, unsigned flags) {
+void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned flags) {
   (void)threads;
   ++opened;
   ((Parallel)dlsym(RTLD_NEXT, "GOMP_parallel"))(body, data, 1, flags);
