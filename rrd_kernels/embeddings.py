@@ -151,10 +151,8 @@ class Embeddings(Settings):
                 "or call the criterion outside of DataParallel, on the gathered features"
             )
 
-    def check_features(self, f_s: Tensor, f_t: Tensor) -> None:
-        """Raises unless both are equally large batches of the right width, on the memory's
-        device."""
-        device = self.rows().device
+    def check_features(self, f_s: Tensor, f_t: Tensor, device: torch.device) -> None:
+        """Raises unless both are equally large batches of the right width, on ``device``."""
         check.check_features("f_s", f_s, self._widths["embed_s"], device)
         check.check_features("f_t", f_t, self._widths["embed_t"], device)
         if f_s.shape[0] != f_t.shape[0]:
@@ -163,12 +161,13 @@ class Embeddings(Settings):
                 f"{tuple(f_t.shape)}"
             )
 
-    def project(self, f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
-        """The embeddings z_s and z_t [B, D], unnormalised; z_t without a gradient."""
+    def project(self, f_s: Tensor, f_t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The embeddings z_s and z_t [B, D], unnormalised, for a memory of ``rows`` [K, D]; z_t
+        without a gradient."""
         z_s = _project(self.embed_s, f_s)
         with torch.no_grad():
             z_t = _project(self.embed_t, f_t)
-        batch, rows = f_s.shape[0], self.rows()
+        batch = f_s.shape[0]
         check.check_embeddings("embed_s", z_s, batch, rows)
         check.check_embeddings("embed_t", z_t, batch, rows)
         return z_s, z_t

@@ -62,7 +62,7 @@ class Settings(nn.Module):
 
     def number(self, name: str) -> Number:
         """The number ``name``, as a step passes it to a function."""
-        if torch.compiler.is_compiling() and name in self._tensors:
+        if name in self._tensors and torch.compiler.is_compiling():
             return self._tensors[name]
         return self._numbers[name]
 

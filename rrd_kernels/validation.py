@@ -61,6 +61,8 @@ def floats(settings: dict[str, Any]) -> dict[str, Any]:
 def settle_numbers(*values: Number) -> list[Any]:
     """Temperatures or momenta as an operator takes them: floats. In a graph of ``torch.compile``,
     if one is a tensor, all are tensors, for the operator's scheduled twin."""
+    if all(type(value) is float for value in values):
+        return list(values)
     if torch.compiler.is_compiling() and any(isinstance(value, Tensor) for value in values):
         double: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
         return [

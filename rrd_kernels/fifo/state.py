@@ -153,13 +153,14 @@ class FifoState(Embeddings):
             self.ranks.refuse_shared(self.rows())
             self.averaging.begin_step(self, self.ranks)
         writes = self.recomputations.may_write(self.training and update, self.enqueue)
-        self.check_features(f_s, f_t)
+        queue = self.queue
+        self.check_features(f_s, f_t, queue.device)
         if writes and f_s.shape[0] > self.nce_k:
             raise ValueError(
                 f"a batch of {f_s.shape[0]} does not fit a memory of {self.nce_k} rows; "
                 f"make the memory (nce_k) larger"
             )
-        return *self.project(f_s, f_t), writes
+        return *self.project(f_s, f_t, queue), writes
 
     def check_fits(self, step: Step, writes: bool) -> None:
         """Raises if the step writes the batches of all ranks and they do not fit the memory."""

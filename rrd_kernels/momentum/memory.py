@@ -92,16 +92,16 @@ class MomentumMemory(MomentumState):
         check.check_temperature("tau_s", tau_s)
         check.check_temperature("tau_t", tau_t)
         samples, views, writes = embed()
-        normalizers = self.normalizers(writes)
+        rows, normalizers = self.contrast, self.normalizers(writes)
         if normalizers is not None:
             functional.estimate_normalizers_(
-                normalizers, *views, nce_t=self.contrast.number("nce_t"), backend=self.backend
+                normalizers, *views, nce_t=rows.number("nce_t"), backend=self.backend
             )
         loss = self.loss(views, normalizers, tau_s, tau_t)
         if writes:
             self.move_rows(samples, *views[:2])
-        self.contrast.mark_read()
-        return self.contrast.checked(loss)
+        rows.mark_read()
+        return rows.checked(loss)
 
     @torch.inference_mode(False)
     @torch.enable_grad()

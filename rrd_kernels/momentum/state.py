@@ -157,7 +157,8 @@ class MomentumRows(Settings):
         """Notes that what is known of ``params`` is what it holds."""
         params = self.params
         if not torch.compiler.is_compiling() and not params.is_inference():
-            self._read = params, params._version
+            # At each step: past nn.Module's __setattr__, which takes as long as the rest.
+            self.__dict__["_read"] = params, params._version
 
     def refresh(self) -> None:
         """Reads ``params`` if it was written since, by a schedule. A compiled graph cannot."""
@@ -305,7 +306,7 @@ class MomentumState(Embeddings):
         writes = self.recomputations.may_write(
             self.training and update, "after", written=rows.params
         )
-        self.check_features(f_s, f_t)
+        self.check_features(f_s, f_t, memory_v1.device)
         if idx is None:
             raise ValueError(
                 "the momentum memory needs idx, the int [B] numbers of the batch's samples"
@@ -315,7 +316,7 @@ class MomentumState(Embeddings):
         if contrast_idx is None:
             contrast_idx = self.draw(idx)
         contrast_idx = check.check_index("contrast_idx", contrast_idx, f_s, dims=2)
-        z_s, z_t = self.project(f_s, f_t)
+        z_s, z_t = self.project(f_s, f_t, memory_v2)
         if writes and transforms.are_running():
             transforms.plain(z_s), transforms.plain(z_t)  # before the first of the two memories
         return idx, (z_s, z_t, memory_v1, memory_v2, contrast_idx), writes
