@@ -116,7 +116,7 @@ class MomentumRows(Settings):
         self.normalized = False  # whether Z is known to be set
         #: What was set since construction or loading. Ranks must have set the same.
         self.scheduled: dict[str, float] = {}
-        self._read: tuple[Tensor | None, int] = (None, 0)  # params when last read, its version
+        self._read: tuple[object, Tensor] = (None, self.params)  # its mark when last read
         self.read_params()
 
     def set_number(self, name: str, value: float) -> None:
@@ -153,23 +153,32 @@ class MomentumRows(Settings):
         )
         return loss
 
+    def _mark(self) -> object:
+        """What tells that ``params`` was written: on a CPU its numbers; elsewhere, without a host
+        sync, which tensor it is and how often it was written. Writes through ``.data`` are not
+        counted."""
+        params = self.params
+        if not check.has_values(params):
+            return None
+        if params.device.type == "cpu":
+            size, nce_t, _, _, nce_m = params.tolist()
+            return size, nce_t, nce_m
+        return id(params), 0 if params.is_inference() else params._version
+
     def mark_read(self) -> None:
         """Notes that what is known of ``params`` is what it holds."""
-        params = self.params
-        if not torch.compiler.is_compiling() and not params.is_inference():
+        if not torch.compiler.is_compiling():
             # At each step: past nn.Module's __setattr__, which takes as long as the rest.
-            self.__dict__["_read"] = params, params._version
+            self.__dict__["_read"] = self._mark(), self.params  # kept, so that its id is its own
 
     def refresh(self) -> None:
         """Reads ``params`` if it was written since, by a schedule. A compiled graph cannot."""
-        params = self.params
-        if torch.compiler.is_compiling() or params.is_inference():
+        if torch.compiler.is_compiling() or self._mark() == self._read[0]:
             return
-        if params is not self._read[0] or params._version != self._read[1]:
-            before = dict(self._numbers)
-            self.read_params(scheduled=True)
-            changed = {n: v for n, v in self._numbers.items() if v != before[n]}
-            self.scheduled = {**self.scheduled, **changed}
+        before = dict(self._numbers)
+        self.read_params(scheduled=True)
+        changed = {n: v for n, v in self._numbers.items() if v != before[n]}
+        self.scheduled = {**self.scheduled, **changed}
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
