@@ -1,7 +1,6 @@
-"""State of a momentum memory, rows and projections: construction, checks, loading, updates."""
+"""State of a momentum memory, rows and projections: construction, checks, updates."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,186 +15,14 @@ from rrd_kernels.distributed.ranks import Ranks
 from rrd_kernels.embeddings import Embeddings
 from rrd_kernels.momentum import functional
 from rrd_kernels.momentum.negatives import draw_contrast_idx
-from rrd_kernels.settings import Settings, alias, choice, number
+from rrd_kernels.momentum.rows import MomentumRows, check_state
+from rrd_kernels.settings import alias, choice, number
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 #: z_s, z_t, memory_v1, memory_v2, contrast_idx
 Views = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-def _checked(params: Tensor) -> list[float]:
-    """The five numbers of ``params``, checked because they may come from a checkpoint.
-
-    Raises:
-        ValueError: K, nce_t, nce_m or a Z is out of range.
-    """
-    size, nce_t, z_v1, z_v2, nce_m = params.tolist()
-    if not (size >= 1 and size == int(size)):
-        raise ValueError(f"params must begin with K, a positive whole number; got {size}")
-    check.check_temperature("nce_t, the second of params,", nce_t)
-    check.check_momentum("nce_m, the fifth of params,", nce_m)
-    for name, z in (("Z_v1, the third", z_v1), ("Z_v2, the fourth", z_v2)):
-        # Every loss would be NaN, or log(K + 1) without a gradient, from here on.
-        if z == 0 or not math.isfinite(z):
-            raise ValueError(
-                f"{name} of params, must be positive, or -1 until the first batch; got {z} in "
-                f"{params.dtype}: was the state cast to a narrower dtype?"
-            )
-    return [size, nce_t, z_v1, z_v2, nce_m]
-
-
-def _check_state(state_dict: Mapping[str, Any], key: str) -> None:
-    """Checks the ``params`` of a state, before anything is copied."""
-    params = state_dict.get(key)
-    if isinstance(params, Tensor) and params.shape == (5,) and check.has_values(params):
-        _checked(params)
-
-
-#: Where ``params`` holds the settings.
-_PARAMS = {"size": 0, "nce_t": 1, "nce_m": 4}
-
-
-class MomentumRows(Settings):
-    """Rows and constants of a :class:`MomentumMemory`, under their published names.
-
-    Attributes:
-        params: [5] buffer: K, nce_t, Z_v1, Z_v2, nce_m; Z is -1 until the first batch. What is
-            written into it, or set by the attributes below, counts from the next step on. A
-            compiled step does not see what is written into it: set the attributes.
-        size, nce_t, nce_m: K, nce_t and nce_m. K is another name of ``size``.
-        memory_v1: [n_data, D] buffer, the students' rows.
-        memory_v2: [n_data, D] buffer, the teachers' rows.
-    """
-
-    params: Tensor
-    memory_v1: Tensor
-    memory_v2: Tensor
-
-    nce_t = number("nce_t", check.check_temperature, "Temperature T of the similarity.")
-    nce_m = number("nce_m", check.check_momentum, "Weight of the old row in an update.")
-    K = alias("size")
-
-    @property
-    def size(self) -> int:
-        """K, the number of negatives that are drawn for each sample."""
-        return int(self._numbers["size"])
-
-    @size.setter
-    def size(self, value: int) -> None:
-        check.check_size("size", value)
-        self.set_number("size", int(value))
-
-    def __init__(
-        self,
-        n_data: int,
-        feat_dim: int,
-        size: int,
-        nce_t: float,
-        nce_m: float,
-        *,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-        memory_dtype: torch.dtype | None,
-    ) -> None:
-        super().__init__()
-        # As published: uniform deviates, with the variance that gives a row a norm of about 1.
-        reach = 1 / (feat_dim / 3) ** 0.5
-        precise = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
-        params = torch.tensor([size, nce_t, -1, -1, nce_m], device=device, dtype=precise)
-        self.register_buffer("params", params)
-        for name in ("memory_v1", "memory_v2"):
-            rows = torch.rand(n_data, feat_dim, device=device, dtype=dtype)
-            self.register_buffer(name, rows.mul_(2 * reach).add_(-reach).to(memory_dtype))
-        #: K, nce_t and nce_m as constructed: a state may have been loaded on some ranks only.
-        self.given = (int(size), float(nce_t), float(nce_m))
-        for name, value in zip(_PARAMS, self.given, strict=True):
-            self.begin_with(name, value)
-        self.standing = Standing.STALE  # until the ranks have compared memories
-        self.normalized = False  # whether Z is known to be set
-        #: What was set since construction or loading. Ranks must have set the same.
-        self.scheduled: dict[str, float] = {}
-        self._read: tuple[object, Tensor] = (None, self.params)  # its mark when last read
-        self.read_params()
-
-    def set_number(self, name: str, value: float) -> None:
-        """Sets K, nce_t or nce_m, in ``params`` too."""
-        self.refresh()
-        with torch.no_grad():
-            self.params[_PARAMS[name]] = value
-        if check.has_values(self.params):
-            # Rounded as params is: a loaded state must not differ from the one that was saved.
-            self.refresh()
-        else:
-            super().set_number(name, value)
-
-    def read_params(self, *, scheduled: bool = False) -> None:
-        """Reads K, nce_t and nce_m from ``params``; one host sync on a GPU."""
-        if check.has_values(self.params):  # else load_state_dict reads them
-            read = _checked(self.params)
-            for name, place in _PARAMS.items():
-                (super().set_number if scheduled else self.begin_with)(name, read[place])
-        self.mark_read()
-
-    def checked(self, loss: Tensor) -> Tensor:
-        """``loss``, in a graph of ``torch.compile``; NaN if ``params`` was written since it was
-        compiled, where the graph would go on with the old numbers. On a CPU it is an error."""
-        if not torch.compiler.is_compiling():
-            return loss
-        known = [self.params[place] == self.number(name) for name, place in _PARAMS.items()]
-        same = known[0] & known[1] & known[2]
-        if loss.device.type != "cpu":
-            return torch.where(same, loss, torch.nan)
-        torch._assert_async(
-            same,
-            "params was written since this graph was compiled; set contrast.nce_t, nce_m or size",
-        )
-        return loss
-
-    def _mark(self) -> object:
-        """What tells that ``params`` was written: on a CPU its numbers; elsewhere, without a host
-        sync, which tensor it is and how often it was written. Writes through ``.data`` are not
-        counted."""
-        params = self.params
-        if not check.has_values(params):
-            return None
-        if params.device.type == "cpu":
-            size, nce_t, _, _, nce_m = params.tolist()
-            return size, nce_t, nce_m
-        return id(params), 0 if params.is_inference() else params._version
-
-    def mark_read(self) -> None:
-        """Notes that what is known of ``params`` is what it holds."""
-        if not torch.compiler.is_compiling():
-            # At each step: past nn.Module's __setattr__, which takes as long as the rest.
-            self.__dict__["_read"] = self._mark(), self.params  # kept, so that its id is its own
-
-    def refresh(self) -> None:
-        """Reads ``params`` if it was written since, by a schedule. A compiled graph cannot."""
-        if torch.compiler.is_compiling() or self._mark() == self._read[0]:
-            return
-        before = dict(self._numbers)
-        self.read_params(scheduled=True)
-        changed = {n: v for n, v in self._numbers.items() if v != before[n]}
-        self.scheduled = {**self.scheduled, **changed}
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        _check_state(state_dict, f"{prefix}params")
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self.params = self.params.to(torch.promote_types(self.params.dtype, torch.float32))
-        self.read_params()
-        self.scheduled = {}
-        self.standing, self.normalized = Standing.STALE, False
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MomentumRows":
-        params = self.params
-        super()._apply(fn, recurse)
-        if self.params.dtype in (torch.float16, torch.bfloat16):  # too few bits for Z
-            self.params = params.to(self.params.device)
-        return self
 
 
 class MomentumState(Embeddings):
@@ -278,7 +105,7 @@ class MomentumState(Embeddings):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         checkpoint.unwrap_keys_(state_dict, prefix)
-        _check_state(state_dict, f"{prefix}contrast.params")  # the projections are copied first
+        check_state(state_dict, f"{prefix}contrast.params")  # the projections are copied first
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def rows(self) -> Tensor:
