@@ -24,6 +24,8 @@ WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_
 
 _WRAPPING = re.compile(rf"(?:(?:{'|'.join(WRAPPERS)})\.)*")
 
+_COUNT = "n_averaged"  # beside the keys of an AveragedModel
+
 _PREFIX = "memory."
 _PROJECTIONS = ("embed_s.", "embed_t.")
 
@@ -52,8 +54,8 @@ def to_layout(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
         ['embed_s.linear.bias', 'embed_s.linear.weight']
     """
     check.check_choice("layout", layout, LAYOUTS)
-    wrapping = wrapping_of(state_dict)
-    state_dict = {key.removeprefix(wrapping): value for key, value in state_dict.items()}
+    state_dict = dict(state_dict)
+    unwrap_keys_(state_dict, "")
     foreign = [key for key in state_dict if not key.startswith(_PREFIX)]
     if foreign:
         raise ValueError(f"state_dict must be RRDLoss.state_dict(); got the keys {foreign}")
@@ -80,15 +82,29 @@ def wrapping_of(keys: Iterable[str]) -> str:
 
 
 def unwrap_keys_(state_dict: Any, prefix: str) -> None:
-    """Takes :func:`wrapping_of` the names under ``prefix`` out of the keys, in place.
+    """Takes :func:`wrapping_of` the names under ``prefix`` out of the keys, in place, and the count
+    that an AveragedModel has beside them.
 
     ``Module.load_state_dict`` passes a copy of the user's dict, so the user's does not change.
     """
     keys = [key for key in state_dict if key.startswith(prefix)]
+    count = prefix + _COUNT
+    if count in keys and all(key.startswith(f"{prefix}module.") for key in keys if key != count):
+        del state_dict[count]
+        keys.remove(count)
     wrapped = prefix + wrapping_of(key.removeprefix(prefix) for key in keys)
     if wrapped != prefix:
         for key in keys:  # in their order, which errors follow
             state_dict[prefix + key.removeprefix(wrapped)] = state_dict.pop(key)
+
+
+def unwrap_projections_(state_dict: Any, prefix: str, own: Iterable[str]) -> None:
+    """The same for each projection under ``prefix``, which may have been wrapped alone, unless the
+    one among a memory's ``own`` names is wrapped too."""
+    own = list(own)
+    for head in _PROJECTIONS:
+        if not wrapping_of(name.removeprefix(head) for name in own if name.startswith(head)):
+            unwrap_keys_(state_dict, prefix + head)
 
 
 def rename_older_keys_(state_dict: Any, prefix: str, own: Container[str]) -> None:

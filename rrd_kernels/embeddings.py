@@ -20,16 +20,28 @@ def _dtype_of(module: nn.Module) -> torch.dtype | None:
     return next(dtypes, None)
 
 
-def _project(module: nn.Module, features: Tensor) -> Tensor:
+def _takes_maps(module: nn.Module, features: Tensor) -> bool:
+    """Whether a projection gets [B, dim, h, w] as it is: larger maps, and 1×1 for a convolution."""
+    if any(size != 1 for size in features.shape[2:]):
+        return True
+    first = next(module.parameters(), None)
+    return first is not None and features.dim() == first.dim() == 4
+
+
+def _project(name: str, module: nn.Module, features: Tensor) -> Tensor:
     """Projects pooled features [B, dim] or [B, dim, 1, 1] of any floating dtype."""
-    if type(module) is nn.Linear or all(size == 1 for size in features.shape[2:]):
+    if type(module) is nn.Linear or not _takes_maps(module, features):
         features = features.flatten(1)
     dtype = _dtype_of(module)
     # Autocast casts features and weight to its own dtype, but leaves float64 alone.
     autocast = check.is_autocast(features.device.type)
     if dtype is not None and (not autocast or torch.float64 in (features.dtype, dtype)):
         features = features.to(dtype)
-    projected: Tensor = module(features)
+    try:
+        projected: Tensor = module(features)
+    except RuntimeError as error:  # of a width that is not known here, for one
+        error.add_note(f"{name} was given features of shape {tuple(features.shape)}")
+        raise
     return projected
 
 
@@ -141,16 +153,6 @@ class Embeddings(Settings):
         prefixes = tuple(f"{name}." for name in PROJECTIONS)
         return ((n, b) for n, b in self.named_buffers() if not n.startswith(prefixes))
 
-    def refuse_replica(self) -> None:
-        """Raises in a copy that nn.DataParallel makes for one step on another device: what it
-        writes is lost."""
-        if getattr(self, "_is_replica", False):
-            raise RuntimeError(
-                "nn.DataParallel copies the criterion to each device for one step, so that only "
-                "the first device's rows would enter the memory; use DistributedDataParallel, "
-                "or call the criterion outside of DataParallel, on the gathered features"
-            )
-
     def check_features(self, f_s: Tensor, f_t: Tensor, device: torch.device) -> None:
         """Raises unless both are equally large batches of the right width, on ``device``."""
         check.check_features("f_s", f_s, self._widths["embed_s"], device)
@@ -164,9 +166,9 @@ class Embeddings(Settings):
     def project(self, f_s: Tensor, f_t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The embeddings z_s and z_t [B, D], unnormalised, for a memory of ``rows`` [K, D]; z_t
         without a gradient."""
-        z_s = _project(self.embed_s, f_s)
+        z_s = _project("embed_s", self.embed_s, f_s)
         with torch.no_grad():
-            z_t = _project(self.embed_t, f_t)
+            z_t = _project("embed_t", self.embed_t, f_t)
         batch = f_s.shape[0]
         check.check_embeddings("embed_s", z_s, batch, rows)
         check.check_embeddings("embed_t", z_t, batch, rows)

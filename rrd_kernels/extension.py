@@ -130,6 +130,11 @@ def _family_of(index: int) -> str | None:
     return family_of(index)
 
 
+@functools.lru_cache
+def _has_gpus() -> bool:
+    return torch.cuda.is_available()
+
+
 def _has_pack(index: int) -> bool:
     from rrd_kernels.triton.cards import arch_of
     from rrd_kernels.triton.runtime.pack import pack_for
@@ -138,6 +143,10 @@ def _has_pack(index: int) -> bool:
 
 
 def _why_not_gpu(index: int) -> str | None:
+    if not _has_gpus():
+        # With fake tensors the fakes run, for any device.
+        fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+        return "there is no such GPU here" if fake is None else None
     if not TRITON_FOUND and not _has_pack(index):
         return "Triton is not installed, and there are no kernels that were compiled ahead"
     return None if _family_of(index) else "there are no block sizes for this GPU"

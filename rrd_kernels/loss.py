@@ -1,5 +1,6 @@
 """RRDLoss: the drop-in replacement for the published class of the same name."""
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,7 +62,10 @@ def _read(opt: object, name: str) -> Any:
     # Some configuration objects invent an attribute for each name that they lack.
     if isinstance(opt, Mapping) and name not in opt:
         return None
-    return getattr(opt, name, None)
+    try:
+        return getattr(opt, name, None)
+    except KeyError:  # of a class that looks attributes up in a dict
+        return None
 
 
 class RRDLoss(Settings):
@@ -174,6 +178,13 @@ class RRDLoss(Settings):
     ) -> None:
         check.check_choice("protocol", protocol, tuple(PROTOCOLS))
         published = PROTOCOLS[protocol]
+        keywords = {"protocol": protocol, "similarity": similarity, "enqueue": enqueue}
+        for name, given in (keywords | {"slot_momentum": slot_momentum}).items():
+            if (value := _read(opt, name)) is not None and str(value) != str(given):
+                warnings.warn(
+                    f"opt.{name} is {value!r}, and is not read: give RRDLoss(opt, {name}=...)",
+                    stacklevel=2,
+                )
 
         if isinstance(opt, int | float | str) or (isinstance(opt, Mapping) and _is_plain(opt)):
             raise TypeError(
@@ -276,6 +287,8 @@ class RRDLoss(Settings):
     ) -> Tensor:
         """The loss, a scalar. In training mode the batch also updates the memory, unless ``update``
         is false. Pass false for a batch that the memory already holds."""
+        if self.training and update:
+            self.refuse_replica()
         loss: Tensor = self.memory(f_s, f_t, idx, contrast_idx, update=update)
         return loss
 

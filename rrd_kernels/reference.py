@@ -265,8 +265,22 @@ def estimate_normalizers_(
 ) -> None:
     """:func:`rrd_kernels.functional.estimate_normalizers_`, in float64 if an input is, else
     float32."""
-    if contrast_idx.numel() == 0:
-        return
+    if contrast_idx.numel() != 0:
+        views = z_s, z_t, memory_v1, memory_v2, contrast_idx
+        normalizers.copy_(estimated_normalizers(normalizers, *views, nce_t))
+
+
+@torch.no_grad()
+def estimated_normalizers(
+    normalizers: Tensor,
+    z_s: Tensor,
+    z_t: Tensor,
+    memory_v1: Tensor,
+    memory_v2: Tensor,
+    contrast_idx: Tensor,
+    nce_t: Number,
+) -> Tensor:
+    """What :func:`estimate_normalizers_` writes."""
     found = []
     dtype = _compute_dtype(z_s, z_t, memory_v1, memory_v2)
     for z, memory in ((z_s, memory_v2), (z_t, memory_v1)):
@@ -275,7 +289,7 @@ def estimate_normalizers_(
         found.append(similarity.exp().mean() * memory.shape[0])
     value = torch.stack(found).to(normalizers.dtype)
     unset = (normalizers < 0) & value.isfinite()
-    normalizers.copy_(torch.where(unset, value, normalizers))
+    return torch.where(unset, value, normalizers)
 
 
 @outside

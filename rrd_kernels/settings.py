@@ -30,11 +30,15 @@ class Settings(nn.Module):
         self._numbers: dict[str, float] = {}
         self._tensors: dict[str, Tensor] = {}  # of the numbers that were set anew
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tensors": {}}  # a copy has the numbers: no schedule has set them
+
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(getattr(type(self), name, None), property):
+        found = getattr(type(self), name, None)
+        if isinstance(found, property) and found.fset is not None:
             # nn.Module would register a module or a parameter beside the property.
             object.__setattr__(self, name, value)
-        elif name in FIXED:
+        elif name in FIXED or isinstance(found, property):
             raise AttributeError(
                 f"{name} cannot be changed: it was fixed when this {type(self).__name__} was made. "
                 f"Make a new one with another {name}"
@@ -47,6 +51,16 @@ class Settings(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Settings":
         super()._apply(fn, recurse)
         return self
+
+    def refuse_replica(self) -> None:
+        """Raises in a copy that nn.DataParallel makes for one step on another device: what it
+        writes is lost."""
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "nn.DataParallel copies the criterion to each device for one step, so that only "
+                "the first device's rows would enter the memory; use DistributedDataParallel, "
+                "or call the criterion outside of DataParallel, on the gathered features"
+            )
 
     def set_number(self, name: str, value: float) -> None:
         """Sets a number, which is checked already."""

@@ -30,7 +30,7 @@ def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> N
 
 def check_number(name: str, value: object) -> None:
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a real number; got {type(value).__name__}")
+        raise TypeError(f"{name} must be a real number; got {type(value).__name__} {value!r}")
 
 
 def _checked_number(name: str, value: Number) -> float:
@@ -60,18 +60,24 @@ def floats(settings: dict[str, Any]) -> dict[str, Any]:
 
 def settle_numbers(*values: Number) -> list[Any]:
     """Temperatures or momenta as an operator takes them: floats. In a graph of ``torch.compile``,
-    if one is a tensor, all are tensors, for the operator's scheduled twin."""
-    if all(type(value) is float for value in values):
-        return list(values)
-    if torch.compiler.is_compiling() and any(isinstance(value, Tensor) for value in values):
-        double: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+    if one is a tensor, or a number that has changed since the first graph, all are tensors, for the
+    operator's scheduled twin."""
+    if torch.compiler.is_compiling() and any(map(_may_change, values)):
+        # Added to a tensor: torch.tensor would make a constant of such a number.
+        zero = torch.zeros((), dtype=torch.float64, device="cpu")
         return [
-            value.detach().to(torch.float64)
-            if isinstance(value, Tensor)
-            else torch.tensor(value, **double)
+            value.detach().to(torch.float64) if isinstance(value, Tensor) else zero.add(value)
             for value in values
         ]
-    return [float(value) for value in values]
+    return [value if type(value) is float else float(value) for value in values]
+
+
+def _may_change(value: Number) -> bool:
+    """Whether a number of a graph that is traced is no constant of it."""
+    # Imported here, where torch.compile has imported it: it takes a quarter of a second.
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return isinstance(value, Tensor) or not statically_known_true(value < 1e300)
 
 
 def check_temperature(name: str, value: Number) -> None:
@@ -117,8 +123,10 @@ def check_not_distributed(name: str, value: Tensor) -> None:
 
 
 def has_values(value: Tensor) -> bool:
-    """Whether a tensor's values can be read; those of meta and fake tensors cannot."""
-    return not value.is_meta and type(value).__name__ != "FakeTensor"
+    """Whether a tensor's values can be read; those of meta and fake tensors cannot, nor those that
+    torch.func.vmap has given each sample."""
+    wrapped = torch._C._functorch.is_batchedtensor(value)
+    return not (wrapped or value.is_meta or type(value).__name__ == "FakeTensor")
 
 
 def check_tensor(name: str, value: object) -> Tensor:

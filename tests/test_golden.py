@@ -164,6 +164,27 @@ class TestWrappedStates:
         assert_loads(RRDLoss(**SMALL), state, source.state_dict())
 
     @pytest.mark.parametrize("wrapping", WRAPPINGS)
+    @pytest.mark.parametrize("settings", [{}, {"memory_type": "momentum", "n_data": 20}])
+    def test_one_projection_that_was_wrapped(self, settings, wrapping):
+        source = trained(**settings)
+        wanted, head = source.state_dict(), "memory.embed_s."
+        state = {
+            key.replace(head, head + wrapping) if key.startswith(head) else key: value
+            for key, value in wanted.items()
+        }
+        assert_loads(RRDLoss(**SMALL | settings), state, wanted)
+        # One that is wrapped itself has the names of its own.
+        compiled = RRDLoss(**SMALL | settings)
+        compiled.embed_s = torch.compile(compiled.embed_s)
+        compiled.load_state_dict(compiled.state_dict())
+
+    def test_an_averaged_model_of_a_criterion_loads(self):
+        averaged = torch.optim.swa_utils.AveragedModel(trained())
+        wanted = averaged.module.state_dict()
+        assert_loads(RRDLoss(**SMALL), averaged.state_dict(), wanted)
+        assert checkpoint.to_layout(averaged.state_dict(), "2025").keys() == wanted.keys()
+
+    @pytest.mark.parametrize("wrapping", WRAPPINGS)
     def test_the_momentum_memory_loads(self, wrapping):
         momentum = {"memory_type": "momentum", "n_data": 20}
         source = trained(**momentum)

@@ -50,6 +50,17 @@ def test_a_loss_without_data(where, kind, backend, dtype, autocast, training):
         assert criterion.embed_s.weight.grad.dtype == dtype
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("backend", ["auto", "fused", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_on_a_gpu_that_is_not_there(kind, backend):
+    with FakeTensorMode():
+        criterion = made(kind, backend=backend, device="cuda")
+        f_s, f_t = torch.randn(6, 12, device="cuda"), torch.randn(6, 20, device="cuda")
+        loss = criterion(f_s, f_t, *samples_of(kind, "cuda"))
+    assert (loss.device.type, loss.shape, loss.dtype) == ("cuda", (), torch.float32)
+
+
 def test_a_criterion_of_meta_gets_its_state_later():
     torch.manual_seed(1)
     wanted = made("momentum")
@@ -96,8 +107,8 @@ def test_training_without_float64(kind):
             assert loss.dtype == torch.float32
         criterion.warmup(6)
         criterion.eval()(f_s, f_t, *samples)
-        state = copy.deepcopy(criterion.state_dict())
-        criterion.load_state_dict(state)
+        copied = copy.deepcopy(criterion)
+        copied.load_state_dict(criterion.state_dict())
 
 
 def test_sampler_without_float64():

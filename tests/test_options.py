@@ -1,5 +1,6 @@
 """Configuration objects as ``opt``: attributes, whether or not they are mappings too."""
 
+import warnings
 from argparse import Namespace
 from collections import OrderedDict, defaultdict
 from collections.abc import MutableMapping
@@ -92,6 +93,23 @@ def test_all_in_the_options_or_none(kind):
     assert RRDLoss(kind(), s_dim=12, **VALUES).tau_s == 0.3
     with pytest.raises(ValueError, match=r"s_dim must be given, as a keyword or as opt\.s_dim"):
         RRDLoss(kind(**VALUES))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("protocol", 2024), ("similarity", "cosine"), ("enqueue", "after"), ("slot_momentum", 0.5)],
+)
+def test_what_is_not_read_is_warned_of(name, value):
+    opt = SimpleNamespace(**VALUES, s_dim=12, **{name: value})
+    with pytest.warns(UserWarning, match=rf"opt\.{name} is {value!r}, and is not read"):
+        RRDLoss(opt)
+
+
+def test_no_warning_where_the_keyword_is_given_too():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        criterion = RRDLoss(SimpleNamespace(**VALUES, s_dim=12, protocol="2024"), protocol="2024")
+    assert criterion.protocol == "2024"
 
 
 def test_a_class_with_attributes():

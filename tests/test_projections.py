@@ -118,6 +118,16 @@ def test_identity(device):
     assert list(criterion.state_dict()) == ["memory.queue", "memory.queue_ptr"]
 
 
+def test_a_convolution_gets_maps_of_any_size(device):
+    head = nn.Sequential(nn.Conv2d(12, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    criterion = RRDLoss(embed_s=head, t_dim=20, feat_dim=16, nce_k=32).to(device)
+    f_t = torch.randn(6, 20, device=device)
+    for size in (1, 7):
+        f_s = torch.randn(6, 12, size, size, device=device)
+        wanted = expected(criterion, f_s, f_t, ())
+        torch.testing.assert_close(criterion(f_s, f_t), wanted)
+
+
 def test_unpooled_features_for_a_projection_that_takes_them(device):
     criterion = RRDLoss(embed_s=Pooling(32), embed_t=Pooling(48), feat_dim=16, nce_k=32).to(device)
     f_s = torch.randn(8, 32, 3, 3, device=device)
@@ -139,6 +149,14 @@ def test_a_wrong_width_is_refused_before_anything_is_written(name, memory, devic
         criterion(features, features, *samples)
     for key, value in criterion.state_dict().items():
         assert torch.equal(value, state.get(key, value)), key
+
+
+def test_features_that_a_projection_does_not_take_are_named(device):
+    criterion = RRDLoss(embed_s=mlp(12), t_dim=20, feat_dim=16, nce_k=32).to(device)
+    with pytest.raises(RuntimeError) as caught:
+        criterion(torch.randn(8, 5, device=device), torch.randn(8, 20, device=device))
+    assert caught.value.__notes__ == ["embed_s was given features of shape (8, 5)"]
+    assert criterion.queue_ptr.item() == 0
 
 
 def test_bad_projections():

@@ -86,6 +86,21 @@ def test_vmap_over_students(device):
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("name", ["momentum", "cosine"])
+@pytest.mark.parametrize("unset", [False, True])
+def test_vmap_over_whole_samples_without_a_write(unset, name, device):
+    criterion, f_s, f_t, samples = problem(name, device)
+    if unset:  # each sample has its own Z then
+        criterion.memory.contrast.params[2:4] = -1
+    state = copy.deepcopy(criterion.state_dict())
+    batches = [(f_s + i, f_t * (1 + i), *(s.flip(0) if i else s for s in samples)) for i in (0, 1)]
+    stacked = [torch.stack(parts) for parts in zip(*batches, strict=True)]
+    found = vmap(lambda *batch: criterion(*batch, update=False))(*stacked)
+    wanted = torch.stack([criterion(*batch, update=False) for batch in batches])
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(dict(criterion.state_dict()), dict(state), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_vmap_over_teachers_is_refused(name, device):
     criterion, f_s, f_t, samples = problem(name, device)

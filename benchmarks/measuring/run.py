@@ -125,7 +125,8 @@ def beside_busy(case: Case, kinds: list[type[Step]], seconds: float) -> Iterator
             for process in processes:
                 process.kill()
                 process.wait()
-        yield from (row | {"figure": f"beside {busy} busy processes"} for row in rows)
+        figure = f"beside {busy} busy processes" if busy else "alone"
+        yield from (row | {"figure": figure} for row in rows)
 
 
 def _first_peak(case: Case, kind: type[Step]) -> Row:

@@ -62,7 +62,7 @@ def relational_loss(
         z_t: [B, D] teacher embeddings, unnormalised, same choice of dtypes.
         memory: [K, D] earlier teacher rows, used as they are, same choice of dtypes.
         tau_s: student temperature, positive. Default 0.1. A number, or a tensor on the CPU with one
-            element: in a graph of ``torch.compile`` a number is a constant, a tensor is not.
+            element, without a gradient.
         tau_t: teacher temperature, positive. Default 0.02. Likewise.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. The mean over no rows is zero.
         unit_memory: promises that no row of the memory is longer than 1 (by more than rounding),

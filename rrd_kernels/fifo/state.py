@@ -119,6 +119,8 @@ class FifoState(Embeddings):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         checkpoint.unwrap_keys_(state_dict, prefix)
+        own = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
+        checkpoint.unwrap_projections_(state_dict, prefix, own)
         may_be = self.unit_memory or not self._inspected
         *_, errors = args
         refused = len(errors)

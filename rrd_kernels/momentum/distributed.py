@@ -93,7 +93,7 @@ def shared_step(
     # Both are gathered while the loss is computed.
     samples = gather_rows(ranks, idx, step.batches) if writes else None
     moved = gather_rows(ranks, torch.cat(views[:2], 1), step.batches) if writes else None
-    normalizers = memory.normalizers(writes)
+    normalizers = memory.stored_normalizers(writes)
     if normalizers is not None and not rows.normalized:
         _estimate_(memory, normalizers, views)
         rows.normalized = writes and not bool((normalizers < 0).any())

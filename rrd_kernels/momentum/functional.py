@@ -69,7 +69,7 @@ def sampled_relational_loss(
         normalizers: [2], (Z_v1, Z_v2), see :func:`estimate_normalizers_`. The loss is NaN while
             one of them is not positive. Default: none.
         tau_s: student temperature, positive. Default 0.1. A number, or a tensor on the CPU with one
-            element: in a graph of ``torch.compile`` a number is a constant, a tensor is not.
+            element, without a gradient.
         tau_t: teacher temperature, positive. Default 0.02. Likewise.
         nce_t: temperature T of the exponential, positive; not used without ``normalizers``.
             Default 0.07. Likewise.

@@ -92,16 +92,14 @@ class MomentumMemory(MomentumState):
         check.check_temperature("tau_s", tau_s)
         check.check_temperature("tau_t", tau_t)
         samples, views, writes = embed()
-        rows, normalizers = self.contrast, self.normalizers(writes)
-        if normalizers is not None:
-            functional.estimate_normalizers_(
-                normalizers, *views, nce_t=rows.number("nce_t"), backend=self.backend
-            )
+        rows = self.contrast
+        same = rows.unchanged()
+        normalizers = self.normalizers(writes, views)
         loss = self.loss(views, normalizers, tau_s, tau_t)
         if writes:
             self.move_rows(samples, *views[:2])
         rows.mark_read()
-        return rows.checked(loss)
+        return loss if same is None else torch.where(same, loss, torch.nan)
 
     @torch.inference_mode(False)
     @torch.enable_grad()

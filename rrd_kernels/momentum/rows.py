@@ -71,7 +71,7 @@ class MomentumRows(Settings):
 
     @size.setter
     def size(self, value: int) -> None:
-        check.check_size("size", value)
+        check.check_size("nce_k", value)
         self.set_number("size", int(value))
 
     def __init__(
@@ -125,20 +125,21 @@ class MomentumRows(Settings):
                 (super().set_number if scheduled else self.begin_with)(name, read[place])
         self.mark_read()
 
-    def checked(self, loss: Tensor) -> Tensor:
-        """``loss``, in a graph of ``torch.compile``; NaN if ``params`` was written since it was
-        compiled, where the graph would go on with the old numbers. On a CPU it is an error."""
+    def unchanged(self) -> Tensor | None:
+        """In a graph of ``torch.compile`` whether ``params`` still holds the numbers that it was
+        compiled with, as a bool on the device; on a CPU it is an error if not. Else ``None``."""
         if not torch.compiler.is_compiling():
-            return loss
+            return None
         known = [self.params[place] == self.number(name) for name, place in _PARAMS.items()]
         same = known[0] & known[1] & known[2]
-        if loss.device.type != "cpu":
-            return torch.where(same, loss, torch.nan)
-        torch._assert_async(
-            same,
-            "params was written since this graph was compiled; set contrast.nce_t, nce_m or size",
-        )
-        return loss
+        if same.device.type == "cpu":
+            torch._assert_async(
+                same,
+                "params holds other numbers than this graph was compiled with; set nce_t, nce_m "
+                "or nce_k of the criterion, which write params too",
+            )
+            return None
+        return same
 
     def _mark(self) -> object:
         """What tells that ``params`` was written: on a CPU its numbers; elsewhere, without a host

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rrd_kernels import checkpoint, transforms
+from rrd_kernels import checkpoint, reference, transforms
 from rrd_kernels import validation as check
 from rrd_kernels.distributed.agreement import Standing
 from rrd_kernels.distributed.ddp import check_ddp, ignore_in_ddp
@@ -105,6 +105,8 @@ class MomentumState(Embeddings):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         checkpoint.unwrap_keys_(state_dict, prefix)
+        own = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
+        checkpoint.unwrap_projections_(state_dict, prefix, own)
         check_state(state_dict, f"{prefix}contrast.params")  # the projections are copied first
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -161,12 +163,22 @@ class MomentumState(Embeddings):
         """The sampled columns int64 [B, K + 1] of ``idx`` [B]: the sample itself, then K draws."""
         return draw_contrast_idx(idx, self.n_data, self.contrast.size, generator=self.generator)
 
-    def normalizers(self, writes: bool) -> Tensor | None:
+    def stored_normalizers(self, writes: bool) -> Tensor | None:
         """(Z_v1, Z_v2), as a copy unless ``writes``; ``None`` for the cosine similarity."""
         if self.similarity != "exponential":
             return None
         stored = self.contrast.params[2:4]
         return stored if writes else stored.clone()
+
+    def normalizers(self, writes: bool, views: Views) -> Tensor | None:
+        """The same, estimated from these views where they are not set yet."""
+        normalizers, nce_t = self.stored_normalizers(writes), self.contrast.number("nce_t")
+        if normalizers is None:
+            return None
+        if not writes and transforms.are_running():  # vmap may give each sample its own
+            return reference.estimated_normalizers(normalizers, *views, nce_t)
+        functional.estimate_normalizers_(normalizers, *views, nce_t=nce_t, backend=self.backend)
+        return normalizers
 
     def move_rows(self, idx: Tensor, z_s: Tensor, z_t: Tensor) -> None:
         """Moves the rows ``idx`` of both memories towards ``z_s`` and ``z_t`` [B, D]."""

@@ -15,7 +15,7 @@ def triton_found() -> bool:
     """
     try:
         spec = importlib.util.find_spec("triton")
-    except (ImportError, ValueError):  # refused; or a module in sys.modules without a spec
+    except Exception:  # refused; or a module in sys.modules without a spec, whatever it raises
         return False
     places = spec.submodule_search_locations if isinstance(spec, ModuleSpec) else None
     # Not importlib.util's find_spec, which imports triton itself to find a part of it.
