@@ -21,14 +21,14 @@ class Settings(nn.Module):
     """A module that refuses settings which would have no effect.
 
     Attributes made by :func:`number` may be set at any time. To ``torch.compile`` a float is a
-    constant of the graph, and a new value means a new graph. So a number that was set anew reaches
-    a compiled step as a tensor on the CPU: two graphs serve all values.
+    constant of the graph, and a new value means a new graph. So once a number was set anew, they
+    reach a compiled step as tensors on the CPU: two graphs serve all values.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._numbers: dict[str, float] = {}
-        self._tensors: dict[str, Tensor] = {}  # of the numbers that were set anew
+        self._tensors: dict[str, Tensor] = {}  # of the numbers, once one of them was set anew
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tensors": {}}  # a copy has the numbers: no schedule has set them
@@ -64,10 +64,14 @@ class Settings(nn.Module):
 
     def set_number(self, name: str, value: float) -> None:
         """Sets a number, which is checked already."""
-        if name in self._numbers and value != self._numbers[name]:
-            with _disable_current_modes():  # a default device, for one
-                self._tensors[name] = torch.from_numpy(np.array(value, dtype=np.float64))
+        changes = name in self._numbers and value != self._numbers[name]
         self._numbers[name] = value
+        if changes:  # all of them, so that a second schedule needs no graph of its own
+            with _disable_current_modes():  # a default device, for one
+                self._tensors = {
+                    other: torch.from_numpy(np.array(number, dtype=np.float64))
+                    for other, number in self._numbers.items()
+                }
 
     def begin_with(self, name: str, value: float) -> None:
         """Sets a number that no schedule has set."""

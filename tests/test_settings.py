@@ -154,6 +154,11 @@ def test_what_is_fixed_says_so(name, owner):
         setattr(criterion if owner == "criterion" else criterion.memory, name, 64)
 
 
+def test_the_published_draw_is_refused():
+    with pytest.raises(AttributeError, match=r"multinomial does not exist here.*contrast_idx"):
+        made("momentum").memory.contrast.multinomial = object()
+
+
 def test_a_setting_of_the_other_memory_is_refused():
     with pytest.raises(AttributeError, match="FifoMemory has no nce_m"):
         made("fifo").nce_m = 0.9

@@ -106,6 +106,14 @@ class MomentumRows(Settings):
         self._read: tuple[object, Tensor] = (None, self.params)  # its mark when last read
         self.read_params()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("multinomial", "unigrams"):  # which the published code draws from
+            raise AttributeError(
+                f"{name} does not exist here: negatives are drawn uniformly. For others give "
+                f"contrast_idx to the criterion"
+            )
+        super().__setattr__(name, value)
+
     def set_number(self, name: str, value: float) -> None:
         """Sets K, nce_t or nce_m, in ``params`` too."""
         self.refresh()
