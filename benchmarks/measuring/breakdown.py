@@ -71,7 +71,8 @@ def layers(device: torch.device) -> dict[str, Callable[[], Any]]:
     memory: Any = criterion.memory
     state = (memory.queue, memory.queue_ptr)
     features = [torch.randn(CASE.batch, width, device=device) for width in (S_DIM, T_DIM)]
-    z_s, z_t = (z.detach() for z in memory.project(*features))
+    project = partial(memory.project, *features, memory.queue)
+    z_s, z_t = (z.detach() for z in project())
     leaf = z_s.clone().requires_grad_()
     taus: Any = {"tau_s": criterion.tau_s, "tau_t": criterion.tau_t}
     settings = (*taus.values(), True, None, check.REDUCTIONS.index("mean"), "before", 0.0)
@@ -81,7 +82,7 @@ def layers(device: torch.device) -> dict[str, Callable[[], Any]]:
         "operator: dispatcher, launches": lambda: operator(*state, z_s, z_t, *settings),
         "autograd: a node for the gradient": lambda: operator(*state, leaf, z_t, *settings),
         "Python: checks and defaults": lambda: step(leaf, z_t, *state),
-        "two nn.Linear: the embeddings": lambda: step(*memory.project(*features), *state),
+        "two nn.Linear: the embeddings": lambda: step(*project(), *state),
         "Python: modules": lambda: criterion(*features),
         "backward: engine, all gradients": lambda: criterion(*features).backward(),
     }
