@@ -192,8 +192,8 @@ def test_int64_is_not_copied():
 
 
 @pytest.mark.skipif(EMULATED, reason="what compiles is the same there")
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.uint64], ids=str)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint64], ids=str)
 def test_compiled(dtype, backend, device):
     torch.compiler.reset()
     torch.use_deterministic_algorithms(False)
@@ -222,7 +222,7 @@ def train_with(rank, dtypes):
     return found
 
 
-@pytest.mark.parametrize("kinds", [(torch.int32, torch.int64), (torch.uint8, torch.int16)], ids=str)
+@pytest.mark.parametrize("kinds", [(torch.uint8, torch.int64)], ids=str)
 def test_ranks(kinds):
     plain = on_ranks(2, train_with, (torch.int64, torch.int64))
     for mine, wanted in zip(on_ranks(2, train_with, kinds), plain, strict=True):
