@@ -31,8 +31,8 @@ FILES = [
         )
     ),
 ]
-#: What is large, and what is about the CPU's kernels.
-LEFT_OUT = ("small_mistakes", "no_less_accurate", "ddp", "compiled", "bare_operators")
+#: What is large, what is about the CPU's kernels, and what is about names in a state.
+LEFT_OUT = ("small_mistakes", "no_less_accurate", "ddp", "compiled", "bare_operators", "wrapped")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels themselves run there")
