@@ -1,10 +1,12 @@
 """The two projections that every memory has."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rrd_kernels import checkpoint
 from rrd_kernels import validation as check
 from rrd_kernels.recomputation import Recomputations
 from rrd_kernels.settings import Settings
@@ -12,7 +14,7 @@ from rrd_kernels.settings import Settings
 PROJECTIONS = ("embed_s", "embed_t")
 
 
-def _dtype_of(module: nn.Module) -> torch.dtype | None:
+def dtype_of(module: nn.Module) -> torch.dtype | None:
     """The dtype of a projection's weights; ``None`` if it has none, as ``nn.Identity``."""
     if type(module) is nn.Linear:
         return module.weight.dtype
@@ -32,7 +34,7 @@ def _project(name: str, module: nn.Module, features: Tensor) -> Tensor:
     """Projects pooled features [B, dim] or [B, dim, 1, 1] of any floating dtype."""
     if type(module) is nn.Linear or not _takes_maps(module, features):
         features = features.flatten(1)
-    dtype = _dtype_of(module)
+    dtype = dtype_of(module)
     # Autocast casts features and weight to its own dtype, but leaves float64 alone.
     autocast = check.is_autocast(features.device.type)
     if dtype is not None and (not autocast or torch.float64 in (features.dtype, dtype)):
@@ -144,9 +146,11 @@ class Embeddings(Settings):
                     value, "_ddp_params_and_buffers_to_ignore", TakenByDDP(self.embed_t, ignored)
                 )
 
-    def rows(self) -> Tensor:
-        """The memory's rows [K, D], on whose device everything else must be."""
-        raise NotImplementedError
+    def unwrap_keys_(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Takes the names of modules that wrapped this one, or a projection, out of the keys."""
+        checkpoint.unwrap_keys_(state_dict, prefix)
+        own = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
+        checkpoint.unwrap_projections_(state_dict, prefix, own)
 
     def named_rows(self) -> Iterator[tuple[str, Tensor]]:
         """The buffers of the memory, without those of the projections."""
@@ -173,7 +177,3 @@ class Embeddings(Settings):
         check.check_embeddings("embed_s", z_s, batch, rows)
         check.check_embeddings("embed_t", z_t, batch, rows)
         return z_s, z_t
-
-    def embeddings_dtype(self) -> torch.dtype:
-        """The dtype of the embeddings outside of autocast: that of ``embed_s``'s weights."""
-        return _dtype_of(self.embed_s) or self.rows().dtype

@@ -267,20 +267,13 @@ def estimate_normalizers_(
     float32."""
     if contrast_idx.numel() != 0:
         views = z_s, z_t, memory_v1, memory_v2, contrast_idx
-        normalizers.copy_(estimated_normalizers(normalizers, *views, nce_t))
+        normalizers.copy_(estimated_normalizers(normalizers, views, nce_t))
 
 
 @torch.no_grad()
-def estimated_normalizers(
-    normalizers: Tensor,
-    z_s: Tensor,
-    z_t: Tensor,
-    memory_v1: Tensor,
-    memory_v2: Tensor,
-    contrast_idx: Tensor,
-    nce_t: Number,
-) -> Tensor:
-    """What :func:`estimate_normalizers_` writes."""
+def estimated_normalizers(normalizers: Tensor, views: tuple[Tensor, ...], nce_t: Number) -> Tensor:
+    """What :func:`estimate_normalizers_` writes; ``views`` are its tensors from ``z_s`` on."""
+    z_s, z_t, memory_v1, memory_v2, contrast_idx = views
     found = []
     dtype = _compute_dtype(z_s, z_t, memory_v1, memory_v2)
     for z, memory in ((z_s, memory_v2), (z_t, memory_v1)):

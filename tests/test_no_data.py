@@ -88,13 +88,9 @@ def test_the_mode_could_fail():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_without_float64(kind):
-    """The reference, and what is around it, from float32 inputs; the losses of both are equal up
-    to rounding in float32."""
-    torch.manual_seed(0)
-    fused = made(kind)
+    """The reference from float32 inputs, and all that is around it."""
     with NoFloat64():
         criterion = made(kind, backend="reference")
-        criterion.load_state_dict(fused.state_dict())
         optimizer = torch.optim.SGD(criterion.parameters(), 0.1)
         for step in range(8):  # past the memory's end
             f_s, f_t = torch.randn(6, 12, requires_grad=True), torch.randn(6, 20)
@@ -130,4 +126,5 @@ def test_rows_that_overflow_in_float32_have_norm_one():
     rows = sizes[:, None] * torch.tensor([3.0, 4, 0, 0])
     memory(torch.randn(4, 4), rows)
     wanted = torch.tensor([[0.6, 0.8], [0.6, 0.8], [3e-18, 4e-18], [0, 0]])
-    torch.testing.assert_close(memory.queue[:4, :2], wanted, rtol=1e-6, atol=0)
+    # Six roundings: two divisions, the squares, their sum, its root, the constant here.
+    torch.testing.assert_close(memory.queue[:4, :2], wanted, rtol=6 * 2.0**-24, atol=0)

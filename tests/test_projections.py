@@ -11,6 +11,15 @@ from torch import nn
 from rrd_kernels import FifoMemory, MomentumMemory, RRDLoss, checkpoint, reference
 
 
+@pytest.fixture(autouse=True)
+def in_float64():
+    """In which the default tolerance of assert_close, 1e-7, is far above rounding, 1e-16 of a
+    number times at most 1 / tau, and far below what a setting that is ignored would change."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 class Tuple(nn.Module):
     def forward(self, x):
         return x, x
@@ -235,6 +244,7 @@ def test_features_are_cast_to_the_projections_dtype(dtype, device):
 def test_compiled_and_autocast(device):
     torch.compiler.reset()
     torch.use_deterministic_algorithms(False)
+    torch.set_default_dtype(torch.float32)  # autocast leaves float64 alone
     criterion = RRDLoss(embed_s=mlp(12), embed_t=mlp(20), feat_dim=16, nce_k=32).to(device)
     eager = copy.deepcopy(criterion)
     compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")

@@ -11,6 +11,16 @@ from torch._dynamo.utils import counters
 from rrd_kernels import RRDLoss, reference
 from rrd_kernels.functional import relational_step_
 
+
+@pytest.fixture(autouse=True)
+def in_float64():
+    """In which the default tolerance of assert_close, 1e-7, is far above rounding, 1e-16 of a
+    number times at most 1 / tau, and far below what a setting that is ignored would change."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 KINDS = {
     "fifo": {"nce_k": 32},
     "momentum": {"memory_type": "momentum", "n_data": 40, "nce_k": 6},

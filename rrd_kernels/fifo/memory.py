@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rrd_kernels.embeddings import dtype_of
 from rrd_kernels.fifo import functional
 from rrd_kernels.fifo.distributed import keys_step
 from rrd_kernels.fifo.shard_step import shard_step, warm_up_shard
@@ -122,7 +123,7 @@ class FifoMemory(FifoState):
             tau_s, tau_t: the temperatures that will be given. Default: the memory's.
             dtype: of the projected embeddings; under autocast, autocast's. Default: the weights'.
         """
-        dtype = dtype or self.embeddings_dtype()
+        dtype = dtype or dtype_of(self.embed_s) or self.queue.dtype
         tau_s = self.tau_s if tau_s is None else tau_s
         tau_t = self.tau_t if tau_t is None else tau_t
         if self.shard.ranks > 1:

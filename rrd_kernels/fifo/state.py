@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rrd_kernels import checkpoint
 from rrd_kernels import validation as check
 from rrd_kernels.bounds import UNIT_SLACK
 from rrd_kernels.distributed.agreement import Standing, Step
@@ -94,9 +93,6 @@ class FifoState(Embeddings):
         self._inspected = False
         self.inspect_rows()
 
-    def rows(self) -> Tensor:
-        return self.queue
-
     @property
     def nce_k(self) -> int:
         """Rows K of the memory."""
@@ -118,9 +114,7 @@ class FifoState(Embeddings):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        checkpoint.unwrap_keys_(state_dict, prefix)
-        own = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
-        checkpoint.unwrap_projections_(state_dict, prefix, own)
+        self.unwrap_keys_(state_dict, prefix)
         may_be = self.unit_memory or not self._inspected
         *_, errors = args
         refused = len(errors)
@@ -152,7 +146,7 @@ class FifoState(Embeddings):
         if self.training and update:
             self.refuse_replica()
         if self.training and self.ranks.count > 1:
-            self.ranks.refuse_shared(self.rows())
+            self.ranks.refuse_shared(self.queue)
             self.averaging.begin_step(self, self.ranks)
         writes = self.recomputations.may_write(self.training and update, self.enqueue)
         queue = self.queue

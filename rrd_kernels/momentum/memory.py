@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rrd_kernels import validation as check
+from rrd_kernels.embeddings import dtype_of
 from rrd_kernels.momentum import functional
 from rrd_kernels.momentum.distributed import shared_step
 from rrd_kernels.momentum.state import MomentumState
@@ -122,7 +123,8 @@ class MomentumMemory(MomentumState):
         tau_s = self.tau_s if tau_s is None else tau_s
         tau_t = self.tau_t if tau_t is None else tau_t
         rows = self.contrast
-        device, dtype = rows.params.device, dtype or self.embeddings_dtype()
+        device = rows.params.device
+        dtype = dtype or dtype_of(self.embed_s) or rows.memory_v1.dtype
         z_s, z_t = torch.zeros(2, batch_size, rows.memory_v1.shape[1], dtype=dtype, device=device)
         contrast_idx = torch.zeros(batch_size, rows.size + 1, dtype=torch.int64, device=device)
         for need_grad in (True, False):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rrd_kernels import checkpoint, reference, transforms
+from rrd_kernels import reference, transforms
 from rrd_kernels import validation as check
 from rrd_kernels.distributed.agreement import Standing
 from rrd_kernels.distributed.ddp import check_ddp, ignore_in_ddp
@@ -104,14 +104,9 @@ class MomentumState(Embeddings):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        checkpoint.unwrap_keys_(state_dict, prefix)
-        own = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
-        checkpoint.unwrap_projections_(state_dict, prefix, own)
+        self.unwrap_keys_(state_dict, prefix)
         check_state(state_dict, f"{prefix}contrast.params")  # the projections are copied first
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def rows(self) -> Tensor:
-        return self.contrast.memory_v2
 
     @property
     def n_data(self) -> int:
@@ -139,7 +134,7 @@ class MomentumState(Embeddings):
             check.check_writable("memory_v1", memory_v1)
             check.check_writable("memory_v2", memory_v2)
         if self.training and self.ranks.count > 1:
-            self.ranks.refuse_shared(self.rows())
+            self.ranks.refuse_shared(memory_v2)
             self.averaging.begin_step(self, self.ranks)
         writes = self.recomputations.may_write(
             self.training and update, "after", written=rows.params
@@ -176,7 +171,7 @@ class MomentumState(Embeddings):
         if normalizers is None:
             return None
         if not writes and transforms.are_running():  # vmap may give each sample its own
-            return reference.estimated_normalizers(normalizers, *views, nce_t)
+            return reference.estimated_normalizers(normalizers, views, nce_t)
         functional.estimate_normalizers_(normalizers, *views, nce_t=nce_t, backend=self.backend)
         return normalizers
 
