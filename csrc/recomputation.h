@@ -17,7 +17,7 @@ inline bool is_recomputation() { return torch::autograd::get_current_graph_task_
 inline void refuse_recomputation() {
   TORCH_CHECK(!is_recomputation(),
               "torch.utils.checkpoint recomputes a loss whose memory has changed since; call the "
-              "criterion outside of the function that is checkpointed, or with update=False");
+              "criterion outside the checkpointed function, or with update=False");
 }
 
 // Whether a step writes its rows. Raises if it is a recomputation with enqueue = "after".

@@ -16,7 +16,9 @@ double number_in(const at::Tensor& tensor) {
                     tensor.sizes(), " on ", tensor.device());
   const double number = tensor.item<double>();
   TORCH_CHECK_VALUE(std::isfinite(number) && number >= 0,
-                    "rrd_kernels: a temperature or momentum must not be negative; got ", number);
+                    "rrd_kernels: a temperature or momentum must be finite and must not be "
+                    "negative; got ",
+                    number);
   return number;
 }
 

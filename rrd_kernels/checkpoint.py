@@ -1,11 +1,13 @@
-"""The state_dict layouts that the published code has had, newest first.
+"""State_dict layouts of the published code, newest first.
 
-- ``2025``: ``memory.embed_s.{weight,bias}``, ``memory.queue``, ``memory.queue_ptr``;
-- ``2024-09``: ``embed_s.{weight,bias}``, ``queue``, ``queue_ptr``;
-- ``2024-07``: ``embed_s.linear.{weight,bias}``, ``queue``, ``queue_ptr``;
+- ``2025``: ``memory.embed_s.{weight,bias}``, ``memory.queue``, ``memory.queue_ptr``
+- ``2024-09``: ``embed_s.{weight,bias}``, ``queue``, ``queue_ptr``
+- ``2024-07``: ``embed_s.linear.{weight,bias}``, ``queue``, ``queue_ptr``
 
-and the same keys for ``embed_t``. This package writes the newest; the older ones load unchanged.
-All load too where every key begins with the same names of :data:`WRAPPERS`.
+``embed_t`` has the same keys as ``embed_s``. This package writes the newest layout and loads all of
+them unchanged. A state also loads if a wrapper put its name before every key: ``module`` (DDP,
+DataParallel, AveragedModel), ``_orig_mod`` (``torch.compile``), ``_checkpoint_wrapped_module`` or
+``_fsdp_wrapped_module``, in any nesting.
 """
 
 import re
@@ -18,8 +20,8 @@ __all__ = ["LAYOUTS", "to_layout"]
 
 LAYOUTS = ("2025", "2024-09", "2024-07")
 
-#: The names that modules which wrap another give it in their keys: DataParallel, DDP and
-#: AveragedModel, torch.compile, checkpoint_wrapper, FSDP.
+#: Names that wrapping modules put before state_dict keys: DataParallel, DDP and AveragedModel,
+#: torch.compile, checkpoint_wrapper, FSDP.
 WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 _WRAPPING = re.compile(rf"(?:(?:{'|'.join(WRAPPERS)})\.)*")
@@ -31,21 +33,22 @@ _PROJECTIONS = ("embed_s.", "embed_t.")
 
 
 def to_layout(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
-    """Converts a criterion's state to a published layout, which the code of that time loads.
+    """Converts a criterion's state_dict to a published layout, for the code of that time to load.
 
     Args:
-        state_dict: ``criterion.state_dict()`` of a :class:`rrd_kernels.RRDLoss`, with a FIFO
-            memory for the older layouts. If the criterion was compiled or under DDP, the names
-            that this put before every key are left out.
+        state_dict: ``criterion.state_dict()`` of a :class:`rrd_kernels.RRDLoss`. The older layouts
+            need a FIFO memory. Names that ``torch.compile`` or DDP put before every key are
+            removed.
         layout: ``"2025"``, ``"2024-09"`` or ``"2024-07"``.
 
     Returns:
         A new dict that holds the same tensors.
 
     Raises:
-        ValueError: an unknown layout, or keys that are not a criterion's.
+        ValueError: the layout is unknown or has no momentum memory, or the keys are not those of a
+            criterion.
 
-    Source: the published repository's history; the list at the top of this file.
+    Source: the published repository's history; :mod:`rrd_kernels.checkpoint` lists the layouts.
 
     Example:
         >>> from rrd_kernels import RRDLoss
@@ -58,11 +61,14 @@ def to_layout(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
     unwrap_keys_(state_dict, "")
     foreign = [key for key in state_dict if not key.startswith(_PREFIX)]
     if foreign:
-        raise ValueError(f"state_dict must be RRDLoss.state_dict(); got the keys {foreign}")
+        raise ValueError(
+            f"state_dict must be RRDLoss.state_dict(), whose keys begin with 'memory.'; got the "
+            f"keys {foreign}"
+        )
     if layout == "2025":
         return state_dict
     if f"{_PREFIX}contrast.params" in state_dict:
-        raise ValueError(f"layout {layout!r} has no momentum memory; only '2025' has")
+        raise ValueError(f"layout {layout!r} has no momentum memory; use layout='2025'")
     renamed = {}
     for key, value in state_dict.items():
         name = key.removeprefix(_PREFIX)
@@ -75,15 +81,15 @@ def to_layout(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
 
 
 def wrapping_of(keys: Iterable[str]) -> str:
-    """What modules that wrap another have put before every one of ``keys``, in any nesting, such as
-    ``module._orig_mod.``; empty if it is not the same before all."""
+    """The wrappers' names before every one of ``keys``, in any nesting, such as
+    ``module._orig_mod.``; empty if they differ between keys."""
     found = {_WRAPPING.match(key).group() for key in keys}  # type: ignore[union-attr]
     return found.pop() if len(found) == 1 else ""
 
 
 def unwrap_keys_(state_dict: Any, prefix: str) -> None:
-    """Takes :func:`wrapping_of` the names under ``prefix`` out of the keys, in place, and the count
-    that an AveragedModel has beside them.
+    """Removes the wrappers' names (:func:`wrapping_of`) from the keys under ``prefix``, in place,
+    and the count that an AveragedModel has beside them.
 
     ``Module.load_state_dict`` passes a copy of the user's dict, so the user's does not change.
     """
@@ -99,8 +105,8 @@ def unwrap_keys_(state_dict: Any, prefix: str) -> None:
 
 
 def unwrap_projections_(state_dict: Any, prefix: str, own: Iterable[str]) -> None:
-    """The same for each projection under ``prefix``, which may have been wrapped alone, unless the
-    one among a memory's ``own`` names is wrapped too."""
+    """The same for each projection under ``prefix``, which may have been wrapped alone. A
+    projection that is wrapped in this memory too, by its ``own`` names, keeps its keys."""
     own = list(own)
     for head in _PROJECTIONS:
         if not wrapping_of(name.removeprefix(head) for name in own if name.startswith(head)):
@@ -108,8 +114,10 @@ def unwrap_projections_(state_dict: Any, prefix: str, own: Iterable[str]) -> Non
 
 
 def rename_older_keys_(state_dict: Any, prefix: str, own: Container[str]) -> None:
-    """Renames an older layout's keys under ``prefix`` to the newest's, in place, as
-    :func:`unwrap_keys_`. ``own``: the criterion's own names, which a projection may have given."""
+    """Renames an older layout's keys under ``prefix`` to the newest's, in place.
+
+    ``own``: the criterion's own names. A key that is among them, as of a projection that the user
+    gave, stays as it is."""
     for key in list(state_dict):
         name = key.removeprefix(prefix)
         if not key.startswith(prefix) or name.startswith(_PREFIX):

@@ -68,8 +68,8 @@ class Embeddings(Settings):
     """Projects student and teacher features to embeddings of one width.
 
     Args:
-        s_dim: width of the student's features; not needed with ``embed_s``.
-        t_dim: width of the teacher's features; not needed with ``embed_t``.
+        s_dim: width of the student's features. Required without ``embed_s``.
+        t_dim: width of the teacher's features. Required without ``embed_t``.
         feat_dim: width D of the embeddings.
         embed_s, embed_t: modules that map [B, s_dim] and [B, t_dim] to [B, D]; taken as they are,
             on their own device. Default: ``nn.Linear``.
@@ -77,13 +77,12 @@ class Embeddings(Settings):
 
     Attributes:
         embed_s: projects the student's features; trained. Another module may be assigned.
-        embed_t: projects the teacher's features, without a gradient: its parameters get
-            ``requires_grad=False``, but for those that it shares with ``embed_s``. Another module
+        embed_t: projects the teacher's features, without a gradient. Its parameters get
+            ``requires_grad=False``, except those that it shares with ``embed_s``. Another module
             may be assigned.
 
     Raises:
-        TypeError, ValueError: a width that is not a positive int, a projection that is not a
-            module.
+        TypeError, ValueError: a width is not a positive int, or a projection is not a module.
 
     Source: the published code of arXiv 2407.12073.
     """
@@ -123,7 +122,9 @@ class Embeddings(Settings):
             setattr(self, name, module)
             has = self._widths[name]
             if width is not None and has not in (None, width):
-                raise ValueError(f"{name} takes {has} features, and {name[-1]}_dim is {width}")
+                raise ValueError(
+                    f"{name[-1]}_dim must be {has}, the width that {name} takes; got {width}"
+                )
             self._widths[name] = has or width
         self.recomputations = Recomputations()
 
@@ -147,29 +148,29 @@ class Embeddings(Settings):
                 )
 
     def unwrap_keys_(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        """Takes the names of modules that wrapped this one, or a projection, out of the keys."""
+        """Removes the names of wrappers of this module, or of a projection, from the keys."""
         checkpoint.unwrap_keys_(state_dict, prefix)
         own = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
         checkpoint.unwrap_projections_(state_dict, prefix, own)
 
     def named_rows(self) -> Iterator[tuple[str, Tensor]]:
-        """The buffers of the memory, without those of the projections."""
+        """Names and buffers of the memory, without those of the projections."""
         prefixes = tuple(f"{name}." for name in PROJECTIONS)
         return ((n, b) for n, b in self.named_buffers() if not n.startswith(prefixes))
 
     def check_features(self, f_s: Tensor, f_t: Tensor, device: torch.device) -> None:
-        """Raises unless both are equally large batches of the right width, on ``device``."""
+        """Raises unless both are batches of one size, of the right widths and on ``device``."""
         check.check_features("f_s", f_s, self._widths["embed_s"], device)
         check.check_features("f_t", f_t, self._widths["embed_t"], device)
         if f_s.shape[0] != f_t.shape[0]:
             raise ValueError(
-                f"f_s and f_t must have the same batch; got {tuple(f_s.shape)} and "
+                f"f_s and f_t must have the same batch size; got shapes {tuple(f_s.shape)} and "
                 f"{tuple(f_t.shape)}"
             )
 
     def project(self, f_s: Tensor, f_t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The embeddings z_s and z_t [B, D], unnormalised, for a memory of ``rows`` [K, D]; z_t
-        without a gradient."""
+        """Returns the embeddings z_s and z_t [B, D], unnormalised, for a memory of ``rows`` [K, D].
+        z_t has no gradient."""
         z_s = _project("embed_s", self.embed_s, f_s)
         with torch.no_grad():
             z_t = _project("embed_t", self.embed_t, f_t)

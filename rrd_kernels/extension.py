@@ -1,7 +1,7 @@
-"""Loads the C++ extension, registers what its operators need from Python, chooses the backend.
+"""Loads the C++ extension, registers the Python parts of its operators and chooses the backend.
 
-The schemas are in ``csrc/schemas.cpp``. Without the extension the package works on the reference
-backend; :data:`EXTENSION_ERROR` then says why it is missing.
+The operators' schemas are in ``csrc/schemas.cpp``. Without the extension the package runs on the
+reference backend, and ``rrd_kernels.extension.EXTENSION_ERROR`` says why it could not be loaded.
 """
 
 import functools
@@ -45,14 +45,17 @@ WITH_FAKES = (
 def _load_extension() -> str | None:
     libraries = sorted(Path(__file__).parent.glob("_C*.so"))
     if not libraries:
-        return f"it has not been built in {Path(__file__).parent}"
+        return f"it has not been built in {Path(__file__).parent}; install the package again"
     try:
         torch.ops.load_library(libraries[0])
     except OSError as error:  # usually built against another PyTorch
         return str(error)
     built = torch.ops.rrd_kernels.torch_version()
     if built.split(".")[:2] != torch.__version__.split(".")[:2]:
-        return f"it was built against PyTorch {built}, and this is {torch.__version__}"
+        return (
+            f"it was built against PyTorch {built}, but this is PyTorch {torch.__version__}; "
+            f"install the package again"
+        )
     return None
 
 
@@ -116,8 +119,8 @@ if EXTENSION_ERROR is None:
     _gpu_library = _register_on_gpu()
 else:
     warnings.warn(
-        f"rrd_kernels runs on its plain PyTorch reference, without fused kernels: the compiled "
-        f"extension could not be loaded ({EXTENSION_ERROR}).",
+        f"rrd_kernels runs on its plain PyTorch reference, without fused kernels, because its "
+        f"compiled extension could not be loaded ({EXTENSION_ERROR}).",
         RuntimeWarning,
         stacklevel=3,
     )
@@ -146,9 +149,9 @@ def _why_not_gpu(index: int) -> str | None:
     if not _has_gpus():
         # With fake tensors the fakes run, for any device.
         fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
-        return "there is no such GPU here" if fake is None else None
+        return "PyTorch finds no CUDA GPU" if fake is None else None
     if not TRITON_FOUND and not _has_pack(index):
-        return "Triton is not installed, and there are no kernels that were compiled ahead"
+        return "Triton is not installed, and there is no pack of kernels compiled ahead of time"
     return None if _family_of(index) else "there are no block sizes for this GPU"
 
 
@@ -157,20 +160,21 @@ _why_not_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def why_not_fused(device: torch.device) -> str | None:
-    """Why the fused kernels do not run on ``device``.
+    """Returns the reason why the fused kernels do not run on ``device``.
 
     Args:
-        device: any device, present on this machine or not.
+        device: any device, whether this machine has it or not.
 
     Returns:
-        The reason, as text for a message; ``None`` if they run there.
+        The reason as text, or ``None`` if the fused kernels run on ``device``.
 
-    Source: csrc/ and rrd_kernels/triton: what is built, what is installed, which GPUs are known.
+    Source: the kernels in ``csrc/`` and ``rrd_kernels/triton``: which of them are built, whether
+    Triton is installed, and which GPUs have block sizes.
 
     Example:
         >>> from rrd_kernels.extension import why_not_fused
         >>> why_not_fused(torch.device("mps"))
-        'they run on cpu and cuda, not on mps'
+        'fused kernels run on cpu and cuda, not on mps'
     """
     if EXTENSION_ERROR is not None:
         return EXTENSION_ERROR
@@ -178,18 +182,19 @@ def why_not_fused(device: torch.device) -> str | None:
         return None
     if device.type == "cuda":
         return _why_not_gpu(device.index)
-    return f"they run on cpu and cuda, not on {device.type}"
+    return f"fused kernels run on cpu and cuda, not on {device.type}"
 
 
 def operator(name: str, number: object) -> Any:
-    """The operator ``name``, or its scheduled twin if ``number``, one of its numbers as
-    :func:`rrd_kernels.validation.settle_numbers` returns them, is a tensor."""
+    """The operator ``name``; its scheduled twin if ``number`` is a tensor. ``number`` is one of its
+    numbers, as :func:`rrd_kernels.validation.settle_numbers` returns them."""
     twin = "" if isinstance(number, float) else "scheduled_"
     return getattr(torch.ops.rrd_kernels, twin + name)
 
 
 def use_fused(backend: str, device: torch.device) -> bool:
-    """Whether ``backend`` selects fused kernels on ``device``; an error if it must and cannot."""
+    """Whether ``backend`` selects fused kernels on ``device``. Raises for ``"fused"`` where there
+    are none."""
     check.check_choice("backend", backend, check.BACKENDS)
     if backend == "reference":
         return False
@@ -197,5 +202,7 @@ def use_fused(backend: str, device: torch.device) -> bool:
     if reason is None and transforms.are_running():
         reason = "torch.func and forward-mode derivatives need backend='reference'"
     if backend == "fused" and reason is not None:
-        raise RuntimeError(f"backend='fused', but there are no fused kernels to use: {reason}")
+        raise RuntimeError(
+            f"backend='fused' cannot run on {device}: {reason}. Use backend='auto' or 'reference'"
+        )
     return reason is None

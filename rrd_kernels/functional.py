@@ -1,7 +1,7 @@
 """The operators behind :class:`rrd_kernels.RRDLoss`, as functions.
 
-An operator's function checks its arguments, fills in the defaults and makes one operator call. Its
-reference is the function of the same name and meaning in :mod:`rrd_kernels.reference`.
+Each function checks its arguments, fills in the defaults and calls one operator. Its reference is
+the function of the same name and meaning in :mod:`rrd_kernels.reference`.
 """
 
 from rrd_kernels.fifo.functional import enqueue_, relational_loss, relational_step_, warmup

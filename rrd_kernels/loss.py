@@ -43,7 +43,7 @@ def _refuse(memory_type: str, settings: dict[str, Any]) -> None:
     if names := ", ".join(_given(settings)):
         other = "momentum" if memory_type == "fifo" else "fifo"
         raise ValueError(
-            f"memory_type={memory_type!r} does not take {names}; memory_type={other!r} does"
+            f"memory_type={memory_type!r} does not take {names}; use memory_type={other!r}"
         )
 
 
@@ -69,69 +69,73 @@ def _read(opt: object, name: str) -> Any:
 
 
 class RRDLoss(Settings):
-    """Relational Representation Distillation, a drop-in for the published ``RRDLoss(opt)``.
+    """Relational Representation Distillation: a drop-in for the published ``RRDLoss(opt)``.
 
-    Settings come from ``opt``, under their published names, or from keywords; keywords win.
+    Settings come from ``opt``, under their published names, or from keywords. Keywords win.
     ``embed_s`` is trained with the student: give ``criterion.parameters()`` to the optimizer too.
 
     Args:
         opt: any object with the attributes ``s_dim``, ``t_dim``, ``feat_dim``, ``nce_k``,
             ``nce_t_s``, ``nce_t_t``, ``memory_type``, and for the momentum memory ``nce_t``,
-            ``nce_m``, ``n_data``, such as the published script's namespace or an object of a
-            configuration library; not a plain dict. Nothing else is read from it: ``similarity``
-            or ``protocol`` must be keywords.
+            ``nce_m``, ``n_data``. The published script's namespace is one, and so are objects of
+            configuration libraries; a plain dict is not. Nothing else is read from ``opt``: pass
+            ``similarity`` and ``protocol`` as keywords.
         s_dim: width of the student's features. Required, here or in ``opt``, without ``embed_s``.
         t_dim: width of the teacher's features. Required, here or in ``opt``, without ``embed_t``.
         feat_dim: width D of the embeddings. Default 128.
         nce_k: rows K of the FIFO memory, or negatives per sample with the momentum memory.
-            Default 16384. A full FIFO memory with more rows than there are training samples holds
-            some samples twice; give a smaller K for a small data set.
-        nce_t_s: student temperature. Default 0.1 (protocol "2025") or 0.04 ("2024").
-        nce_t_t: teacher temperature. Default 0.02 (protocol "2025") or 0.1 ("2024").
+            Default 16384. A FIFO memory with more rows than there are training samples holds some
+            samples twice once it is full: use a smaller K for a small data set.
+        nce_t_s: student temperature. Default 0.1 (protocol ``"2025"``) or 0.04 (``"2024"``).
+        nce_t_t: teacher temperature. Default 0.02 (protocol ``"2025"``) or 0.1 (``"2024"``).
         memory_type: ``"fifo"`` (default) or ``"momentum"``.
         nce_t, nce_m, n_data, similarity, method, generator: with ``"momentum"`` only, as in
             :class:`rrd_kernels.MomentumMemory`.
-        embed_s: the student's projection, any module that maps [B, s_dim] to [B, feat_dim], such
-            as an MLP; taken as it is, on its own device. Default: ``nn.Linear(s_dim, feat_dim)``.
+        embed_s: the student's projection: any module that maps [B, s_dim] to [B, feat_dim], such
+            as an MLP. It is used as it is, on its own device. Default:
+            ``nn.Linear(s_dim, feat_dim)``.
         embed_t: the teacher's projection, likewise. Its parameters get ``requires_grad=False``.
         protocol: the published code to match: ``"2025"`` (default), or ``"2024"`` for
             versions 1 to 3 of the paper, where the batch enters the memory after the loss.
         enqueue, start, slot_momentum: with ``"fifo"`` only, as in
-            :class:`rrd_kernels.FifoMemory`; ``enqueue`` overrides the protocol's order.
+            :class:`rrd_kernels.FifoMemory`. ``enqueue`` overrides the protocol's order.
         precision, backend, device, dtype, memory_dtype: as in both memories.
-        process_group: the processes that train together. Default: all processes if
-            ``torch.distributed.init_process_group`` has run, else this process alone, whatever
-            ``gather`` is.
-        gather: what these ranks share. ``"keys"`` (default): one memory, copied to every rank.
-            Every training step gathers the rows of all ranks, so that W ranks with B/W samples
-            each train as one process with B samples, under DDP or anything else that averages
-            gradients over ranks. ``"none"``: nothing; each rank has a memory of its own rows.
-            ``"shard"``, for the FIFO memory only: one memory, of which each rank holds K / W rows,
-            for a K that does not fit on one rank. Construct the criterion on every rank, after
+        process_group: the processes that train together. Default, for every ``gather``: all
+            processes if ``torch.distributed.init_process_group`` has run, else this process alone.
+        gather: what these ranks share. Construct the criterion on every rank, after
             ``init_process_group``. docs/scaling.md compares the costs.
 
+            - ``"keys"`` (default): one memory, copied to every rank. Every training step gathers
+              the rows of all ranks. Thus W ranks with B/W samples each train as one process with B
+              samples, under DDP or anything else that averages gradients over ranks.
+            - ``"none"``: nothing. Each rank has a memory of its own rows.
+            - ``"shard"``: one memory, of which each rank holds K / W rows, for a K that does not
+              fit on one rank. For the FIFO memory only.
+
     Attributes:
-        embed_s, embed_t: the projections; ``embed_t`` has no gradient. Others may be assigned.
+        embed_s, embed_t: the projections; ``embed_t`` has no gradient. Other modules may be
+            assigned.
         memory: the :class:`rrd_kernels.FifoMemory` or :class:`rrd_kernels.MomentumMemory`.
         tau_s, tau_t: the temperatures in use; ``nce_t_s`` and ``nce_t_t`` are the same. A schedule
-            may set them at any time, and so ``nce_t``, ``nce_m``, ``nce_k`` of the momentum memory,
-            ``slot_momentum``, ``precision`` and the other settings of either memory.
+            may set them at any time. It may also set ``nce_t``, ``nce_m`` and ``nce_k`` of the
+            momentum memory, ``slot_momentum``, ``precision`` and the other settings of either
+            memory.
 
     Shapes:
         ``criterion(f_s, f_t)`` takes [B, s_dim] and [B, t_dim] features (or [B, dim, 1, 1]) of any
-        floating dtype, any B (with a FIFO memory B <= K in training), and returns a scalar:
+        floating dtype and any B (B <= K in training with a FIFO memory). It returns a scalar:
         float64 with float64 products, else float32.
-        ``criterion(f_s, f_t, idx, contrast_idx=None)`` is for the momentum memory, which needs the
-        samples' dataset indices, in any integer dtype; the FIFO memory accepts and ignores both.
 
-    A checkpoint of any published layout loads with ``load_state_dict``, that of a criterion which
-    was compiled or under DDP too;
-    :func:`rrd_kernels.checkpoint.to_layout` writes the older ones. ``eval()`` computes the loss and
-    leaves the memory alone, and so does ``criterion(..., update=False)``.
+        ``criterion(f_s, f_t, idx, contrast_idx=None)`` is for the momentum memory, which needs the
+        samples' dataset indices in any integer dtype. The FIFO memory accepts and ignores both.
+
+    ``load_state_dict`` loads a checkpoint of any published layout, and that of a criterion that was
+    compiled or under DDP. :func:`rrd_kernels.checkpoint.to_layout` writes the older layouts.
+    ``eval()`` and ``criterion(..., update=False)`` compute the loss and leave the memory alone.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range, before any state is
-            made or changed. If ranks share a memory, all of them raise: a rank whose own arguments
+        TypeError, ValueError: an argument has the wrong type or is out of range. No state is made
+            or changed then. If ranks share a memory, all of them raise: a rank whose own arguments
             are right raises a RuntimeError with the other rank's message.
 
     Source: arXiv 2407.12073 and its published code.
@@ -182,14 +186,14 @@ class RRDLoss(Settings):
         for name, given in (keywords | {"slot_momentum": slot_momentum}).items():
             if (value := _read(opt, name)) is not None and str(value) != str(given):
                 warnings.warn(
-                    f"opt.{name} is {value!r}, and is not read: give RRDLoss(opt, {name}=...)",
+                    f"opt.{name} is {value!r}, but is not read: pass RRDLoss(opt, {name}=...)",
                     stacklevel=2,
                 )
 
         if isinstance(opt, int | float | str) or (isinstance(opt, Mapping) and _is_plain(opt)):
             raise TypeError(
-                f"opt must have attributes, as a namespace has; got {type(opt).__name__}: for a "
-                f"dict give types.SimpleNamespace(**opt)"
+                f"opt must be an object with attributes, such as a namespace; got "
+                f"{type(opt).__name__}. For a dict pass types.SimpleNamespace(**opt)"
             )
 
         def setting(name: str, given: Any, default: Any = None, needed: bool = True) -> Any:
@@ -268,7 +272,7 @@ class RRDLoss(Settings):
 
     @property
     def protocol(self) -> str:
-        """The published code that is matched."""
+        """``"2025"`` or ``"2024"``, the published code that this criterion matches."""
         return self._protocol
 
     @property
@@ -285,8 +289,11 @@ class RRDLoss(Settings):
         *,
         update: bool = True,
     ) -> Tensor:
-        """The loss, a scalar. In training mode the batch also updates the memory, unless ``update``
-        is false. Pass false for a batch that the memory already holds."""
+        """Returns the loss, a scalar.
+
+        In training mode the batch also updates the memory, unless ``update`` is false. Pass
+        ``update=False`` for a batch that the memory already holds.
+        """
         if self.training and update:
             self.refuse_replica()
         loss: Tensor = self.memory(f_s, f_t, idx, contrast_idx, update=update)
@@ -295,11 +302,12 @@ class RRDLoss(Settings):
     def warmup(self, batch_size: int, *, dtype: torch.dtype | None = None) -> None:
         """Compiles the kernels for batches of this size, before training or graph capture.
 
-        The memory and its pointer do not change. Without a warmup, the first step compiles.
+        The memory and its pointer do not change. Without a warmup the first step compiles.
 
         Args:
-            batch_size: B.
-            dtype: of the projected embeddings; under autocast, autocast's. Default: the weights'.
+            batch_size: B, at least 1.
+            dtype: dtype of the projected embeddings. Under autocast give autocast's dtype. Default:
+                that of the weights of ``embed_s``.
 
         Example:
             >>> RRDLoss(s_dim=64, t_dim=256).warmup(64)

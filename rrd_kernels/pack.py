@@ -28,13 +28,13 @@ from rrd_kernels.triton.runtime.pack import VARIABLE, write
 MULTIPROCESSORS = 132
 
 EXPLANATION = f"""\
-Compiles what a training with rrd_kernels.RRDLoss needs, forward, backward and evaluation, for each
-combination of the sizes and dtypes that are given; batches that are smaller are included. The
-machine code goes into DIR/ARCH. Where the GPU is, {VARIABLE}=DIR takes the kernels from there:
-no compiler is needed or imported. A kernel that is not there is compiled by Triton at its first
-use; a pack that is older than the package's kernels is refused with an error.
+Compiles the kernels that training with rrd_kernels.RRDLoss needs (forward, backward and evaluation)
+for each combination of the given sizes and dtypes. Smaller batches are included. The machine code
+goes into DIR/ARCH. Set {VARIABLE}=DIR on the machine with the GPU to use these kernels: no compiler
+is needed or imported. Triton compiles a kernel that the pack lacks at its first use. A pack that is
+older than the package's kernels is refused with an error.
 
-Example, for an H200 and the published settings:
+Example for an H200 and the published settings:
 
   python -m rrd_kernels.pack --arch sm_90 --output kernels --dtype float32 bfloat16
   {VARIABLE}=kernels python train.py
@@ -42,7 +42,11 @@ Example, for an H200 and the published settings:
 
 
 def hardware_for(arch: str) -> Hardware:
-    """Hardware to plan for, of a compute capability (sm_90); ValueError if it has no kernels."""
+    """The hardware to plan for, from a compute capability such as ``sm_90``.
+
+    Raises:
+        ValueError: there are no kernels for ``arch``.
+    """
     found = re.fullmatch(r"sm_(\d+)(\d)", arch)
     family = family_of_capability(int(found[1]), int(found[2])) if found else None
     if family is None:
@@ -74,7 +78,8 @@ def fifo_launches(
         batch, size, dim: B, K, D.
         dtype: dtype of the embeddings.
         memory_dtype: dtype of the memory.
-        precision: format of the products' operands: "float32", "tf32", "float16" or "bfloat16".
+        precision: format of the products' operands: ``"float32"``, ``"tf32"``, ``"float16"`` or
+            ``"bfloat16"``.
         hardware: the GPU that the launches are planned for.
         enqueue, momentum, tau_s, tau_t: as in :func:`rrd_kernels.functional.relational_step_`.
     """
@@ -125,8 +130,10 @@ def momentum_launches(
 
 
 def for_other_splits(launches: Iterable[Launch]) -> Iterator[Launch]:
-    """Adds the merge and combine kernels of other batches and multiprocessor counts. These are
-    compiled for a power of two that holds the splits; smaller batches have more splits."""
+    """Adds the merge and combine kernels of other batches and multiprocessor counts.
+
+    They are compiled for a power of two that holds the splits. Smaller batches have more splits.
+    """
     listed = list(launches)
     most = max((launch.constants.get("SPLITS", 0) for launch in listed), default=0)
     powers = [FEWEST_SPLITS << n for n in range(17) if FEWEST_SPLITS << n <= 2 * most]
@@ -139,7 +146,7 @@ def for_other_splits(launches: Iterable[Launch]) -> Iterator[Launch]:
 
 
 def launches(chosen: argparse.Namespace, arch: str) -> Iterator[Launch]:
-    """Launches for every combination of the options."""
+    """Launches for every combination of the command line's options."""
     hardware = hardware_for(arch)
     sizes = itertools.product({1, *chosen.batch}, chosen.rows, chosen.dim)
     for (batch, rows, dim), name in itertools.product(sizes, chosen.dtype):
@@ -167,23 +174,53 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     dtypes = ("float32", "bfloat16", "float16")
     add = parser.add_argument
-    add("--arch", nargs="+", required=True, help="compute capabilities: sm_80, sm_90, ...")
-    add("--output", type=Path, required=True, metavar="DIR", help="the folder of packs")
-    add("--batch", nargs="+", type=int, default=[64], metavar="B", help="default: 64")
-    add("--rows", nargs="+", type=int, default=[16384], metavar="K", help="nce_k; default: 16384")
-    add("--dim", nargs="+", type=int, default=[128], metavar="D", help="feat_dim; default: 128")
-    add("--dtype", nargs="+", choices=dtypes, default=["float32"], help="of the embeddings")
-    add("--memory-dtype", choices=dtypes, help="default: that of the embeddings")
-    add("--precision", choices=tuple(STORAGE), help="of the products; default: by the dtypes")
-    add("--protocol", nargs="+", choices=tuple(PROTOCOLS), default=["2025"], help="default: 2025")
-    add("--n-data", type=int, metavar="N", help="a momentum memory of N rows, not a FIFO memory")
+    add("--arch", nargs="+", required=True, help="compute capabilities, such as sm_80 sm_90")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder that holds the packs")
+    add("--batch", nargs="+", type=int, default=[64], metavar="B", help="batch sizes; default: 64")
+    add(
+        "--rows",
+        nargs="+",
+        type=int,
+        default=[16384],
+        metavar="K",
+        help="nce_k: rows of a FIFO memory, negatives of a momentum memory; default: 16384",
+    )
+    add(
+        "--dim",
+        nargs="+",
+        type=int,
+        default=[128],
+        metavar="D",
+        help="feat_dim: widths of the embeddings; default: 128",
+    )
+    add(
+        "--dtype",
+        nargs="+",
+        choices=dtypes,
+        default=["float32"],
+        help="dtypes of the embeddings; default: float32",
+    )
+    add("--memory-dtype", choices=dtypes, help="dtype of the memory; default: the embeddings'")
+    add(
+        "--precision",
+        choices=tuple(STORAGE),
+        help="format of the products' operands; default: from the two dtypes",
+    )
+    add(
+        "--protocol",
+        nargs="+",
+        choices=tuple(PROTOCOLS),
+        default=["2025"],
+        help="published versions, for a FIFO memory; default: 2025",
+    )
+    add("--n-data", type=int, metavar="N", help="rows of a momentum memory; default: a FIFO memory")
     add(
         "--momentum",
         type=float,
         metavar="M",
         help="slot_momentum or nce_m; default: 0 for a FIFO memory, 0.5 for a momentum memory",
     )
-    add("--workers", type=int, metavar="N", help="processes; default: one for each core")
+    add("--workers", type=int, metavar="N", help="compiling processes; default: one per core")
     chosen = parser.parse_args(arguments)
     if chosen.momentum is None:
         chosen.momentum = 0.0 if chosen.n_data is None else 0.5
@@ -212,15 +249,17 @@ def _check(chosen: argparse.Namespace) -> None:
             f"--batch must be at most --rows; got {max(chosen.batch)} and {min(chosen.rows)}"
         )
     if chosen.output.exists() and not chosen.output.is_dir():
-        raise ValueError(f"--output must be a folder; {chosen.output} is none")
+        raise ValueError(f"--output must be a folder; got {chosen.output}, which is not one")
 
 
 def main(arguments: Sequence[str]) -> int:
     chosen = parse_arguments(arguments)
     if torch.version.hip is not None:
-        sys.exit("rrd_kernels.pack: packs are for NVIDIA's cards, and this PyTorch is for AMD's.")
+        sys.exit("rrd_kernels.pack: packs are for NVIDIA GPUs, but this PyTorch is for AMD GPUs.")
     if not triton_found():
-        sys.exit("rrd_kernels.pack: Triton, which compiles the kernels, is not installed.")
+        sys.exit(
+            "rrd_kernels.pack: Triton, which compiles the kernels, is not installed. Install it."
+        )
     for arch in chosen.arch:
         started = time.monotonic()
         wanted = {specialize(launch) for launch in for_other_splits(launches(chosen, arch))}
@@ -230,8 +269,8 @@ def main(arguments: Sequence[str]) -> int:
             f"{written.compiled} of them compiled now in {time.monotonic() - started:.0f} s"
         )
         for refused in written.refused:
-            print(f"left out, since it needs more than the launcher gives: {refused.kernel.name}")
-    print(f"{VARIABLE}={chosen.output} takes kernels from there.")
+            print(f"left out: {refused.kernel.name} needs more than the launcher provides")
+    print(f"Set {VARIABLE}={chosen.output} to use these kernels.")
     return 0
 
 

@@ -7,8 +7,8 @@ from rrd_kernels.extension import EXTENSION_ERROR
 
 _CHANGED = (
     "torch.utils.checkpoint recomputes a loss whose memory has changed since; call the criterion "
-    "outside of the function that is checkpointed, or with update=False. A forward inside of "
-    "backward, as in a gradient hook, counts as a recomputation"
+    "outside the checkpointed function, or with update=False. A forward inside backward, as in a "
+    "gradient hook, counts as a recomputation"
 )
 
 

@@ -1,9 +1,9 @@
 """The functions of :mod:`rrd_kernels.functional` in plain PyTorch: the reference of every test.
 
-Nothing here is fast: [B, K] matrices, copies, autograd's own gradient. The function of the same
-name in ``functional`` has the documentation. Inputs are not checked here, so errors are PyTorch's
-own, but for indices, which it would take for masks in some dtypes. Arguments that choose a kernel
-are missing.
+They are slow: they make [B, K] matrices and copies and use autograd's own gradient. The function of
+the same name in :mod:`rrd_kernels.functional` has the documentation. Arguments that choose a kernel
+are missing here. Inputs are not checked, so errors are PyTorch's own. Only indices are checked:
+PyTorch would take some dtypes for masks.
 """
 
 import contextlib
@@ -66,9 +66,10 @@ def relational_loss(
     tau_t: Number = 0.02,
     reduction: str = "mean",
 ) -> Tensor:
-    """:func:`rrd_kernels.functional.relational_loss`, in float64 if an input is, else float32.
+    """Reference of :func:`rrd_kernels.functional.relational_loss`.
 
-    Uses a copy of the memory, which may change before backward.
+    Computes in float64 if an input is float64, else in float32. The memory is copied:
+    it may change before backward.
     """
     with _without_autocast(z_s.device):
         loss = _losses(z_s, z_t, memory, tau_s, tau_t)
@@ -98,9 +99,10 @@ def relational_partials(
     tau_t: float = 0.02,
     need_grad: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`rrd_kernels.functional.relational_partials`, in float64 if an input is, else float32.
+    """Reference of :func:`rrd_kernels.functional.relational_partials`.
 
-    The shifts are each sample's largest b and a, times log2(e).
+    Computes in float64 if an input is float64, else in float32. The shifts are each
+    sample's largest b and a, times log2(e).
     """
     with _without_autocast(z_s.device):
         dtype = _compute_dtype(z_s, z_t, memory)
@@ -159,7 +161,10 @@ def _moved(old: Tensor, new: Tensor, momentum: Number) -> Tensor:
 @outside
 @torch.no_grad()
 def enqueue_(memory: Tensor, ptr: Tensor, keys: Tensor, *, momentum: Number = 0.0) -> None:
-    """:func:`rrd_kernels.functional.enqueue_`, in float64 if an input is, else float32."""
+    """Reference of :func:`rrd_kernels.functional.enqueue_`.
+
+    Computes in float64 if an input is float64, else in float32.
+    """
     size, batch = memory.shape[0], keys.shape[0]
     slots = (ptr % size + torch.arange(batch, device=memory.device)) % size
     new = _moved(memory[slots], keys, momentum)
@@ -180,7 +185,10 @@ def relational_step_(
     momentum: Number = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """:func:`rrd_kernels.functional.relational_step_`: enqueue and loss, one after the other."""
+    """Reference of :func:`rrd_kernels.functional.relational_step_`.
+
+    Runs enqueue and loss one after the other.
+    """
     # Rows of the memory itself must not change while it is written.
     if enqueue == "before" and not torch.compiler.is_compiling():
         is_alias = torch._C._is_alias_of  # type: ignore[attr-defined]
@@ -223,8 +231,10 @@ def sampled_relational_loss(
     nce_t: Number = 0.07,
     reduction: str = "mean",
 ) -> Tensor:
-    """:func:`rrd_kernels.functional.sampled_relational_loss`, in float64 if an input is, else
-    float32."""
+    """Reference of :func:`rrd_kernels.functional.sampled_relational_loss`.
+
+    Computes in float64 if an input is float64, else in float32.
+    """
     views = z_s, z_t, memory_v1, memory_v2, contrast_idx
     with _without_autocast(z_s.device):
         loss = cross_entropy(*sampled_logits(*views, normalizers, tau_s, tau_t, nce_t))
@@ -263,8 +273,10 @@ def estimate_normalizers_(
     *,
     nce_t: Number = 0.07,
 ) -> None:
-    """:func:`rrd_kernels.functional.estimate_normalizers_`, in float64 if an input is, else
-    float32."""
+    """Reference of :func:`rrd_kernels.functional.estimate_normalizers_`.
+
+    Computes in float64 if an input is float64, else in float32.
+    """
     if contrast_idx.numel() != 0:
         views = z_s, z_t, memory_v1, memory_v2, contrast_idx
         normalizers.copy_(estimated_normalizers(normalizers, views, nce_t))
@@ -288,7 +300,10 @@ def estimated_normalizers(normalizers: Tensor, views: tuple[Tensor, ...], nce_t:
 @outside
 @torch.no_grad()
 def momentum_update_(memory: Tensor, index: Tensor, rows: Tensor, momentum: Number = 0.5) -> None:
-    """:func:`rrd_kernels.functional.momentum_update_`, in float64 if an input is, else float32."""
+    """Reference of :func:`rrd_kernels.functional.momentum_update_`.
+
+    Computes in float64 if an input is float64, else in float32.
+    """
     index = check.as_int64("index", index)
     batch = torch.arange(index.shape[0], device=index.device)
     same = index[:, None] == index[None, :]

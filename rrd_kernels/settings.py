@@ -1,4 +1,4 @@
-"""Settings of a module that are read at each step: they may be set between steps, by a schedule."""
+"""Settings that a module reads at each step, so that a schedule may set them between steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +21,8 @@ class Settings(nn.Module):
     """A module that refuses settings which would have no effect.
 
     Attributes made by :func:`number` may be set at any time. To ``torch.compile`` a float is a
-    constant of the graph, and a new value means a new graph. So once a number was set anew, they
-    reach a compiled step as tensors on the CPU: two graphs serve all values.
+    constant of the graph, and a new value means a new graph. So once one number has changed, all
+    numbers reach a compiled step as tensors on the CPU: two graphs serve all values.
     """
 
     def __init__(self) -> None:
@@ -40,8 +40,8 @@ class Settings(nn.Module):
             object.__setattr__(self, name, value)
         elif name in FIXED or isinstance(found, property):
             raise AttributeError(
-                f"{name} cannot be changed: it was fixed when this {type(self).__name__} was made. "
-                f"Make a new one with another {name}"
+                f"{name} cannot be changed after this {type(self).__name__} was constructed. "
+                f"Construct a new one with another {name}"
             )
         else:
             super().__setattr__(name, value)
@@ -53,17 +53,17 @@ class Settings(nn.Module):
         return self
 
     def refuse_replica(self) -> None:
-        """Raises in a copy that nn.DataParallel makes for one step on another device: what it
-        writes is lost."""
+        """Raises if this is a replica of nn.DataParallel, made for one step on another device: its
+        writes would be lost."""
         if getattr(self, "_is_replica", False):
             raise RuntimeError(
                 "nn.DataParallel copies the criterion to each device for one step, so that only "
                 "the first device's rows would enter the memory; use DistributedDataParallel, "
-                "or call the criterion outside of DataParallel, on the gathered features"
+                "or call the criterion outside DataParallel, on the gathered features"
             )
 
     def set_number(self, name: str, value: float) -> None:
-        """Sets a number, which is checked already."""
+        """Sets a number that is already checked."""
         changes = name in self._numbers and value != self._numbers[name]
         self._numbers[name] = value
         if changes:  # all of them, so that a second schedule needs no graph of its own
@@ -74,12 +74,12 @@ class Settings(nn.Module):
                 }
 
     def begin_with(self, name: str, value: float) -> None:
-        """Sets a number that no schedule has set."""
+        """Sets a number's value from construction or loading, not from a schedule."""
         self._numbers[name] = value
         self._tensors.pop(name, None)
 
     def number(self, name: str) -> Number:
-        """The number ``name``, as a step passes it to a function."""
+        """Returns the number ``name`` as a step passes it to a function."""
         if name in self._tensors and torch.compiler.is_compiling():
             return self._tensors[name]
         return self._numbers[name]
@@ -113,9 +113,9 @@ def choice(name: str, choices: tuple[Any, ...]) -> property:
 
 
 def alias(of: str, *path: str) -> property:
-    """An attribute that stands for the attribute ``of`` of this module, or of the one at ``path``.
+    """Another name of the attribute ``of`` of this module, or of the module at ``path``.
 
-    Reading or setting it where that module has no such attribute raises an AttributeError.
+    If that module has no such attribute, reading or setting it raises an AttributeError.
     """
 
     def owner(module: Any) -> Any:
@@ -132,4 +132,4 @@ def alias(of: str, *path: str) -> property:
             raise AttributeError(f"{type(target).__name__} has no {of}")
         setattr(target, of, value)
 
-    return property(read, write, doc=f"{'.'.join((*path, of))}.")
+    return property(read, write, doc=f"Another name of ``{'.'.join((*path, of))}``.")

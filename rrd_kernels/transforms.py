@@ -1,7 +1,7 @@
 """Function transforms: torch.func's grad, vjp, jvp and vmap, and forward-mode derivatives.
 
 The fused operators have no rules for them, so the reference runs inside. torch.func refuses to
-write a tensor from outside of the function that it transforms: a memory is written outside.
+write a tensor from outside the function that it transforms, so a memory is written outside.
 """
 
 import functools
@@ -32,7 +32,7 @@ def plain(value: Any) -> Any:
     while isinstance(value, Tensor) and _functorch.is_functorch_wrapped_tensor(value):
         if _functorch.is_batchedtensor(value):
             raise RuntimeError(
-                "torch.func.vmap cannot write a memory, or normalizers, which have no copy for "
+                "torch.func.vmap cannot write a memory or normalizers, which have no copy for "
                 "each sample; call with update=False"
             )
         value = _functorch.get_unwrapped(value)

@@ -40,7 +40,10 @@ def _checked_number(name: str, value: Number) -> float:
         check_number(name, value)
         return value
     if value.requires_grad:
-        raise TypeError(f"{name} would get no gradient; pass a number, or detach() it")
+        raise TypeError(
+            f"{name} must not require a gradient, because it gets none; pass a number, or detach() "
+            f"it"
+        )
     if value.numel() != 1 or value.device.type != "cpu" or not value.is_floating_point():
         raise TypeError(
             f"{name} must be a real number, or a floating tensor on the CPU with one element; got "
@@ -222,10 +225,15 @@ def check_writable(name: str, value: Tensor) -> None:
     reach = 0  # largest offset within the dimensions with smaller strides
     for stride, size in sorted((stride, size) for stride, size in dims if size > 1):
         if stride <= reach:
-            raise ValueError(f"{name} is expanded or overlaps itself: it cannot be written")
+            raise ValueError(
+                f"{name} is expanded or overlaps itself, so it cannot be written in place; pass a "
+                f"clone()"
+            )
         reach += stride * (size - 1)
     if value.requires_grad:
-        raise ValueError(f"{name} requires a gradient and cannot be written in place")
+        raise ValueError(
+            f"{name} requires a gradient, so it cannot be written in place; detach() it"
+        )
     if made_there and not torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"{name} was made in inference mode and can be written only there; clone() it outside, "
@@ -236,8 +244,8 @@ def check_writable(name: str, value: Tensor) -> None:
 def check_fits(name: str, rows: Tensor, memory: Tensor) -> None:
     if rows.shape[0] > memory.shape[0]:
         raise ValueError(
-            f"{name} has {rows.shape[0]} rows, more than the {memory.shape[0]} of memory: "
-            f"shapes {tuple(rows.shape)} and {tuple(memory.shape)}"
+            f"{name} must not have more rows than memory, whose shape is {tuple(memory.shape)}; "
+            f"got shape {tuple(rows.shape)}"
         )
 
 
@@ -285,7 +293,7 @@ def check_index(name: str, index: object, rows: Tensor, *, dims: int) -> Tensor:
 def check_has_columns(contrast_idx: Tensor) -> None:
     """Checks that P > 0: the loss over no columns is undefined."""
     if contrast_idx.shape[1] == 0:
-        raise ValueError("contrast_idx must name at least one row for each sample; P is 0")
+        raise ValueError("contrast_idx must name at least one row for each sample; got P = 0")
 
 
 def check_range(name: str, index: Tensor, rows: int, what: str = "") -> None:

@@ -148,7 +148,7 @@ def rows_in_shared_memory(rank):
 
 def test_rows_that_all_ranks_would_write():
     for message in on_ranks(2, rows_in_shared_memory):
-        assert "RuntimeError: the memory's rows lie in shared memory" in message
+        assert "RuntimeError: the memory's rows are in shared memory" in message
 
 
 def wrapped_as_it_is(rank):

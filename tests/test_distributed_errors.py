@@ -61,13 +61,13 @@ def broken(rank, kind):
 BROKEN = {
     "another width": "ValueError: f_t must be [B, 9]; got shape (6, 5)",
     "not a tensor": "TypeError: f_t must be a Tensor; got list",
-    "another batch": "ValueError: f_s and f_t must have the same batch",
+    "another batch": "ValueError: f_s and f_t must have the same batch size",
     "a DTensor": "TypeError: f_t is a DTensor; pass its local or full tensor",
 }
 BROKEN_SAMPLES = {
     "no such sample": "IndexError: idx must be in [0, 50 = n_data); got 50",
     "no such column": "IndexError: contrast_idx must be in [0, 50); got -1",
-    "no columns": "ValueError: contrast_idx must name at least one row for each sample; P is 0",
+    "no columns": "ValueError: contrast_idx must name at least one row for each sample; got P = 0",
     "no samples' numbers": "ValueError: the momentum memory needs idx",
     "samples in a DTensor": "TypeError: idx is a DTensor; pass its local or full tensor",
     "columns in a DTensor": "TypeError: contrast_idx is a DTensor; pass its local or full tensor",
@@ -214,7 +214,7 @@ def test_projections_that_differ(shared, name):
             assert message.startswith(
                 f"ValueError: ranks that share a memory must have the same {name};"
             )
-            assert "it is one on ranks [0] and ranks [1] each: seed the ranks alike" in message
+            assert "it differs between ranks [0] and ranks [1]: seed the ranks alike" in message
 
 
 def overflow(rank):

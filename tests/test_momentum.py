@@ -168,10 +168,10 @@ def test_a_state_brings_its_own_constants():
 @pytest.mark.parametrize(
     ("place", "value", "text"),
     [
-        (0, float("nan"), "begin with K"),
-        (0, -1.0, "begin with K"),
-        (1, 0.0, "nce_t"),
-        (4, 1.0, "nce_m"),
+        (0, float("nan"), r"params\[0\] must be K"),
+        (0, -1.0, r"params\[0\] must be K"),
+        (1, 0.0, r"params\[1\] \(nce_t\) must be positive"),
+        (4, 1.0, r"params\[4\] \(nce_m\) must be in"),
     ],
 )
 def test_a_state_with_bad_constants_is_refused_whole(place, value, text):
@@ -322,7 +322,7 @@ class TestBadInput:
         self.refused(criterion, ValueError, "idx must be [10]", "(10, 1)", idx=idx[:, None])
         self.refused(criterion, ValueError, "[10, P]", "(9, 25)", contrast_idx=contrast_idx[:9])
         self.refused(criterion, ValueError, "[10, P]", "(10,)", contrast_idx=idx)
-        self.refused(criterion, ValueError, "P is 0", contrast_idx=contrast_idx[:, :0])
+        self.refused(criterion, ValueError, "got P = 0", contrast_idx=contrast_idx[:, :0])
 
     @pytest.mark.skipif(EMULATED, reason="as on a GPU, there is no error")
     @pytest.mark.parametrize("wrong", [-1, 50])
@@ -340,7 +340,7 @@ class TestBadInput:
 
     def test_features(self, criterion):
         self.refused(criterion, ValueError, "f_s", "[B, 12]", f_s=torch.randn(10, 11))
-        self.refused(criterion, ValueError, "same batch", f_t=torch.randn(9, 20))
+        self.refused(criterion, ValueError, "same batch size", f_t=torch.randn(9, 20))
         self.refused(criterion, TypeError, "f_t", "floating", f_t=torch.ones(10, 20).long())
 
 

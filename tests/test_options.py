@@ -101,7 +101,7 @@ def test_all_in_the_options_or_none(kind):
 )
 def test_what_is_not_read_is_warned_of(name, value):
     opt = SimpleNamespace(**VALUES, s_dim=12, **{name: value})
-    with pytest.warns(UserWarning, match=rf"opt\.{name} is {value!r}, and is not read"):
+    with pytest.warns(UserWarning, match=rf"opt\.{name} is {value!r}, but is not read"):
         RRDLoss(opt)
 
 
@@ -133,5 +133,6 @@ def test_a_class_with_attributes():
     ids=lambda opt: type(opt).__name__,
 )
 def test_what_has_no_attributes_is_refused(opt):
-    with pytest.raises(TypeError, match="opt must have attributes, as a namespace has; got"):
+    wanted = "opt must be an object with attributes, such as a namespace; got"
+    with pytest.raises(TypeError, match=wanted):
         RRDLoss(opt, s_dim=12, t_dim=20)

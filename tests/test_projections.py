@@ -173,7 +173,7 @@ def test_bad_projections():
         RRDLoss(s_dim=4, t_dim=4, embed_s="mlp")
     with pytest.raises(ValueError, match="t_dim must be given"):
         RRDLoss(embed_s=mlp(12))
-    with pytest.raises(ValueError, match="embed_s takes 12 features, and s_dim is 5"):
+    with pytest.raises(ValueError, match="s_dim must be 12, the width that embed_s takes; got 5"):
         RRDLoss(embed_s=nn.Linear(12, 128), s_dim=5, t_dim=4)
     criterion = RRDLoss(s_dim=4, t_dim=4, feat_dim=8, nce_k=16)
     before = criterion.embed_s

@@ -199,7 +199,7 @@ def test_errors():
         assert "training is True on ranks [0], False on ranks [1]" in messages[2]
         assert "DistributedDataParallel copies rank 0's memory over" in messages[4]
     assert first[3].startswith("RuntimeError: other ranks refused their input (rank 1: ValueError")
-    assert second[3].startswith("ValueError: f_s and f_t must have the same batch")
+    assert second[3].startswith("ValueError: f_s and f_t must have the same batch size")
 
 
 def made_alone(rank, early):
@@ -213,8 +213,8 @@ def made_alone(rank, early):
 @pytest.mark.parametrize("early", [(0, 1), (0,)], ids=str)
 def test_a_criterion_that_was_made_too_early(early):
     for message in on_ranks(2, made_alone, early):
-        assert "these rows are those of rank 0 of 1" in message
-        assert "make the criterion after init_process_group" in message
+        assert "this memory has the rows of rank 0 of 1, but this is" in message
+        assert "construct the criterion on every rank, after init_process_group" in message
 
 
 def sent(rank):
@@ -230,9 +230,10 @@ def sent(rank):
 
 def test_what_belongs_to_another_rank():
     first, second = on_ranks(2, sent)
-    assert second[0].startswith("RuntimeError: these rows are those of rank 0 of 2, and this is")
+    assert second[0].startswith("RuntimeError: this memory has the rows of rank 0 of 2, but this")
     assert first[0].startswith("RuntimeError: other ranks refused their input (rank 1: Runt")
-    assert "this state has rank 0's rows, and this is rank 1: save a spread memory" in second[1]
+    wanted = "this state_dict has the rows of rank 0, but this is rank 1: save a spread memory"
+    assert wanted in second[1]
     assert first[1] == "nothing was raised"
 
 
@@ -280,7 +281,7 @@ def state_after_the_group(rank):
 
 def test_a_shard_outlives_no_group():
     for state, step in on_ranks(2, state_after_the_group):
-        assert "take it before destroy_process_group" in state
+        assert "call state_dict() before destroy_process_group" in state
         assert "use it before destroy_process_group" in step
 
 

@@ -204,7 +204,7 @@ class TestRefused:
             Pack(root / ARCH)
 
     def test_another_card(self, root):
-        with pytest.raises(PackError, match=r"which is sm_80; it has some for sm_90"):
+        with pytest.raises(PackError, match=r"card \(sm_80\); it has kernels for sm_90"):
             pack_for("sm_80")
         (root / ARCH).rename(root / "sm_80")
         with pytest.raises(PackError, match="its kernels are for sm_90"):
@@ -212,7 +212,7 @@ class TestRefused:
 
     def test_no_folder(self, monkeypatch):
         monkeypatch.setenv(packs.VARIABLE, "/no/such/folder")
-        with pytest.raises(PackError, match="it has some for no card"):
+        with pytest.raises(PackError, match="it has kernels for no card"):
             pack_for(ARCH)
 
 
@@ -221,7 +221,7 @@ class TestRefused:
     [
         (lambda folder: change(folder.parent, sources={"fifo.kernels.enqueue": ""}), "stale"),
         (lambda folder: next(folder.glob("*.cubin.z")).write_text("?"), "cannot be read"),
-        (lambda folder: folder.rename(folder.with_name("sm_80")), "some for sm_80"),
+        (lambda folder: folder.rename(folder.with_name("sm_80")), "it has kernels for sm_80"),
     ],
 )
 def test_a_launch_is_refused_before_it_is_made(spoil, said, root, monkeypatch):
@@ -275,7 +275,9 @@ def test_trainings_out_of_a_pack_without_triton(tmp_path, monkeypatch):
     done = stub_driver.run_with_stub(Path(pack_case.__file__), tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert re.search(r"no \w+ for .*'DIM': 24.*Triton.* is not installed", report.pop("missing"))
+    assert re.search(
+        r"no pack has \w+ for .*'DIM': 24.*Triton.* is not installed", report.pop("missing")
+    )
     counts = report.pop("counts")
     assert counts["compiled"] == 0
     assert 0 < counts["pack"] <= len(wanted)

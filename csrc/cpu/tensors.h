@@ -25,7 +25,7 @@ inline Element element_of(at::ScalarType type) {
     case at::kHalf:
       return Element::kHalf;
     default:
-      TORCH_CHECK_TYPE(false, "memory must be float64, float32, bfloat16 or float16, got ", type);
+      TORCH_CHECK_TYPE(false, "memory must be float64, float32, bfloat16 or float16; got ", type);
   }
 }
 

@@ -86,7 +86,10 @@ def agree(ranks: Ranks, device: torch.device, share: Callable[[], Share]) -> Ste
     """
     mine, error = None, None
     if transforms.are_running():  # not said to the others: what is sent would be wrapped too
-        raise RuntimeError("torch.func and forward-mode derivatives work in one process only")
+        raise RuntimeError(
+            f"torch.func and forward-mode derivatives work in one process only; {ranks.count} "
+            f"ranks share this memory"
+        )
     try:
         mine = share()
     except Exception as raised:
@@ -135,7 +138,7 @@ def check_projections(ranks: Ranks, device: torch.device, memory: Embeddings) ->
         if len(found) > 1:
             alike = " and ".join(f"ranks {where}" for where in found.values())
             raise ValueError(
-                f"ranks that share a memory must have the same {name}; it is one on {alike} each: "
+                f"ranks that share a memory must have the same {name}; it differs between {alike}: "
                 f"seed the ranks alike, load the same state, or use DDP(criterion)"
             )
 

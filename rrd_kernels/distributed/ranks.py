@@ -32,7 +32,10 @@ class Ranks:
             # new_group returns this to a process outside the group.
             outsider = dist.GroupMember.NON_GROUP_MEMBER if dist.is_available() else None
             if process_group == outsider:
-                raise ValueError("process_group does not contain this process")
+                raise ValueError(
+                    "process_group must contain this process; construct the criterion only on the "
+                    "ranks of the group"
+                )
             if not (dist.is_available() and isinstance(process_group, dist.ProcessGroup)):
                 raise TypeError(
                     f"process_group must be a torch.distributed.ProcessGroup or None; got "
@@ -65,9 +68,9 @@ class Ranks:
             return
         if rows.untyped_storage().is_shared():
             raise RuntimeError(
-                "the memory's rows lie in shared memory, as those of a criterion do that is an "
-                "argument of torch.multiprocessing.spawn: make the criterion in each process, or "
-                "copy.deepcopy it there"
+                "the memory's rows are in shared memory, as they are if the criterion is an "
+                "argument of torch.multiprocessing.spawn: construct the criterion in each process, "
+                "or copy.deepcopy it there"
             )
 
     def are_others(self) -> bool:
@@ -91,7 +94,7 @@ class Ranks:
     def __getstate__(self) -> dict[str, Any]:
         if self.group is not None:
             raise TypeError(
-                "a criterion with a process_group of its own cannot be pickled; save its "
+                "a criterion that was given a process_group cannot be pickled; save its "
                 "state_dict() instead"
             )
         return {**self.__dict__, "_met": None}  # a copy elsewhere has another group

@@ -22,8 +22,8 @@ def as_dtensor(rows: Tensor, shard: Shard, ranks: Ranks) -> Any:
     """
     if ranks.count == 1:
         raise RuntimeError(
-            f"the state of a memory that is spread over {shard.ranks} ranks needs their process "
-            f"group: take it before destroy_process_group"
+            f"the state_dict of a memory spread over {shard.ranks} ranks needs their process "
+            f"group: call state_dict() before destroy_process_group"
         )
     # Not imported at the top: it takes half a second.
     from torch.distributed import tensor as dtensor
@@ -51,7 +51,7 @@ def own_rows(value: Any, shard: Shard) -> Any:
             place = value.device_mesh.get_coordinate()
             if place is None or place[0] != shard.rank:
                 raise ValueError(
-                    f"this state has rank {place and place[0]}'s rows, and this is rank "
+                    f"this state_dict has the rows of rank {place and place[0]}, but this is rank "
                     f"{shard.rank}: save a spread memory with torch.distributed.checkpoint, or "
                     f"with full_state_dict=True"
                 )

@@ -46,46 +46,48 @@ def relational_loss(
 ) -> Tensor:
     r"""Cross-entropy of the student's relations to a memory against the teacher's.
 
-    With :math:`s_i, t_i` the normalised rows of ``z_s`` and ``z_t`` and :math:`m_j` those of
-    ``memory``,
+    With :math:`s_i, t_i` the normalised rows of ``z_s`` and ``z_t``, and :math:`m_j` the rows of
+    ``memory`` as they are,
 
     .. math::
+
         \ell_i = -\sum_j \mathrm{softmax}_j(t_i \cdot m_j / \tau_t)
                  \log \mathrm{softmax}_j(s_i \cdot m_j / \tau_s).
 
-    One pass over the memory gives the loss and its gradient; nothing of size [B, K] exists, and
+    One pass over the memory computes the loss and its gradient. No [B, K] matrix is made, and
     backward does not read the memory.
 
     Args:
         z_s: [B, D] student embeddings, unnormalised; float64, float32, bfloat16 or float16, any
-            strides. The only argument that receives a gradient, in its own dtype.
-        z_t: [B, D] teacher embeddings, unnormalised, same choice of dtypes.
-        memory: [K, D] earlier teacher rows, used as they are, same choice of dtypes.
-        tau_s: student temperature, positive. Default 0.1. A number, or a tensor on the CPU with one
-            element, without a gradient.
-        tau_t: teacher temperature, positive. Default 0.02. Likewise.
-        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. The mean over no rows is zero.
-        unit_memory: promises that no row of the memory is longer than 1 (by more than rounding),
-            so that the softmax needs no running maximum. Default ``False``. A broken promise is
+            strides. Only this argument receives a gradient, in its own dtype.
+        z_t: [B, D] teacher embeddings, unnormalised; same choice of dtypes.
+        memory: [K, D] earlier teacher rows, not normalised here; same choice of dtypes.
+        tau_s: student temperature, positive: a number, or a CPU tensor with one element and without
+            a gradient. Default 0.1.
+        tau_t: teacher temperature, likewise. Default 0.02.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. For B = 0 the mean is zero.
+        unit_memory: promises that no row of the memory has a norm above 1, apart from rounding.
+            The softmax then needs no running maximum. Default ``False``. A broken promise is
             detected where it matters: it costs a second pass, and the result is still right.
-        precision: the format of the products' operands: ``"float64"``, ``"float32"``, ``"tf32"``,
+        precision: format of the products' operands: ``"float64"``, ``"float32"``, ``"tf32"``,
             ``"float16"`` or ``"bfloat16"``. Sums are float32, or float64 with ``"float64"``.
             Default: the dtype that the three tensors promote to; float32 follows
             :func:`torch.get_float32_matmul_precision`. If a device has no unit for a format, a
-            finer one is used: a CPU computes ``"tf32"`` and ``"float16"`` in float32, and
+            finer format is used: a CPU computes ``"tf32"`` and ``"float16"`` in float32, and
             ``"bfloat16"`` too unless it has AMX or AVX512-BF16. The reference backend always
-            computes in float32, or float64 when an input is.
-        backend: ``"auto"`` (default: fused kernels where there are any), ``"fused"`` (an error
-            where there are none) or ``"reference"`` (plain PyTorch, twice differentiable).
+            computes in float64 if an input is float64, else in float32.
+        backend: ``"auto"`` (default: fused kernels where there are any), ``"fused"`` (raises where
+            there are none) or ``"reference"`` (plain PyTorch, twice differentiable).
 
     Returns:
         A scalar, or [B] for ``"none"``; float64 with float64 products, else float32.
 
     Raises:
-        TypeError: an argument of the wrong type; sparse, integer, complex or DTensor inputs.
-        ValueError: shapes or devices that do not agree, a value out of range.
+        TypeError: an argument has the wrong type, or a tensor is sparse, integer, complex or a
+            DTensor.
+        ValueError: shapes or devices do not agree, or a value is out of range.
         RuntimeError: ``backend="fused"`` without fused kernels. A second derivative raises
-            ``NotImplementedError``, a subclass of it.
+            ``NotImplementedError``, a subclass.
 
     Source: arXiv 2407.12073; the form computed here is derived in docs/decisions.md.
 
@@ -125,25 +127,26 @@ def enqueue_(
     momentum: Number = 0.0,
     backend: str = "auto",
 ) -> None:
-    """Writes the unit rows of ``keys`` into a ring of slots, in place and without a host sync.
+    """Writes the normalised ``keys`` into a ring of slots, in place and without a host sync.
 
-    Slot ``(ptr + i) % K`` becomes ``normalize(momentum * slot + (1 - momentum) * normalize(key))``
-    for the i-th key, and ``ptr`` becomes ``(ptr + B) % K``. A key that is not finite leaves its
-    slot as it was.
+    For the i-th key, slot ``(ptr + i) % K`` becomes
+    ``normalize(momentum * slot + (1 - momentum) * normalize(key))``. Then ``ptr`` becomes
+    ``(ptr + B) % K``. If a key is not finite, its slot does not change.
 
     Args:
         memory: [K, D] slots; float64, float32, bfloat16 or float16, any strides, changed in place.
         ptr: int64 [1], the slot of the first key, on the memory's device, changed in place.
         keys: [B, D] rows, unnormalised, with B <= K; same choice of dtypes.
-        momentum: how much of the old slot stays, in [0, 1). Default 0: the plain FIFO write.
+        momentum: weight of the slot's old row, in [0, 1). Default 0: the plain FIFO write.
         backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.
 
     Returns nothing; writes ``memory`` and ``ptr``.
 
     Raises:
-        TypeError: an argument of the wrong type; sparse, integer, complex or DTensor inputs.
-        ValueError: B > K, widths or devices that do not agree, momentum out of range, a memory
-            that is expanded or requires a gradient. Nothing has been written then.
+        TypeError: an argument has the wrong type, or a tensor is sparse, integer, complex or a
+            DTensor.
+        ValueError: B > K, widths or devices do not agree, the momentum is out of range, or the
+            memory is expanded or requires a gradient. Nothing is written then.
         RuntimeError: ``backend="fused"`` without fused kernels.
 
     Source: the published code of arXiv 2407.12073, with wrapping, momentum and the check for
@@ -184,8 +187,10 @@ def relational_step_(
     precision: str | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """A training step on the memory in one operator: :func:`enqueue_` of ``z_t``, and
-    :func:`relational_loss`.
+    """One training step in one operator: writes ``z_t`` into the memory and computes the loss.
+
+    The two parts are :func:`rrd_kernels.functional.enqueue_` and
+    :func:`rrd_kernels.functional.relational_loss`.
 
     A recomputation by ``torch.utils.checkpoint`` writes nothing: the memory already holds the rows.
     It is right if each step's backward runs before the next step. :class:`rrd_kernels.RRDLoss`
@@ -193,30 +198,31 @@ def relational_step_(
 
     Args:
         z_s: [B, D] student embeddings, unnormalised; float64, float32, bfloat16 or float16, any
-            strides. The only argument that receives a gradient, in its own dtype.
+            strides. Only this argument receives a gradient, in its own dtype.
         z_t: [B, D] teacher embeddings, unnormalised, with B <= K; same choice of dtypes.
-        memory: [K, D] slots, same choice of dtypes, any strides, changed in place.
-            Backward does not read them, so they may be overwritten before it.
+        memory: [K, D] slots; same choice of dtypes, any strides, changed in place. Backward does
+            not read them, so they may be overwritten before it.
         ptr: int64 [1], the slot of the first row of ``z_t``, on the memory's device, changed in
             place.
         tau_s: student temperature, positive. Default 0.1.
         tau_t: teacher temperature, positive. Default 0.02.
         enqueue: whether the rows of ``z_t`` enter the memory ``"before"`` (default) or ``"after"``
-            the similarities are taken.
-        momentum: how much of the old slot stays, in [0, 1). Default 0: the plain FIFO write.
-        reduction, unit_memory, precision, backend: as in :func:`relational_loss`, with the same
-            defaults. The promise ``unit_memory`` stays true: the rows that enter have norm 1.
+            the similarities are computed.
+        momentum: weight of the slot's old row, in [0, 1). Default 0: the plain FIFO write.
+        reduction, unit_memory, precision, backend: as in
+            :func:`rrd_kernels.functional.relational_loss`, with the same defaults. The promise
+            ``unit_memory`` stays true: the rows that enter have norm 1.
 
     Returns:
         A scalar, or [B] for ``"none"``; float64 with float64 products, else float32. With B = 0
         nothing is written.
 
     Raises:
-        TypeError, ValueError, RuntimeError: whatever either function refuses; also a recomputation
-            by ``torch.utils.checkpoint`` of a step with ``enqueue="after"``, which would
-            differentiate another loss than the one returned. Nothing has been written then.
+        TypeError, ValueError, RuntimeError: as either function. A recomputation by
+            ``torch.utils.checkpoint`` of a step with ``enqueue="after"`` raises a RuntimeError: it
+            would differentiate another loss than the one returned. Nothing is written then.
 
-    Source: arXiv 2407.12073 and its published code, which does the two one after the other.
+    Source: arXiv 2407.12073 and its published code, which runs the two parts one after the other.
 
     Example:
         >>> import torch
@@ -283,24 +289,26 @@ def warmup(
     precision: str | None = None,
     device: torch.device | str | None = None,
 ) -> None:
-    """Compiles the kernels of :func:`relational_step_` and :func:`relational_loss`.
+    """Compiles the kernels of a training step and of the loss, for one size.
 
-    GPU kernels are compiled at their first use, which takes seconds and cannot be captured in a
-    CUDA graph. Compiled kernels are kept on disk for later processes.
+    The functions are :func:`rrd_kernels.functional.relational_step_` and
+    :func:`rrd_kernels.functional.relational_loss`. GPU kernels are compiled at their first use,
+    which takes seconds and cannot be captured in a CUDA graph. Compiled kernels are kept on disk
+    for later processes.
 
     Args:
         batch: B, at least 1.
         size: rows K of the memory, at least B.
         dim: width D.
-        dtype: of the embeddings. Default float32; under autocast, autocast's.
-        memory_dtype: of the memory. Default: ``dtype``.
-        tau_s, tau_t, enqueue, momentum, reduction, unit_memory, precision: as in later calls.
+        dtype: dtype of the embeddings. Under autocast give autocast's dtype. Default float32.
+        memory_dtype: dtype of the memory. Default: ``dtype``.
+        tau_s, tau_t, enqueue, momentum, reduction, unit_memory, precision: as in the later calls.
         device: device to compile for. Default: PyTorch's default device.
 
     Returns nothing; writes compiled kernels to disk, and no existing tensor.
 
     Raises:
-        TypeError, ValueError: an argument that the functions refuse.
+        TypeError, ValueError: as the two functions.
 
     Source: Triton, which compiles a kernel when it is first launched.
 

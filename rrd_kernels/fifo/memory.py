@@ -15,19 +15,19 @@ from rrd_kernels.validation import Number
 
 
 class FifoMemory(FifoState):
-    """The last K teacher embeddings, with the projections of student and teacher features.
+    """The last K teacher embeddings, and the projections of student and teacher features.
 
     Args:
         s_dim: width of the student's features. Required without ``embed_s``.
         t_dim: width of the teacher's features. Required without ``embed_t``.
         feat_dim: width D of the embeddings. Default 128.
         size: rows K. Default 16384.
-        tau_s, tau_t: the temperatures. Default 0.1 and 0.02.
+        tau_s, tau_t: student and teacher temperature, positive. Default 0.1 and 0.02.
         embed_s, embed_t: as in :class:`rrd_kernels.RRDLoss`.
-        enqueue: whether a batch's teacher rows enter ``"before"`` (default) or ``"after"`` its
-            similarities are taken.
-        start: the initial rows: ``"published"`` (default), normal deviates with each column
-            normalised, so that a row's norm is about sqrt(D / K); or ``"unit"``, rows of norm 1.
+        enqueue: whether a batch's teacher rows enter the memory ``"before"`` (default) or
+            ``"after"`` its similarities are computed.
+        start: the initial rows. ``"published"`` (default): normal deviates with each column
+            normalised, so that a row's norm is about sqrt(D / K). ``"unit"``: rows of norm 1.
         slot_momentum: weight of the old row when a slot is written, in [0, 1). Default 0.
         precision, backend: as in :func:`rrd_kernels.functional.relational_loss`.
         device, dtype: as in :class:`torch.nn.Linear`.
@@ -36,24 +36,24 @@ class FifoMemory(FifoState):
         process_group, gather: as in :class:`rrd_kernels.RRDLoss`.
 
     Attributes:
-        embed_s, embed_t: the projections; ``embed_t`` has no gradient. Others may be assigned.
+        embed_s, embed_t: the projections; ``embed_t`` has no gradient. Other modules may be
+            assigned.
         tau_s, tau_t, slot_momentum: settings that may be changed between steps.
-        queue: [K, D] buffer. With ``gather="shard"`` it holds this rank's rows only, and the
-            state_dict has a DTensor of all K rows.
+        queue: [K, D] buffer, the rows. With ``gather="shard"`` it holds this rank's rows only, and
+            the state_dict has a DTensor of all K rows.
         queue_ptr: int64 [1] buffer, the next slot.
         unit_memory: whether every row's norm is at most 1, so that the bounded softmax applies.
             Set from the rows at construction. Loading a state, or copying another rank's, can make
-            it false but never true again, so that a resumed training rounds as an uninterrupted one
-            does. If a longer row
-            is written later, results stay right but cost a second pass; with ``gather="shard"``
-            the loss is then not finite where float32 overflows.
+            it false but never true again: a resumed training then rounds as an uninterrupted one
+            does. If a longer row is written later, results stay right but cost a second pass. With
+            ``gather="shard"`` the loss is then not finite where float32 overflows.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
-    Shapes: called as ``memory(f_s, f_t)`` with [B, s_dim] and [B, t_dim]
-    features (or [B, dim, 1, 1]) of float64, float32, bfloat16 or float16, 1 <= B <= K in training;
-    returns the mean loss, a scalar: float64 with float64 products, else float32.
+    Shapes: ``memory(f_s, f_t)`` takes [B, s_dim] and [B, t_dim] features (or [B, dim, 1, 1]) of
+    float64, float32, bfloat16 or float16, with 1 <= B <= K in training. It returns the mean loss, a
+    scalar: float64 with float64 products, else float32.
 
     Source: the published FIFO memory of arXiv 2407.12073.
 
@@ -76,11 +76,11 @@ class FifoMemory(FifoState):
         tau_t: Number | None = None,
         update: bool = True,
     ) -> Tensor:
-        """The loss of [B, s_dim] student against [B, t_dim] teacher features, a scalar.
+        """Returns the mean loss of student features [B, s_dim] and teacher features [B, t_dim].
 
         In training mode the teacher's rows enter the memory, unless ``update`` is false. ``idx``
-        and ``contrast_idx`` are ignored; they give both memories one signature. Temperatures that
-        are not given are the memory's.
+        and ``contrast_idx`` are ignored; they give both memories the same signature. ``tau_s`` and
+        ``tau_t`` default to the memory's.
         """
         settings: dict[str, Any] = {
             "tau_s": self.number("tau_s") if tau_s is None else tau_s,
@@ -116,12 +116,15 @@ class FifoMemory(FifoState):
         tau_t: float | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Compiles the kernels for batches of this size; see :func:`functional.warmup`.
+        """Compiles the kernels for batches of this size.
+
+        See :func:`rrd_kernels.functional.warmup`. The memory does not change.
 
         Args:
-            batch_size: B.
-            tau_s, tau_t: the temperatures that will be given. Default: the memory's.
-            dtype: of the projected embeddings; under autocast, autocast's. Default: the weights'.
+            batch_size: B, at least 1.
+            tau_s, tau_t: temperatures of the later calls. Default: the memory's.
+            dtype: dtype of the projected embeddings. Under autocast give autocast's dtype. Default:
+                that of the weights of ``embed_s``.
         """
         dtype = dtype or dtype_of(self.embed_s) or self.queue.dtype
         tau_s = self.tau_s if tau_s is None else tau_s

@@ -22,23 +22,25 @@ def relational_partials(
     precision: str | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    r"""The sums of :func:`rrd_kernels.functional.relational_loss` over ``memory``, undivided.
+    r"""Unnormalised softmax sums over ``memory``, one part of the memory of a relational loss.
 
-    With weights :math:`v_{ij} = 2^{b_{ij} \log_2 e - \beta_i}` and
+    They are the sums of :func:`rrd_kernels.functional.relational_loss` before its divisions. With
+    weights :math:`v_{ij} = 2^{b_{ij} \log_2 e - \beta_i}` and
     :math:`w_{ij} = 2^{a_{ij} \log_2 e - \alpha_i}` of the student's logits b and the teacher's a,
     the sums are :math:`\sum_j v`, :math:`\sum_j w`, :math:`\sum_j w b`, :math:`\sum_j v m_j` and
-    :math:`\sum_j w m_j`. Brought to the same shifts, the sums of several memories add up to the
-    sums over all their rows. :func:`loss_of_partials` computes the loss from them.
+    :math:`\sum_j w m_j`. Rescaled to the same shifts :math:`\beta` and :math:`\alpha`, the sums of
+    several memories add up to the sums over all their rows.
+    :func:`rrd_kernels.functional.loss_of_partials` computes the loss from them.
 
     Args:
         z_s, z_t, memory, tau_s, tau_t, unit_memory, precision, backend: as in
-            :func:`rrd_kernels.functional.relational_loss`. No gradient passes here.
-        need_grad: whether to compute the two sums of rows (the last two). Default ``True``.
+            :func:`rrd_kernels.functional.relational_loss`. No gradient flows through this function.
+        need_grad: whether to compute the last two sums, those of rows. Default ``True``.
 
     Returns:
-        The sums in the order above, [B, 3 + 2D] or without gradient [B, 3]; and the shifts
-        (beta, alpha) [B, 2]. Both float64 with float64 products, else float32. Where
-        ``unit_memory`` is promised and kept, and the temperatures allow it, the shifts are zero.
+        The sums in the order above, [B, 3 + 2D], or [B, 3] without ``need_grad``; and the shifts
+        (beta, alpha), [B, 2]. Both are float64 with float64 products, else float32. The shifts are
+        zero if ``unit_memory`` is promised and kept and the temperatures allow it.
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`rrd_kernels.functional.relational_loss`.
@@ -74,7 +76,10 @@ class _ScaledGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise NotImplementedError("rrd_kernels: the loss of partial sums has no second derivative")
+        raise NotImplementedError(
+            "rrd_kernels: the loss of partial sums has no second derivative; relational_loss with "
+            "backend='reference' has one"
+        )
 
 
 class _AttachedGradient(torch.autograd.Function):
@@ -94,22 +99,23 @@ class _AttachedGradient(torch.autograd.Function):
 def loss_of_partials(
     z_s: Tensor, sums: Tensor, shifts: Tensor, *, tau_s: float = 0.1, reduction: str = "mean"
 ) -> Tensor:
-    """The relational loss from sums over the whole memory.
+    """Computes the relational loss from sums over the whole memory.
 
     Args:
-        z_s: [B, D] student embeddings, as given to :func:`relational_partials`. The only argument
-            that receives a gradient, in its own dtype, if ``sums`` has the sums of rows.
-        sums: [B, 3 + 2D], or [B, 3] without a gradient; from :func:`relational_partials`.
+        z_s: [B, D] student embeddings, as given to
+            :func:`rrd_kernels.functional.relational_partials`. Only this argument receives a
+            gradient, in its own dtype, and only if ``sums`` has the sums of rows.
+        sums: [B, 3 + 2D], or [B, 3] without a gradient; from ``relational_partials``.
         shifts: [B, 2], the shifts of ``sums``.
-        tau_s: student temperature, positive, as given there. Default 0.1.
-        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. The mean over no rows is zero.
+        tau_s: student temperature, positive, as given to ``relational_partials``. Default 0.1.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. For B = 0 the mean is zero.
 
     Returns:
         A scalar, or [B] for ``"none"``, of the dtype of ``sums``.
 
     Raises:
-        TypeError, ValueError: shapes that do not agree, a value out of range. A second derivative
-            raises ``NotImplementedError``.
+        TypeError, ValueError: an argument has the wrong type, shapes do not agree, or a value is
+            out of range. A second derivative raises ``NotImplementedError``.
 
     Source: docs/decisions.md, the loss as attention.
 

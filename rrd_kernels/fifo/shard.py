@@ -42,8 +42,9 @@ class Shard(NamedTuple):
         """
         if self._each * (self.ranks - 1) >= self.size:
             raise ValueError(
-                f"a memory of {self.size} rows cannot be spread over {self.ranks} ranks, "
-                f"{self._each} to each: the last would have none; make the memory (nce_k) larger"
+                f"a memory of {self.size} rows cannot be spread over {self.ranks} ranks with "
+                f"{self._each} rows each: the last rank would have none; make the memory (nce_k) "
+                f"larger"
             )
 
     def check_ranks(self, ranks: Ranks) -> None:
@@ -54,9 +55,9 @@ class Shard(NamedTuple):
         """
         if ranks.gather == "shard" and (self.rank, self.ranks) != (ranks.rank, ranks.count):
             raise RuntimeError(
-                f"these rows are those of rank {self.rank} of {self.ranks}, and this is rank "
-                f"{ranks.rank} of {ranks.count}: make the criterion after init_process_group, on "
-                f"every rank, and use it before destroy_process_group"
+                f"this memory has the rows of rank {self.rank} of {self.ranks}, but this is rank "
+                f"{ranks.rank} of {ranks.count}: construct the criterion on every rank, after "
+                f"init_process_group, and use it before destroy_process_group"
             )
 
     def part_of(self, rows: Tensor) -> Tensor:

@@ -120,7 +120,10 @@ class FifoState(Embeddings):
         refused = len(errors)
         ptr = state_dict.get(f"{prefix}queue_ptr")
         if isinstance(ptr, Tensor) and ptr.is_floating_point():  # which rounds a slot's number
-            raise ValueError(f"queue_ptr must be int64; the state has {ptr.dtype}: was it cast?")
+            raise ValueError(
+                f"queue_ptr must be int64; the state_dict has {ptr.dtype}. Load a state that was "
+                f"not cast to another dtype"
+            )
         if (key := f"{prefix}queue") in state_dict:
             # A new dict, so that the caller's keeps the entry as it was.
             state_dict = {**state_dict, key: own_rows(state_dict[key], self.shard)}
@@ -153,7 +156,7 @@ class FifoState(Embeddings):
         self.check_features(f_s, f_t, queue.device)
         if writes and f_s.shape[0] > self.nce_k:
             raise ValueError(
-                f"a batch of {f_s.shape[0]} does not fit a memory of {self.nce_k} rows; "
+                f"a batch of {f_s.shape[0]} rows does not fit a memory of {self.nce_k} rows; "
                 f"make the memory (nce_k) larger"
             )
         return *self.project(f_s, f_t, queue), writes

@@ -41,43 +41,46 @@ def sampled_relational_loss(
     r"""Cross-entropy of the student's relations to sampled rows against the teacher's.
 
     With :math:`s_i, t_i` the normalised rows of ``z_s`` and ``z_t``, :math:`v^1, v^2` the rows of
-    the two memories and :math:`c_{ij}` those of sample i,
+    the two memories, and :math:`c_{ij}` the row numbers in ``contrast_idx``,
 
     .. math::
+
         \ell_i = -\sum_j \mathrm{softmax}_j(a_{ij}) \log \mathrm{softmax}_j(b_{ij}), \qquad
         b_{ij} = f_1(s_i \cdot v^2_{c_{ij}}) / \tau_s, \quad
         a_{ij} = f_2(t_i \cdot v^1_{c_{ij}}) / \tau_t.
 
-    f is the identity without ``normalizers``, and :math:`f_k(x) = \exp(x / T) / Z_k` with them, as
+    Without ``normalizers``, f is the identity. With them, :math:`f_k(x) = \exp(x / T) / Z_k` as
     published. Z_k is about n_data times the mean of the exponential. So these logits are all about
     1 / (n_data τ), and the loss is about log P. The exception is a column whose cosine is so near 1
     that its exponential outweighs Z: that column has all the weight.
 
-    Nothing of size B·P·D exists. If most rows of the memories are sampled, all rows are multiplied
-    and the sampled similarities picked; else the sampled rows are read in place.
+    No tensor of size B·P·D is made. If most rows of the memories are sampled, all rows are
+    multiplied and the sampled similarities are picked. Otherwise the sampled rows are read in
+    place.
 
     Args:
         z_s: [B, D] student embeddings, unnormalised; float64, float32, bfloat16 or float16, any
-            strides. The only argument that receives a gradient, in its own dtype.
-        z_t: [B, D] teacher embeddings, unnormalised, same choice of dtypes.
-        memory_v1: [n_data, D] the students' rows, which the teacher is compared with; used as they
-            are, same choice of dtypes. All must be finite: with the dense method, one row that is
-            not makes the gradients of all samples NaN.
-        memory_v2: [n_data, D] the teachers' rows, which the student is compared with.
+            strides. Only this argument receives a gradient, in its own dtype.
+        z_t: [B, D] teacher embeddings, unnormalised; same choice of dtypes.
+        memory_v1: [n_data, D] student rows, compared with the teacher; not normalised here; same
+            choice of dtypes. All rows must be finite: with the dense method, one row that is not
+            finite makes the gradients of all samples NaN.
+        memory_v2: [n_data, D] teacher rows, compared with the student; otherwise as ``memory_v1``.
         contrast_idx: int [B, P], any integer dtype, the rows that each sample is compared with.
             The kernels read int64; another dtype costs a copy.
-        normalizers: [2], (Z_v1, Z_v2), see :func:`estimate_normalizers_`. The loss is NaN while
-            one of them is not positive. Default: none.
-        tau_s: student temperature, positive. Default 0.1. A number, or a tensor on the CPU with one
-            element, without a gradient.
-        tau_t: teacher temperature, positive. Default 0.02. Likewise.
-        nce_t: temperature T of the exponential, positive; not used without ``normalizers``.
-            Default 0.07. Likewise.
-        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. The mean over no rows is zero.
-        precision: as in :func:`rrd_kernels.functional.relational_loss`. But a CPU, and ``"gather"``
-            on a GPU, multiply in float32 unless it is ``"float64"``. The softmax is float64 on a
-            CPU, and float32 or float64 on a GPU.
-        method: ``"dense"`` (all rows are multiplied), ``"gather"`` (the sampled rows are read) or
+        normalizers: [2] float64 or float32, (Z_v1, Z_v2); see
+            :func:`rrd_kernels.functional.estimate_normalizers_`. The loss is NaN while one of them
+            is not positive. Default: none.
+        tau_s: student temperature, positive: a number, or a CPU tensor with one element and without
+            a gradient. Default 0.1.
+        tau_t: teacher temperature, likewise. Default 0.02.
+        nce_t: temperature T of the exponential, likewise. Default 0.07. Not used without
+            ``normalizers``.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. For B = 0 the mean is zero.
+        precision: as in :func:`rrd_kernels.functional.relational_loss`, with two exceptions: a CPU,
+            and ``"gather"`` on a GPU, multiply in float32 unless it is ``"float64"``. The softmax
+            is float64 on a CPU, and float32 or float64 on a GPU.
+        method: ``"dense"`` (multiplies all rows), ``"gather"`` (reads the sampled rows) or
             ``"auto"`` (default), the one that costs less; docs/decisions.md has the rule.
         backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.
 
@@ -85,13 +88,13 @@ def sampled_relational_loss(
         A scalar, or [B] for ``"none"``; float64 with float64 products, else float32.
 
     Raises:
-        TypeError: an argument of the wrong type; sparse, integer, complex or DTensor inputs, a
-            bool or floating index.
-        ValueError: shapes or devices that do not agree, a value out of range.
-        IndexError: on a CPU, a row that is not in the memories; on a GPU that sample's loss and
-            gradient are NaN.
+        TypeError: an argument has the wrong type, a tensor is sparse, integer, complex or a
+            DTensor, or the index is bool or floating.
+        ValueError: shapes or devices do not agree, or a value is out of range.
+        IndexError: on a CPU, an index is not a row of the memories. On a GPU the loss and gradient
+            of such a sample are NaN instead.
         RuntimeError: ``backend="fused"`` without fused kernels. A second derivative raises
-            ``NotImplementedError``, a subclass of it.
+            ``NotImplementedError``, a subclass.
 
     Source: arXiv 2407.12073 and the momentum memory of its published code.
 
@@ -156,20 +159,23 @@ def estimate_normalizers_(
     nce_t: Number = 0.07,
     backend: str = "auto",
 ) -> None:
-    """Sets each of (Z_v1, Z_v2) that is negative to mean(exp(s.m / nce_t)) * n_data of its view.
+    """Estimates those of (Z_v1, Z_v2) that are negative, from a batch.
 
-    The published memory does so at its first batch and keeps them. No host sync. A value that is
-    set already does not change, at the cost of reading it.
+    Each is set to ``mean(exp(s.m / nce_t)) * n_data`` of its view. The published memory does this
+    at its first batch and keeps the values. No host sync. A value that is already set does not
+    change; that costs only its reading.
 
     Args:
         normalizers: [2] float64 or float32, changed in place. A mean that is not finite is not set.
-        z_s, z_t, memory_v1, memory_v2, contrast_idx, nce_t: as in :func:`sampled_relational_loss`.
+        z_s, z_t, memory_v1, memory_v2, contrast_idx, nce_t: as in
+            :func:`rrd_kernels.functional.sampled_relational_loss`.
         backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.
 
     Returns nothing; writes ``normalizers``.
 
     Raises:
-        TypeError, ValueError, IndexError, RuntimeError: as there; nothing has been written then.
+        TypeError, ValueError, IndexError, RuntimeError: as ``sampled_relational_loss``. Nothing is
+            written then.
 
     Source: the momentum memory of arXiv 2407.12073's published code.
 
@@ -206,28 +212,28 @@ def momentum_update_(
     *,
     backend: str = "auto",
 ) -> None:
-    """Moves the rows at ``index`` towards the unit rows of ``rows``, in place.
+    """Moves the memory's rows at ``index`` towards the normalised ``rows``, in place.
 
-    Each becomes ``normalize(momentum * row + (1 - momentum) * normalize(new))``. If an index
-    occurs more than once, the last one wins, on every device. A new row that is not finite leaves
-    the memory's row as it was.
+    Each becomes ``normalize(momentum * old + (1 - momentum) * normalize(new))``. If an index
+    occurs more than once, the last one wins, on every device. If a new row is not finite, the
+    memory's row does not change.
 
     Args:
         memory: [n_data, D]; float64, float32, bfloat16 or float16, any strides, changed in place.
-        index: int [B], any integer dtype, rows of the memory, repeats allowed.
-        rows: [B, D], unnormalised, same choice of dtypes.
-        momentum: how much of the old row stays, in [0, 1). Default 0.5.
+        index: int [B], any integer dtype, rows of the memory; repeats are allowed.
+        rows: [B, D] new rows, unnormalised; same choice of dtypes.
+        momentum: weight of the old row, in [0, 1). Default 0.5.
         backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.
 
     Returns nothing; writes ``memory``.
 
     Raises:
-        TypeError: an argument of the wrong type; sparse, integer, complex or DTensor inputs, a
-            bool or floating index.
-        ValueError: shapes or devices that do not agree, momentum out of range, a memory that is
+        TypeError: an argument has the wrong type, a tensor is sparse, integer, complex or a
+            DTensor, or the index is bool or floating.
+        ValueError: shapes or devices do not agree, the momentum is out of range, or the memory is
             expanded or requires a gradient.
-        IndexError: on a CPU, an index that is not in the memory; nothing has been written then. On
-            a GPU such an index writes nothing.
+        IndexError: on a CPU, an index is not a row of the memory. Nothing is written then. On a GPU
+            such an index writes nothing.
         RuntimeError: ``backend="fused"`` without fused kernels.
 
     Source: the momentum memory of arXiv 2407.12073's published code.

@@ -13,28 +13,29 @@ from rrd_kernels.momentum.state import MomentumState
 
 
 class MomentumMemory(MomentumState):
-    """A student and a teacher row for each training sample, updated with momentum by its batches.
+    """A student row and a teacher row for each training sample, updated with momentum.
 
     The student is compared with teacher rows, and the teacher with student rows, at sampled
-    columns. The first column is the sample's own.
+    columns. The first column is the sample itself.
 
     Args:
         s_dim: width of the student's features. Required without ``embed_s``.
         t_dim: width of the teacher's features. Required without ``embed_t``.
         feat_dim: width D of the embeddings. Default 128.
-        size: K, the number of negatives that are drawn for each sample. Default 16384.
+        size: K, the number of negatives drawn for each sample. Default 16384.
         n_data: number of training samples, and so of rows in each memory. Required.
-        tau_s, tau_t: the temperatures. Default 0.1 and 0.02.
+        tau_s, tau_t: student and teacher temperature, positive. Default 0.1 and 0.02.
         embed_s, embed_t: as in :class:`rrd_kernels.RRDLoss`.
-        nce_t: temperature T of the published similarity. Default 0.07.
+        nce_t: temperature T of the published similarity, positive. Default 0.07.
         nce_m: weight of the old row in an update, in [0, 1). Default 0.5.
-        similarity: ``"exponential"`` (default), the published exp(s.m / T) / Z, under which the
-            loss stays near log(K + 1) until a student's row is almost its teacher's, and then
-            falls to zero; or ``"cosine"``, s.m itself.
+        similarity: ``"exponential"`` (default), the published ``exp(s.m / T) / Z``, or
+            ``"cosine"``, ``s.m`` itself. With ``"exponential"`` the loss stays near log(K + 1)
+            until a student's row is almost its teacher's, and then falls to zero.
         precision, method, backend: as in
             :func:`rrd_kernels.functional.sampled_relational_loss`.
-        generator: for the negatives that are drawn here; its state is not in the state_dict, and
-            ``torch.compile(fullgraph=True)`` does not take one. Default: the device's own.
+        generator: generator for the negatives that the memory draws. Its state is not in the
+            state_dict, and ``torch.compile(fullgraph=True)`` does not take one. Default: the
+            device's own.
         device, dtype: as in :class:`torch.nn.Linear`.
         memory_dtype: dtype of the stored rows: float64, float32, bfloat16 or float16. Default:
             ``dtype``. The initial rows are always drawn in ``dtype``.
@@ -43,19 +44,21 @@ class MomentumMemory(MomentumState):
             draws differently.
 
     Attributes:
-        embed_s, embed_t: the projections; ``embed_t`` has no gradient. Others may be assigned.
+        embed_s, embed_t: the projections; ``embed_t`` has no gradient. Other modules may be
+            assigned.
         tau_s, tau_t, nce_t, nce_m, size: settings that may be changed between steps.
-        contrast: the :class:`MomentumRows`. A loaded state replaces K, nce_t and nce_m, as in the
-            published code.
+        contrast: the module of the rows and constants: buffers ``memory_v1`` and ``memory_v2``,
+            [n_data, D], and ``params``, [5], with K, nce_t, Z_v1, Z_v2 and nce_m. A loaded state
+            replaces K, nce_t and nce_m, as in the published code.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
-    Shapes: called as ``memory(f_s, f_t, idx, contrast_idx)`` with [B, s_dim]
-    and [B, t_dim] features (or [B, dim, 1, 1]) of any floating dtype, ``idx`` [B] of any integer
-    dtype, the samples' dataset indices, and ``contrast_idx`` [B, P], likewise, the sampled columns,
-    drawn if not given; returns the mean loss, a scalar: float64 with float64 products, else
-    float32.
+    Shapes: ``memory(f_s, f_t, idx, contrast_idx)`` takes [B, s_dim] and [B, t_dim] features (or
+    [B, dim, 1, 1]) of any floating dtype, and two tensors of any integer dtype. ``idx`` [B] holds
+    the samples' dataset indices. ``contrast_idx`` [B, P] holds the sampled columns; they are drawn
+    if it is not given. The call returns the mean loss, a scalar: float64 with float64 products,
+    else float32.
 
     Source: the published momentum memory of arXiv 2407.12073.
 
@@ -79,11 +82,12 @@ class MomentumMemory(MomentumState):
         tau_t: check.Number | None = None,
         update: bool = True,
     ) -> Tensor:
-        """The loss of [B, s_dim] student against [B, t_dim] teacher features, a scalar.
+        """Returns the mean loss of student features [B, s_dim] and teacher features [B, t_dim].
 
-        In training mode, unless ``update`` is false, the first batch sets Z, and every batch then
-        updates its samples' rows of both memories. Otherwise nothing changes; if Z is not set yet,
-        the batch's own Z is used. Temperatures that are not given are the memory's.
+        In training mode, unless ``update`` is false, the first batch sets Z, and every batch
+        updates its samples' rows of both memories after the loss. Otherwise nothing changes, and a
+        Z that is not set yet is estimated from the batch for this call. ``tau_s`` and ``tau_t``
+        default to the memory's.
         """
         tau_s = self.number("tau_s") if tau_s is None else tau_s
         tau_t = self.number("tau_t") if tau_t is None else tau_t
@@ -112,12 +116,13 @@ class MomentumMemory(MomentumState):
         tau_t: float | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Compiles the kernels for batches of this size; the memories do not change.
+        """Compiles the kernels for batches of this size. The memories do not change.
 
         Args:
-            batch_size: B.
-            tau_s, tau_t: the temperatures that will be given. Default: the memory's.
-            dtype: of the projected embeddings; under autocast, autocast's. Default: the weights'.
+            batch_size: B, at least 1.
+            tau_s, tau_t: temperatures of the later calls. Default: the memory's.
+            dtype: dtype of the projected embeddings. Under autocast give autocast's dtype. Default:
+                that of the weights of ``embed_s``.
         """
         check.check_size("batch_size", batch_size)
         tau_s = self.tau_s if tau_s is None else tau_s

@@ -14,20 +14,20 @@ MODES = ("exact", "relax")
 def draw_contrast_idx(
     idx: Tensor, n_data: int, size: int, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """For each sample, itself as the first column, then ``size`` rows drawn uniformly.
+    """Draws columns for each sample: the sample itself, then ``size`` rows drawn uniformly.
 
     Args:
-        idx: int [B], any integer dtype, the samples' dataset indices; the draws are made on their
+        idx: int [B], any integer dtype, the samples' dataset indices. The draws are made on their
             device.
-        n_data: rows to draw from, with replacement and whatever their class, as published.
-        size: K, the draws for each sample.
-        generator: of that device. Default: the device's own.
+        n_data: number of rows to draw from, with replacement and of any class, as published.
+        size: K, the number of draws for each sample.
+        generator: a generator of that device. Default: the device's own.
 
     Returns:
         int64 [B, K + 1].
 
     Raises:
-        TypeError: an index that is not of integers.
+        TypeError: ``idx`` is not of an integer dtype.
 
     Source: the published momentum memory of arXiv 2407.12073.
 
@@ -50,21 +50,21 @@ class ContrastSampler:
     drawn at once, after loading: on a GPU without the host, on a CPU in a third of the time.
 
     Args:
-        targets: the training samples' classes, int [n_data] or a sequence.
-        size: K, the negatives for each sample: distinct, unless there are fewer than K samples of
-            other classes. Default 16384.
-        mode: what the first column is: ``"exact"`` (default), the sample itself; ``"relax"``, any
-            sample of its class.
-        device: where the draws are made. Default: the CPU.
-        generator: of that device. Default: the device's own.
+        targets: the training samples' classes, int [n_data] or a sequence of ints.
+        size: K, the number of negatives for each sample. They are distinct, unless there are fewer
+            than K samples of other classes. Default 16384.
+        mode: the first column. ``"exact"`` (default): the sample itself. ``"relax"``: any sample of
+            its class.
+        device: device of the draws. Default: the CPU.
+        generator: a generator of that device. Default: the device's own.
 
-    Shapes: called with ``idx`` [B] of any integer dtype on any device; returns int64 [B, K + 1] on
-    ``device``.
+    Shapes: ``sampler(idx)`` takes ``idx`` [B] of any integer dtype on any device and returns int64
+    [B, K + 1] on ``device``.
 
     Raises:
-        TypeError, ValueError: targets that are not one int for each sample, or that name fewer than
-            two classes; a size or mode out of range.
-        IndexError: a sample that has no target, on a CPU.
+        TypeError, ValueError: the targets are not one int for each sample or have fewer than two
+            classes, or the size or mode is out of range.
+        IndexError: on a CPU, a sample has no target.
 
     Source: the instance-sampling data sets of the code that accompanies arXiv 2407.12073.
 
@@ -98,7 +98,8 @@ class ContrastSampler:
         _, classes, counts = torch.unique(targets, return_inverse=True, return_counts=True)
         if len(counts) < 2:
             raise ValueError(
-                f"targets must name two classes at least, for negatives; they name {len(counts)}"
+                f"targets must have at least two classes, so that there are negatives; got "
+                f"{len(counts)}"
             )
         self.size = size
         self.mode = mode
@@ -113,7 +114,7 @@ class ContrastSampler:
         self.all_repeat = bool((negatives < size).all())
 
     def __call__(self, idx: Tensor) -> Tensor:
-        """The columns of samples ``idx``, [B, K + 1]."""
+        """Returns the columns of the samples ``idx`` [B], int64 [B, K + 1]."""
         whole = isinstance(idx, Tensor) and idx.dtype in check.INTEGERS
         if not whole or idx.dim() != 1:
             got = (

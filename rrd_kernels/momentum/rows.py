@@ -20,15 +20,15 @@ def _checked(params: Tensor) -> list[float]:
     """
     size, nce_t, z_v1, z_v2, nce_m = params.tolist()
     if not (1 <= size < math.inf and size == int(size)):
-        raise ValueError(f"params must begin with K, a positive whole number; got {size}")
-    check.check_temperature("nce_t, the second of params,", nce_t)
-    check.check_momentum("nce_m, the fifth of params,", nce_m)
-    for name, z in (("Z_v1, the third", z_v1), ("Z_v2, the fourth", z_v2)):
+        raise ValueError(f"params[0] must be K, a positive whole number; got {size}")
+    check.check_temperature("params[1] (nce_t)", nce_t)
+    check.check_momentum("params[4] (nce_m)", nce_m)
+    for name, z in (("params[2] (Z_v1)", z_v1), ("params[3] (Z_v2)", z_v2)):
         # Every loss would be NaN, or log(K + 1) without a gradient, from here on.
         if z == 0 or not math.isfinite(z):
             raise ValueError(
-                f"{name} of params, must be positive, or -1 until the first batch; got {z} in "
-                f"{params.dtype}: was the state cast to a narrower dtype?"
+                f"{name} must be positive, or -1 until the first batch; got {z} in "
+                f"{params.dtype}. Load a state that was not cast to a narrower dtype"
             )
     return [size, nce_t, z_v1, z_v2, nce_m]
 
@@ -45,13 +45,13 @@ _PARAMS = {"size": 0, "nce_t": 1, "nce_m": 4}
 
 
 class MomentumRows(Settings):
-    """Rows and constants of a :class:`MomentumMemory`, under their published names.
+    """Rows and constants of a :class:`rrd_kernels.MomentumMemory`, under their published names.
 
     Attributes:
-        params: [5] buffer: K, nce_t, Z_v1, Z_v2, nce_m; Z is -1 until the first batch. What is
-            written into it, or set by the attributes below, counts from the next step on. A
-            compiled step does not see what is written into it: set the attributes.
-        size, nce_t, nce_m: K, nce_t and nce_m. K is another name of ``size``.
+        params: [5] buffer: K, nce_t, Z_v1, Z_v2, nce_m. Z is -1 until the first batch. Values
+            written into it, or set by the attributes below, take effect at the next step. A
+            compiled step does not see values written into it: set the attributes instead.
+        size, nce_t, nce_m: K, nce_t and nce_m. ``K`` is another name of ``size``.
         memory_v1: [n_data, D] buffer, the students' rows.
         memory_v2: [n_data, D] buffer, the teachers' rows.
     """
@@ -66,7 +66,7 @@ class MomentumRows(Settings):
 
     @property
     def size(self) -> int:
-        """K, the number of negatives that are drawn for each sample."""
+        """K, the number of negatives drawn for each sample."""
         return int(self._numbers["size"])
 
     @size.setter
@@ -109,8 +109,8 @@ class MomentumRows(Settings):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("multinomial", "unigrams"):  # which the published code draws from
             raise AttributeError(
-                f"{name} does not exist here: negatives are drawn uniformly. For others give "
-                f"contrast_idx to the criterion"
+                f"{name} does not exist here: negatives are drawn uniformly. For other negatives "
+                f"pass contrast_idx to the criterion"
             )
         super().__setattr__(name, value)
 
@@ -134,8 +134,8 @@ class MomentumRows(Settings):
         self.mark_read()
 
     def unchanged(self) -> Tensor | None:
-        """In a graph of ``torch.compile`` whether ``params`` still holds the numbers that it was
-        compiled with, as a bool on the device; on a CPU it is an error if not. Else ``None``."""
+        """In a graph of ``torch.compile``, whether ``params`` still holds the numbers that it was
+        compiled with, as a bool on the device; on a CPU it raises if not. Else ``None``."""
         if not torch.compiler.is_compiling():
             return None
         known = [self.params[place] == self.number(name) for name, place in _PARAMS.items()]
@@ -144,7 +144,7 @@ class MomentumRows(Settings):
             torch._assert_async(
                 same,
                 "params holds other numbers than this graph was compiled with; set nce_t, nce_m "
-                "or nce_k of the criterion, which write params too",
+                "or nce_k of the criterion instead, which write params too",
             )
             return None
         return same
@@ -162,13 +162,13 @@ class MomentumRows(Settings):
         return id(params), 0 if params.is_inference() else params._version
 
     def mark_read(self) -> None:
-        """Notes that what is known of ``params`` is what it holds."""
+        """Notes that the numbers read are those that ``params`` holds now."""
         if not torch.compiler.is_compiling():
             # At each step: past nn.Module's __setattr__, which takes as long as the rest.
             self.__dict__["_read"] = self._mark(), self.params  # kept, so that its id is its own
 
     def refresh(self) -> None:
-        """Reads ``params`` if it was written since, by a schedule. A compiled graph cannot."""
+        """Reads ``params`` if a schedule has written it since. A compiled graph cannot."""
         if torch.compiler.is_compiling() or self._mark() == self._read[0]:
             return
         before = dict(self._numbers)

@@ -77,8 +77,8 @@ class MomentumState(Embeddings):
         ranks = Ranks(gather, process_group)
         if gather == "shard":
             raise ValueError(
-                "the momentum memory cannot be spread over ranks: gather='shard' is for "
-                "memory_type='fifo'"
+                "the momentum memory cannot be spread over ranks: gather='shard' needs "
+                "memory_type='fifo'; use gather='keys' or 'none'"
             )
         super().__init__(
             s_dim, t_dim, feat_dim, embed_s=embed_s, embed_t=embed_t, device=device, dtype=dtype
@@ -142,7 +142,8 @@ class MomentumState(Embeddings):
         self.check_features(f_s, f_t, memory_v1.device)
         if idx is None:
             raise ValueError(
-                "the momentum memory needs idx, the int [B] numbers of the batch's samples"
+                "the momentum memory needs idx, the dataset indices of the batch's samples, int "
+                "[B]; got None"
             )
         idx = check.check_index("idx", idx, f_s, dims=1)
         check.check_range("idx", idx, self.n_data, " = n_data")

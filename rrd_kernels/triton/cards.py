@@ -270,7 +270,10 @@ def hardware_of(device: torch.device) -> Hardware:
     """
     family = family_of(device.index)
     if family is None:
-        raise RuntimeError(f"rrd_kernels has no kernels for {torch.cuda.get_device_name(device)}")
+        raise RuntimeError(
+            f"rrd_kernels has no kernels for {torch.cuda.get_device_name(device)}; use "
+            f"backend='reference'"
+        )
     return Hardware(family, torch.cuda.get_device_properties(device).multi_processor_count)
 
 

@@ -298,7 +298,7 @@ void check(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memor
 
 void check_normalizers(const at::Tensor& normalizers) {
   TORCH_CHECK_VALUE(normalizers.dim() == 1 && normalizers.size(0) == 2,
-                    "normalizers must be [2], got ", normalizers.sizes());
+                    "normalizers must be [2]; got ", normalizers.sizes());
 }
 
 LossAndGrad sampled_relational_loss_forward(
@@ -308,9 +308,12 @@ LossAndGrad sampled_relational_loss_forward(
     Precision precision, int64_t reduction, c10::string_view method, bool need_grad) {
   check(z_s, z_t, memory_v1, memory_v2, contrast_idx);
   if (normalizers) check_normalizers(*normalizers);
-  TORCH_CHECK_VALUE(contrast_idx.size(1) > 0, "sampled_relational_loss: contrast_idx is [B, 0]");
+  TORCH_CHECK_VALUE(contrast_idx.size(1) > 0,
+                    "sampled_relational_loss: contrast_idx must name at least one row for each "
+                    "sample; got P = 0");
   TORCH_CHECK_VALUE(method == "auto" || method == "dense" || method == "gather",
-                    "sampled_relational_loss: no method is called ", method);
+                    "sampled_relational_loss: method must be 'auto', 'dense' or 'gather'; got '",
+                    method, "'");
   const Settings settings{tau_s, tau_t, nce_t, normalizers, reduction, need_grad};
   if (precision == "float64") {
     return forward(views_of<double>(z_s, z_t, memory_v1, memory_v2, contrast_idx), settings,

@@ -52,7 +52,10 @@ def best_plan(
         return _best[key]
     if milliseconds is None:
         if torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("RRD_TRITON_AUTOTUNE=1 measures, which a graph's capture cannot")
+            raise RuntimeError(
+                "RRD_TRITON_AUTOTUNE=1 cannot measure block sizes while a CUDA graph is captured; "
+                "run a step of this size before the capture, or unset it"
+            )
 
         from triton.testing import do_bench
 

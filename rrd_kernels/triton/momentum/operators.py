@@ -52,7 +52,9 @@ def sampled_relational_loss_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     if settings.method not in METHODS:
         raise ValueError(f"rrd_kernels: method must be one of {METHODS}; got {settings.method!r}")
     if inputs.contrast_idx.shape[1] == 0:
-        raise ValueError("rrd_kernels: contrast_idx names no rows")
+        raise ValueError(
+            "rrd_kernels: contrast_idx must name at least one row for each sample; got P = 0"
+        )
     settings = settings._replace(precision=settled(settings.precision))
     (batch, dim), device = inputs.z_s.shape, inputs.z_s.device
     dtypes = inputs.memory_v1.dtype, inputs.memory_v2.dtype

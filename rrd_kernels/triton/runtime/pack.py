@@ -90,9 +90,9 @@ class Pack:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._error(f"its {MANIFEST} cannot be read ({error!r})") from error
         if found != FORMAT:
-            raise self._error(f"it has format {found!r}, and this version reads {FORMAT}")
+            raise self._error(f"it has format {found!r}, but this version reads format {FORMAT}")
         if arch != folder.name:
-            raise self._error(f"its kernels are for {arch}")
+            raise self._error(f"its kernels are for {arch}, but its folder is {folder.name}")
         if changed:
             raise self._error(
                 f"it is stale: kernels have changed since it was compiled ({', '.join(changed)})"
@@ -102,7 +102,7 @@ class Pack:
         return PackError(
             f"rrd_kernels: the pack {self.folder} cannot be used: {reason}. Compile it again with "
             f"`python -m rrd_kernels.pack --arch {self.folder.name} --output {self.folder.parent}` "
-            f"and the options that it had, or do without it: remove it, or unset {VARIABLE}."
+            f"and its own options. To run without it, remove it or unset {VARIABLE}."
         )
 
     def find(self, specialization: Specialization) -> Binary | None:
@@ -152,8 +152,8 @@ def pack_for(arch: str) -> Pack | None:
         return None
     others = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}"))) or "no card"
     raise PackError(
-        f"rrd_kernels: {VARIABLE}={named} has no kernels for this card, which is {arch}; it has "
-        f"some for {others}. `python -m rrd_kernels.pack --arch {arch} --output {named}` adds them."
+        f"rrd_kernels: {VARIABLE}={named} has no kernels for this card ({arch}); it has kernels "
+        f"for {others}. Add them with `python -m rrd_kernels.pack --arch {arch} --output {named}`."
     )
 
 

@@ -77,9 +77,9 @@ def _load(specialization: Specialization, device: int) -> Loaded | None:
             f"out of the pack {pack.folder}" if pack and origin == "pack" else "as compiled here"
         )
         raise RuntimeError(
-            f"{error}, for {specialization.kernel.name} {where}. A driver that is older than the "
-            f"compiler may refuse its code: update the driver, or use the other of the two "
-            f"({VARIABLE} names packs)."
+            f"{error}, for {specialization.kernel.name} {where}. The driver may be older than the "
+            f"compiler and refuse its code: update the driver, or switch between packs and "
+            f"compilation by Triton ({VARIABLE} names packs)."
         ) from error
     # The parameters are not those expected, or the driver cannot report them: Triton launches.
     passed = tuple(specialization.passed)
@@ -93,9 +93,10 @@ def _check_triton(specialization: Specialization) -> None:
     """Raises before Triton is imported: a stand-in for it could have any part of what is used."""
     if not triton_found():
         raise RuntimeError(
-            f"rrd_kernels: no {specialization.kernel.name} for "
-            f"{dict(specialization.constants)} has been compiled ahead, and Triton, which would "
-            f"compile it, is not installed"
+            f"rrd_kernels: no pack has {specialization.kernel.name} for "
+            f"{dict(specialization.constants)}, and Triton, which would compile it, is not "
+            f"installed. Install Triton, or add the kernel to a pack with "
+            f"`python -m rrd_kernels.pack`"
         )
 
 
