@@ -76,7 +76,7 @@ class Embeddings(Settings):
         device, dtype: as in :class:`torch.nn.Linear`.
 
     Attributes:
-        embed_s: projects the student's features; trained. Another module may be assigned.
+        embed_s: projects the student's features and is trained. Another module may be assigned.
         embed_t: projects the teacher's features, without a gradient. Its parameters get
             ``requires_grad=False``, except those that it shares with ``embed_s``. Another module
             may be assigned.

@@ -97,8 +97,9 @@ class RRDLoss(Settings):
         embed_t: the teacher's projection, likewise. Its parameters get ``requires_grad=False``.
         protocol: the published code to match: ``"2025"`` (default), or ``"2024"`` for
             versions 1 to 3 of the paper, where the batch enters the memory after the loss.
-        enqueue, start, slot_momentum: with ``"fifo"`` only, as in
-            :class:`rrd_kernels.FifoMemory`. ``enqueue`` overrides the protocol's order.
+        enqueue: with ``"fifo"`` only, as in :class:`rrd_kernels.FifoMemory`. It overrides the
+            protocol's order.
+        start, slot_momentum: with ``"fifo"`` only, as in :class:`rrd_kernels.FifoMemory`.
         precision, backend, device, dtype, memory_dtype: as in both memories.
         process_group: the processes that train together. Default, for every ``gather``: all
             processes if ``torch.distributed.init_process_group`` has run, else this process alone.
@@ -113,13 +114,15 @@ class RRDLoss(Settings):
               fit on one rank. For the FIFO memory only.
 
     Attributes:
-        embed_s, embed_t: the projections; ``embed_t`` has no gradient. Other modules may be
-            assigned.
+        embed_s: the student's projection. Another module may be assigned.
+        embed_t: the teacher's projection, without a gradient. Another module may be assigned.
         memory: the :class:`rrd_kernels.FifoMemory` or :class:`rrd_kernels.MomentumMemory`.
-        tau_s, tau_t: the temperatures in use; ``nce_t_s`` and ``nce_t_t`` are the same. A schedule
-            may set them at any time. It may also set ``nce_t``, ``nce_m`` and ``nce_k`` of the
-            momentum memory, ``slot_momentum``, ``precision`` and the other settings of either
-            memory.
+        tau_s: student temperature in use; ``nce_t_s`` is the same.
+        tau_t: teacher temperature in use; ``nce_t_t`` is the same.
+
+    A schedule may set the temperatures at any time. It may also set ``nce_t``, ``nce_m`` and
+    ``nce_k`` of the momentum memory, ``slot_momentum``, ``precision`` and the other settings of
+    either memory.
 
     Shapes:
         ``criterion(f_s, f_t)`` takes [B, s_dim] and [B, t_dim] features (or [B, dim, 1, 1]) of any

@@ -114,7 +114,9 @@ class RelaxedCapture {
 bool driver_found() { return driver().complete; }
 
 int64_t load_kernel(int device, const void* code, const std::string& name, uint32_t shared_bytes) {
-  TORCH_CHECK(driver_found(), "rrd_kernels: there is no CUDA driver to load kernels with");
+  TORCH_CHECK(driver_found(),
+              "rrd_kernels: found no CUDA driver to load kernels with; install NVIDIA's driver, or "
+              "use backend='reference'");
   void* current = nullptr;
   check(driver().get_current_context(&current), "cuCtxGetCurrent");
   if (current == nullptr) enter_primary_context(device);

@@ -22,7 +22,8 @@ class FifoMemory(FifoState):
         t_dim: width of the teacher's features. Required without ``embed_t``.
         feat_dim: width D of the embeddings. Default 128.
         size: rows K. Default 16384.
-        tau_s, tau_t: student and teacher temperature, positive. Default 0.1 and 0.02.
+        tau_s: student temperature, positive. Default 0.1.
+        tau_t: teacher temperature, positive. Default 0.02.
         embed_s, embed_t: as in :class:`rrd_kernels.RRDLoss`.
         enqueue: whether a batch's teacher rows enter the memory ``"before"`` (default) or
             ``"after"`` its similarities are computed.
@@ -36,9 +37,11 @@ class FifoMemory(FifoState):
         process_group, gather: as in :class:`rrd_kernels.RRDLoss`.
 
     Attributes:
-        embed_s, embed_t: the projections; ``embed_t`` has no gradient. Other modules may be
-            assigned.
-        tau_s, tau_t, slot_momentum: settings that may be changed between steps.
+        embed_s: the student's projection. Another module may be assigned.
+        embed_t: the teacher's projection, without a gradient. Another module may be assigned.
+        tau_s: student temperature; may be changed between steps.
+        tau_t: teacher temperature; may be changed between steps.
+        slot_momentum: weight of the old row; may be changed between steps.
         queue: [K, D] buffer, the rows. With ``gather="shard"`` it holds this rank's rows only, and
             the state_dict has a DTensor of all K rows.
         queue_ptr: int64 [1] buffer, the next slot.

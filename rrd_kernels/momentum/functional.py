@@ -159,11 +159,11 @@ def estimate_normalizers_(
     nce_t: Number = 0.07,
     backend: str = "auto",
 ) -> None:
-    """Estimates those of (Z_v1, Z_v2) that are negative, from a batch.
+    """Estimates Z_v1 and Z_v2 from a batch, where they are negative, without a host sync.
 
     Each is set to ``mean(exp(s.m / nce_t)) * n_data`` of its view. The published memory does this
-    at its first batch and keeps the values. No host sync. A value that is already set does not
-    change; that costs only its reading.
+    at its first batch and keeps the values. A value that is already set does not change, at the
+    cost of reading it.
 
     Args:
         normalizers: [2] float64 or float32, changed in place. A mean that is not finite is not set.

@@ -24,7 +24,8 @@ class MomentumMemory(MomentumState):
         feat_dim: width D of the embeddings. Default 128.
         size: K, the number of negatives drawn for each sample. Default 16384.
         n_data: number of training samples, and so of rows in each memory. Required.
-        tau_s, tau_t: student and teacher temperature, positive. Default 0.1 and 0.02.
+        tau_s: student temperature, positive. Default 0.1.
+        tau_t: teacher temperature, positive. Default 0.02.
         embed_s, embed_t: as in :class:`rrd_kernels.RRDLoss`.
         nce_t: temperature T of the published similarity, positive. Default 0.07.
         nce_m: weight of the old row in an update, in [0, 1). Default 0.5.
@@ -39,14 +40,18 @@ class MomentumMemory(MomentumState):
         device, dtype: as in :class:`torch.nn.Linear`.
         memory_dtype: dtype of the stored rows: float64, float32, bfloat16 or float16. Default:
             ``dtype``. The initial rows are always drawn in ``dtype``.
-        process_group, gather: as in :class:`rrd_kernels.RRDLoss`, without ``"shard"``, which is
-            for FIFO memories. Each rank draws the negatives of its own samples: seed each rank's
-            draws differently.
+        process_group: as in :class:`rrd_kernels.RRDLoss`. Each rank draws the negatives of its own
+            samples: seed each rank's draws differently.
+        gather: as in :class:`rrd_kernels.RRDLoss`, without ``"shard"``, which is for FIFO memories.
 
     Attributes:
-        embed_s, embed_t: the projections; ``embed_t`` has no gradient. Other modules may be
-            assigned.
-        tau_s, tau_t, nce_t, nce_m, size: settings that may be changed between steps.
+        embed_s: the student's projection. Another module may be assigned.
+        embed_t: the teacher's projection, without a gradient. Another module may be assigned.
+        tau_s: student temperature; may be changed between steps.
+        tau_t: teacher temperature; may be changed between steps.
+        nce_t: temperature T of the similarity; may be changed between steps.
+        nce_m: weight of the old row; may be changed between steps.
+        size: K, the number of negatives drawn; may be changed between steps.
         contrast: the module of the rows and constants: buffers ``memory_v1`` and ``memory_v2``,
             [n_data, D], and ``params``, [5], with K, nce_t, Z_v1, Z_v2 and nce_m. A loaded state
             replaces K, nce_t and nce_m, as in the published code.

@@ -51,7 +51,9 @@ class MomentumRows(Settings):
         params: [5] buffer: K, nce_t, Z_v1, Z_v2, nce_m. Z is -1 until the first batch. Values
             written into it, or set by the attributes below, take effect at the next step. A
             compiled step does not see values written into it: set the attributes instead.
-        size, nce_t, nce_m: K, nce_t and nce_m. ``K`` is another name of ``size``.
+        size: K, the number of negatives drawn; ``K`` is another name.
+        nce_t: temperature T of the similarity.
+        nce_m: weight of the old row in an update.
         memory_v1: [n_data, D] buffer, the students' rows.
         memory_v2: [n_data, D] buffer, the teachers' rows.
     """
@@ -101,7 +103,7 @@ class MomentumRows(Settings):
             self.begin_with(name, value)
         self.standing = Standing.STALE  # until the ranks have compared memories
         self.normalized = False  # whether Z is known to be set
-        #: What was set since construction or loading. Ranks must have set the same.
+        #: Numbers set since construction or loading. Ranks must have set the same.
         self.scheduled: dict[str, float] = {}
         self._read: tuple[object, Tensor] = (None, self.params)  # its mark when last read
         self.read_params()
@@ -150,8 +152,8 @@ class MomentumRows(Settings):
         return same
 
     def _mark(self) -> object:
-        """What tells that ``params`` was written: on a CPU its numbers; elsewhere, without a host
-        sync, which tensor it is and how often it was written. Writes through ``.data`` are not
+        """A value that changes when ``params`` is written: on a CPU its numbers; elsewhere, without
+        a host sync, its identity and its count of writes. Writes through ``.data`` are not
         counted."""
         params = self.params
         if not check.has_values(params):

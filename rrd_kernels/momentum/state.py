@@ -167,7 +167,8 @@ class MomentumState(Embeddings):
         return stored if writes else stored.clone()
 
     def normalizers(self, writes: bool, views: Views) -> Tensor | None:
-        """The same, estimated from these views where they are not set yet."""
+        """(Z_v1, Z_v2) as ``stored_normalizers``, estimated from these views where they are not
+        set yet."""
         normalizers, nce_t = self.stored_normalizers(writes), self.contrast.number("nce_t")
         if normalizers is None:
             return None

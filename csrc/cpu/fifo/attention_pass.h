@@ -258,8 +258,8 @@ inline void check_problem(const char* name, const at::Tensor& z_s, const at::Ten
                         memory.size(1) == z_s.size(1) && memory.numel() > 0,
                     name, ": shapes ", z_s.sizes(), ", ", z_t.sizes(), " and memory ",
                     memory.sizes(), " do not fit");
-  TORCH_CHECK_VALUE(tau_s > 0 && tau_t > 0, name, ": temperatures ", tau_s, " and ", tau_t,
-                    " must be positive");
+  TORCH_CHECK_VALUE(tau_s > 0 && tau_t > 0, name, ": tau_s and tau_t must be positive; got ", tau_s,
+                    " and ", tau_t);
 }
 
 }  // namespace rrd::cpu

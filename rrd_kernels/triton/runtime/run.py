@@ -65,7 +65,7 @@ def _load(specialization: Specialization, device: int) -> Loaded | None:
     if binary.shared_bytes > available:
         raise SharedMemoryError(
             f"rrd_kernels: {specialization.kernel.name} needs {binary.shared_bytes} bytes of "
-            f"shared memory, and this card has {available}"
+            f"shared memory, but this card has {available}; use backend='reference'"
         )
     code = torch.frombuffer(bytearray(binary.code), dtype=torch.uint8)
     try:
