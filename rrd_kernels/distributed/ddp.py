@@ -19,14 +19,18 @@ def ignore_in_ddp(module: nn.Module) -> nn.Module:
     """Makes DDP leave the buffers of all memories in ``module`` alone.
 
     :class:`rrd_kernels.RRDLoss` and the memories call this themselves. Call it for a module of your
-    own that contains one, before wrapping it: DDP reads the names from the wrapped module only. The
-    call is required with ``gather="shard"`` and ``"none"``, and where DDP spans more ranks than
+    own that contains one, before DDP wraps it: DDP reads the names from the wrapped module only.
+    Where you wrap, the call can be DDP's argument. Where a framework wraps, as Lightning does, call
+    ``ignore_in_ddp(self)`` as the last line of the module's ``__init__``, or of Lightning's
+    ``configure_model`` if that makes the criterion.
+
+    The call is required with ``gather="shard"`` and ``"none"``, and where DDP spans more ranks than
     share a memory. Without it, DDP's constructor and forward overwrite each rank's own rows before
     the memory's forward can raise, or abort the process if the ranks' parts are uneven. Overwritten
     rows are lost; load them again.
 
     Args:
-        module: any module; names that it lists already are kept.
+        module: any module that holds its criterion already; names that it lists are kept.
 
     Returns:
         ``module``, so that the call can be DDP's argument.
@@ -81,7 +85,11 @@ def check_ddp(memory: Embeddings, ranks: Ranks) -> None:
     copied = {id(buffer) for buffer in active.modules_buffers}
     if copied.isdisjoint(id(buffer) for _, buffer in memory.named_rows()):
         return
-    advice = "wrap DistributedDataParallel(rrd_kernels.distributed.ignore_in_ddp(module))"
+    advice = (
+        "wrap DistributedDataParallel(rrd_kernels.distributed.ignore_in_ddp(module)); where a "
+        "framework such as Lightning wraps your module, call ignore_in_ddp(self) in the module "
+        "instead, after the line that makes the criterion"
+    )
     sharing = dist.get_process_group_ranks(ranks.group or dist.group.WORLD)
     everyone = dist.get_process_group_ranks(active.process_group)
     if ranks.gather != "keys" or not set(everyone) <= set(sharing):
