@@ -1,30 +1,104 @@
 """Builds the C++ extension against the PyTorch that is installed; pyproject.toml holds the rest."""
 
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import setuptools
-from setuptools import setup
-from setuptools.config import pyprojecttoml
-
-try:
-    import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
-except ImportError:
-    sys.exit(
-        "rrd_kernels compiles a C++ extension against the PyTorch that will load it, and no "
-        "PyTorch was found by this build.\n"
-        "Install PyTorch first, then build without isolation:\n"
-        "    pip install torch 'setuptools>=77' ninja\n"
-        "    pip install --no-build-isolation ."
-    )
 
 ROOT = Path(__file__).parent
-if int(setuptools.__version__.partition(".")[0]) < 77 and "--inplace" in sys.argv:
-    # It cannot read the license there, of which an extension in place has no need; a machine with a
-    # GPU may have no newer one, and no network.
+#: As in pyproject.toml. Checked here too: pip replaces an older PyTorch without asking, and an
+#: older setuptools ends in a traceback about the license.
+OLDEST_SETUPTOOLS, OLDEST_TORCH = "77", "2.11"
+#: A build in place replaces no PyTorch and needs no license; a machine with a GPU may have no newer
+#: versions, and no network.
+IN_PLACE = "--inplace" in sys.argv
+
+HIDDEN = (
+    "pip hides the environment's packages from a build unless --no-build-isolation is given.\n"
+    "rrd_kernels must be compiled against the PyTorch that will load it."
+)
+
+
+def is_older(version: str, oldest: str) -> bool:
+    def numbers(text: str) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", text)[:2]]
+
+    return numbers(version) < numbers(oldest)
+
+
+def stop(problem: str, solution: str, *packages: str) -> NoReturn:
+    """Ends the build. The commands name PyTorch only if it is to be installed or upgraded."""
+    names = " ".join((*packages, f"'setuptools>={OLDEST_SETUPTOOLS}'", "ninja"))
+    commands = f"    pip install {names}\n    pip install --no-build-isolation ."
+    sys.exit(f"{problem}\n{solution}:\n{commands}")
+
+
+def torch_outside() -> str:
+    """The version of the PyTorch that this environment has outside an isolated build; "" if none.
+
+    pip isolates a build through the variable PYTHONPATH, which -E ignores. Other tools start a
+    Python of their own: there the answer is always ""."""
+    code = "from importlib.metadata import version; print(version('torch'))"
+    done = subprocess.run(
+        [sys.executable, "-E", "-P", "-c", code], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def check_setuptools() -> None:
+    version = setuptools.__version__
+    if is_older(version, OLDEST_SETUPTOOLS) and not IN_PLACE:
+        stop(
+            f"setuptools {version} is installed, and rrd_kernels needs {OLDEST_SETUPTOOLS} or "
+            "newer:\nan older one cannot read the license in pyproject.toml.",
+            "Upgrade setuptools, then build again",
+        )
+
+
+def check_torch() -> None:
+    try:
+        import torch
+
+        version = torch.__version__
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        version = torch_outside()
+        if not version:
+            stop(
+                f"This build sees no PyTorch. Either none is installed, or pip hides it:\n{HIDDEN}",
+                "Install PyTorch if there is none, then build without isolation",
+                *("torch", "numpy"),
+            )
+        if not is_older(version, OLDEST_TORCH):
+            stop(
+                f"PyTorch {version} is installed, but this build does not see it:\n{HIDDEN}",
+                "Build without isolation",
+            )
+    if is_older(version, OLDEST_TORCH) and not IN_PLACE:
+        stop(
+            f"PyTorch {version} is installed, and rrd_kernels needs {OLDEST_TORCH} or newer.\n"
+            "pip would replace it without asking, so the build stops here.",
+            f"To upgrade PyTorch on purpose, and whatever was built for {version}, such as "
+            "torchvision",
+            *(f"'torch>={OLDEST_TORCH}'", "numpy"),
+        )
+
+
+check_setuptools()
+check_torch()
+if is_older(setuptools.__version__, OLDEST_SETUPTOOLS):  # in place
+    from setuptools.config import pyprojecttoml
+
     pyprojecttoml.apply_configuration = lambda distribution, *_, **__: distribution
+
+import torch  # noqa: E402
+from torch.utils.cpp_extension import BuildExtension, CppExtension  # noqa: E402
+
 # For tests only: AddressSanitizer and UBSan; the matrix unit in plain C++, where there is none.
 SANITIZE = os.environ.get("RRD_SANITIZE") == "1"
 EMULATE_TILES = os.environ.get("RRD_EMULATE_TILES") == "1"
@@ -52,7 +126,7 @@ if SANITIZE:
     compile_args += [*flags, "-O1", "-g1", "-fno-omit-frame-pointer"]
     link_args += flags
 
-setup(
+setuptools.setup(
     ext_modules=[
         CppExtension(
             "rrd_kernels._C",

@@ -60,15 +60,18 @@ def check_contents(sdist: Path, wheel: Path) -> None:
         sys.exit(f"{sdist.name} lacks {sorted(sources - inside)}")
 
 
-def check_error_without_torch(python: Path, sdist: Path) -> None:
+def check_error(python: Path, sdist: Path, problem: str) -> None:
+    """An isolated build stops, names the problem, and gives the command without isolation."""
     done = subprocess.run(
         [python, "-m", "pip", "install", "--no-deps", sdist],
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode == 0 or "--no-build-isolation" not in done.stdout + done.stderr:
-        sys.exit(f"no clear error without PyTorch:\n{done.stdout}\n{done.stderr}")
+    text = done.stdout + done.stderr
+    wanted = (problem, "pip install --no-build-isolation .")
+    if done.returncode == 0 or "Traceback" in text or any(part not in text for part in wanted):
+        sys.exit(f"no clear error, {problem!r}:\n{text}")
 
 
 def lend_packages(python: Path) -> None:
@@ -83,11 +86,13 @@ def main() -> None:
     check_contents(sdist, wheel)
     run(sys.executable, "-m", "venv", "--clear", EMPTY)
     python = EMPTY / "bin" / "python"
-    check_error_without_torch(python, sdist)
+    check_error(python, sdist, "This build sees no PyTorch")
     print("without PyTorch, the build says what to do")
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel)
     run(python, "-m", "pip", "uninstall", "--yes", "setuptools")  # older Pythons bring their own
     lend_packages(python)
+    check_error(python, sdist, "is installed, but this build does not see it")
+    print("with a PyTorch that pip hides, too")
     run(python, "-m", "pip", "check")
     print(run(python, "-c", SMOKE, folder=EMPTY).stdout.strip())
     shutil.rmtree(EMPTY)
