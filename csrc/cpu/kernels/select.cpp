@@ -107,6 +107,8 @@ const Kernel& widest([[maybe_unused]] const Kernel& avx512, [[maybe_unused]] con
 #if defined(__x86_64__)
   if (capability() >= Capability::kAvx512) return avx512;
   if (capability() >= Capability::kAvx2) return avx2;
+#else
+  capability();  // refuses a wrong RRD_CPU_CAPABILITY here too
 #endif
   return baseline;
 }
