@@ -13,6 +13,8 @@ For those who change it:
   make test-all     test, test-long, and with the oldest versions what depends on them
   make test-long    what is marked long: other cards, widths, instruction sets, moments of a cut-off
   make test-oldest  make test with the oldest PyTorch and Triton that are supported
+  make docs         the documentation site, into build/docs; make links also tries the links that
+                    lead elsewhere, which needs a network
   make lint         ruff, mypy, clang-format; make format mends what can be mended
   make sanitize     the tests that reach C++, under AddressSanitizer and UBSan
   make dist         sdist and wheel, installed and tried in an empty environment
@@ -41,7 +43,7 @@ BUILT := $(VENV)/.built
 CPP := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.inl")
 SOURCES := setup.py $(CPP)
 
-.PHONY: help setup demo test test-all test-long test-oldest oldest kernels pack lint format bench gpu-check gpu-pack sanitize dist clean
+.PHONY: help setup demo test test-all test-long test-oldest oldest kernels pack lint format bench docs links gpu-check gpu-pack sanitize dist clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -157,6 +159,16 @@ endif
 
 gpu-pack: $(BUILT)
 	@$(BIN)/python tests/gpu_pack.py --output $(or $(PACK),build/kernels) $(ARGS)
+
+SPHINX := $(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs
+
+docs: $(BUILT)
+	@$(SPHINX) build/docs
+	@$(BIN)/linkchecker --config docs/linkcheckerrc --no-status build/docs/index.html
+	@echo "Open build/docs/index.html"
+
+links: $(BUILT)
+	@$(SPHINX) -b linkcheck build/links
 
 sanitize: $(BUILT)
 	@$(BIN)/python tests/sanitize.py

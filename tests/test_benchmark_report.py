@@ -1,4 +1,4 @@
-"""Records, their tables, pictures and comparison, and what README.md shows of them."""
+"""Records, their tables, pictures and comparison, and what the documents show of them."""
 
 import json
 import re
@@ -24,7 +24,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks.report import compare, documents, pictures, tables
 
-README = documents.README.read_text()
+DOCUMENTS = {path.name: path.read_text() for path in documents.pages()}
 RECORD = RESULTS / "cpu-2-cores-avx512-2026-11-27.json"
 CASE = Case(4, 32, "float32", 8)
 
@@ -320,7 +320,7 @@ def test_steps_with_pytest_benchmark():
     assert "2 passed" in done.stdout
 
 
-class TestReadme:
+class TestDocuments:
     def test_a_record_of_steps_alone_has_no_pictures(self, tmp_path):
         record, path = load(RECORD), tmp_path / "record.json"
         record["rows"] = [row for row in record["rows"] if row["figure"] in ("step", "host")]
@@ -328,13 +328,34 @@ class TestReadme:
         assert "![" not in documents.section("FIFO memory", path)
         assert "![" in documents.section("FIFO memory", RECORD)
 
-    def test_tables_are_those_of_the_records(self):
-        kinds = {memory for _, memory, _ in documents.MARKED.findall(README)}
-        assert kinds == {"FIFO memory", "momentum memory"}
-        assert documents.with_tables(README) == README
-        spoilt = README.replace("torch.mm reached", "torch.mm reaches")
-        assert spoilt != README == documents.with_tables(spoilt)
+    @pytest.mark.parametrize("name", DOCUMENTS)
+    def test_tables_are_those_of_the_records(self, name):
+        text = DOCUMENTS[name]
+        assert documents.with_tables(text) == text
+        empty = documents.MARKED.sub(lambda mark: mark[1], text)
+        assert empty != text == documents.with_tables(empty)
 
-    def test_pictures_are_those_that_it_shows(self):
-        shown = re.findall(r"\(docs/pictures/(.*?)\)", README)
+    def test_every_kind_of_table_is_shown(self):
+        kinds = {of for text in DOCUMENTS.values() for _, of, _ in documents.MARKED.findall(text)}
+        ranks = {"measured ranks", "simulated ranks"}
+        assert kinds == {"gain", "errors", "FIFO memory", "momentum memory", *ranks}
+
+    def test_pictures_are_those_that_the_documents_show(self):
+        shown = re.findall(r"pictures/([\w-]+\.png)\)", "".join(DOCUMENTS.values()))
         assert sorted(shown) == sorted(path.name for path in documents.PICTURES.glob("*"))
+
+    def test_the_gain_is_that_of_the_record(self):
+        """Computed once more, from the record's numbers."""
+        rows = [row for row in load(RECORD)["rows"] if row["figure"] == "step"]
+        steps = {(row["case"], row["implementation"]): row for row in rows}
+        shown = tables.gain_table(tables.frame(load(RECORD))).set_index("one training step")
+        for case, name in tables.GAIN.items():
+            if (case, "rrd_kernels") not in steps:  # an older record
+                continue
+            eager, ours = steps[case, "published eager"], steps[case, "rrd_kernels"]
+            for row, column in ((eager, "published eager"), (ours, "rrd_kernels")):
+                mebibytes = row["extra_bytes"] / 2**20
+                cell = f"{tables.duration(row['median'])}, {mebibytes:.1f} MiB"
+                assert shown.loc[name, column] == cell
+            ratio = f"{eager['times_ours']:.1f}×"
+            assert shown.loc[name, "faster than published"] == ratio

@@ -1,10 +1,14 @@
 """The documents' examples run, and what they promise exists."""
 
 import doctest
+import functools
 import importlib
 import inspect
 import re
+import runpy
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from inspect import ismodule
 from pathlib import Path
 from typing import Any
@@ -79,54 +83,131 @@ def test_twins_take_the_same_arguments():
         assert set(fused) - set(plain) <= {"unit_memory", "precision", "method", "backend"}
 
 
-def readme() -> str:
-    return (ROOT / "README.md").read_text()
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/training.md"])
-def test_code_of_a_document_runs(name):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
-    assert blocks
-    scope: dict[str, object] = {"__name__": name}
-    for block in blocks:
+def read(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def test_the_readme_fits_two_screens():
+    assert len(read("README.md").splitlines()) <= 150
+
+
+#: Documents of which each section is a script of its own; the others are one script each.
+BY_SECTION = {"docs/other-packages.md"}
+#: Packages without which a script is skipped.
+INTEGRATIONS = ("accelerate", "lightning", "torchdistill", "transformers")
+
+
+def scripts() -> dict[str, list[str]]:
+    """The blocks of Python code of each document, or of each of its sections."""
+    found = {}
+    for name in (path.relative_to(ROOT).as_posix() for path in DOCUMENTS):
+        parts = {name: read(name)}
+        if name in BY_SECTION:
+            _, *sections = parts.pop(name).split("\n## ")
+            parts = {f"{name}: {text.splitlines()[0]}": text for text in sections}
+        for part, text in parts.items():
+            if blocks := re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+                found[part] = blocks
+    return found
+
+
+SCRIPTS = scripts()
+
+
+def run_script(name: str) -> dict[str, Any]:
+    """What the blocks of a script define, one after the other."""
+    scope: dict[str, Any] = {"__name__": name}
+    for block in SCRIPTS[name]:
         exec(compile(block, name, "exec"), scope)
+    return scope
+
+
+def test_all_code_is_found():
+    """But diffs, shell commands, citations and the one for several ranks."""
+    fenced = "".join(path.read_text() for path in DOCUMENTS)
+    marks = re.findall(r"^```(\w+)", fenced, re.MULTILINE)
+    assert marks.count("python") == sum(map(len, SCRIPTS.values())) > 20
+    assert set(marks) <= {"python", "py", "sh", "diff", "bibtex"}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_code_of_a_document_runs(name, tmp_path, monkeypatch):
+    for package in INTEGRATIONS:
+        if re.search(rf"^(from|import) {package}\b", "".join(SCRIPTS[name]), re.MULTILINE):
+            pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)  # where examples write
+    run_script(name)
 
 
 def distributed_example(rank):
-    """The README's, with a script's other things."""
-    (block,) = re.findall(r"```py\n(.*?)```", readme(), re.DOTALL)
+    """That of docs/several-gpus.md, with a script's other things."""
+    (block,) = re.findall(r"```py\n(.*?)```", read("docs/several-gpus.md"), re.DOTALL)
     student, teacher = torch.nn.Linear(5, 64), torch.nn.Linear(5, 256).requires_grad_(False)
-    scope = {
-        "torch": torch,
-        "RRDLoss": rrd_kernels.RRDLoss,
-        "rrd_kernels": rrd_kernels,
-        "student": student,
-        "teacher": teacher,
-        "images": torch.randn(8, 5),
-    }
+    scope = {"student": student, "teacher": teacher, "batches": torch.randn(3, 8, 5)}
     exec(block.replace("torch.distributed.init_process_group()", ""), scope)
-    return scope["criterion"].module.memory.queue_ptr, student.weight.grad
+    memory = scope["criterion"].module.memory
+    return memory.queue_ptr, student.weight, memory.embed_s.weight
 
 
-def test_readme_code_runs_on_two_ranks():
-    (pointer, gradient), (_, other) = on_ranks(2, distributed_example)
-    assert pointer.item() == 16
-    assert torch.equal(gradient, other)
+def test_the_code_for_several_gpus_runs_on_two_ranks():
+    (pointer, *weights), (_, *others) = on_ranks(2, distributed_example)
+    assert pointer.item() == 3 * 16
+    assert all(map(torch.equal, weights, others))
 
 
-def test_readme_commands_exist():
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    named = re.findall(r"\bmake ([\w-]+)", readme())
-    assert set(named) <= set(targets)
-    assert {"demo", "test"} <= set(named)
+def flags_by_command() -> dict[tuple[str, ...], set[str]]:
+    """Of every Python command in the documents: a script, or "-m" and a module, and its flags."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for document in DOCUMENTS:
+        text = document.read_text().replace("\\\n", " ")
+        for line in re.findall(r"\bpython3? (?=-m |[\w/.]+\.py)([^`\n|#:]*)", text):
+            words = line.split()
+            flags = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+            found.setdefault(tuple(words[: 1 + (words[0] == "-m")]), set()).update(flags - {"-m"})
+    return {command: flags for command, flags in found.items() if command not in OTHERS}
 
 
-def test_readme_names_every_precision():
+#: The reader's script, and commands with documents of their own.
+OTHERS = {("train.py",), ("-m", "pytest"), ("-m", "pip"), ("-m", "venv")}
+FLAGS = flags_by_command()
+
+
+@pytest.mark.parametrize("command", FLAGS, ids=" ".join)
+def test_commands_of_documents_have_their_flags(command, monkeypatch, capsys):
+    name = command[-1]
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    if len(command) == 2:
+        assert find_spec(name)
+        run = functools.partial(runpy.run_module, name, alter_sys=True)
+    else:
+        folders = (ROOT, ROOT / "examples" / "cifar100")
+        (path,) = (folder / name for folder in folders if (folder / name).exists())
+        monkeypatch.syspath_prepend(path.parent)
+        run = functools.partial(runpy.run_path, str(path))
+    if FLAGS[command]:
+        with pytest.raises(SystemExit) as ended:
+            run(run_name="__main__")
+        assert ended.value.code == 0
+        assert set(re.findall(r"--?[a-z][\w-]*", capsys.readouterr().out)) >= FLAGS[command]
+
+
+def test_make_targets_of_documents_exist():
+    targets = set(re.findall(r"^([\w-]+):", read("Makefile"), re.MULTILINE))
+    for path in DOCUMENTS:
+        named = set(re.findall(r"(?:^|^    |`)make ([a-z][\w-]*)", path.read_text(), re.MULTILINE))
+        assert named <= targets, path
+    assert {"demo", "test", "docs", "bench"} <= targets
+
+
+def test_the_page_names_every_precision():
     for name in validation.PRECISIONS:
-        assert name in readme()
+        assert f'`"{name}"`' in read("docs/numerics.md")
 
 
 def test_links_lead_somewhere():
-    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+    for document in DOCUMENTS:
         for target in re.findall(r"\]\((?!http|#)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), (document.name, target)

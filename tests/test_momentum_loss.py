@@ -327,7 +327,7 @@ def test_opcheck():
 
 
 def test_what_the_published_similarity_does_to_the_loss():
-    """What the README says: at ln P while the cosines of a student's and its teacher's rows are
+    """docs/momentum-memory.md: ln P while the cosines of a student's and its teacher's rows are
     moderate, near zero when they are high; and the cosine's own is neither."""
     rows, columns, dim = 50000, 1025, 128
     problem = draw(4, columns, rows, dim, "exponential", torch.float64)

@@ -22,7 +22,7 @@ from benchmarks.report.record import RESULTS, ROOT
 from rrd_kernels import RRDLoss
 from rrd_kernels.distributed.collectives import RING
 
-TEXT = documents.SCALING.read_text()
+TEXT = (ROOT / "docs" / "scaling.md").read_text()
 #: What its tables are made of.
 SOURCES = {of.split()[0]: ROOT / place for _, of, place in documents.MARKED.findall(TEXT)}
 CPU = RESULTS / "cpu-2-cores-avx512-2026-11-27.json"

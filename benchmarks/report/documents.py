@@ -1,5 +1,5 @@
 """Tables and pictures: ``python -m benchmarks.report.documents [RECORD.json]``. Without a record
-those of README.md and docs/scaling.md, from the records that their marks name."""
+those of README.md and docs/*.md, from the records that their marks name."""
 
 import re
 import sys
@@ -12,10 +12,15 @@ from benchmarks.measuring.run import HOST
 from benchmarks.report import pictures, tables
 from benchmarks.report.record import load
 
-README, SCALING = ROOT / "README.md", ROOT / "docs" / "scaling.md"
 PICTURES = ROOT / "docs" / "pictures"
 #: A mark, with what its table is of and the record's place, and what follows it up to the next.
 MARKED = re.compile(r"(?s)(<!-- benchmark of the ([\w ]+): (\S+) -->\n).*?(?=<!-- end of bench)")
+
+
+def pages() -> list[Path]:
+    """The documents with marks."""
+    documents = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+    return [path for path in documents if MARKED.search(path.read_text())]
 
 
 def show(path: Path) -> None:
@@ -30,16 +35,20 @@ def show(path: Path) -> None:
 
 
 def section(of: str, path: Path) -> str:
-    """What stands between the marks of one kind of memory, or of several ranks."""
+    """What stands between the marks of one kind."""
     if of in ("measured ranks", "simulated ranks"):
         return text_of(of.split()[0], path)
     record = load(path)
     rows = tables.frame(record)
+    if of == "gain":
+        return tables.markdown(tables.gain_table(rows)) + "\n" + tables.source_text(record)
+    if of == "errors":
+        return tables.markdown(tables.errors_table(rows)) + "\n" + tables.source_text(record)
     parts = [tables.source_text(record), tables.markdown(tables.cases_table(rows, of))]
     if of == Case.section:
         for figure, title in pictures.TITLES.items():
             if figure in rows.figure.unique():
-                parts.append(f"![{title}](docs/pictures/{path.stem}-{figure}.png)\n")
+                parts.append(f"![{title}](pictures/{path.stem}-{figure}.png)\n")
         host = tables.listing(rows[rows.figure == HOST]).filter(regex="part|median|p20")
         parts += ["Where the host's time goes in a step of `RRDLoss`:\n", tables.markdown(host)]
     return "\n".join(parts)
@@ -51,7 +60,7 @@ def with_tables(text: str) -> str:
 
 
 def make_anew() -> None:
-    for page in (README, SCALING):
+    for page in pages():
         page.write_text(with_tables(page.read_text()))
         print(f"made anew: tables of {page}")
         for _, of, place in MARKED.findall(page.read_text()):

@@ -7,6 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.markdown import Markdown
 
+from benchmarks.cases.sizes import Case
 from benchmarks.measuring.run import GRAPH, GROWTH, OPERATOR, OURS, STEP
 from benchmarks.report.record import Record
 
@@ -17,6 +18,15 @@ NUMBERS = """B K D operations bytes median p20 p80 rounds times_ours extra_bytes
 TYPES = dict.fromkeys(NUMBERS.split(), "float") | dict.fromkeys(WORDS.split(), "str")
 UNITS = ((1, "s"), (1e3, "ms"), (1e6, "µs"))
 LISTED = 6  # operators of an implementation
+PLAIN = ("published eager", "torch.compile")
+#: What the README shows, and how it names it.
+GAIN = {
+    "float32 64×16384": "published size: B = 64, K = 16 384, float32",
+    "float32 256×65536": "B = 256, K = 65 536, float32",
+    "bfloat16 256×65536": "B = 256, K = 65 536, bfloat16",
+    "float32 256×131072 D=512": "B = 256, K = 131 072, D = 512, float32",
+    "float32 momentum 64×16384 of 50000": "momentum memory of 50 000 rows, B = 64, K = 16 384",
+}
 
 
 def frame(record: Record) -> pd.DataFrame:
@@ -68,6 +78,26 @@ def cases_table(rows: pd.DataFrame, section: str) -> pd.DataFrame:
     table = rows.assign(column=columns, cell=cells.fillna(rows.outcome))
     table = table.pivot(index="case", columns="column", values="cell")
     return table.loc[rows.case.unique(), columns.unique()].rename_axis(section).reset_index()
+
+
+def gain_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A line for each case of :data:`GAIN`: time and extra memory of plain PyTorch and of ours."""
+    rows = rows[(rows.figure == STEP) & rows.case.isin(list(GAIN))]
+    cells = texts(rows["median"], duration) + texts(rows.extra_bytes / 2**20, ", {:.1f} MiB".format)
+    table = rows.assign(cell=cells).pivot(index="case", columns="implementation", values="cell")
+    table = table.loc[[case for case in GAIN if case in table.index], [*PLAIN, OURS]]
+    slower = rows[rows.implementation == PLAIN[0]].set_index("case").times_ours
+    table["faster than published"] = texts(slower.loc[table.index], "{:.1f}×".format)
+    return table.rename(index=GAIN).rename_axis("one training step").reset_index()
+
+
+def errors_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A line for each case of the FIFO memory: every implementation's error of the gradient."""
+    rows = rows[(rows.section == Case.section) & (rows.figure == STEP)]
+    cells = rows.assign(cell=texts(rows.gradient_error, "{:.1e}".format))
+    table = cells.pivot(index="case", columns="implementation", values="cell")
+    table = table.loc[rows.case.unique(), rows.implementation.unique()]
+    return table.rename_axis("error of the gradient").reset_index()
 
 
 def listing(rows: pd.DataFrame) -> pd.DataFrame:

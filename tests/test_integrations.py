@@ -1,0 +1,200 @@
+"""What docs/other-packages.md says of other packages, in two processes."""
+
+import os
+import socket
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import message_of, on_ranks
+from test_docs import run_script
+from torch.utils.data import DataLoader
+
+from rrd_kernels import RRDLoss
+from rrd_kernels.distributed import ignore_in_ddp
+
+SIZES = {"s_dim": 64, "t_dim": 256, "nce_k": 64}
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def leave_the_group(rank, port):
+    """As torchrun starts a script: the package makes the process group."""
+    dist.destroy_process_group()
+    os.environ.update(
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"},
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+
+
+def with_lightning(rank, folder, ports):
+    """Each case: what is raised, the advice that was given, and the criterion's state."""
+    import lightning
+
+    os.chdir(folder)
+    warnings.filterwarnings("ignore", module="lightning")
+    found, page = {}, {}
+
+    def fit(case, make, path=None):
+        leave_the_group(rank, ports.pop())
+        if not page:
+            page.update(run_script("docs/other-packages.md: Lightning"))
+        distiller = make()
+        trainer = lightning.Trainer(
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp",
+            max_epochs=1 if path is None else 2,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=Path(folder, case),
+        )
+        images = torch.randn(32, 32, generator=torch.Generator().manual_seed(1))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            message = message_of(
+                trainer.fit, distiller, DataLoader(images, 8), DataLoader(images, 8), ckpt_path=path
+            )
+        advice = [str(w.message) for w in caught if "DistributedDataParallel" in str(w.message)]
+        criterion = distiller.criterion
+        state = {name: t.detach().clone() for name, t in criterion.named_parameters()}
+        state |= {name: t.clone() for name, t in criterion.named_buffers()}
+        found[case] = message, advice, state
+        return trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else None
+
+    def make(ignores=True, **settings):
+        torch.manual_seed(3)
+        module = page["Distiller"]()
+        module.criterion = RRDLoss(**SIZES, **settings)
+        del module._ddp_params_and_buffers_to_ignore
+        return ignore_in_ddp(module) if ignores else module
+
+    fit("keys", make)
+    fit("keys, copied", lambda: make(ignores=False))
+    fit("none", lambda: make(gather="none"))
+    fit("none, copied", lambda: make(ignores=False, gather="none"))
+    fit("shard, made before", lambda: make(gather="shard"))
+    path = fit("shard", lambda: page["ShardedDistiller"]())
+    fit("shard, resumed", lambda: page["ShardedDistiller"](), path)
+    found["saved"] = torch.load(path, weights_only=True)["state_dict"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def lightning_ranks(tmp_path_factory):
+    pytest.importorskip("lightning")
+    return on_ranks(2, with_lightning, tmp_path_factory.mktemp("lightning"), free_ports(7))
+
+
+def same(states):
+    return all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.long
+class TestLightning:
+    def test_one_memory(self, lightning_ranks):
+        messages, advice, states = zip(*(found["keys"] for found in lightning_ranks), strict=True)
+        assert set(messages) == {"nothing was raised"}
+        assert advice == ([], [])
+        assert same(states)
+        assert states[0]["memory.queue_ptr"].item() == 32
+
+    def test_without_the_call_ddp_copies_the_memory(self, lightning_ranks):
+        for found in lightning_ranks:
+            message, advice, state = found["keys, copied"]
+            assert message == "nothing was raised"
+            assert "changes nothing and takes time" in advice[0]
+            assert "where a framework such as Lightning wraps" in advice[0]
+            assert "call ignore_in_ddp(self) in the module" in advice[0]
+            assert same([state, found["keys"][2]])
+
+    def test_a_memory_each(self, lightning_ranks):
+        messages, advice, states = zip(*(found["none"] for found in lightning_ranks), strict=True)
+        assert set(messages) == {"nothing was raised"}
+        assert advice == ([], [])
+        assert [state["memory.queue_ptr"].item() for state in states] == [16, 16]
+        assert not torch.equal(states[0]["memory.queue"][:16], states[1]["memory.queue"][:16])
+
+    def test_without_the_call_a_memory_each_is_refused(self, lightning_ranks):
+        for found in lightning_ranks:
+            message, *_ = found["none, copied"]
+            assert message.startswith("RuntimeError: DistributedDataParallel copies rank 0's")
+            assert "call ignore_in_ddp(self) in the module" in message
+
+    def test_parts_need_configure_model(self, lightning_ranks):
+        for found in lightning_ranks:
+            assert "on every rank, after init_process_group" in found["shard, made before"][0]
+
+    def test_parts(self, lightning_ranks):
+        messages, _, states = zip(*(found["shard"] for found in lightning_ranks), strict=True)
+        assert set(messages) == {"nothing was raised"}
+        rows = torch.cat([state["memory.queue"] for state in states])
+        assert rows.shape == (64, 128)
+        saved = lightning_ranks[0]["saved"]  # a plain tensor, which one process loads too
+        torch.testing.assert_close(saved["criterion.memory.queue"], rows, rtol=0, atol=0)
+        for found in lightning_ranks:
+            message, _, state = found["shard, resumed"]
+            assert message == "nothing was raised"
+            assert state["memory.queue_ptr"].item() == 64 % 64
+        # The first epoch's 32 rows are those of rank 0, which the second leaves alone.
+        resumed = lightning_ranks[0]["shard, resumed"][2]["memory.queue"]
+        torch.testing.assert_close(resumed, states[0]["memory.queue"], rtol=0, atol=0)
+
+
+def with_accelerate(rank, folder, port):
+    from accelerate import Accelerator
+
+    leave_the_group(rank, port)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    found = {}
+    for gather in ("keys", "none", "shard"):
+        torch.manual_seed(3)
+        student, criterion = torch.nn.Linear(32, 64), RRDLoss(**SIZES, gather=gather)
+        optimizer = torch.optim.SGD([*student.parameters(), *criterion.parameters()], lr=0.05)
+        student, criterion, optimizer = accelerator.prepare(student, criterion, optimizer)
+        plain = accelerator.unwrap_model(criterion)
+        before = plain.embed_s.weight.detach().clone()
+        torch.manual_seed(rank)
+        loss = criterion(student(torch.randn(8, 32)), torch.randn(8, 256))
+        accelerator.backward(loss)
+        optimizer.step()
+        criterion.tau_s = 0.05
+        rows = plain.queue.clone()
+        path = Path(folder, gather)
+        message = message_of(accelerator.save_state, path)
+        if gather != "shard":
+            accelerator.wait_for_everyone()
+            plain.queue.zero_()
+            accelerator.load_state(path)
+        kept = torch.equal(plain.queue, rows)
+        moved = not torch.equal(plain.embed_s.weight, before)
+        found[gather] = message, kept, moved, plain.tau_s, plain.queue_ptr.item()
+        accelerator.free_memory()
+    return found
+
+
+def test_accelerate(tmp_path):
+    pytest.importorskip("accelerate")
+    first, second = on_ranks(2, with_accelerate, tmp_path, *free_ports(1))
+    fine = "nothing was raised"
+    assert first["keys"] == second["keys"] == (fine, True, True, 0.1, 16)
+    # Of memories that differ, the one of rank 0 is saved, and loaded by all.
+    assert first["none"] == (fine, True, True, 0.1, 8)
+    assert second["none"] == (fine, False, True, 0.1, 8)
+    for found in (first, second):
+        message, *_ = found["shard"]
+        assert message.startswith("RuntimeError: ")
