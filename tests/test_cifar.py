@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -234,12 +235,15 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(tmp_path):
     ("arguments", "text"),
     [
         (["--distill", "rrd"], "needs --path_t"),
-        (["--distill", "none", "-b", "1"], "takes no -a and no -b"),
-        (["--distill", "kd", "-b", "1", "--path_t", "x"], "takes no -b"),
-        (["--epochs", "0"], "at least 1"),
-        (["--lr_decay_epochs", "a,b"], "separated by commas"),
+        (["--distill", "none", "-b", "1"], "takes no -a and no -b; got -a 0 and -b 1"),
+        (["--distill", "kd", "-b", "1", "--path_t", "x"], "takes no -b; got -b 1"),
+        (["--epochs", "0"], "must be at least 1; got 0"),
+        (["--lr_decay_epochs", "a,b"], "separated by commas, such as 150,180,210; got 'a,b'"),
         (["--model_s", "resnet9"], "invalid choice"),
-        (["--distill", "rrd", "--path_t", "x", "--nce_k", "63"], "not be smaller"),
+        (
+            ["--distill", "rrd", "--path_t", "x", "--nce_k", "63"],
+            "at least --batch_size, 64; got 63",
+        ),
         (
             ["--distill", "rrd", "--path_t", "x", "--memory_type=momentum", "--protocol=2024"],
             "no momentum memory",
@@ -254,16 +258,31 @@ def test_command_lines_that_are_refused(arguments, text, capsys):
 
 
 @pytest.mark.parametrize(
-    "script",
+    ("script", "arguments"),
     [
-        *(train_teacher, train_student, transfer_student, plot, compare, paper),
-        *(speed, loader_speed),
+        *((script, []) for script in (train_teacher, train_student, transfer_student, compare)),
+        *((script, []) for script in (paper, speed, loader_speed, plot)),
+        *((plot, [picture]) for picture in ("curves", "correlation", "tsne")),
     ],
 )
-def test_help(script, capsys):
+def test_help(script, arguments, capsys):
     with pytest.raises(SystemExit, match="0"):
-        script.main(["--help"])
+        script.main([*arguments, "--help"])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+
+
+def test_a_teacher_in_a_folder_of_any_name_needs_its_architecture(teacher, tmp_path):
+    """The error names the option, with which the run is the same as by the folder's name."""
+    own = tmp_path / "my teachers" / "best.pth"
+    own.parent.mkdir()
+    shutil.copy(teacher, own)
+    with pytest.raises(ValueError, match=r"'my teachers' does not begin .* --model_t ARCH"):
+        student(own, tmp_path / "unnamed", "--distill", "kd")
+    model = json.loads((teacher.parent / "settings.json").read_text())["model"]
+    found = student(own, tmp_path / "own", "--distill", "kd", "--model_t", model)
+    wanted = student(teacher, tmp_path / "published", "--distill", "kd")
+    assert_equal(state_of(found), state_of(wanted))
+    assert found.name == wanted.name
 
 
 def test_speed(tmp_path, capsys):
@@ -275,7 +294,7 @@ def test_speed(tmp_path, capsys):
     rows = json.loads(record.read_text())["rows"]
     assert [row["step"] for row in rows] == [speed.ALONE, speed.EAGER, speed.FUSED]
     assert all(row["images_per_second"] > 0 for row in rows)
-    assert "loss's share" in capsys.readouterr().out
+    assert "loss share" in capsys.readouterr().out
 
 
 def test_loader_speed(tmp_path, capsys):

@@ -104,7 +104,7 @@ def test_a_killed_process_goes_on_to_the_same_weights(teacher, tmp_path):
         assert process.returncode == -signal.SIGKILL, errors
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "going on in epoch" in done.stdout
+    assert "resuming in epoch" in done.stdout
     (run,) = tmp_path.glob("killed/student_model/*")
     assert_equal(state_of(run), whole)
     assert not list(run.glob(".*"))

@@ -160,9 +160,9 @@ def test_a_missing_file_is_told_with_the_layout(tmp_path):
 
 def test_unknown_architectures_are_told_with_the_known(tmp_path):
     path = save(tmp_path / "resnet9_vanilla", {"model": trained().state_dict()})
-    with pytest.raises(ValueError, match=r"'resnet9_vanilla' .* known are resnet8, .*ShuffleV2"):
+    with pytest.raises(ValueError, match=r"'resnet9_vanilla' .*--model_t.*: resnet8, .*ShuffleV2"):
         load_teacher(path, 10)
-    with pytest.raises(ValueError, match=r"'resnet9'; known are resnet8, .*ShuffleV2"):
+    with pytest.raises(ValueError, match=r"'resnet9'; known .*: resnet8, .*ShuffleV2"):
         load_teacher(path, 10, model="resnet9")
 
 

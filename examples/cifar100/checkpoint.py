@@ -43,7 +43,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
     if not isinstance(state, dict) or "model" not in state:
-        raise ValueError(f"{path} holds no dict with a model's state under 'model'")
+        raise ValueError(f"{path} must hold a dict with the model's state_dict under 'model'")
     return state
 
 

@@ -1,15 +1,15 @@
-"""Students by several methods and seeds from one teacher: accuracies, mean ± deviation.
+"""Trains students with each method and several seeds from one teacher; prints their accuracies.
 
     python examples/cifar100/compare.py --model_s resnet8 --seeds 3 --path_t TEACHER.pth \\
         --epochs 10 --lr_decay_epochs 6,8
 
-What is not named here goes to train_student.py as it is. Runs that are there are not run again.
+All other options go to train_student.py unchanged; its --help lists them. A finished run is not
+repeated; an unfinished one is resumed.
 """
 
 import argparse
 import csv
 import json
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -24,10 +24,21 @@ from output import print_table, write_record
 def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = flags.parser_of(__doc__)
     parser.allow_abbrev = False
-    parser.add_argument("--seeds", default=3, type=flags.at_least(1), help="students per method")
-    parser.add_argument("--path_t", required=True, help="the teacher's checkpoint")
-    parser.add_argument("--save_folder", default="save", type=Path, help="where runs are kept")
-    parser.add_argument("--output", type=Path, help="where a JSON record goes")
+    parser.add_argument(
+        "--seeds",
+        default=3,
+        type=flags.at_least(1),
+        metavar="N",
+        help="students per method, with seeds 0 to N − 1, at least 1",
+    )
+    parser.add_argument(
+        "--path_t",
+        required=True,
+        metavar="PATH",
+        help="teacher's checkpoint, a .pth file; required",
+    )
+    flags.add_save_folder(parser)
+    flags.add_output(parser)
     return parser.parse_known_args(arguments)
 
 
@@ -53,8 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
             run = [*trial_flags(method, seed), "--save_folder", str(options.save_folder)]
             accuracy, settings[method] = accuracy_of([*others, *own, *path, *run])
             found[method].append(accuracy)
-    table = Table(title="test accuracy after the last epoch, %")
-    for title in ("method", "mean ± deviation", "by seed"):
+    table = Table(title="top-1 test accuracy after the last epoch, %")
+    for title in ("method", "mean ± standard deviation", "by seed"):
         table.add_column(title)
     for method, values in found.items():
         by_seed = "  ".join(f"{value:.2f}" for value in values)

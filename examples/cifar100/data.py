@@ -81,7 +81,7 @@ def load(name: str, root: str | Path = "data", train: bool = True) -> ImageSet:
         599
     """
     if name not in DATA_SETS:
-        raise ValueError(f"there is no data set {name!r}; there are {', '.join(DATA_SETS)}")
+        raise ValueError(f"no data set is called {name!r}; known data sets: {', '.join(DATA_SETS)}")
     return DATA_SETS[name](Path(root).expanduser(), train)
 
 
@@ -134,9 +134,9 @@ def _from_torchvision(kind: Any, root: Path, files: str, **split: bool | str) ->
         return kind(root, download=False, **split)  # STL10 does not check what it downloaded
     except (OSError, HTTPException, RuntimeError) as error:
         raise FileNotFoundError(
-            f"{kind.__name__} was looked for in {root / kind.base_folder}, which should hold the "
-            f"official files ({files}); they are not there or damaged, and downloading them failed "
-            f"({error}). Fetch {kind.url} and leave it, packed or unpacked, in {root}."
+            f"{kind.__name__} is not in {root / kind.base_folder} or is damaged, and the download "
+            f"failed ({error}). The folder must hold the official files: {files}. Download "
+            f"{kind.url} and put it, packed or unpacked, into {root}"
         ) from error
 
 

@@ -42,7 +42,10 @@ def prepare(options: argparse.Namespace, *, together: bool = False) -> torch.dev
     if together:
         device = processes.start(device)
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("only train_student.py runs in several processes")
+        raise ValueError(
+            "only train_student.py runs in several processes; start this script with python, not "
+            "torchrun"
+        )
     if options.deterministic:
         # cuBLAS's condition for it, which must be there before it is first used.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -196,12 +199,14 @@ class Trainer:
             return
         missing = self.state().keys() - saved.keys()
         if missing:
-            raise ValueError(f"{self.run.last} is no run to go on with: no {sorted(missing)}")
+            raise ValueError(
+                f"--resume cannot continue from {self.run.last}: it lacks {sorted(missing)}"
+            )
         flags.check_unchanged(self.options, saved["settings"])
         if saved["next_epoch"] > self.options.epochs + 1:
             raise ValueError(
                 f"{self.run.folder} has {saved['next_epoch'] - 1} epochs, more than --epochs "
-                f"{self.options.epochs}; another --trial starts a run of its own"
+                f"{self.options.epochs}; raise --epochs, or start a new run with another --trial"
             )
         for key, module in self.modules.items():
             module.load_state_dict(checkpoint.unwrapped(saved[key]))
@@ -216,7 +221,7 @@ class Trainer:
         random = saved["random"]
         own = random[processes.rank()] if processes.size() > 1 else random
         checkpoint.set_random_state(own, self.device)
-        self.console.print(f"going on in epoch {self.epoch} after {self.batch} batches")
+        self.console.print(f"resuming in epoch {self.epoch}, after {self.batch} batches")
 
     def fit(self) -> float:
         """Trains to the last epoch; the best test accuracy in percent."""
@@ -254,8 +259,8 @@ class Trainer:
                 self.run.keep(epoch, state)
             self.run.save(state, best=best)
             self.console.print(
-                f"epoch {epoch:3d}  loss {trained['loss']:.4f}  train {trained['acc']:.2f} %  "
-                f"test {tested['acc']:.2f} %  best {self.best:.2f} %  "
+                f"epoch {epoch:3d}  loss {trained['loss']:.4f}  accuracy: train "
+                f"{trained['acc']:.2f} %, test {tested['acc']:.2f} %, best {self.best:.2f} %  "
                 f"{images_per_second:.0f} images/s",
                 highlight=False,
             )
@@ -273,8 +278,8 @@ class Trainer:
         if stuck or not (math.isfinite(loss) and torch.stack(norms).isfinite().all()):
             raise FloatingPointError(
                 f"the weights or their gradients are not finite in epoch {self.epoch}. Lower "
-                f"--learning_rate, or try --amp bf16 in place of fp16; the last checkpoint is from "
-                f"before."
+                f"--learning_rate, or give --amp bf16 in place of fp16; the last checkpoint was "
+                f"written before this"
             )
 
     def _set_learning_rate(self) -> None:

@@ -1,13 +1,13 @@
-"""Images per second of the loaders alone: batches for training, ready on the device.
+"""Times the loaders alone: training batches, ready on the device.
 
     python examples/cifar100/loader_speed.py --workers 0 8
 
-Random images of CIFAR's size. The loaders take turns; each gives an epoch, workers started anew.
+The images are random, of CIFAR's size. The loaders take turns; a turn is one epoch, in which worker
+processes start anew.
 """
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,14 +24,33 @@ from output import print_table, write_record
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = flags.parser_of(__doc__)
-    parser.add_argument("--images", default=10000, type=flags.at_least(1), help="of an epoch")
-    parser.add_argument("--batch_size", default=64, type=flags.at_least(1), help="images of a step")
+    parser.epilog = None  # no option takes an architecture
     parser.add_argument(
-        "--workers", default=[0, 8], nargs="*", type=flags.at_least(0), help="numbers of processes"
+        "--images",
+        default=10000,
+        type=flags.at_least(1),
+        metavar="N",
+        help="images per epoch, at least 1",
     )
-    parser.add_argument("--device", help="cpu, cuda ... (default: a GPU if there is one)")
-    parser.add_argument("--seconds", default=30.0, type=float, help="how long to measure")
-    parser.add_argument("--output", type=Path, help="where a JSON record goes")
+    parser.add_argument(
+        "--batch_size",
+        default=64,
+        type=flags.at_least(1),
+        metavar="B",
+        help="images per batch, at least 1",
+    )
+    parser.add_argument(
+        "--workers",
+        default=[0, 8],
+        nargs="*",
+        type=flags.at_least(0),
+        metavar="N",
+        help="a PIL loader for each N, with N worker processes; 0 loads in this process (default: "
+        "0 8)",
+    )
+    flags.add_device(parser)
+    flags.add_seconds(parser, 30.0)
+    flags.add_output(parser)
     return parser.parse_args(arguments)
 
 
@@ -69,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     times = interleaved(timers, options.seconds, min_rounds=3)
 
     table = Table(title=f"{options.images} images in batches of {options.batch_size}, on {device}")
-    for title in ("loader", "ms a batch [p20–p80]", "images/s"):
+    for title in ("loader", "median ms per batch [p20–p80]", "images/s"):
         table.add_column(title, justify="left" if title == "loader" else "right")
     rows = []
     for name, found in times.items():

@@ -62,7 +62,10 @@ class TrainLoader(ABC):
         part: tuple[int, int] = (0, 1),
     ) -> None:
         if batch_size < 1 or seed < 0:
-            raise ValueError(f"{batch_size=} must be positive and {seed=} not negative")
+            raise ValueError(
+                f"the batch size must be at least 1 and the seed at least 0; got {batch_size=}, "
+                f"{seed=}"
+            )
         if batch_size % part[1]:
             raise ValueError(f"{batch_size=} must be a multiple of the {part[1]} processes")
         self.part = part
@@ -72,7 +75,10 @@ class TrainLoader(ABC):
         self.device = torch.device(device)
         self.drop_last = drop_last
         if len(self) == 0:
-            raise ValueError(f"{len(images)} samples make no batch of {batch_size}, {drop_last=}")
+            raise ValueError(
+                f"{len(images)} samples make no batch of {batch_size} with {drop_last=} and "
+                f"{part[1]} processes; use a smaller batch size"
+            )
 
     @property
     def samples(self) -> int:
@@ -98,7 +104,10 @@ class TrainLoader(ABC):
             ValueError: a number out of range.
         """
         if epoch < 0 or not 0 <= start_batch <= len(self):
-            raise ValueError(f"{epoch=} is negative, or {start_batch=} not in 0 to {len(self)}")
+            raise ValueError(
+                f"the epoch must be at least 0 and start_batch in 0 to {len(self)}; got {epoch=}, "
+                f"{start_batch=}"
+            )
         # NumPy mixes both numbers into a seed; torch.Generator takes one, of 32 bits on a CPU. The
         # epoch comes first, being one word: a long seed's second would stand in for the epoch.
         generator = np.random.default_rng((epoch, self.seed))
@@ -224,7 +233,7 @@ class EvaluationLoader:
         self, images: ImageSet, batch_size: int, *, device: torch.device | str = "cpu"
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"{batch_size=} must be positive")
+            raise ValueError(f"the batch size must be at least 1; got {batch_size=}")
         self.images = images
         self.batch_size = batch_size
         self._resident = _Resident(images, torch.device(device))
@@ -283,4 +292,4 @@ def train_loader(
         return DeviceLoader(images, batch_size, **common)
     if kind == "workers":
         return WorkerLoader(images, batch_size, workers=workers, **common)
-    raise ValueError(f"there is no loader {kind!r}; there are {', '.join(LOADERS)}")
+    raise ValueError(f"no loader is called {kind!r}; known loaders: {', '.join(LOADERS)}")

@@ -84,6 +84,6 @@ def check_finite(loss: Tensor, terms: dict[str, Tensor], step: int) -> None:
     if not torch.isfinite(loss):
         values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
         raise FloatingPointError(
-            f"the loss is {loss.item()} at step {step} ({values}). Lower --learning_rate, or try "
-            f"--amp bf16 in place of fp16; the last checkpoint is from before."
+            f"the loss is {loss.item()} at step {step} ({values}). Lower --learning_rate, or give "
+            f"--amp bf16 in place of fp16; the last checkpoint was written before this"
         )

@@ -14,6 +14,11 @@ from torch import nn
 
 from models import model_dict
 
+#: The help of --model_t, here and in plot.py.
+MODEL_T = (
+    "teacher's architecture; needed unless the folder of its checkpoint is named ARCH, ARCH_..., "
+    "cifar100_ARCH_..., cifar10_ARCH_... or ..._S_ARCH_... (default: from that name)"
+)
 #: Learning rates that the published scripts start these students with; others start with 0.05.
 SMALL_LEARNING_RATE = {"MobileNetV2": 0.01, "ShuffleV1": 0.01, "ShuffleV2": 0.01}
 
@@ -26,7 +31,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         plain = action.default is None or action.default is False
-        return action.help if plain else super()._get_help_string(action)
+        if plain or "(default: " in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
 
 
 class _Ignored(argparse.Action):
@@ -41,7 +48,9 @@ def _epochs(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"epochs separated by commas, not {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"must be epochs separated by commas, such as 150,180,210; got {text!r}"
+        ) from None
 
 
 def at_least(least: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
@@ -50,7 +59,7 @@ def at_least(least: float, kind: Callable[[str], float] = int) -> Callable[[str]
     def parse(text: str) -> float:
         value = kind(text)
         if not value >= least:
-            raise argparse.ArgumentTypeError(f"at least {least}, not {text}")
+            raise argparse.ArgumentTypeError(f"must be at least {least}; got {text}")
         return value
 
     parse.__name__ = "number"
@@ -58,7 +67,7 @@ def at_least(least: float, kind: Callable[[str], float] = int) -> Callable[[str]
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
-    architectures = f"architectures: {', '.join(model_dict)}"
+    architectures = f"ARCH is one of {', '.join(model_dict)}"
     return argparse.ArgumentParser(
         description=description,
         epilog=textwrap.fill(architectures, 98),
@@ -75,74 +84,198 @@ def add_architecture(
 
 def add_data(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default="digits", choices=datasets, help="digits needs no file")
-    group.add_argument("--data_folder", default="data", type=Path, help="where data sets lie")
     group.add_argument(
-        "--images", type=at_least(1), help="of training and of test, no more than so many"
+        "--dataset",
+        default="digits",
+        choices=datasets,
+        help="data set: digits comes with scikit-learn, the others are downloaded if they are not "
+        "in --data_folder; tinyimagenet is another name of tiny-imagenet",
     )
-    group.add_argument("--batch_size", default=64, type=at_least(1), help="images of a step")
+    group.add_argument(
+        "--data_folder",
+        default="data",
+        type=Path,
+        metavar="DIR",
+        help="folder of the data sets",
+    )
+    group.add_argument(
+        "--images",
+        type=at_least(1),
+        metavar="N",
+        help="use at most N training and N test images, evenly spaced, at least 1 (default: all)",
+    )
+    group.add_argument(
+        "--batch_size",
+        default=64,
+        type=at_least(1),
+        metavar="B",
+        help="images per batch, of all processes together, at least 1",
+    )
     group.add_argument(
         "--loader",
         default="device",
         choices=("device", "workers"),
-        help="images on the device, augmented there, or in PIL by worker processes",
+        help="device: keep all images on the device as bytes and augment them there; workers: "
+        "load them with PIL in --num_workers processes",
     )
     group.add_argument(
         "--drop_last",
         action="store_true",
-        help="leave a smaller last batch out, as the published code of 2025 does",
+        help="drop a last batch that is smaller, as the published code of 2025 does (default: "
+        "keep it)",
     )
-    group.add_argument("--num_workers", default=8, type=at_least(0), help="processes that load")
+    group.add_argument(
+        "--num_workers",
+        default=8,
+        type=at_least(0),
+        metavar="N",
+        help="processes of --loader workers; 0 loads in the training process",
+    )
 
 
 def add_optimization(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimization")
-    group.add_argument("--epochs", default=240, type=at_least(1), help="passes over the images")
+    group.add_argument(
+        "--epochs",
+        default=240,
+        type=at_least(1),
+        metavar="N",
+        help="passes over the training images, at least 1",
+    )
     group.add_argument(
         "--learning_rate",
         type=at_least(0, float),
-        help="of SGD (default: 0.05, and 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2)",
+        metavar="RATE",
+        help="first learning rate of SGD, at least 0 (default: 0.05; 0.01 for MobileNetV2, "
+        "ShuffleV1 and ShuffleV2)",
     )
     group.add_argument(
-        "--lr_decay_epochs", default="150,180,210", type=_epochs, help="when the rate is lowered"
+        "--lr_decay_epochs",
+        default="150,180,210",
+        type=_epochs,
+        metavar="N,N,...",
+        help="epochs after which the learning rate is multiplied by --lr_decay_rate",
     )
-    group.add_argument("--lr_decay_rate", default=0.1, type=float, help="by this factor")
-    group.add_argument("--weight_decay", default=5e-4, type=float, help="of SGD")
-    group.add_argument("--momentum", default=0.9, type=float, help="of SGD")
     group.add_argument(
-        "--accumulate", default=1, type=at_least(1), help="batches whose gradients make one step"
+        "--lr_decay_rate",
+        default=0.1,
+        type=float,
+        metavar="FACTOR",
+        help="factor of the learning rate at each of --lr_decay_epochs",
+    )
+    group.add_argument(
+        "--weight_decay", default=5e-4, type=float, metavar="DECAY", help="weight decay of SGD"
+    )
+    group.add_argument("--momentum", default=0.9, type=float, metavar="M", help="momentum of SGD")
+    group.add_argument(
+        "--accumulate",
+        default=1,
+        type=at_least(1),
+        metavar="N",
+        help="batches whose gradients are accumulated for one optimizer step, at least 1",
     )
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
-    group.add_argument("--trial", "-t", default="0", help="names the run; --seed makes it another")
-    group.add_argument("--seed", default=0, type=int, help="of weights, order and augmentation")
     group.add_argument(
-        "--save_freq", default=40, type=at_least(1), help="keeps ckpt_epoch_N.pth every N epochs"
+        "--trial",
+        "-t",
+        default="0",
+        metavar="NAME",
+        help="last part of the name of the run's folder, any text; it does not change the seed",
+    )
+    group.add_argument(
+        "--seed",
+        default=0,
+        type=int,
+        metavar="N",
+        help="seed of the first weights, of the images' order and augmentation, at least 0",
+    )
+    group.add_argument(
+        "--save_freq",
+        default=40,
+        type=at_least(1),
+        metavar="N",
+        help="keep a checkpoint ckpt_epoch_<epoch>.pth every N epochs, at least 1",
     )
     for unused in ("--print_freq", "--tb_freq", "--init_epochs", "--hint_layer"):
         group.add_argument(
             unused, action=_Ignored, default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )
-    group.add_argument("--save_folder", default="save", type=Path, help="where runs are kept")
+    add_save_folder(group)
     group.add_argument(
-        "--resume", action="store_true", help="go on from the run's last checkpoint, if it has one"
+        "--resume",
+        action="store_true",
+        help="continue from the run's last checkpoint; without one, start the run",
     )
     group.add_argument(
         "--save_steps",
         default=0,
         type=at_least(0),
-        help="a checkpoint also every so many steps; 0: at the end of each epoch only",
+        metavar="N",
+        help="write the last checkpoint every N optimizer steps too; 0: only at the end of each "
+        "epoch",
     )
-    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
-    group.add_argument("--amp", choices=("bf16", "fp16"), help="mixed precision")
-    group.add_argument("--channels_last", action="store_true", help="that memory format")
-    group.add_argument("--compile", action="store_true", help="torch.compile the student")
+    add_device(group)
     group.add_argument(
-        "--deterministic", action="store_true", help="the same bits from run to run, also on a GPU"
+        "--amp",
+        choices=("bf16", "fp16"),
+        help="autocast to bfloat16, or to float16 with a gradient scaler (default: no autocast)",
     )
-    group.add_argument("--quiet", action="store_true", help="a line an epoch, no progress bar")
+    group.add_argument(
+        "--channels_last",
+        action="store_true",
+        help="keep networks and images in the channels-last memory format",
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="torch.compile the network that is trained"
+    )
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="use deterministic algorithms: the same bits from run to run on a GPU too",
+    )
+    group.add_argument(
+        "--quiet", action="store_true", help="print one line per epoch, without a progress bar"
+    )
+
+
+def add_save_folder(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--save_folder",
+        default="save",
+        type=Path,
+        metavar="DIR",
+        help="folder that holds a folder for each run",
+    )
+
+
+def add_output(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="write a JSON record to this file; an existing file is replaced (default: no record)",
+    )
+
+
+def add_seconds(group: argparse._ActionsContainer, seconds: float) -> None:
+    group.add_argument(
+        "--seconds",
+        default=seconds,
+        type=float,
+        metavar="S",
+        help="seconds to measure, all rows together; no more than 20 s once there are three rounds",
+    )
+
+
+def add_device(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--device",
+        help="PyTorch device, such as cpu, cuda or cuda:1 (default: a GPU if there is one, else "
+        "the CPU)",
+    )
 
 
 def learning_rate_of(model: str, given: float | None) -> float:
@@ -190,8 +323,8 @@ def check_unchanged(options: argparse.Namespace, saved: dict[str, Any]) -> None:
     ]
     if changed:
         raise ValueError(
-            f"--resume goes on with the settings of the run: {'; '.join(changed)}. Another --trial "
-            f"starts a run of its own"
+            f"--resume needs the settings that the run began with: {'; '.join(changed)}. Give the "
+            f"old values, or start a new run with another --trial"
         )
 
 

@@ -24,4 +24,4 @@ def write_record(path: Path | None, device: torch.device, fields: Mapping[str, A
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**environment(device), **fields}, indent=2) + "\n")
-    print(f"written to {path}")
+    print(f"record written to {path}")

@@ -1,11 +1,11 @@
-"""The paper's CIFAR-100 table beside one's own runs, and the commands that make them.
+"""Prints the paper's CIFAR-100 table with your own runs below it, or the commands that train them.
 
-    python paper.py                                    # the table
-    python paper.py commands                           # of every row
-    python paper.py commands resnet32x4 resnet8x4 | bash -e
+    python paper.py                                          # the table
+    python paper.py commands                                 # the commands of all rows
+    python paper.py commands resnet32x4 resnet8x4 | bash -e  # runs the commands of one row
 
-In the folder of these scripts. A command that is run again goes on where it was, or does nothing
-where it is done.
+Run it in the folder of these scripts. A command that is run again resumes its run; if the run is
+finished, it does nothing.
 """
 
 import argparse
@@ -128,7 +128,8 @@ def commands(pair: Pair, seeds: int, save_folder: Path) -> Iterator[list[str]]:
 
 
 def table(rows: dict[Pair, dict[str, float]], runs: dict[Pair, dict[str, list[float]]]) -> Table:
-    drawn = Table(title="CIFAR-100, top-1 test accuracy, %; published, and below it one's own")
+    title = "CIFAR-100, top-1 test accuracy, %: published, and in rows 'here' your own runs"
+    drawn = Table(title=title)
     for name in ("teacher → student", *COLUMNS):
         drawn.add_column(name, justify="left" if "→" in name else "right")
     for pair, numbers in rows.items():
@@ -142,15 +143,27 @@ def table(rows: dict[Pair, dict[str, float]], runs: dict[Pair, dict[str, list[fl
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = flags.parser_of(__doc__)
     parser.add_argument(
-        "wanted", nargs="?", default="table", choices=("table", "commands"), help="what is printed"
+        "wanted", nargs="?", default="table", choices=("table", "commands"), help="what to print"
     )
-    parser.add_argument("pair", nargs="*", metavar="ARCH", help="teacher and student: of one row")
-    parser.add_argument("--seeds", default=1, type=flags.at_least(1), help="students per method")
-    parser.add_argument("--save_folder", default="save", type=Path, help="where runs are kept")
+    parser.add_argument(
+        "pair",
+        nargs="*",
+        metavar="ARCH",
+        help="teacher and student of one row, such as resnet32x4 resnet8x4 (default: all rows)",
+    )
+    parser.add_argument(
+        "--seeds",
+        default=1,
+        type=flags.at_least(1),
+        metavar="N",
+        help="commands: students per method, with seeds 0 to N − 1, at least 1",
+    )
+    flags.add_save_folder(parser)
     options = parser.parse_args(arguments)
     if options.pair and tuple(options.pair) not in published():
         known = ", ".join(f"{pair.teacher} {pair.student}" for pair in published())
-        parser.error(f"no row has teacher and student {' '.join(options.pair)}; there are {known}")
+        pair = " ".join(options.pair)
+        parser.error(f"no row has teacher and student {pair}; the rows are {known}")
     return options
 
 
@@ -169,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.pair:
         rows = {pair: numbers for pair, numbers in rows.items() if pair == tuple(options.pair)}
     print_table(table(rows, own(options.save_folder)), width=132)
-    print(f"published: {PUBLISHED['source']}")
+    print(f"source of the published figures: {PUBLISHED['source']}")
 
 
 if __name__ == "__main__":

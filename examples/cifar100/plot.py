@@ -1,10 +1,11 @@
-"""Pictures of finished runs: curves, logit correlations, features.
+"""Draws finished runs: training curves, correlations of logits, features.
 
     python examples/cifar100/plot.py curves save/student_model/* --output curves.png
     python examples/cifar100/plot.py correlation --path_t TEACHER.pth --path_s STUDENT.pth ...
     python examples/cifar100/plot.py tsne --path_t TEACHER.pth --path_s STUDENT.pth ...
 
-Several students are drawn side by side.
+correlation and tsne draw several students side by side. plot.py PICTURE --help lists the options of
+a picture.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def curves(folders: list[Path], output: Path) -> None:
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for folder in folders:
         if not (folder / "epochs.csv").exists():
-            print(f"left out: {folder} has no finished epoch")
+            print(f"skipped: {folder} has no finished epoch")
             continue
         with (folder / "epochs.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -144,29 +145,77 @@ def _save(figure: plt.Figure, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=DPI)
     plt.close(figure)
-    print(output)
+    print(f"picture written to {output}")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = flags.parser_of(__doc__)
-    pictures = parser.add_subparsers(dest="picture", required=True, metavar="PICTURE")
-    picture = pictures.add_parser("curves", help="loss and accuracy by epoch")
-    picture.add_argument("runs", nargs="+", type=Path, help="folders that hold an epochs.csv")
-    picture.add_argument("--output", default=Path("curves.png"), type=Path)
-    for name, meaning in (
-        ("correlation", "difference of the logits' correlations, teacher against students"),
-        ("tsne", "teacher's and students' features in two dimensions"),
-    ):
-        picture = pictures.add_parser(name, help=meaning)
-        picture.add_argument("--path_t", type=Path, required=True, help="the teacher's checkpoint")
-        picture.add_argument("--model_t", metavar="ARCH", help="default: from its folder's name")
-        picture.add_argument(
-            "--path_s", type=Path, nargs="+", required=True, help="the students' checkpoints"
+    pictures = parser.add_subparsers(
+        dest="picture", required=True, metavar="PICTURE", prog=parser.prog
+    )
+
+    def add_picture(name: str, meaning: str) -> argparse.ArgumentParser:
+        picture = pictures.add_parser(
+            name,
+            help=meaning,
+            description=f"Draws the {meaning}.",
+            formatter_class=flags.HelpFormatter,
+            epilog=parser.epilog if name != "curves" else None,
         )
-        picture.add_argument("--dataset", default="digits", choices=tuple(DATA_SETS))
-        picture.add_argument("--data_folder", default="data", type=Path)
-        picture.add_argument("--images", default=2000, type=flags.at_least(10), help="of the test")
-        picture.add_argument("--output", default=Path(f"{name}.png"), type=Path)
+        picture.add_argument(
+            "--output",
+            default=Path(f"{name}.png"),
+            type=Path,
+            metavar="PATH",
+            help="picture, a .png, .pdf or .svg file; an existing file is replaced",
+        )
+        return picture
+
+    picture = add_picture("curves", "training loss and test accuracy of each run, by epoch")
+    picture.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="folder of a run, with its epochs.csv; a run without one is skipped",
+    )
+    for name, meaning in (
+        ("correlation", "correlations of the logits, teacher minus student"),
+        ("tsne", "t-SNE of the features of the teacher and of each student"),
+    ):
+        picture = add_picture(name, meaning)
+        picture.add_argument(
+            "--path_t",
+            type=Path,
+            required=True,
+            metavar="PATH",
+            help="teacher's checkpoint, a .pth file; required",
+        )
+        picture.add_argument("--model_t", metavar="ARCH", help=flags.MODEL_T)
+        picture.add_argument(
+            "--path_s",
+            type=Path,
+            nargs="+",
+            required=True,
+            metavar="PATH",
+            help="students' checkpoints, .pth files in their runs' folders; required",
+        )
+        picture.add_argument(
+            "--dataset",
+            default="digits",
+            choices=tuple(DATA_SETS),
+            help="data set that the networks were trained on",
+        )
+        picture.add_argument(
+            "--data_folder", default="data", type=Path, metavar="DIR", help="folder of the data set"
+        )
+        picture.add_argument(
+            "--images",
+            default=2000,
+            type=flags.at_least(10),
+            metavar="N",
+            help="use at most N test images, evenly spaced, at least 10",
+        )
     return parser.parse_args(arguments)
 
 

@@ -23,7 +23,8 @@ def start(device: torch.device) -> torch.device:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if device.index is not None:
             raise ValueError(
-                f"--device {device} would be that of every process; give its type alone"
+                f"--device {device} would be the device of every process; give --device "
+                f"{device.type}"
             )
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -42,8 +42,8 @@ class Run:
     def _check_unused(self) -> None:
         if self.last.exists():
             raise FileExistsError(
-                f"{self.folder} holds a run already: --resume goes on with it, another --trial "
-                f"starts beside it"
+                f"{self.folder} holds a run already; continue it with --resume, or start a new run "
+                f"with another --trial"
             )
 
     def saved(self) -> dict[str, Any] | None:

@@ -1,16 +1,16 @@
-"""Images per second of a whole distillation step, with the published eager loss and with this one.
+"""Times a whole distillation step with the published eager loss and with that of rrd_kernels.
 
     python examples/cifar100/speed.py --model_t resnet32x4 --model_s resnet8x4
 
-Random images and weights; the same student, teacher and optimizer in each row, which take turns.
-The loss's share is what its row takes beyond the row without a relational loss.
+Images and weights are random; all rows have the same student, teacher and optimizer and take turns.
+"loss ms" and "loss share" are what a row's step takes beyond the step without a relational loss in
+the same round, in milliseconds and as a share of the row's step; both are medians over the rounds.
 """
 
 import argparse
 import statistics
 from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -58,19 +58,36 @@ class PublishedRRD(nn.Module):
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = flags.parser_of(__doc__)
     group = parser.add_argument_group("step")
-    flags.add_architecture(group, "--model_t", "the teacher", "resnet32x4")
-    flags.add_architecture(group, "--model_s", "the student", "resnet8x4")
-    group.add_argument("--batch_size", default=64, type=flags.at_least(1), help="images of a step")
+    flags.add_architecture(group, "--model_t", "teacher's architecture", "resnet32x4")
+    flags.add_architecture(group, "--model_s", "student's architecture", "resnet8x4")
     group.add_argument(
-        "--nce_k", default=16384, type=flags.at_least(1), help="rows, a multiple of the batch"
+        "--batch_size",
+        default=64,
+        type=flags.at_least(1),
+        metavar="B",
+        help="images per step, at least 1",
     )
-    group.add_argument("--device", help="cpu, cuda ... (default: a GPU if there is one)")
-    group.add_argument("--amp", choices=("bf16", "fp16"), help="autocast of the networks")
-    group.add_argument("--seconds", default=60.0, type=float, help="how long to measure")
-    group.add_argument("--output", type=Path, help="where a JSON record goes")
+    group.add_argument(
+        "--nce_k",
+        default=16384,
+        type=flags.at_least(1),
+        metavar="K",
+        help="rows of the FIFO memory, a multiple of --batch_size",
+    )
+    flags.add_device(group)
+    group.add_argument(
+        "--amp",
+        choices=("bf16", "fp16"),
+        help="autocast to bfloat16 or float16 (default: no autocast)",
+    )
+    flags.add_seconds(group, 60.0)
+    flags.add_output(group)
     options = parser.parse_args(arguments)
     if options.nce_k % options.batch_size:
-        parser.error("the published loss needs an --nce_k that the batch divides")
+        parser.error(
+            f"--nce_k must be a multiple of --batch_size, {options.batch_size}, as the published "
+            f"loss needs it; got {options.nce_k}"
+        )
     return options
 
 
@@ -124,7 +141,10 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
     taught = torch.randn(options.batch_size, teacher.feature_dim, device=device)
     difference = abs(criterion(features, taught) - published(features, taught)).item()
     if not difference < 1e-3:  # of two float32 losses near log K; a wrong one is off by far more
-        raise RuntimeError(f"the two losses differ by {difference}")
+        raise RuntimeError(
+            f"the losses of the published code and of rrd_kernels differ by {difference:.3g} at "
+            f"their first step; at most 1e-3 is allowed"
+        )
     networks = (student, teacher)
     steps = {
         ALONE: make_step(options, networks, None, batch),
@@ -140,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     busy = busy_cores()
     times = measure(options)
     table = Table(title=f"{options.model_t} → {options.model_s}, batch {options.batch_size}")
-    for title in ("step", "ms [p20–p80]", "images/s", "loss's ms", "loss's share"):
+    for title in ("step", "median ms [p20–p80]", "images/s", "loss ms", "loss share"):
         table.add_column(title, justify="left" if title == "step" else "right")
     rows = []
     for name, found in times.items():
@@ -167,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     print_table(table)
     if busy:
-        print(f"{busy:.1f} cores were busy with other work before")
+        print(f"warning: other processes kept {busy:.1f} cores busy before the measurement")
     settings = {name: value for name, value in vars(options).items() if name != "output"}
     fields = {"settings": settings, "busy_cores": busy, "rows": rows}
     write_record(options.output, device_of(options), fields)

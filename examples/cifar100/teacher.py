@@ -10,7 +10,7 @@ from torch import Tensor
 from checkpoint import unwrapped
 from models import ImageClassifier, make_model, model_dict
 
-LAYOUT = "<arch>_vanilla/ckpt_epoch_240.pth, for example resnet32x4_vanilla/ckpt_epoch_240.pth"
+LAYOUT = "resnet32x4_vanilla/ckpt_epoch_240.pth"
 
 
 def load_teacher(path: str | Path, num_classes: int, model: str | None = None) -> ImageClassifier:
@@ -30,7 +30,9 @@ def load_teacher(path: str | Path, num_classes: int, model: str | None = None) -
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; expected is .../{LAYOUT}")
+        raise FileNotFoundError(
+            f"no checkpoint at {path}; give the path of a .pth file, such as .../{LAYOUT}"
+        )
     architecture = architecture_of(path) if model is None else model
     if architecture not in model_dict:
         raise ValueError(f"no architecture is called {architecture!r}; {_known()}")
@@ -39,7 +41,8 @@ def load_teacher(path: str | Path, num_classes: int, model: str | None = None) -
     mismatch = _mismatch(state, teacher.state_dict())
     if mismatch:
         raise ValueError(
-            f"{path} does not fit {architecture} with {num_classes} classes: {mismatch}"
+            f"{path} does not fit {architecture} with {num_classes} classes: {mismatch}. Check the "
+            f"architecture (--model_t, --model_s) and the number of classes (--dataset)"
         )
     teacher.load_state_dict(state)
     return teacher.eval().requires_grad_(False)
@@ -56,7 +59,7 @@ def classes_of(path: str | Path) -> int:
         raise FileNotFoundError(f"no checkpoint at {path}")
     biases = [value for key, value in _read_state(path).items() if key.endswith(".bias")]
     if not biases:
-        raise ValueError(f"{path} holds no network: nothing in it is a bias")
+        raise ValueError(f"{path} holds no network: no key of its state_dict ends in .bias")
     return len(biases[-1])
 
 
@@ -72,13 +75,14 @@ def architecture_of(path: Path) -> str:
         if f"{folder}_".startswith(f"{architecture}_"):
             return architecture
     raise ValueError(
-        f"the folder's name {folder!r} does not begin with an architecture's; expected is "
-        f".../{LAYOUT}; else name the architecture. {_known()}"
+        f"cannot read the architecture of {path} from the name of its folder: {folder!r} does not "
+        f"begin with an architecture. Give it with --model_t ARCH (a teacher), or name the folder "
+        f"as in .../{LAYOUT}; {_known()}"
     )
 
 
 def _known() -> str:
-    return f"known are {', '.join(model_dict)}"
+    return f"known architectures: {', '.join(model_dict)}"
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -91,13 +95,13 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         # Damage can raise anything; anything but tensors and plain values could be a program.
         raise ValueError(
-            f"{path} was refused: it is damaged or holds more than tensors and plain values. If "
-            "you trust it, save the state_dict anew: torch.save({'model': state_dict}, path)"
+            f"{path} is damaged or holds more than tensors and plain values. If you trust it, save "
+            "its state_dict again: torch.save({'model': state_dict}, path)"
         ) from error
     state = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         found = list(content) if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(f"{path} should hold a dict with a state_dict under 'model'; got {found}")
+        raise ValueError(f"{path} must hold a dict with a state_dict under 'model'; got {found}")
     try:
         return unwrapped(state)
     except ValueError as error:

@@ -25,12 +25,12 @@ def find(root: Path) -> Path:
             _fetch(root, folder)
         reason = ""
     except (OSError, HTTPException, RuntimeError) as error:
-        reason = f", and downloading it failed ({error})"
+        reason = f", and the download failed ({error})"
     if not all((folder / part).is_dir() for part in COUNTS):
         raise FileNotFoundError(
-            f"Tiny-ImageNet was looked for in {folder}, which should hold train/<class>/ and "
-            f"val/<class>/ with the images{reason}. Fetch {URL} and leave it in {root}, packed or "
-            f"unpacked."
+            f"Tiny-ImageNet is not in {folder}{reason}. The folder must hold the images in "
+            f"train/<class>/ and val/<class>/. Download {URL} and put it, packed or unpacked, into "
+            f"{root}"
         )
     return folder
 
@@ -65,7 +65,7 @@ def samples(folder: Path, train: bool) -> tuple[list[tuple[str, int]], list[str]
     if len(found) != COUNTS[part]:
         raise ValueError(
             f"{folder / part} holds {len(found)} images of the {len(classes)} classes of "
-            f"{folder / 'train'}, not {COUNTS[part]}. Remove {folder} and unpack {URL} again."
+            f"{folder / 'train'}, not {COUNTS[part]}. Remove {folder} and unpack {URL} again"
         )
     return found, classes
 

@@ -1,11 +1,14 @@
-"""Distils a teacher into a student: r·CE + a·KD + b·RRD.
+"""Distils a teacher into a student with the loss r·CE + a·KD + b·RRD.
 
     python examples/cifar100/train_student.py --dataset cifar100 \\
         --path_t save/models/resnet32x4_vanilla/ckpt_epoch_240.pth \\
         --model_s resnet8x4 --distill rrd -r 1 -a 0 -b 1
 
-In several processes, each with its part of every batch: torchrun --nproc-per-node 4 in the place
-of python.
+The name of the run's folder holds its settings, here
+save/student_model/RRD_cifar100_S_resnet8x4_T_resnet32x4_r_1_a_0_b_1_trial_1.
+
+To train in four processes, replace python by torchrun --nproc-per-node 4; each process takes an
+equal part of every batch.
 """
 
 import argparse
@@ -29,39 +32,113 @@ from teacher import architecture_of, load_teacher
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = flags.parser_of(__doc__)
     group = parser.add_argument_group("distillation")
-    flags.add_architecture(group, "--model_s", "the student", "resnet8")
-    group.add_argument("--path_t", type=Path, help="the teacher's checkpoint")
-    flags.add_architecture(group, "--model_t", "its architecture (default: from its folder's name)")
+    flags.add_architecture(group, "--model_s", "student's architecture", "resnet8")
     group.add_argument(
-        "--distill", default="kd", choices=("kd", "rrd", "none"), help="what is distilled"
+        "--path_t",
+        type=Path,
+        metavar="PATH",
+        help="teacher's checkpoint, a .pth file; needed unless --distill is none",
     )
-    group.add_argument("-r", "--gamma", default=1.0, type=float, help="weight of cross-entropy")
+    flags.add_architecture(group, "--model_t", flags.MODEL_T)
     group.add_argument(
-        "-a", "--alpha", type=float, help="weight of KD (default: 1 with kd, else 0)"
+        "--distill",
+        default="kd",
+        choices=("kd", "rrd", "none"),
+        help="kd: CE and KD; rrd: CE and RRD, and KD too with -a; none: CE alone, without a "
+        "teacher",
     )
     group.add_argument(
-        "-b", "--beta", type=float, help="weight of RRD (default: 1 with rrd, else 0)"
+        "-r",
+        "--gamma",
+        default=1.0,
+        type=float,
+        metavar="R",
+        help="weight r of the cross-entropy CE",
     )
-    group.add_argument("--kd_T", default=4.0, type=float, help="temperature of KD")
-    group = parser.add_argument_group("relational loss")
-    group.add_argument("--feat_dim", default=128, type=int, help="width of the embeddings")
-    group.add_argument("--nce_k", default=16384, type=int, help="rows, or negatives")
-    group.add_argument("--nce_t_s", type=float, help="student temperature (default: protocol's)")
-    group.add_argument("--nce_t_t", type=float, help="teacher temperature (default: protocol's)")
-    group.add_argument("--protocol", default="2025", choices=("2025", "2024"), help="whose code")
     group.add_argument(
-        "--memory_type", default="fifo", choices=("fifo", "momentum"), help="which memory"
+        "-a",
+        "--alpha",
+        type=float,
+        metavar="A",
+        help="weight a of KD (default: 1 with --distill kd, else 0)",
     )
-    group.add_argument("--nce_t", default=0.07, type=float, help="of the momentum memory")
-    group.add_argument("--nce_m", default=0.5, type=float, help="of the momentum memory")
+    group.add_argument(
+        "-b",
+        "--beta",
+        type=float,
+        metavar="B",
+        help="weight b of RRD (default: 1 with --distill rrd, else 0)",
+    )
+    group.add_argument(
+        "--kd_T", default=4.0, type=float, metavar="T", help="temperature of KD, positive"
+    )
+    group = parser.add_argument_group("relational loss (RRD)")
+    group.add_argument(
+        "--feat_dim",
+        default=128,
+        type=int,
+        metavar="D",
+        help="width of the embeddings that the loss compares, at least 1",
+    )
+    group.add_argument(
+        "--nce_k",
+        default=16384,
+        type=int,
+        metavar="K",
+        help="fifo: rows of the memory, at least --batch_size; momentum: negatives per image, "
+        "at least 1",
+    )
+    group.add_argument(
+        "--nce_t_s",
+        type=float,
+        metavar="T",
+        help="student's temperature, positive (default: 0.1 with protocol 2025, 0.04 with 2024)",
+    )
+    group.add_argument(
+        "--nce_t_t",
+        type=float,
+        metavar="T",
+        help="teacher's temperature, positive (default: 0.02 with protocol 2025, 0.1 with 2024)",
+    )
+    group.add_argument(
+        "--protocol",
+        default="2025",
+        choices=("2025", "2024"),
+        help="published code to match: that of 2025, or that of July to September 2024",
+    )
+    group.add_argument(
+        "--memory_type",
+        default="fifo",
+        choices=("fifo", "momentum"),
+        help="fifo: the latest K teacher rows; momentum: a student and a teacher row for each "
+        "training image, with protocol 2025 only",
+    )
+    group.add_argument(
+        "--nce_t",
+        default=0.07,
+        type=float,
+        metavar="T",
+        help="momentum memory: temperature of the exponential similarity, positive",
+    )
+    group.add_argument(
+        "--nce_m",
+        default=0.5,
+        type=float,
+        metavar="M",
+        help="momentum memory: weight of the old row in an update, in [0, 1)",
+    )
     group.add_argument(
         "--similarity",
         default="exponential",
         choices=("exponential", "cosine"),
-        help="of the momentum memory",
+        help="momentum memory: exponential, the published exp(s·m/T)/Z, or cosine, s·m",
     )
     group.add_argument(
-        "--mode", default="exact", choices=MODES, help="first column of the momentum memory"
+        "--mode",
+        default="exact",
+        choices=MODES,
+        help="momentum memory: the first column is the image itself (exact) or any image of its "
+        "class (relax)",
     )
     flags.add_data(parser, tuple(DATA_SETS))
     flags.add_optimization(parser)
@@ -73,15 +150,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.beta is None:
         options.beta = float(options.distill == "rrd")
     if options.distill == "none" and (options.alpha or options.beta):
-        parser.error("--distill none takes no -a and no -b")
+        weights = f"-a {options.alpha:g} and -b {options.beta:g}"
+        parser.error(f"--distill none takes no -a and no -b; got {weights}")
     if options.distill == "kd" and options.beta:
-        parser.error("--distill kd takes no -b; --distill rrd takes both weights")
+        parser.error(
+            f"--distill kd takes no -b; got -b {options.beta:g}. --distill rrd takes -a and -b"
+        )
     if options.beta and options.memory_type == "fifo" and options.nce_k < options.batch_size:
-        parser.error("--nce_k must not be smaller than --batch_size")
+        parser.error(
+            f"--nce_k must be at least --batch_size, {options.batch_size}; got {options.nce_k}"
+        )
     if options.beta and options.memory_type == "momentum" and options.protocol == "2024":
-        parser.error("--protocol 2024 has no momentum memory")
+        parser.error(
+            "--protocol 2024 has no momentum memory; give --protocol 2025 or --memory_type fifo"
+        )
     if options.distill != "none" and options.path_t is None:
-        parser.error(f"--distill {options.distill} needs --path_t, the teacher's checkpoint")
+        parser.error(
+            f"--distill {options.distill} needs --path_t, the teacher's checkpoint; --distill none "
+            f"trains without a teacher"
+        )
     return options
 
 
@@ -181,7 +268,7 @@ def train_student(options: argparse.Namespace, device: torch.device) -> Path:
     trainer = Trainer(options, run, student, modules, step, loaders, device, options.learning_rate)
     best = trainer.fit()
     if run.writes:
-        print(f"best test accuracy {best:.2f} %; {run.best}")
+        print(f"best test accuracy {best:.2f} %, checkpoint {run.best}")
     return run.folder
 
 

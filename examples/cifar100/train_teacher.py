@@ -1,7 +1,9 @@
-"""Trains a teacher, or a student alone, by cross-entropy.
+"""Trains one network with cross-entropy: a teacher, or a student alone.
 
-python examples/cifar100/train_teacher.py --model resnet8x4 --epochs 5
-python examples/cifar100/train_teacher.py --dataset cifar100 --model resnet32x4
+    python examples/cifar100/train_teacher.py --model resnet8x4 --epochs 5
+    python examples/cifar100/train_teacher.py --dataset cifar100 --model resnet32x4
+
+The run's folder is <save_folder>/models/<model>_<dataset>_trial_<trial>.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from run import Run
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = flags.parser_of(__doc__)
     flags.add_architecture(
-        parser.add_argument_group("model"), "--model", "architecture", "resnet110"
+        parser.add_argument_group("model"), "--model", "architecture to train", "resnet110"
     )
     flags.add_data(parser, tuple(DATA_SETS))
     flags.add_optimization(parser)
@@ -49,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         options, run, model, {"model": model}, step, loaders, device, options.learning_rate
     )
     best = trainer.fit()
-    print(f"best test accuracy {best:.2f} %; {run.best}")
+    print(f"best test accuracy {best:.2f} %, checkpoint {run.best}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""A linear probe on a frozen student's features: how well they transfer to another data set.
+"""Trains a linear probe on the features of a frozen student: how well they transfer to a data set.
 
     python examples/cifar100/transfer_student.py --dataset stl10 \\
         --path_s save/student_model/.../resnet8x4_best.pth
+
+The run's folder is <save_folder>/transfer/<student's folder>_to_<dataset>_<trial>.
 """
 
 import argparse
@@ -44,17 +46,30 @@ class Probe(nn.Module):
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = flags.parser_of(__doc__)
     group = parser.add_argument_group("student")
-    group.add_argument("--path_s", type=Path, required=True, help="the student's checkpoint")
-    flags.add_architecture(group, "--model_s", "its architecture (default: from its name)")
+    group.add_argument(
+        "--path_s",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="student's checkpoint, a .pth file; required",
+    )
+    flags.add_architecture(
+        group,
+        "--model_s",
+        "student's architecture (default: from the file name, <ARCH>_best.pth or <ARCH>_last.pth)",
+    )
     flags.add_data(parser, tuple(DATA_SETS))
     flags.add_optimization(parser)
     flags.add_run(parser)
-    parser.set_defaults(epochs=120, lr_decay_epochs=(30, 60, 90), save_freq=50)
+    parser.set_defaults(epochs=120, lr_decay_epochs="30,60,90", save_freq=50)
     options = parser.parse_args(arguments)
     if options.model_s is None:
         options.model_s = options.path_s.stem.removesuffix("_best").removesuffix("_last")
         if options.model_s not in model_dict:
-            parser.error(f"--model_s is needed: {options.path_s.name} does not begin with one")
+            parser.error(
+                f"give --model_s, the student's architecture: the name {options.path_s.name} is "
+                f"not <ARCH>_best.pth or <ARCH>_last.pth"
+            )
     return options
 
 
@@ -81,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     modules = {"model": probe}
     trainer = Trainer(options, run, probe, modules, step, loaders, device, options.learning_rate)
     best = trainer.fit()
-    print(f"best test accuracy of a linear probe {best:.2f} %; {run.best}")
+    print(f"best test accuracy of the linear probe {best:.2f} %, checkpoint {run.best}")
 
 
 if __name__ == "__main__":
