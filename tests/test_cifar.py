@@ -69,6 +69,7 @@ KINDS = {
 }
 
 
+@pytest.mark.filterwarnings("error:opt")
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 def test_students(options, teacher, tmp_path):
     run = student(teacher, tmp_path, *options)

@@ -181,8 +181,10 @@ def make_rrd(
 ) -> tuple[RRDLoss, ContrastSampler | None]:
     """The relational loss, and what draws its negatives where it needs any."""
     momentum = options.memory_type == "momentum"
+    # --similarity has a default here, and RRDLoss warns of one in opt, which it does not read.
+    opt = {name: value for name, value in vars(options).items() if name != "similarity"}
     criterion = RRDLoss(
-        options,
+        argparse.Namespace(**opt),
         s_dim=student.feature_dim,
         t_dim=teacher.feature_dim,
         protocol=options.protocol,
