@@ -2,10 +2,10 @@
 
     python examples/quickstart.py --help
 
-The teacher has seen the labels of all training images; the student is given five labels a class, a
-realistic need for a teacher. The distillation losses also use the other training images, without
-their labels. Every method has the same steps and, at a given seed, the same first weights,
-labelled images and batches.
+The teacher is trained with the labels of all training images. The student gets five labels per
+class, so that it needs a teacher. The distillation losses also use the other training images,
+without their labels. Every method has the same number of steps and, for a given seed, the same
+first weights, labelled images and batches.
 """
 
 import argparse
@@ -46,19 +46,24 @@ BENCHMARK = (
 )
 CPU = torch.device("cpu")
 
+PUBLISHED = (
+    "This is a tiny data set. Published CIFAR-100 results: the table in examples/cifar100/README.md"
+)
+
 #: Columns of output that is not a terminal.
 WIDTH = 100
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Distils a teacher into a small student on scikit-learn's digits: alone, with "
-        "Hinton KD, with RRD; then times the fused loss against eager PyTorch.",
+        description="Trains a teacher on scikit-learn's digits, then a small student alone, with "
+        "Hinton KD and with RRD; prints their accuracies and draws a picture. Then times the fused "
+        "loss against eager PyTorch.",
     )
     default = "(default: %(default)s)"
     for name, value, meaning in (
-        ("seeds", 5, "students per method"),
-        ("steps", 1000, "steps per student"),
+        ("seeds", 5, "students per method, at least 1; their seeds are 0 to N - 1"),
+        ("steps", 1000, "training steps per student, at least 1"),
     ):
         parser.add_argument(
             f"--{name}", type=int, default=value, metavar="N", help=f"{meaning} {default}"
@@ -69,25 +74,29 @@ def parse_arguments() -> argparse.Namespace:
             type=float,
             default=weight,
             metavar=letter.upper(),
-            help=f"{letter} in CE + a·KD + b·RRD {default}",
+            help=f"weight {letter} in the loss CE + a·KD + b·RRD, at least 0 {default}",
         )
     parser.add_argument(
         "--validate",
         action="store_true",
-        help="score on a quarter of the training images, held out, in place of the test images",
+        help="score on a quarter of the training images, held out, in place of the test images, to "
+        "choose weights",
     )
     parser.add_argument(
         "--output",
         type=Path,
         default=Path("build/quickstart.png"),
         metavar="PATH",
-        help=f"where the picture goes {default}",
+        help=f"picture, a .png, .pdf or .svg file; an existing file is replaced {default}",
     )
-    parser.add_argument("--no-benchmark", action="store_true", help="leave out the last table")
+    parser.add_argument(
+        "--no-benchmark", action="store_true", help="skip the benchmark, the last table"
+    )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="two seeds, 50 steps, a benchmark of one size: shows that all runs, nothing else",
+        help="only check that everything runs: sets 2 seeds and 50 steps, measures one benchmark "
+        "case; the figures mean nothing",
     )
     arguments = parser.parse_args()
     if arguments.quick:
@@ -101,7 +110,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--output: {error}")
     for name in ("kd_weight", "rrd_weight"):
         if not 0 <= getattr(arguments, name) < float("inf"):
-            parser.error(f"--{name.replace('_', '-')} must be finite and not negative")
+            option, value = name.replace("_", "-"), getattr(arguments, name)
+            parser.error(f"--{option} must be finite and at least 0; got {value}")
     for name in ("seeds", "steps"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1; got {getattr(arguments, name)}")
@@ -197,11 +207,11 @@ def draw(
 
 def benchmark(cases: Sequence[Case], seconds: float, console: Console) -> None:
     if why_not_fused(CPU) is not None:
-        console.print("No benchmark: the compiled extension is missing.")
+        console.print("Benchmark skipped: the extension is not compiled; make setup compiles it.")
         return
     console.print(
-        "\nEnqueue, loss and gradient, fused against eager (make bench measures more); × ours is "
-        "the median over the rounds:"
+        "\nBenchmark of one step: enqueue, loss and gradient. '× rrd_kernels' is the time relative "
+        "to rrd_kernels, median over the rounds. make bench measures more cases."
     )
     rows = []
     for case in cases:
@@ -221,10 +231,10 @@ def main() -> None:
     train, test = digits.load(arguments.validate)
     methods = digits.methods(arguments.kd_weight, arguments.rrd_weight)
     console.print(
-        f"{len(train.labels)} training images, {10 * digits.LABELS_PER_CLASS} of them with labels "
-        f"for the student; scores on {len(test.labels)} others. What the rest of the training "
-        "images show, the student can learn from the teacher only: with KD from its class "
-        "probabilities, with RRD from the images' relations, which name no class."
+        f"Data: {len(train.labels)} training images, {10 * digits.LABELS_PER_CLASS} of them with "
+        f"labels for the student; scores are on {len(test.labels)} other images. From images "
+        "without labels the student learns through the teacher only: with KD from its class "
+        "probabilities, with RRD from the relations between images, which name no class."
     )
     with one_thread():
         teacher, students = train_all(arguments, methods, train, console)
@@ -235,7 +245,7 @@ def main() -> None:
         times = {method.name: loss_milliseconds(method, teacher, train) for method in methods}
     accuracy = digits.evaluate(teacher, teacher, test).accuracy
     console.print(
-        f"Teacher, all labels: {teacher.size} parameters, accuracy {accuracy:.1%}. "
+        f"Teacher, trained with all labels: {teacher.size} parameters, accuracy {accuracy:.1%}. "
         f"Student: {digits.make_student(0).size} parameters."
     )
     console.print(report.table(outcomes, times), report.LEGEND)
@@ -245,8 +255,10 @@ def main() -> None:
         benchmark(cases, seconds, console)
     console.print(report.sentences(outcomes, "student alone", "Hinton KD"))
     if arguments.quick:
-        console.print("So few steps show that all runs; the figures mean nothing.")
-    console.print(f"Picture: {arguments.output}. {time.perf_counter() - started:.0f} s in all.")
+        console.print("--quick: so few steps only show that everything runs; figures mean nothing.")
+    taken = time.perf_counter() - started
+    console.print(f"Picture: {arguments.output}. Total time: {taken:.0f} s.")
+    console.print(PUBLISHED, soft_wrap=True)
 
 
 if __name__ == "__main__":

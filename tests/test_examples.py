@@ -25,4 +25,7 @@ def test_quickstart(tmp_path):
     assert done.returncode == 0, done.stderr
     for method in ("student alone", "Hinton KD", "RRD 2025", "RRD 2024", "published eager"):
         assert method in done.stdout
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("This is a tiny data set.")
+    assert last.endswith("examples/cifar100/README.md")
     assert min(Image.open(picture).size) > 300

@@ -110,14 +110,14 @@ def listing(rows: pd.DataFrame) -> pd.DataFrame:
         "calls": texts(rows.calls, "{:g}".format),
         "median": texts(rows["median"], duration).fillna(rows.outcome),
         "p20–p80": texts(rows.p20, duration) + " – " + texts(rows.p80, duration),
-        "of its ceiling": texts(rows.share, "{:.0%}".format) + " (" + rows.bound + ")",
-        "× ours": texts(rows.times_ours, "{:.2f}".format),
+        "share of ceiling": texts(rows.share, "{:.0%}".format) + " (" + rows.bound + ")",
+        "× rrd_kernels": texts(rows.times_ours, "{:.2f}".format),
         "rounds": texts(rows.rounds, "{:.0f}".format),
         "extra MiB": texts(rows.extra_bytes / 2**20, "{:.1f}".format),
-        "loss's error": texts(rows.loss_error, "{:.1e}".format),
-        "gradient's error": texts(rows.gradient_error, "{:.1e}".format),
-        "copies": texts(rows.copies, "{:.0f}".format),
-        "why not": rows.reason.fillna(rows.not_captured).fillna(rows.no_memory),
+        "loss error": texts(rows.loss_error, "{:.1e}".format),
+        "gradient error": texts(rows.gradient_error, "{:.1e}".format),
+        "memory copies": texts(rows.copies, "{:.0f}".format),
+        "reason": rows.reason.fillna(rows.not_captured).fillna(rows.no_memory),
     }
     return pd.DataFrame(columns).dropna(axis=1, how="all")
 
