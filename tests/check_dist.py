@@ -1,7 +1,7 @@
-"""Builds the sdist and the wheel and tries both as a stranger would, in an empty environment.
+"""Builds the sdist and the wheel and tries both in an empty environment: make dist.
 
-Run by ``make dist``; dist/ holds the results. What the wheel depends on is lent by the environment
-that runs this: it is several GB, and pip has found it there by the same metadata.
+dist/ holds the results. The wheel's dependencies are several GB: the environment that runs this
+lends them, in which pip has found them by the same metadata.
 """
 
 import shutil
@@ -32,7 +32,8 @@ print('the wheel works:', torch.ops.rrd_kernels.cpu_kernels())
 def run(*command: str | Path, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}")
+        text = f"failed with exit code {done.returncode}: {' '.join(map(str, command))}"
+        sys.exit(f"{text}\n{done.stdout}\n{done.stderr}")
     return done
 
 
@@ -52,7 +53,7 @@ def check_contents(sdist: Path, wheel: Path) -> None:
     missing = [name for name in wanted if name not in names]
     foreign = [name for name in names if not name.startswith("rrd_kernels")]
     if missing or foreign:
-        sys.exit(f"{wheel.name} lacks {missing}, and holds {foreign}")
+        sys.exit(f"{wheel.name} lacks {missing} and has files of other packages: {foreign}")
     with tarfile.open(sdist) as archive:
         inside = {name.split("/", 1)[-1] for name in archive.getnames()}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix}
@@ -71,7 +72,7 @@ def check_error(python: Path, sdist: Path, problem: str) -> None:
     text = done.stdout + done.stderr
     wanted = (problem, "pip install --no-build-isolation .")
     if done.returncode == 0 or "Traceback" in text or any(part not in text for part in wanted):
-        sys.exit(f"no clear error, {problem!r}:\n{text}")
+        sys.exit(f"the build must fail with {problem!r}; exit code {done.returncode}:\n{text}")
 
 
 def lend_packages(python: Path) -> None:
@@ -87,7 +88,7 @@ def main() -> None:
     run(sys.executable, "-m", "venv", "--clear", EMPTY)
     python = EMPTY / "bin" / "python"
     check_error(python, sdist, "This build sees no PyTorch")
-    print("without PyTorch, the build says what to do")
+    print("without PyTorch, the build fails and says what to do")
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel)
     run(python, "-m", "pip", "uninstall", "--yes", "setuptools")  # older Pythons bring their own
     lend_packages(python)

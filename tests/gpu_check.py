@@ -1,16 +1,16 @@
-"""What is to be known of a GPU, in two parts of a few minutes: python tests/gpu_check.py --help.
+"""Checks a GPU in two parts of a few minutes: python tests/gpu_check.py --help.
 
-The first: does it build and run at all (smoke), is every kernel right (correctness), the bfloat16
-cases of the benchmark. The rest: the official sizes with all peers, the tests, compute-sanitizer's
-memcheck, the sweep of variants. Kernels come out of a pack (gpu_pack.py), or a stage before these
-compiles them on all cores.
+Part first: build the extension and run it (smoke), compare every kernel with float64 (correctness),
+measure the bfloat16 cases of the benchmark. Part rest: the official sizes with all peers, the
+tests, compute-sanitizer's memcheck, the sweep of variants. Kernels come from a pack (gpu_pack.py);
+without one, a stage before these compiles them on all cores.
 
-All that is found is in one JSON file, --output. It is written whole after each stage, and every few
-seconds as one runs, with what the stage has found so far: a call that is killed leaves all but the
-last seconds. A stage may take what time there is, less what those after it need at least.
+All results go into one JSON file, --output. It is written whole after each stage, and every few
+seconds while one runs, with the results so far: a call that is killed loses only its last seconds.
+A stage may take the time that is left, less the least that the stages after it need.
 
-Needs PyTorch, Triton, pytest and a C++ compiler, and no network. Exit code: 0 when no stage failed
-or ran out of time, 1 when one did, 2 where there is no GPU.
+Needs PyTorch, Triton, pytest and a C++ compiler; no network. Exit code: 0 if no stage failed or ran
+out of time, 1 if one did, 2 if there is no GPU.
 """
 
 import argparse
@@ -55,19 +55,20 @@ VARIABLE = "RRD_KERNELS"
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="What is to be known of a GPU, in two parts, into one JSON file."
+        description="Checks a GPU in two parts and writes the results into one JSON file. Exit "
+        "code: 0 if no stage failed or ran out of time, 1 if one did, 2 if there is no GPU."
     )
     parser.add_argument(
         "--part",
         choices=PARTS,
-        help="build, smoke, correctness and bfloat16 cases; or official "
-        "sizes, tests, memcheck and sweep (default: one after the other)",
+        help="first: build, smoke, correctness and bfloat16 cases; rest: build, official sizes, "
+        "tests, memcheck and sweep (default: both, one after the other)",
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="PATH",
-        help="where the JSON goes; a file that exists is kept, and a number added to the name "
+        help="JSON file of the results; if it exists, a number is added to the name "
         "(default: benchmarks/results/<device>-check-<date>.json)",
     )
     parser.add_argument(
@@ -75,22 +76,26 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         metavar="DIR",
         default=os.environ.get(VARIABLE),
-        help=f"kernels that gpu_pack.py has compiled (default: {VARIABLE}, or none)",
+        help="folder of kernels that gpu_pack.py has compiled (default: that of the environment "
+        f"variable {VARIABLE}; without it, the kernels are compiled first)",
     )
     parser.add_argument(
         "--seconds",
         type=float,
-        help="for all stages together (default: {:.0f} for each part, {:.0f} without a "
-        "pack)".format(*SECONDS.values()),
+        metavar="S",
+        help="seconds for all stages together (default: {:.0f} per part with a pack, {:.0f} "
+        "without one, {:.0f} with --stand-in)".format(*SECONDS.values(), ON_STAND_IN),
     )
     parser.add_argument(
-        "--quick", action="store_true", help="tiny sizes and one test: shows that all of it runs"
+        "--quick",
+        action="store_true",
+        help="tiny sizes and one test: only checks that every stage runs",
     )
     parser.add_argument(
         "--stand-in",
         action="store_true",
-        help="on a stand-in for an H200, which computes on the CPU: tiny sizes, and all tests "
-        "unless --quick",
+        help="run without a GPU, on a stand-in for an H200 that computes on the CPU: tiny sizes, "
+        "and all tests unless --quick",
     )
     chosen = parser.parse_args()
     chosen.pack = chosen.pack and Path(chosen.pack).resolve()
@@ -99,7 +104,10 @@ def parse_arguments() -> argparse.Namespace:
         of_part = ON_STAND_IN if chosen.stand_in else SECONDS[bool(chosen.pack)]
         chosen.seconds = len(chosen.parts) * of_part
     if chosen.pack and not list(chosen.pack.glob("*/manifest.json")):
-        parser.error(f"--pack: there are no kernels in {chosen.pack}")
+        parser.error(
+            f"--pack: {chosen.pack} holds no kernels; python tests/gpu_pack.py --output DIR "
+            f"compiles them into a folder"
+        )
     return chosen
 
 
@@ -165,7 +173,7 @@ def _kernels(how: How, parts: Sequence[str]) -> Stage:
             os.environ[VARIABLE] = str(folder)
         return {"summary": output.strip().splitlines()[-1] if output.strip() else None}
 
-    skip = "packs are for NVIDIA's cards" if torch.version.hip else None
+    skip = "packs are for NVIDIA's cards only" if torch.version.hip else None
     return Stage("kernels", command, least=30, read=read, skip=skip)
 
 
@@ -218,7 +226,7 @@ def _rest(how: How) -> list[Stage]:
             least=25,
             program=["tests/gpu_sweep.py"],
             key="sweep",  # not the record that tables are made of
-            skip="its plans are for sm_90" if _is_another_card() else None,
+            skip="its plans are for sm_90 only" if _is_another_card() else None,
         ),
     ]
 
@@ -356,7 +364,7 @@ def check(planned: list[Stage], report: dict[str, Any], path: Path, seconds: flo
 
         first = results.get(planned[0].name, {"status": "passed"})
         if first["status"] != "passed":
-            save({"status": "skipped", "reason": f"it needs the {planned[0].name}"})
+            save({"status": "skipped", "reason": f"the {planned[0].name} has not passed"})
         elif stage.instead and results[stage.instead]["status"] == "passed":
             save({"status": "skipped", "reason": f"{stage.instead} has passed"})
         else:
@@ -384,7 +392,10 @@ def main() -> int:
 
             stack.enter_context(stand_in_gpu.in_place())
         if not torch.cuda.is_available():
-            print("No GPU: PyTorch sees none here, so nothing is checked.", file=sys.stderr)
+            print(
+                "No GPU: PyTorch sees none, so nothing is checked. --stand-in runs without one.",
+                file=sys.stderr,
+            )
             return 2
         device = torch.device("cuda")
         path = new_record((chosen.output or default_path(device, "check-")).resolve())
@@ -398,7 +409,7 @@ def main() -> int:
             os.environ[VARIABLE] = str(chosen.pack)
         how = How(scratch, chosen.pack, chosen.quick, chosen.stand_in)
         passed = check(plan(how, chosen.parts), report, path, chosen.seconds)
-    print(f"{'passed' if passed else 'FAILED'}; written to {path}")
+    print(f"{'passed' if passed else 'FAILED'}; results written to {path}")
     return 0 if passed else 1
 
 

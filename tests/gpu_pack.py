@@ -1,7 +1,7 @@
 """Compiles the kernels that gpu_check.py needs: ``python tests/gpu_pack.py --help``.
 
-No GPU is needed: what each part calls is called on a stand-in, most of it with tensors that have
-shapes alone, and what a GPU would launch is noted.
+No GPU is needed: the calls of each part run on a stand-in, most of them with tensors that have
+shapes only, and the launches that a GPU would get are recorded.
 """
 
 import argparse
@@ -127,27 +127,37 @@ def table(kernels: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Compiles the kernels that gpu_check.py needs, which need no GPU for it."
+        description="Compiles the kernels that gpu_check.py needs. No GPU is needed."
     )
     here = arch_of(0) if torch.cuda.is_available() else "sm_90"
-    parser.add_argument("--arch", default=here, help="the card's (default: %(default)s)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="the folder of packs")
+    parser.add_argument(
+        "--arch",
+        default=here,
+        help="architecture to compile for, such as sm_80 or sm_90 (default: that of the GPU here, "
+        "else sm_90)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder of the packs; the kernels go to DIR/ARCH; required without --list",
+    )
     parser.add_argument(
         "--part",
         nargs="+",
         choices=PARTS,
         default=PARTS,
-        help="of gpu_check.py; the tests of its second, which run here for it, are one of their "
-        "own (default: all)",
+        help="kernels of which part of gpu_check.py; tests: those of the tests in part rest, which "
+        "run on the stand-in for this, some minutes (default: all three)",
     )
     parser.add_argument(
         "--list",
         action="store_true",
-        help="compile nothing: print how many kernels there are, and of them in DIR",
+        help="compile nothing; print how many kernels the parts need, and how many DIR has",
     )
     chosen = parser.parse_args()
     if not chosen.output and not chosen.list:
-        parser.error("--output says where the kernels go")
+        parser.error("give --output, the folder of the packs, or --list")
     return chosen
 
 
@@ -168,12 +178,12 @@ def main() -> None:
         f"{written.compiled} compiled in {time.monotonic() - started:.0f} s"
     )
     for kernel in written.refused:
-        print(f"not in it, since csrc/cuda cannot launch it: {kernel}")
+        print(f"left out, since csrc/cuda cannot launch it: {kernel}")
 
 
 def report(done: int, wanted: int) -> None:
     if done % 50 == 0:
-        print(f"{done} of {wanted}", file=sys.stderr, flush=True)
+        print(f"{done} of {wanted} kernels", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

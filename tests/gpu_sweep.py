@@ -1,9 +1,9 @@
-"""Times other plans than the table's for a step, one change at a time, as arithmetic and machine
-code suggest them; none has been measured.
+"""Times variants of a step's plan: block sizes, splits and launches other than the table's.
 
-They are for GPUs of compute capability 9.0, such as an H200. Each is checked before it is timed.
-Options are those of ``python -m benchmarks.report``: --cases, --seconds, --output, --record-only,
---quick.
+Each variant differs from the table's plan in one point that arithmetic or machine code suggests;
+none has been measured yet. Each is checked before it is timed. The plans are for GPUs of compute
+capability 9.0, such as an H200. Options are those of ``python -m benchmarks.report``: --cases,
+--seconds, --output, --record-only, --quick.
 """
 
 import argparse
@@ -154,7 +154,10 @@ def parts(chosen: argparse.Namespace) -> Iterator[report.Part]:
 
 def main() -> int:
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
-        sys.exit("the plans are for GPUs of compute capability 9.0, such as an H200")
+        sys.exit(
+            "gpu_sweep.py needs a GPU of compute capability 9.0, such as an H200, for which its "
+            "plans are. Options are those of python -m benchmarks.report"
+        )
     return report.main([*sys.argv[1:], "--device=cuda"], "python tests/gpu_sweep.py", parts)
 
 

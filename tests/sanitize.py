@@ -1,7 +1,7 @@
-"""Compiles csrc/ with AddressSanitizer and UBSan and runs the tests that reach it.
+"""Compiles csrc/ with AddressSanitizer and UBSan and runs the tests that reach it: make sanitize.
 
-The matrix unit is emulated, so that what its tiles read and write is seen too, on any machine with
-AVX512-BF16. Run by ``make sanitize``. The sanitized package lies apart, in build/sanitize.
+The matrix unit (AMX) is emulated, so that the sanitizers see what its tiles read and write too, on
+any machine with AVX512-BF16. The sanitized package is in build/sanitize.
 """
 
 import os
@@ -35,7 +35,7 @@ def compile_extension() -> None:
         )
         log.seek(0)
         if done.returncode != 0:
-            sys.exit(log.read())
+            sys.exit(f"{log.read()}\nthe sanitized build failed; this log is in {log.name}")
     shutil.copytree(
         ROOT / "rrd_kernels",
         BUILD / "rrd_kernels",

@@ -80,7 +80,7 @@ def run(
             try:
                 return found | stage.read(output)
             except Exception as error:  # the stages after this one are to be run all the same
-                return found | {"status": "failed", "reason": f"it cannot be read: {error!r}"}
+                return found | {"status": "failed", "reason": f"results not readable: {error!r}"}
 
         def look() -> None:
             report(result("running"))

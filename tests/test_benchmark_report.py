@@ -156,13 +156,13 @@ def test_a_run_that_is_cut_short_leaves_a_record(tmp_path, monkeypatch, capsys):
     assert record["machine"]["after"] is None
     assert "float32 8×64" in capsys.readouterr().out
     assert compare.main([str(path), str(path)]) == 1
-    assert "AFTER was cut off: it did not look" in capsys.readouterr().out
+    assert "AFTER is incomplete: the run did not reach its end" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--cases", "float64"], "there are float32 64×16384"),
+        (["--cases", "float64"], "the cases are float32 64×16384"),
         (["--output", "record.txt"], "not the name of a .json file"),
         (["--parts", "everything"], "invalid choice"),
     ],
@@ -240,7 +240,7 @@ class TestCompare:
         assert compare.main([str(RECORD), str(RECORD)]) == 0
         assert compare.main([str(RECORD), str(path)]) == 1
         printed = capsys.readouterr().out
-        assert "of rrd_kernels 1 slower" in printed
+        assert "in rrd_kernels: 1\n" in printed
         assert "2.00" in printed
 
     @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_nothing_is_run_on_a_broken_build(tmp_path):
     planned = [python("raise SystemExit(1)", name="build"), python("", name="tests")]
     report = {}
     assert not gpu_check.check(planned, report, tmp_path / "check.json", 60)
-    assert report["stages"]["tests"] == {"status": "skipped", "reason": "it needs the build"}
+    assert report["stages"]["tests"] == {"status": "skipped", "reason": "the build has not passed"}
 
 
 def test_a_stage_leaves_the_later_ones_their_least(tmp_path):

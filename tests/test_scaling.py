@@ -64,7 +64,7 @@ def test_a_card_has_a_table(tmp_path, monkeypatch, capsys):
     run(monkeypatch, "--card", path)
     assert re.match("a GPU, bfloat16 .*: step 4e-05,", capsys.readouterr().out)
     path.write_text(json.dumps(record | {"rows": older}))
-    for card, message in ((path, "the bfloat16 cases and the host's time"), ("absent", "absent")):
+    for card, message in ((path, "the bfloat16 cases or the host's time"), ("absent", "absent")):
         with pytest.raises(SystemExit, match=message):
             run(monkeypatch, "--card", card)
 

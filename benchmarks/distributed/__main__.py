@@ -1,4 +1,8 @@
-"""The model's table of steps on many ranks, or measured steps beside it: see docs/scaling.md."""
+"""Prints modelled times of training steps on many ranks, or measured steps beside the model.
+
+Without an option: microseconds per step on H200 with assumed constants. docs/scaling.md explains
+the model, its constants and the columns.
+"""
 
 import argparse
 import itertools
@@ -29,7 +33,10 @@ def of_card(record: Record) -> Machine:
     # Older records have kernels among the layers, at another size.
     layers = ours[(ours.figure == HOST) & (ours.case == CASE.name)]
     if steps.empty or layers.empty:
-        raise ValueError("a card's constants take the bfloat16 cases and the host's time")
+        raise ValueError(
+            "the record lacks the bfloat16 cases or the host's time, from which the model's "
+            "constants come; make bench measures both"
+        )
     card = record["gpu"]["name"] if "gpu" in record else record["cpu"]
     name = f"{card}, bfloat16 (step, flops, read measured, else assumed)"
     flops = (steps.operations / steps["median"]).max()
@@ -76,8 +83,13 @@ def text_of(section: str, path: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.distributed", description=__doc__)
     add = parser.add_argument
-    add("--card", type=Path, metavar="RECORD", help="the table of a device, by make bench's record")
-    add("--measure", type=Path, metavar="RECORD", help="measures in two minutes, if it is new")
+    text = "the table of the device of this record of make bench (default: eight H200 to a node)"
+    add("--card", type=Path, metavar="RECORD", help=text)
+    text = (
+        "milliseconds of measured steps on this machine beside the model; if the file RECORD does "
+    )
+    text += "not exist, they are measured first, in about two minutes, and written to it"
+    add("--measure", type=Path, metavar="RECORD", help=text)
     chosen = parser.parse_args()
     try:
         if chosen.measure and not chosen.measure.exists():

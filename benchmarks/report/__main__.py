@@ -23,26 +23,50 @@ from rrd_kernels.extension import EXTENSION_ERROR
 
 STARTED = time.monotonic()
 PARTS = ("cases", "host", "breakdown", "busy", "growth")
+PARTS_HELP = (
+    "cases: time and memory of each case; host: the host's time by layer; breakdown: a step by "
+    "operator or kernel; busy: beside busy processes, on a CPU only; growth: with K and with B"
+)
 Part = tuple[str, Callable[[], Iterable[Row]]]  # its name, and what returns the rows
 ENDS = (OUT_OF_MEMORY, NOT_MEASURED)  # of the growth, ours or the reference's
 
 
 def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
-    text = "Time and memory of a step; README.md, 'Speed and memory on a CPU', explains the terms."
+    text = (
+        "Measures the time and memory of a step and writes a JSON record, tables and pictures. "
+        "README.md, 'Speed and memory on a CPU', explains the terms. Exit code: 1 if something of "
+        "rrd_kernels failed or disagreed with the reference, else 0."
+    )
     parser = argparse.ArgumentParser(prog, description=text)
     add, on_gpu = parser.add_argument, torch.cuda.is_available()
-    add("--device", choices=("cpu", "cuda"), default="cuda" if on_gpu else "cpu")
-    add("--parts", nargs="+", choices=PARTS, help="default: all; with --cases: cases")
-    add("--cases", default="", metavar="TEXT", help="those whose name contains TEXT: momentum")
-    add("--seconds", type=float, default=1.0, help="for a case, all together; default: 1")
-    text = "the record, beside which tables and pictures go; a number is added where it exists"
-    add("--output", type=Path, metavar="NAME.json", help=f"{text}; default: in benchmarks/results")
-    add("--compile", choices=("all", "none"), default="all", help="none: without torch.compile")
-    add("--record-only", action="store_true", help="benchmarks.report.documents shows it later")
-    add("--quick", action="store_true", help="tiny sizes, seven rounds: shows that all runs")
+    text = "device to measure on (default: cuda if PyTorch sees a GPU, else cpu)"
+    add("--device", choices=("cpu", "cuda"), default="cuda" if on_gpu else "cpu", help=text)
+    add(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        help=f"{PARTS_HELP} (default: all; with --cases: cases)",
+    )
+    text = "only the cases whose name contains TEXT, such as momentum or 64x16384 (default: all)"
+    add("--cases", default="", metavar="TEXT", help=text)
+    text = "seconds of timing per case, all implementations together, seven rounds or more; if "
+    text += "rounds are long, three suffice after 20 s (default: 1)"
+    add("--seconds", type=float, default=1.0, metavar="S", help=text)
+    text = (
+        "file of the record; tables and pictures go beside it; if it exists, a number is added to "
+    )
+    text += "the name (default: benchmarks/results/<device>-<date>.json)"
+    add("--output", type=Path, metavar="NAME.json", help=text)
+    text = "none leaves torch.compile out (default: all)"
+    add("--compile", choices=("all", "none"), default="all", help=text)
+    text = "write the record without tables and pictures, which need pandas, matplotlib and rich; "
+    text += "python -m benchmarks.report.documents NAME.json makes them later"
+    add("--record-only", action="store_true", help=text)
+    text = "tiny sizes and seven rounds per case: only checks that everything runs"
+    add("--quick", action="store_true", help=text)
     chosen = parser.parse_args(arguments)
     if chosen.device == "cuda" and not on_gpu:
-        parser.error("--device cuda, but PyTorch sees no GPU")
+        parser.error("--device cuda needs a GPU, and PyTorch sees none; give --device cpu")
     if EXTENSION_ERROR is not None:
         parser.error(f"{EXTENSION_ERROR}; make setup builds it")
     chosen.device = torch.device(chosen.device)
@@ -52,7 +76,8 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     wanted = chosen.cases.replace("x", "×")
     chosen.cases = [case for name, case in cases.items() if wanted in name]
     if not chosen.cases:
-        parser.error(f"no case's name contains {wanted!r}; there are {', '.join(cases)}")
+        known = ", ".join(cases)
+        parser.error(f"--cases: no case's name contains {wanted!r}; the cases are {known}")
     try:
         path = default_path(chosen.device, "quick-" if chosen.quick else "")
         chosen.output = new_record(chosen.output or path)
@@ -63,7 +88,8 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     except ValueError as error:
         parser.error(f"--output: {error}")
     except ModuleNotFoundError as error:  # a machine with PyTorch and little else
-        parser.error(f"{error}: give --record-only; benchmarks.report.documents shows it elsewhere")
+        text = "give --record-only, and benchmarks.report.documents shows the record elsewhere"
+        parser.error(f"tables and pictures cannot be made here: {error}; {text}")
     return chosen
 
 
@@ -125,10 +151,11 @@ def main(
         write_whole(chosen.output, record)
 
     def look(when: str) -> None:
-        progress("torch.mm and a copy")
+        progress("rates of torch.mm and of a copy")
         found = hardware.look_at_machine(chosen.cases, chosen.device, chosen.quick)
         if (found["busy_cores"] or 0) > 0.1:
-            progress(f"other work keeps {found['busy_cores']:.1f} cores busy: times will be off")
+            busy = found["busy_cores"]
+            progress(f"warning: other processes keep {busy:.1f} cores busy; times will be too long")
         record["machine"][when] = found
 
     save()  # what cannot be written is known before anything is measured
@@ -145,12 +172,12 @@ def main(
         look("after")
     finally:  # after an interrupt too
         save()
-        print(f"written to {chosen.output}")
+        print(f"record written to {chosen.output}")
         if record["rows"] and not chosen.record_only:
             chosen.show(chosen.output)
     failed = failures(record)
     for failure in failed:
-        progress(failure)
+        progress(f"FAILED {failure}")
     return 1 if failed else 0
 
 

@@ -1,9 +1,9 @@
-"""What moved between two records of one kind of device.
+"""Compares two records of one kind of device and prints the figures that moved.
 
-A time has moved when the intervals from its 20th to its 80th percentile in the two records have no
-point in common, and there were seven rounds in both; memory when it differs by more than 2 MiB, the
-size of a page. What one record has not tried is left out, and operators. Exit code: 1 when
-something of rrd_kernels got slower, takes more memory or fails now, or when AFTER was cut off.
+A time has moved if the intervals from the 20th to the 80th percentile of the two records do not
+overlap, with seven rounds or more in both. Memory has moved if it differs by more than 2 MiB, the
+size of a page. Operators are left out, and figures that only one record has tried. Exit code: 1 if
+something of rrd_kernels got slower, takes more memory or fails now, or if AFTER is incomplete.
 """
 
 import argparse
@@ -47,8 +47,9 @@ def moves(before: Record, after: Record) -> pd.DataFrame:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.report.compare", description=__doc__)
-    for name in ("before", "after"):
-        parser.add_argument(name, type=Path, metavar=f"{name.upper()}.json")
+    for name, age in (("before", "older"), ("after", "newer")):
+        text = f"{age} record, a JSON file of make bench or make gpu-check"
+        parser.add_argument(name, type=Path, metavar=f"{name.upper()}.json", help=text)
     chosen = parser.parse_args(arguments)
     try:
         before, after = load(chosen.before), load(chosen.after)
@@ -56,10 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     old, new = ([r.get("gpu", {}).get("name"), *map(r.get, DEVICE)] for r in (before, after))
     if old != new:
-        parser.error(f"different devices: {old} and {new}")
+        parser.error(f"BEFORE and AFTER are of different devices: {old} and {new}")
     found = moves(before, after)
     if found.empty:
-        parser.error("the records have no figure in common")
+        parser.error("BEFORE and AFTER have no figure in common")
     moved = found[found.verdict.notna() | found.extra.notna()]
     print(source_text(before), source_text(after), sep="")
     if len(moved):
@@ -72,12 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         print_markdown(markdown(moved[KEYS].assign(**columns)))
     still, worse = len(found) - len(moved), found.worse.sum() or "none"
-    print(f"{len(found)} figures, {still} within the spread; of {OURS} {worse} slower or worse")
+    print(f"{len(found)} figures compared, {still} of them within the spread")
+    print(f"slower, larger or failing in {OURS}: {worse}")
     cut_off = [*after.get("failures", [])]
     if after["machine"].get("after", {}) is None:
-        cut_off.append("it did not look at the machine again, as a run does at its end")
+        cut_off.append("the run did not reach its end, where it measures the machine again")
     for reason in cut_off:
-        print(f"AFTER was cut off: {reason}")
+        print(f"AFTER is incomplete: {reason}")
     return 1 if found.worse.any() or cut_off else 0
 
 

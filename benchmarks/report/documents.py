@@ -1,5 +1,6 @@
-"""Tables and pictures: ``python -m benchmarks.report.documents [RECORD.json]``. Without a record
-those of README.md and docs/*.md, from the records that their marks name."""
+"""Tables and pictures of a record: ``python -m benchmarks.report.documents RECORD.json``. Without a
+record: those of README.md and docs/*.md, made again from the records that their marks name.
+"""
 
 import re
 import sys
@@ -31,7 +32,7 @@ def show(path: Path) -> None:
     for picture in pictures.draw_all(record, path.parent, path.stem):
         text += f"\n![{picture.stem}]({picture.name})\n"
     path.with_suffix(".md").write_text(text)
-    print(f"tables and pictures in {path.with_suffix('.md')}")
+    print(f"tables written to {path.with_suffix('.md')}, pictures beside it")
 
 
 def section(of: str, path: Path) -> str:
@@ -62,7 +63,7 @@ def with_tables(text: str) -> str:
 def make_anew() -> None:
     for page in pages():
         page.write_text(with_tables(page.read_text()))
-        print(f"made anew: tables of {page}")
+        print(f"tables written to {page}")
         for _, of, place in MARKED.findall(page.read_text()):
             if of == Case.section:
                 pictures.draw_all(load(ROOT / place), PICTURES, Path(place).stem)

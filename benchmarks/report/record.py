@@ -33,7 +33,7 @@ def new_record(path: Path) -> Path:
     """``path``, or with -2, -3, ... where that or its tables exist; a ValueError if it is not the
     name of a JSON file."""
     if path.suffix != ".json":
-        raise ValueError(f"{path} is not the name of a .json file")
+        raise ValueError(f"{path} is not the name of a .json file; give one, such as record.json")
     numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
     names = itertools.chain([path], numbered)
     return next(name for name in names if not (name.exists() or name.with_suffix(".md").exists()))
@@ -53,10 +53,10 @@ def load(path: Path) -> Record:
     try:
         found = json.loads(path.read_text())
     except ValueError as error:  # of the JSON, or of the text's encoding
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     stages = found.get("stages", {}).values() if isinstance(found, dict) else ()
     record = [found, *(stage["record"] for stage in stages if "record" in stage)][-1]
     rows = record.get("rows") if isinstance(record, dict) else None
     if not rows or not all("figure" in row for row in rows) or "machine" not in record:
-        raise ValueError(f"{path} is not a record of benchmarks.report")
+        raise ValueError(f"{path} is not a record of benchmarks.report, such as make bench writes")
     return record
