@@ -153,12 +153,11 @@ def parts(chosen: argparse.Namespace) -> Iterator[report.Part]:
 
 
 def main() -> int:
+    arguments, prog = [*sys.argv[1:], "--device=cuda"], "python tests/gpu_sweep.py"
+    report.parse_arguments(arguments, prog)  # --help needs no GPU
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
-        sys.exit(
-            "gpu_sweep.py needs a GPU of compute capability 9.0, such as an H200, for which its "
-            "plans are. Options are those of python -m benchmarks.report"
-        )
-    return report.main([*sys.argv[1:], "--device=cuda"], "python tests/gpu_sweep.py", parts)
+        sys.exit("gpu_sweep.py has plans for GPUs of compute capability 9.0, such as an H200, only")
+    return report.main(arguments, prog, parts)
 
 
 if __name__ == "__main__":

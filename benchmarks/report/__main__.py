@@ -34,8 +34,8 @@ ENDS = (OUT_OF_MEMORY, NOT_MEASURED)  # of the growth, ours or the reference's
 def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     text = (
         "Measures the time and memory of a step and writes a JSON record, tables and pictures. "
-        "README.md, 'Speed and memory on a CPU', explains the terms. Exit code: 1 if something of "
-        "rrd_kernels failed or disagreed with the reference, else 0."
+        "docs/benchmarks.md explains the terms. Exit code: 1 if something of rrd_kernels failed or "
+        "disagreed with the reference, else 0."
     )
     parser = argparse.ArgumentParser(prog, description=text)
     add, on_gpu = parser.add_argument, torch.cuda.is_available()
