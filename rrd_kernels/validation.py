@@ -244,8 +244,9 @@ def check_writable(name: str, value: Tensor) -> None:
 def check_fits(name: str, rows: Tensor, memory: Tensor) -> None:
     if rows.shape[0] > memory.shape[0]:
         raise ValueError(
-            f"{name} must not have more rows than memory, whose shape is {tuple(memory.shape)}; "
-            f"got shape {tuple(rows.shape)}"
+            f"{name} has {rows.shape[0]} rows, more than the {memory.shape[0]} rows of memory; got "
+            f"shapes {tuple(rows.shape)} and {tuple(memory.shape)}. Use a larger memory or a "
+            f"smaller batch"
         )
 
 

@@ -253,7 +253,7 @@ def copies(rank):
 
 def test_copies_of_a_criterion_with_a_group():
     for message in on_ranks(2, copies):
-        assert message.startswith("TypeError: a criterion with a process_group of its own cannot")
+        assert message.startswith("TypeError: a criterion that was given a process_group cannot")
 
 
 class NoRoom:
