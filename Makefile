@@ -10,6 +10,7 @@ define HELP
 
 For those who change it:
   make setup        the environment and the extension only
+  make test-fast    the core on the CPU, in seconds: about 1400 tests of losses, memories, errors
   make test-all     test, test-long, and with the oldest versions what depends on them
   make test-long    what is marked long: other cards, widths, instruction sets, moments of a cut-off
   make test-oldest  make test with the oldest PyTorch and Triton that are supported
@@ -43,7 +44,7 @@ BUILT := $(VENV)/.built
 CPP := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.inl")
 SOURCES := setup.py $(CPP)
 
-.PHONY: help setup demo test test-all test-long test-oldest oldest kernels pack lint format bench docs links gpu-check gpu-pack sanitize dist clean
+.PHONY: help setup demo test test-fast test-all test-long test-oldest oldest kernels pack lint format bench docs links gpu-check gpu-pack sanitize dist clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -83,6 +84,13 @@ PYTEST := -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 test: $(BUILT)
 	@$(BIN)/python $(PYTEST) $(ARGS)
+
+# One process, as each that xdist starts imports PyTorch. No compilations, processes, large sizes, or GPU.
+FAST := bad_input determinism enqueue golden gradients loss momentum momentum_bad_input momentum_indices \
+  momentum_loss momentum_negatives momentum_update options partials properties step
+test-fast: $(BUILT)
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q -k "not (compile or ranks or 16384 or offsets or many_rows)" \
+	  $(FAST:%=tests/test_%.py) $(ARGS)
 
 test-long: $(BUILT)
 	@$(BIN)/python $(PYTEST) -m long $(ARGS)

@@ -117,3 +117,8 @@ def test_a_gpu_without_triton():
     step = values["step on cuda:0"]
     assert step.startswith("reference, loss ")
     assert step.endswith(f": {reason}")
+
+
+def test_the_form_and_the_guide_ask_for_it():
+    for name in (".github/ISSUE_TEMPLATE/bug.yml", "CONTRIBUTING.md"):
+        assert "python -m rrd_kernels" in (TESTS.parent / name).read_text()
