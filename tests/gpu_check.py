@@ -398,7 +398,10 @@ def main() -> int:
             )
             return 2
         device = torch.device("cuda")
-        path = new_record((chosen.output or default_path(device, "check-")).resolve())
+        try:
+            path = new_record((chosen.output or default_path(device, "check-")).resolve())
+        except ValueError as error:
+            sys.exit(str(error))
         report = hardware.environment(device) | {
             "parts": chosen.parts,
             "pack": str(chosen.pack) if chosen.pack else None,

@@ -293,8 +293,8 @@ def test_what_the_reference_and_the_bare_operator_refuse():
     operator = torch.ops.rrd_kernels.sampled_relational_loss
     for normalizers, idx, method, text in (
         (before[:1], problem.contrast_idx, "auto", "normalizers must be"),
-        (before, problem.contrast_idx[:, :0], "auto", "contrast_idx is"),
-        (before, problem.contrast_idx, "sparse", "no method"),
+        (before, problem.contrast_idx[:, :0], "auto", "contrast_idx must name at least one row"),
+        (before, problem.contrast_idx, "sparse", "method must be 'auto', 'dense' or 'gather'"),
     ):
         with pytest.raises(ValueError, match=text):
             operator(*views(problem)[:4], idx, normalizers, 0.1, 0.02, 0.07, None, 1, method)

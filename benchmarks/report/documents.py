@@ -2,6 +2,7 @@
 record: those of README.md and docs/*.md, made again from the records that their marks name.
 """
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -69,8 +70,18 @@ def make_anew() -> None:
                 pictures.draw_all(load(ROOT / place), PICTURES, Path(place).stem)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    text = "Writes a record's tables and pictures beside it. Without a record: those of README.md "
+    text += "and docs/*.md, from the records that their marks name."
+    parser = argparse.ArgumentParser("python -m benchmarks.report.documents", description=text)
+    text = "JSON record that make bench wrote"
+    parser.add_argument("record", nargs="?", type=Path, metavar="RECORD.json", help=text)
+    path = parser.parse_args().record
     try:
-        show(Path(sys.argv[1])) if sys.argv[1:] else make_anew()
+        show(path) if path else make_anew()
     except (OSError, ValueError) as error:
         sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
