@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import setuptools
 
@@ -89,54 +89,57 @@ def check_torch() -> None:
         )
 
 
+def extension() -> dict[str, Any]:
+    """What setuptools needs to know of the C++ extension."""
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    compile_args = [
+        "-std=c++20",
+        "-O3",
+        "-g0",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unused-parameter",  # the dispatcher fixes the signatures
+        "-Wno-psabi",  # vectors are passed only between inlined functions
+        "-Wno-maybe-uninitialized",  # GCC 12's own AVX-512 headers, as is the next
+        "-Wno-uninitialized",
+    ]
+    link_args = []
+    if "backend: OpenMP" in torch.__config__.parallel_info():
+        # at::parallel_for is inline and serial without it. The runtime itself is PyTorch's, found
+        # through libtorch: linking another one would put two thread pools on the same cores.
+        compile_args.append("-fopenmp")
+    # For tests only: the matrix unit in plain C++, where there is none; AddressSanitizer and UBSan.
+    if os.environ.get("RRD_EMULATE_TILES") == "1":
+        tiles = str(ROOT / "tests" / "emulated_tiles.h")
+        compile_args += ["-DRRD_EMULATE_TILES", "-include", tiles]
+    if os.environ.get("RRD_SANITIZE") == "1":
+        flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        compile_args += [*flags, "-O1", "-g1", "-fno-omit-frame-pointer"]
+        link_args += flags
+    module = CppExtension(
+        "rrd_kernels._C",
+        sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cpp")),
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args={"cxx": compile_args},
+        extra_link_args=link_args,
+        py_limited_api=True,
+    )
+    return {
+        "ext_modules": [module],
+        "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=True)},
+        "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
+    }
+
+
 check_setuptools()
-check_torch()
 if is_older(setuptools.__version__, OLDEST_SETUPTOOLS):  # in place
     from setuptools.config import pyprojecttoml
 
     pyprojecttoml.apply_configuration = lambda distribution, *_, **__: distribution
-
-import torch  # noqa: E402
-from torch.utils.cpp_extension import BuildExtension, CppExtension  # noqa: E402
-
-# For tests only: AddressSanitizer and UBSan; the matrix unit in plain C++, where there is none.
-SANITIZE = os.environ.get("RRD_SANITIZE") == "1"
-EMULATE_TILES = os.environ.get("RRD_EMULATE_TILES") == "1"
-
-compile_args = [
-    "-std=c++20",
-    "-O3",
-    "-g0",
-    "-Wall",
-    "-Wextra",
-    "-Wno-unused-parameter",  # the dispatcher fixes the signatures
-    "-Wno-psabi",  # vectors are passed only between inlined functions
-    "-Wno-maybe-uninitialized",  # GCC 12's own AVX-512 headers, as is the next
-    "-Wno-uninitialized",
-]
-link_args = []
-if sys.platform == "linux" and "backend: OpenMP" in torch.__config__.parallel_info():
-    # at::parallel_for is inline and serial without it. The runtime itself is PyTorch's, found
-    # through libtorch: linking another one would put two thread pools on the same cores.
-    compile_args.append("-fopenmp")
-if EMULATE_TILES:
-    compile_args += ["-DRRD_EMULATE_TILES", "-include", str(ROOT / "tests" / "emulated_tiles.h")]
-if SANITIZE:
-    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-    compile_args += [*flags, "-O1", "-g1", "-fno-omit-frame-pointer"]
-    link_args += flags
-
-setuptools.setup(
-    ext_modules=[
-        CppExtension(
-            "rrd_kernels._C",
-            sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cpp")),
-            include_dirs=[str(ROOT / "csrc")],
-            extra_compile_args={"cxx": compile_args},
-            extra_link_args=link_args,
-            py_limited_api=True,
-        )
-    ],
-    cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
-)
+if sys.platform == "linux":
+    check_torch()
+    setuptools.setup(**extension())
+else:  # nobody has built the C++ there: the package computes in plain PyTorch
+    setuptools.setup()

@@ -5,6 +5,7 @@ reference backend, and ``rrd_kernels.extension.EXTENSION_ERROR`` says why it cou
 """
 
 import functools
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ WITH_FAKES = (
 
 def _load_extension() -> str | None:
     libraries = sorted(Path(__file__).parent.glob("_C*.so"))
+    if not libraries and sys.platform != "linux":
+        return f"it is built on Linux only, not on {sys.platform}"
     if not libraries:
         return f"it has not been built in {Path(__file__).parent}; install the package again"
     try:

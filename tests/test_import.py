@@ -58,6 +58,14 @@ except RuntimeError as error:
 """
 
 
+def test_without_the_extension_elsewhere_the_warning_gives_no_vain_advice(tmp_path):
+    code = "import sys, torch; sys.platform = 'darwin'; import rrd_kernels"
+    done = run(code, copy_without_extension(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "it is built on Linux only, not on darwin" in done.stderr
+    assert "install" not in done.stderr
+
+
 def test_without_the_extension_it_trains_on_the_reference_and_says_so_once(tmp_path):
     done = run(TRAIN, copy_without_extension(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ It runs in a process of its own, beside stubs of setuptools and torch. check_dis
 """
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -79,6 +80,24 @@ def test_a_pytorch_that_pip_hides_is_named(tmp_path):
     assert f"PyTorch {version} is installed, but this build does not see it" in text
     assert "pip hides the environment's packages" in text
     assert text.endswith(f"    pip install 'setuptools>=77' ninja{BUILD}")
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_elsewhere_nothing_is_compiled_and_no_pytorch_needed(platform, tmp_path):
+    """In a copy, since a build writes beside what it builds."""
+    for name in ("setup.py", "pyproject.toml", "VERSION", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "rrd_kernels").mkdir()
+    (tmp_path / "rrd_kernels" / "__init__.py").touch()
+    code = "import runpy, setuptools, sys, urllib.request\n"  # the last: for this platform
+    code += f"sys.platform, sys.modules['torch'] = {platform!r}, None\n"
+    code += "sys.argv = ['setup.py', 'build_py', 'build_ext']\nrunpy.run_path('setup.py')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    built = [path.name for path in (tmp_path / "build").rglob("*.*") if path.is_file()]
+    assert built == ["__init__.py"]
 
 
 def test_versions_are_those_of_pyproject():
