@@ -1,9 +1,8 @@
 """The supported GPUs: how a card is recognised, and its block sizes.
 
-To add a card, give it a family in :func:`family_of` or :func:`family_of_capability` and an entry in
-:data:`FAMILIES`. A large problem has the largest sizes that compile without a spilled register,
-within the family's shared memory, with the oldest and with the newest supported Triton. ``make
-kernels`` prints the registers and the shared memory of each.
+CONTRIBUTING.md, "Adding a GPU", lists what a new card needs. A large problem has the largest sizes
+that compile without a spilled register, within the family's shared memory, with the oldest and with
+the newest supported Triton. ``make kernels`` prints the registers and the shared memory of each.
 """
 
 import functools
