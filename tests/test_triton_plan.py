@@ -182,6 +182,7 @@ def test_autotuning_takes_what_measures_best(precision, need_grad, monkeypatch):
 def test_a_gpu_is_asked_for_once_and_not_by_dynamo(monkeypatch):
     asked = []
     monkeypatch.setattr(cards, "family_of", lambda index: asked.append(index) or "sm_90")
+    monkeypatch.setattr(extension, "_has_gpus", lambda: True)
     extension._family_of.cache_clear()
     device = torch.device("cuda:3")
 
