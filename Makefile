@@ -10,12 +10,12 @@ define HELP
 
 For those who change it:
   make setup        the environment and the extension only
-  make test-fast    the core on the CPU, in seconds: about 1400 tests of losses, memories, errors
+  make test-fast    the core on the CPU, half a minute: about 1400 tests of losses, memories, errors
   make test-all     test, test-long, and with the oldest versions what depends on them
   make test-long    what is marked long: other cards, widths, instruction sets, moments of a cut-off
   make test-oldest  make test with the oldest PyTorch and Triton that are supported
-  make docs         the documentation site, into build/docs; make links also tries the links that
-                    lead elsewhere, which needs a network
+  make docs         the documentation site, into build/docs; make links also checks external links,
+                    which needs a network
   make lint         ruff, mypy, clang-format; make format mends what can be mended
   make sanitize     the tests that reach C++, under AddressSanitizer and UBSan
   make dist         sdist and wheel, installed and tried in an empty environment

@@ -16,6 +16,8 @@ OLDEST_SETUPTOOLS, OLDEST_TORCH = "77", "2.11"
 #: A build in place replaces no PyTorch and needs no license; a machine with a GPU may have no newer
 #: versions, and no network.
 IN_PLACE = "--inplace" in sys.argv
+#: Nobody has built the C++ elsewhere: there the package computes in plain PyTorch.
+COMPILES = sys.platform == "linux"
 
 HIDDEN = (
     "pip hides the environment's packages from a build unless --no-build-isolation is given.\n"
@@ -68,18 +70,18 @@ def check_torch() -> None:
         if error.name != "torch":
             raise
         version = torch_outside()
-        if not version:
+        if COMPILES and not version:
             stop(
                 f"This build sees no PyTorch. Either none is installed, or pip hides it:\n{HIDDEN}",
                 "Install PyTorch if there is none, then build without isolation",
                 *("torch", "numpy"),
             )
-        if not is_older(version, OLDEST_TORCH):
+        if COMPILES and not is_older(version, OLDEST_TORCH):
             stop(
                 f"PyTorch {version} is installed, but this build does not see it:\n{HIDDEN}",
                 "Build without isolation",
             )
-    if is_older(version, OLDEST_TORCH) and not IN_PLACE:
+    if version and is_older(version, OLDEST_TORCH) and not IN_PLACE:
         stop(
             f"PyTorch {version} is installed, and rrd_kernels needs {OLDEST_TORCH} or newer.\n"
             "pip would replace it without asking, so the build stops here.",
@@ -134,12 +136,9 @@ def extension() -> dict[str, Any]:
 
 
 check_setuptools()
+check_torch()
 if is_older(setuptools.__version__, OLDEST_SETUPTOOLS):  # in place
     from setuptools.config import pyprojecttoml
 
     pyprojecttoml.apply_configuration = lambda distribution, *_, **__: distribution
-if sys.platform == "linux":
-    check_torch()
-    setuptools.setup(**extension())
-else:  # nobody has built the C++ there: the package computes in plain PyTorch
-    setuptools.setup()
+setuptools.setup(**extension() if COMPILES else {})

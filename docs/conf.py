@@ -22,7 +22,6 @@ extensions = [
 exclude_patterns = ["pictures"]
 
 myst_heading_anchors = 4  # links to headings, by the anchors that GitHub gives them
-myst_enable_extensions = ["colon_fence"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -44,15 +44,21 @@ WITH_FAKES = (
 
 
 def _load_extension() -> str | None:
-    libraries = sorted(Path(__file__).parent.glob("_C*.so"))
+    folder = Path(__file__).parent
+    libraries = sorted(folder.glob("_C*.so"))
     if not libraries and sys.platform != "linux":
         return f"it is built on Linux only, not on {sys.platform}"
+    if not libraries and (folder.parent / "setup.py").exists():
+        return (
+            f"{folder} has the sources, in which it has not been built; run make setup there, or "
+            f"start Python in another folder to use an installed package"
+        )
     if not libraries:
-        return f"it has not been built in {Path(__file__).parent}; install the package again"
+        return f"it has not been built in {folder}; install the package again"
     try:
         torch.ops.load_library(libraries[0])
-    except OSError as error:  # usually built against another PyTorch
-        return str(error)
+    except OSError as error:
+        return f"{error}; if it was built against another PyTorch, install the package again"
     built = torch.ops.rrd_kernels.torch_version()
     if built.split(".")[:2] != torch.__version__.split(".")[:2]:
         return (

@@ -154,7 +154,8 @@ def parts(chosen: argparse.Namespace) -> Iterator[report.Part]:
 
 def main() -> int:
     arguments, prog = [*sys.argv[1:], "--device=cuda"], "python tests/gpu_sweep.py"
-    report.parse_arguments(arguments, prog)  # --help needs no GPU
+    if {"-h", "--help"} & set(arguments):  # needs no GPU
+        report.parse_arguments(arguments, prog)
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
         sys.exit("gpu_sweep.py has plans for GPUs of compute capability 9.0, such as an H200, only")
     return report.main(arguments, prog, parts)

@@ -345,17 +345,48 @@ class TestDocuments:
         assert sorted(shown) == sorted(path.name for path in documents.PICTURES.glob("*"))
 
     def test_the_gain_is_that_of_the_record(self):
-        """Computed once more, from the record's numbers."""
-        rows = [row for row in load(RECORD)["rows"] if row["figure"] == "step"]
-        steps = {(row["case"], row["implementation"]): row for row in rows}
-        shown = tables.gain_table(tables.frame(load(RECORD))).set_index("one training step")
+        """Computed once more, from the numbers of the README's record."""
+        (place,) = (at for _, of, at in documents.MARKED.findall(DOCUMENTS["README.md"]))
+        record = load(documents.ROOT / place)
+        steps = {
+            (x["case"], x["implementation"]): x for x in record["rows"] if x["figure"] == "step"
+        }
         for case, name in tables.GAIN.items():
-            if (case, "rrd_kernels") not in steps:  # an older record
-                continue
             eager, ours = steps[case, "published eager"], steps[case, "rrd_kernels"]
-            for row, column in ((eager, "published eager"), (ours, "rrd_kernels")):
-                mebibytes = row["extra_bytes"] / 2**20
-                cell = f"{tables.duration(row['median'])}, {mebibytes:.1f} MiB"
-                assert shown.loc[name, column] == cell
-            ratio = f"{eager['times_ours']:.1f}×"
-            assert shown.loc[name, "faster than published"] == ratio
+            cells = [
+                f"{tables.duration(x['median'])}, {x['extra_bytes'] / 2**20:.1f} MiB"
+                for x in (eager, steps[case, "torch.compile"], ours)
+            ]
+            row = " | ".join((name, *cells, f"{eager['times_ours']:.1f}×"))
+            assert f"| {row} |\n" in DOCUMENTS["README.md"]
+
+    def test_the_gain_on_other_machines_is_that_of_their_records(self):
+        """As the README says of two Intel CPUs."""
+
+        def gain(file, case):
+            rows = load(documents.ROOT / "benchmarks" / "results" / file)["rows"]
+            (row,) = (
+                x
+                for x in rows
+                if (x["figure"], x["case"], x["implementation"])
+                == ("step", case, "published eager")
+            )
+            return f"{row['times_ours']:.1f}×"
+
+        amx = "cpu-2-cores-avx512-amx-2026-11-28.json"
+        avx512 = "cpu-2-cores-avx512-2026-11-27.json"
+        small, large = "float32 64×16384", "float32 256×65536"
+        momentum = gain(
+            "cpu-2-cores-avx512-bf16-2026-11-27.json", "float32 momentum 64×16384 of 50000"
+        )
+        said = " ".join(DOCUMENTS["README.md"].split())
+        assert f"{gain(amx, small)} and {gain(avx512, small)} at the published size" in said
+        assert f"{gain(amx, large)} and {gain(avx512, large)} at B = 256, K = 65 536" in said
+        assert f"{momentum} with the momentum memory" in said
+
+    def test_a_gain_without_torch_compile(self):
+        record = load(RECORD)
+        record["rows"] = [x for x in record["rows"] if x["implementation"] != "torch.compile"]
+        text = tables.markdown(tables.gain_table(tables.frame(record)))
+        assert "torch.compile" not in text
+        assert "rrd_kernels" in text

@@ -112,7 +112,7 @@ def test_a_gpu_without_triton():
     start = "import on_stand_in; sys.argv[1:] = ['-m', 'rrd_kernels']; on_stand_in.main()"
     path = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
     values = report("-c", f"{NO_TRITON}; {start}", PYTHONPATH=path)
-    reason = "Triton is not installed, and there are no kernels that were compiled ahead"
+    reason = "Triton is not installed, and there is no pack of kernels compiled ahead of time"
     assert values["GPU 0"] == f"Stand-in, compute capability 9.0, reference: {reason}"
     step = values["step on cuda:0"]
     assert step.startswith("reference, loss ")

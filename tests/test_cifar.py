@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -266,7 +267,8 @@ def test_command_lines_that_are_refused(arguments, text, capsys):
         *((plot, [picture]) for picture in ("curves", "correlation", "tsne")),
     ],
 )
-def test_help(script, arguments, capsys):
+def test_help(script, arguments, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py"])
     with pytest.raises(SystemExit, match="0"):
         script.main([*arguments, "--help"])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 100

@@ -175,14 +175,19 @@ OTHERS = {("train.py",), ("-m", "pytest"), ("-m", "pip"), ("-m", "venv")}
 FLAGS = flags_by_command()
 
 
+def script(name: str) -> Path:
+    folders = (ROOT, ROOT / "examples" / "cifar100")
+    (path,) = (folder / name for folder in folders if (folder / name).exists())
+    return path
+
+
 def help_of(command, monkeypatch, capsys):
     name = command[-1]
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     if len(command) == 2:
         run = functools.partial(runpy.run_module, name, alter_sys=True)
     else:
-        folders = (ROOT, ROOT / "examples" / "cifar100")
-        (path,) = (folder / name for folder in folders if (folder / name).exists())
+        path = script(name)
         monkeypatch.syspath_prepend(path.parent)
         run = functools.partial(runpy.run_path, str(path))
     with pytest.raises(SystemExit) as ended:
@@ -195,7 +200,7 @@ def help_of(command, monkeypatch, capsys):
 @pytest.mark.parametrize("command", FLAGS, ids=" ".join)
 def test_commands_of_documents_have_their_flags(command, monkeypatch, capsys):
     if not FLAGS[command]:  # not all of these have a --help
-        assert len(command) == 1 or find_spec(command[1])
+        assert find_spec(command[1]) if len(command) == 2 else script(command[0])
         return
     text = help_of(command, monkeypatch, capsys)
     if passed_on := re.search(r"All other options go to\s+(\S+\.py)", text):
@@ -205,10 +210,24 @@ def test_commands_of_documents_have_their_flags(command, monkeypatch, capsys):
 
 def test_make_targets_of_documents_exist():
     targets = set(re.findall(r"^([\w-]+):", read("Makefile"), re.MULTILINE))
-    for path in DOCUMENTS:
-        named = set(re.findall(r"(?:^|^    |`)make ([a-z][\w-]*)", path.read_text(), re.MULTILINE))
-        assert named <= targets, path
-    assert {"demo", "test", "docs", "bench"} <= targets
+    texts = {path: path.read_text() for path in DOCUMENTS}
+    named = {
+        path: set(re.findall(r"(?:^|^    |`)make ([a-z][\w-]*)", text, re.MULTILINE))
+        for path, text in texts.items()
+    }
+    assert {path: found - targets for path, found in named.items() if found - targets} == {}
+    assert {"demo", "test", "docs", "bench"} <= named[ROOT / "README.md"]
+
+
+def test_the_picture_is_what_its_script_draws(tmp_path, monkeypatch):
+    """Pixel by pixel: other versions of the libraries may compress otherwise."""
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("matplotlib")
+    draw_step = runpy.run_path(str(ROOT / "docs" / "draw_step.py"))
+    monkeypatch.setitem(draw_step["main"].__globals__, "PICTURE", tmp_path / "step.png")
+    draw_step["main"]()
+    drawn, shown = image.open(tmp_path / "step.png"), image.open(ROOT / "docs/pictures/step.png")
+    assert drawn.convert("RGB").tobytes() == shown.convert("RGB").tobytes()
 
 
 def test_the_page_names_every_precision():

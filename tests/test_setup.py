@@ -23,16 +23,17 @@ def stub(folder: Path, name: str, version: str) -> None:
 
 
 def message(
-    folder: Path, *, torch: str = "", setuptools: str = "77.0.3", options: tuple[str, ...] = ("-S",)
+    folder: Path, *, torch: str = "", setuptools: str = "77.0.3", platform: str = "linux"
 ) -> str:
     """What setup.py ends with, if these versions are on the path; "" is not there."""
     for name, version in (("setuptools", setuptools), ("torch", torch)):
         if version:
             stub(folder, name, version)
     # Its own folder, not the current one, is what a Python that runs a file looks into.
-    code = f"import sys, runpy; sys.path.insert(0, {str(folder)!r}); runpy.run_path({str(SETUP)!r})"
+    code = f"import re, subprocess, sys, runpy; sys.platform = {platform!r}; "
+    code += f"sys.path.insert(0, {str(folder)!r}); runpy.run_path({str(SETUP)!r})"
     done = subprocess.run(
-        [sys.executable, *options, "-c", code],
+        [sys.executable, "-S", "-c", code],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -44,9 +45,10 @@ def message(
     return done.stderr.rstrip()
 
 
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
 @pytest.mark.parametrize("version", ["2.10.0+cu128", "2.9.1", "1.13.1"])
-def test_an_older_pytorch_is_not_replaced_without_asking(version, tmp_path):
-    text = message(tmp_path, torch=version)
+def test_an_older_pytorch_is_not_replaced_without_asking(version, platform, tmp_path):
+    text = message(tmp_path, torch=version, platform=platform)
     assert f"PyTorch {version} is installed, and rrd_kernels needs 2.11 or newer" in text
     assert "pip would replace it without asking" in text
     assert text.endswith(f"pip install 'torch>=2.11' numpy 'setuptools>=77' ninja{BUILD}")

@@ -85,9 +85,9 @@ def gain_table(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows[(rows.figure == STEP) & rows.case.isin(list(GAIN))]
     cells = texts(rows["median"], duration) + texts(rows.extra_bytes / 2**20, ", {:.1f} MiB".format)
     table = rows.assign(cell=cells).pivot(index="case", columns="implementation", values="cell")
-    table = table.loc[[case for case in GAIN if case in table.index], [*PLAIN, OURS]]
+    table = table.reindex([case for case in GAIN if case in table.index], columns=[*PLAIN, OURS])
     slower = rows[rows.implementation == PLAIN[0]].set_index("case").times_ours
-    table["faster than published"] = texts(slower.loc[table.index], "{:.1f}×".format)
+    table["faster than published"] = texts(slower.reindex(table.index), "{:.1f}×".format)
     return table.rename(index=GAIN).rename_axis("one training step").reset_index()
 
 

@@ -22,7 +22,7 @@ def _alike(memory: MomentumState, z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
         "memory_type": "momentum",
         "n_data": memory.n_data,
         "(nce_k, nce_t, nce_m)": rows.given,
-        "the dict of numbers set by a schedule": rows.scheduled,
+        "dict of numbers set since construction": rows.scheduled,
         "feat_dim": rows.memory_v1.shape[1],
         "memory_dtype": rows.memory_v1.dtype,
         "dtype of z_s": z_s.dtype,

@@ -102,7 +102,8 @@ class Pack:
         return PackError(
             f"rrd_kernels: the pack {self.folder} cannot be used: {reason}. Compile it again with "
             f"`python -m rrd_kernels.pack --arch {self.folder.name} --output {self.folder.parent}` "
-            f"and its own options. To run without it, remove it or unset {VARIABLE}."
+            f"and the options it was compiled with. To run without it, remove it or unset "
+            f"{VARIABLE}."
         )
 
     def find(self, specialization: Specialization) -> Binary | None:
