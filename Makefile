@@ -28,7 +28,7 @@ For those who change it:
                     STAND_IN=1 runs it without a GPU
   make clean        removes the environments and all that was built
 
-ARGS="..." goes to demo, bench, the tests, pack, gpu-pack and gpu-check: make demo ARGS=--quick
+ARGS="..." goes to demo, bench, the tests, kernels, pack, gpu-pack and gpu-check: make demo ARGS=--quick
 endef
 export HELP
 
@@ -67,7 +67,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 # The first build is pip's, which also installs what pyproject.toml asks for; later ones compile
 # only what has changed.
 $(BUILT): $(INSTALLED) $(SOURCES)
-	@echo "Compiling the extension (about a minute) ..."
+	@echo "Compiling the extension (one to three minutes) ..."
 	@{ if [ $(EDITABLE) -nt $(INSTALLED) ]; then \
 	    PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py build_ext --inplace; \
 	  else \
@@ -115,7 +115,7 @@ oldest-tree: $(OLDEST)/.installed
 	@rm -rf build/oldest && mkdir -p build/oldest
 	@git ls-files -coz --exclude-standard | tar --null --files-from - --create --file - | \
 	  tar --extract --file - --directory build/oldest
-	@echo "Compiling the extension (about a minute) ..."
+	@echo "Compiling the extension (one to three minutes) ..."
 	@cd build/oldest && export PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" && \
 	  { python setup.py build_ext --inplace >build.log 2>&1 || { cat build.log; exit 1; }; }
 

@@ -34,6 +34,7 @@ nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!rrd_kernels\.).*")]
 
 html_theme = "furo"
+pygments_style = "friendly"  # diffs in red and green
 html_title = "rrd_kernels"
 html_theme_options = {"source_view_link": "", "source_edit_link": ""}
 html_show_sphinx = False

@@ -248,14 +248,15 @@ def main() -> None:
         f"Teacher, trained with all labels: {teacher.size} parameters, accuracy {accuracy:.1%}. "
         f"Student: {digits.make_student(0).size} parameters."
     )
+    if arguments.quick:
+        console.print("--quick: so few steps only show that everything runs; figures mean nothing.")
     console.print(report.table(outcomes, times), report.LEGEND)
     draw(arguments.output, teacher, students, outcomes, test)
     if not arguments.no_benchmark:
         cases, seconds = (BENCHMARK[:1], 0.5) if arguments.quick else (BENCHMARK, 5.0)
         benchmark(cases, seconds, console)
-    console.print(report.sentences(outcomes, "student alone", "Hinton KD"))
-    if arguments.quick:
-        console.print("--quick: so few steps only show that everything runs; figures mean nothing.")
+    if not arguments.quick:
+        console.print(report.sentences(outcomes, "student alone", "Hinton KD"))
     taken = time.perf_counter() - started
     console.print(f"Picture: {arguments.output}. Total time: {taken:.0f} s.")
     console.print(PUBLISHED, soft_wrap=True)

@@ -100,14 +100,20 @@ class RRDLoss(Settings):
         enqueue: with ``"fifo"`` only, as in :class:`rrd_kernels.FifoMemory`. It overrides the
             protocol's order.
         start, slot_momentum: with ``"fifo"`` only, as in :class:`rrd_kernels.FifoMemory`.
-        precision, backend, device, dtype, memory_dtype: as in both memories.
+        precision: format of the products: ``"float64"``, ``"float32"``, ``"tf32"``, ``"float16"``
+            or ``"bfloat16"``. Default: that of the embeddings and the memory, float32 if they
+            differ; see :func:`rrd_kernels.functional.relational_loss`.
+        backend: ``"auto"`` (default: fused kernels where there are any), ``"fused"`` (raises where
+            there are none) or ``"reference"`` (plain PyTorch).
+        device, dtype: as in :class:`torch.nn.Linear`.
+        memory_dtype: dtype of the stored rows. Default: ``dtype``.
         process_group: the processes that train together. Default, for every ``gather``: all
             processes if ``torch.distributed.init_process_group`` has run, else this process alone.
         gather: what these ranks share. Construct the criterion on every rank, after
             ``init_process_group``. docs/scaling.md compares the costs.
 
             - ``"keys"`` (default): one memory, copied to every rank. Every training step gathers
-              the rows of all ranks. Thus W ranks with B/W samples each train as one process with B
+              the rows of all ranks. Thus W ranks with B samples each train as one process with W·B
               samples, under DDP or anything else that averages gradients over ranks.
             - ``"none"``: nothing. Each rank has a memory of its own rows.
             - ``"shard"``: one memory, of which each rank holds K / W rows, for a K that does not

@@ -304,7 +304,8 @@ def fits(job: AnyJob, report: Report) -> Code:
     """The job's code, reported, in which nothing is spilled and which the card has room for."""
     code = compile_job(job)
     report(code, str(job))
-    assert code.spilled == 0
+    advice = f"give {CARDS[job.card].family} smaller blocks in cards.py"
+    assert code.spilled == 0, f"{job} spills {code.spilled} bytes: {advice}"
     assert code.shared <= CARDS[job.card].shared_bytes
     return code
 

@@ -46,7 +46,10 @@ def section(of: str, path: Path) -> str:
         return tables.markdown(tables.gain_table(rows)) + "\n" + tables.source_text(record)
     if of == "errors":
         return tables.markdown(tables.errors_table(rows)) + "\n" + tables.source_text(record)
-    parts = [tables.source_text(record), tables.markdown(tables.cases_table(rows, of))]
+    parts = [
+        tables.source_text(record),
+        tables.markdown(tables.cases_table(rows, of, between="<br>")),
+    ]
     if of == Case.section:
         for figure, title in pictures.TITLES.items():
             if figure in rows.figure.unique():

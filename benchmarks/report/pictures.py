@@ -7,11 +7,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from benchmarks.measuring.run import GROWTH, OPERATOR
+from benchmarks.measuring.run import GROWTH, OPERATOR, OURS
 from benchmarks.report.record import Record
-from benchmarks.report.tables import duration, frame, operators
+from benchmarks.report.tables import PLAIN, duration, frame, operators
 
 LEAST_BYTES = 1 << 18  # what the measure of a CPU's memory cannot see counts as this in a fit
+#: Implementations whose colour is the same in every picture, whatever else a record has.
+KNOWN = (*PLAIN, "linear_cross_entropy", "SDPA math", "SDPA flash", OURS)
 TITLES = {
     GROWTH: "Time and extra memory of a step against K and against B",
     OPERATOR: "Operators or kernels that a step consists of",
@@ -21,7 +23,8 @@ TITLES = {
 def draw_all(record: Record, folder: Path, stem: str) -> list[Path]:
     """Draws all that the record has into ``folder``, each STEM-FIGURE.png; files are replaced."""
     rows = frame(record)
-    colours = {name: f"C{at}" for at, name in enumerate(rows.implementation.unique())}
+    names = dict.fromkeys([*KNOWN, *rows.implementation.unique()])
+    colours = {name: f"C{at}" for at, name in enumerate(names)}
     parts = ((draw_growth, rows[rows.figure == GROWTH]), (draw_operators, operators(rows)))
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

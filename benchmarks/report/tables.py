@@ -66,12 +66,13 @@ def duration(seconds: float) -> str:
     return f"{value:.{sum(abs(value) < limit for limit in (1, 10, 100))}f} {unit}"
 
 
-def cases_table(rows: pd.DataFrame, section: str) -> pd.DataFrame:
-    """A line for each case, a column for each implementation: a step's time, share of the ceiling,
-    times ours, and extra memory."""
+def cases_table(rows: pd.DataFrame, section: str, between: str = ", ") -> pd.DataFrame:
+    """A line for each case, a column for each implementation: a step's time and share of the
+    ceiling, then, after ``between``, times ours and extra memory."""
     rows = rows[(rows.section == section) & rows.figure.isin((STEP, GRAPH))]
-    ratio = texts(rows.times_ours, ", {:.1f}×".format).mask(rows.implementation == OURS)
-    memory = texts(rows.extra_bytes / 2**20, ", {:.1f} MiB".format)
+    ratio = texts(rows.times_ours, (between + "{:.1f}×").format).mask(rows.implementation == OURS)
+    memory = texts(rows.extra_bytes / 2**20, "{:.1f} MiB".format)
+    memory = ratio.isna().map({True: between, False: ", "}) + memory
     share = texts(rows.share, " ({:.0%})".format)
     cells = texts(rows["median"], duration) + share + ratio.fillna("") + memory.fillna("")
     columns = rows.implementation + rows.figure.map({STEP: "", GRAPH: " in a graph"})
@@ -116,7 +117,7 @@ def listing(rows: pd.DataFrame) -> pd.DataFrame:
         "extra MiB": texts(rows.extra_bytes / 2**20, "{:.1f}".format),
         "loss error": texts(rows.loss_error, "{:.1e}".format),
         "gradient error": texts(rows.gradient_error, "{:.1e}".format),
-        "memory copies": texts(rows.copies, "{:.0f}".format),
+        "memories in turn": texts(rows.copies, "{:.0f}".format),
         "reason": rows.reason.fillna(rows.not_captured).fillna(rows.no_memory),
     }
     return pd.DataFrame(columns).dropna(axis=1, how="all")

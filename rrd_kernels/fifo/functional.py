@@ -44,15 +44,12 @@ def relational_loss(
     precision: str | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    r"""Cross-entropy of the student's relations to a memory against the teacher's.
+    """Cross-entropy of the student's relations to a memory against the teacher's.
 
-    With :math:`s_i, t_i` the normalised rows of ``z_s`` and ``z_t``, and :math:`m_j` the rows of
-    ``memory`` as they are,
+    With s_i and t_i the normalised rows of ``z_s`` and ``z_t``, and m_j the rows of ``memory`` as
+    they are::
 
-    .. math::
-
-        \ell_i = -\sum_j \mathrm{softmax}_j(t_i \cdot m_j / \tau_t)
-                 \log \mathrm{softmax}_j(s_i \cdot m_j / \tau_s).
+        loss_i = − Σ_j softmax_j(t_i·m_j / τ_t) log softmax_j(s_i·m_j / τ_s)
 
     One pass over the memory computes the loss and its gradient. No [B, K] matrix is made, and
     backward does not read the memory.

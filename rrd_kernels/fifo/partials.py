@@ -22,14 +22,12 @@ def relational_partials(
     precision: str | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    r"""Unnormalised softmax sums over ``memory``, one part of the memory of a relational loss.
+    """Unnormalised softmax sums over ``memory``, one part of the memory of a relational loss.
 
     They are the sums of :func:`rrd_kernels.functional.relational_loss` before its divisions. With
-    weights :math:`v_{ij} = 2^{b_{ij} \log_2 e - \beta_i}` and
-    :math:`w_{ij} = 2^{a_{ij} \log_2 e - \alpha_i}` of the student's logits b and the teacher's a,
-    the sums are :math:`\sum_j v`, :math:`\sum_j w`, :math:`\sum_j w b`, :math:`\sum_j v m_j` and
-    :math:`\sum_j w m_j`. Rescaled to the same shifts :math:`\beta` and :math:`\alpha`, the sums of
-    several memories add up to the sums over all their rows.
+    weights v_ij = 2^(b_ij log₂e − β_i) and w_ij = 2^(a_ij log₂e − α_i) of the student's logits b
+    and the teacher's a, the sums are Σ_j v, Σ_j w, Σ_j w b, Σ_j v m_j and Σ_j w m_j. Rescaled to
+    the same shifts β and α, the sums of several memories add up to the sums over all their rows.
     :func:`rrd_kernels.functional.loss_of_partials` computes the loss from them.
 
     Args:

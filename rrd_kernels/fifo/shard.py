@@ -57,7 +57,8 @@ class Shard(NamedTuple):
             raise RuntimeError(
                 f"this memory has the rows of rank {self.rank} of {self.ranks}, but this is rank "
                 f"{ranks.rank} of {ranks.count}: construct the criterion on every rank, after "
-                f"init_process_group, and use it before destroy_process_group"
+                f"init_process_group (in Lightning: in configure_model), and use it before "
+                f"destroy_process_group"
             )
 
     def part_of(self, rows: Tensor) -> Tensor:

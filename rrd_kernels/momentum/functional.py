@@ -38,18 +38,15 @@ def sampled_relational_loss(
     method: str = "auto",
     backend: str = "auto",
 ) -> Tensor:
-    r"""Cross-entropy of the student's relations to sampled rows against the teacher's.
+    """Cross-entropy of the student's relations to sampled rows against the teacher's.
 
-    With :math:`s_i, t_i` the normalised rows of ``z_s`` and ``z_t``, :math:`v^1, v^2` the rows of
-    the two memories, and :math:`c_{ij}` the row numbers in ``contrast_idx``,
+    With s_i and t_i the normalised rows of ``z_s`` and ``z_t``, v¹ and v² the rows of the two
+    memories, and c_ij the row numbers in ``contrast_idx``::
 
-    .. math::
+        b_ij = f₁(s_i·v²[c_ij]) / τ_s      a_ij = f₂(t_i·v¹[c_ij]) / τ_t
+        loss_i = − Σ_j softmax_j(a_ij) log softmax_j(b_ij)
 
-        \ell_i = -\sum_j \mathrm{softmax}_j(a_{ij}) \log \mathrm{softmax}_j(b_{ij}), \qquad
-        b_{ij} = f_1(s_i \cdot v^2_{c_{ij}}) / \tau_s, \quad
-        a_{ij} = f_2(t_i \cdot v^1_{c_{ij}}) / \tau_t.
-
-    Without ``normalizers``, f is the identity. With them, :math:`f_k(x) = \exp(x / T) / Z_k` as
+    Without ``normalizers``, f is the identity. With them, f_k(x) = exp(x / T) / Z_k as
     published. Z_k is about n_data times the mean of the exponential. So these logits are all about
     1 / (n_data τ), and the loss is about log P. The exception is a column whose cosine is so near 1
     that its exponential outweighs Z: that column has all the weight.
