@@ -49,8 +49,8 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     )
     text = "only the cases whose name contains TEXT, such as momentum or 64x16384 (default: all)"
     add("--cases", default="", metavar="TEXT", help=text)
-    text = "seconds of timing per case, all implementations together, seven rounds or more; if "
-    text += "rounds are long, three suffice after 20 s (default: 1)"
+    text = "seconds of timing per case, all implementations together; at least seven rounds, after "
+    text += "20 s at least three (default: 1)"
     add("--seconds", type=float, default=1.0, metavar="S", help=text)
     text = (
         "file of the record; tables and pictures go beside it; if it exists, a number is added to "
