@@ -92,65 +92,59 @@ def with_lightning(rank, folder, ports):
     return found
 
 
-@pytest.fixture(scope="module")
-def lightning_ranks(tmp_path_factory):
-    pytest.importorskip("lightning")
-    return on_ranks(2, with_lightning, tmp_path_factory.mktemp("lightning"), free_ports(7))
-
-
 def same(states):
     return all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.mark.long
-class TestLightning:
-    def test_one_memory(self, lightning_ranks):
-        messages, advice, states = zip(*(found["keys"] for found in lightning_ranks), strict=True)
-        assert set(messages) == {"nothing was raised"}
-        assert advice == ([], [])
-        assert same(states)
-        assert states[0]["memory.queue_ptr"].item() == 32
+def test_lightning(tmp_path):
+    pytest.importorskip("lightning")
+    ranks = on_ranks(2, with_lightning, tmp_path, free_ports(7))
 
-    def test_without_the_call_ddp_copies_the_memory(self, lightning_ranks):
-        for found in lightning_ranks:
-            message, advice, state = found["keys, copied"]
-            assert message == "nothing was raised"
-            assert "changes nothing and takes time" in advice[0]
-            assert "where a framework such as Lightning wraps" in advice[0]
-            assert "call ignore_in_ddp(self) in the module" in advice[0]
-            assert same([state, found["keys"][2]])
+    def of(case):
+        return zip(*(found[case] for found in ranks), strict=True)
 
-    def test_a_memory_each(self, lightning_ranks):
-        messages, advice, states = zip(*(found["none"] for found in lightning_ranks), strict=True)
-        assert set(messages) == {"nothing was raised"}
-        assert advice == ([], [])
-        assert [state["memory.queue_ptr"].item() for state in states] == [16, 16]
-        assert not torch.equal(states[0]["memory.queue"][:16], states[1]["memory.queue"][:16])
-
-    def test_without_the_call_a_memory_each_is_refused(self, lightning_ranks):
-        for found in lightning_ranks:
-            message, *_ = found["none, copied"]
-            assert message.startswith("RuntimeError: DistributedDataParallel copies rank 0's")
-            assert "call ignore_in_ddp(self) in the module" in message
-
-    def test_parts_need_configure_model(self, lightning_ranks):
-        for found in lightning_ranks:
-            assert "on every rank, after init_process_group" in found["shard, made before"][0]
-
-    def test_parts(self, lightning_ranks):
-        messages, _, states = zip(*(found["shard"] for found in lightning_ranks), strict=True)
-        assert set(messages) == {"nothing was raised"}
-        rows = torch.cat([state["memory.queue"] for state in states])
-        assert rows.shape == (64, 128)
-        saved = lightning_ranks[0]["saved"]  # a plain tensor, which one process loads too
-        torch.testing.assert_close(saved["criterion.memory.queue"], rows, rtol=0, atol=0)
-        for found in lightning_ranks:
-            message, _, state = found["shard, resumed"]
-            assert message == "nothing was raised"
-            assert state["memory.queue_ptr"].item() == 64 % 64
-        # The first epoch's 32 rows are those of rank 0, which the second leaves alone.
-        resumed = lightning_ranks[0]["shard, resumed"][2]["memory.queue"]
-        torch.testing.assert_close(resumed, states[0]["memory.queue"], rtol=0, atol=0)
+    fine, cannot_follow = "nothing was raised", "where a framework such as Lightning wraps"
+    # One memory.
+    messages, advice, one = of("keys")
+    assert set(messages) == {fine}
+    assert advice == ([], [])
+    assert same(one)
+    assert one[0]["memory.queue_ptr"].item() == 32
+    # Without the call DDP copies it.
+    messages, advice, states = of("keys, copied")
+    assert set(messages) == {fine}
+    for (text,) in (found[:1] for found in advice):
+        assert "changes nothing and takes time" in text
+        assert cannot_follow in text
+        assert "call ignore_in_ddp(self) in the module" in text
+    assert same([states[0], one[0]])
+    assert same([states[1], one[1]])
+    # A memory each.
+    messages, advice, states = of("none")
+    assert set(messages) == {fine}
+    assert advice == ([], [])
+    assert [state["memory.queue_ptr"].item() for state in states] == [16, 16]
+    assert not torch.equal(states[0]["memory.queue"][:16], states[1]["memory.queue"][:16])
+    # Without the call it is refused.
+    messages, *_ = of("none, copied")
+    for message in messages:
+        assert message.startswith("RuntimeError: DistributedDataParallel copies rank 0's")
+        assert "call ignore_in_ddp(self) in the module" in message
+    # Parts of a memory need configure_model.
+    messages, *_ = of("shard, made before")
+    assert all("(in Lightning: in configure_model)" in message for message in messages)
+    messages, _, states = of("shard")
+    assert set(messages) == {fine}
+    rows = torch.cat([state["memory.queue"] for state in states])
+    assert rows.shape == (64, 128)
+    saved = ranks[0]["saved"]  # a plain tensor, which one process loads too
+    torch.testing.assert_close(saved["criterion.memory.queue"], rows, rtol=0, atol=0)
+    messages, _, resumed = of("shard, resumed")
+    assert set(messages) == {fine}
+    assert [state["memory.queue_ptr"].item() for state in resumed] == [0, 0]  # 64 of 64 rows
+    # The first epoch's 32 rows are those of rank 0, which the second leaves alone.
+    assert torch.equal(resumed[0]["memory.queue"], states[0]["memory.queue"])
 
 
 def with_accelerate(rank, folder, port):
