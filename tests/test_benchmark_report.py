@@ -361,7 +361,7 @@ class TestDocuments:
             assert f"| {row} |\n" in DOCUMENTS["README.md"]
 
     def test_the_gain_on_other_machines_is_that_of_their_records(self):
-        """As the README says of two Intel CPUs."""
+        """As the README says of Intel CPUs."""
 
         def gain(file, case):
             rows = load(documents.ROOT / "benchmarks" / "results" / file)["rows"]

@@ -238,6 +238,35 @@ def test_the_page_names_every_precision():
         assert f'`"{name}"`' in read("docs/numerics.md")
 
 
+def settings_of_numerics() -> list[list[str]]:
+    rows = re.findall(
+        r"^\| (default|`.*=torch.*`|`precision.*`) \|(.*)\|$", read("docs/numerics.md"), re.M
+    )
+    return [[setting.strip("`"), *map(str.strip, cells.split("|"))] for setting, cells in rows]
+
+
+@pytest.mark.parametrize("row", settings_of_numerics(), ids=lambda row: row[0])
+def test_what_settings_store_and_multiply(row):
+    setting, weights, memory, plain, autocast = row
+    given = eval(f"dict({setting if setting != 'default' else ''})", {"torch": torch})
+    criterion = rrd_kernels.RRDLoss(s_dim=4, t_dim=4, feat_dim=8, nce_k=16, **given)
+    assert str(criterion.embed_s.weight.dtype) == f"torch.{weights}"
+    assert str(criterion.memory.queue.dtype) == f"torch.{memory}"
+    features = torch.randn(2, 4, dtype=criterion.embed_s.weight.dtype)
+    for enabled, products in ((False, plain), (True, autocast)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            z = criterion.embed_s(features)
+        found = validation.settle_precision(
+            criterion.memory.precision, z, z, criterion.memory.queue
+        )
+        wanted = products.removeprefix("(embeddings are ").removesuffix(")")
+        assert (found or "float32") == wanted
+
+
+def test_every_setting_was_read():
+    assert len(settings_of_numerics()) == 5
+
+
 def test_links_lead_somewhere():
     for document in DOCUMENTS:
         for target in re.findall(r"\]\((?!http|#)([^)#]+)", document.read_text()):
