@@ -41,7 +41,7 @@ html_show_sphinx = False
 html_copy_source = False
 html_css_files = ["site.css"]
 html_static_path = ["_static"]
-copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 
 #: Files that a page includes, seen from here, and that page.

@@ -390,3 +390,18 @@ class TestDocuments:
         text = tables.markdown(tables.gain_table(tables.frame(record)))
         assert "torch.compile" not in text
         assert "rrd_kernels" in text
+
+    def test_what_bfloat16_gains_is_that_of_the_records(self):
+        """As docs/numerics.md says, of the records that it names: its units, and sizes in both."""
+        ratios = []
+        for _, _, place in documents.MARKED.findall(DOCUMENTS["numerics.md"]):
+            rows = tables.frame(load(documents.ROOT / place))
+            ours = rows[(rows.figure == "step") & (rows.implementation == "rrd_kernels")]
+            times = ours.set_index("case")["median"]
+            pairs = ((case, case.replace("bfloat16", "float32")) for case in times.index)
+            ratios += [
+                times[half] / times[full] for half, full in pairs if half != full and full in times
+            ]
+        assert len(ratios) == 4
+        said = f"{min(ratios):.2f} to {max(ratios):.2f} of the float32 step's time"
+        assert said in " ".join(DOCUMENTS["numerics.md"].split())
