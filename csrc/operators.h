@@ -38,12 +38,12 @@ using Precision = std::optional<c10::string_view>;
 // Signatures of the losses for users. A backend's operator has one more argument, need_grad, and
 // returns the gradient with the loss.
 using Loss = at::Tensor(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory,
-                        double tau_s, double tau_t, bool unit_memory, Precision precision,
-                        int64_t reduction);
+                        double tau_s, double tau_t, bool unit_memory, bool own_pair, bool kl,
+                        Precision precision, int64_t reduction);
 using Step = at::Tensor(at::Tensor& memory, at::Tensor& ptr, const at::Tensor& z_s,
                         const at::Tensor& z_t, double tau_s, double tau_t, bool unit_memory,
-                        Precision precision, int64_t reduction, c10::string_view enqueue,
-                        double momentum);
+                        bool own_pair, bool kl, Precision precision, int64_t reduction,
+                        c10::string_view enqueue, bool newest_first, double momentum);
 using SampledLoss = at::Tensor(const at::Tensor& z_s, const at::Tensor& z_t,
                                const at::Tensor& memory_v1, const at::Tensor& memory_v2,
                                const at::Tensor& contrast_idx,
@@ -67,7 +67,8 @@ using SampledLossForward =
     ForwardOf<"rrd_kernels::sampled_relational_loss_forward", SampledLoss>::Type;
 
 using Enqueue = Operator<"rrd_kernels::enqueue_", void(at::Tensor& memory, at::Tensor& ptr,
-                                                       const at::Tensor& keys, double momentum)>;
+                                                       const at::Tensor& keys, bool newest_first,
+                                                       double momentum)>;
 using EstimateNormalizers =
     Operator<"rrd_kernels::estimate_normalizers_",
              void(at::Tensor& normalizers, const at::Tensor& z_s, const at::Tensor& z_t,

@@ -19,41 +19,50 @@ void define(torch::Library& m, std::string schema) {
 }  // namespace
 
 TORCH_LIBRARY(rrd_kernels, m) {
-  // Differentiable in z_s. reduction is an at::Reduction: 0 (none) returns [B]; 1 (mean) and
-  // 2 (sum) return a scalar, zero for B = 0.
+  // Differentiable in z_s. own_pair: the teacher's own row is a column beside the memory's rows.
+  // tau_t = 0 is the hard target: the own pair has probability one. kl subtracts the teacher's
+  // entropy. reduction is an at::Reduction: 0 (none) returns [B]; 1 (mean) and 2 (sum) return a
+  // scalar, zero for B = 0.
   define(m,
          "relational_loss(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
-         "bool unit_memory, str? precision, int reduction) -> Tensor");
+         "bool unit_memory, bool own_pair, bool kl, str? precision, int reduction) -> Tensor");
 
   // relational_loss, and enqueue_ of the rows of z_t. enqueue: "before" or "after" the loss reads
   // the memory.
   define(m,
          "relational_step_(Tensor(a!) memory, Tensor(b!) ptr, Tensor z_s, Tensor z_t, "
-         "float tau_s, float tau_t, bool unit_memory, str? precision, int reduction, "
-         "str enqueue, float momentum) -> Tensor");
+         "float tau_s, float tau_t, bool unit_memory, bool own_pair, bool kl, str? precision, "
+         "int reduction, str enqueue, bool newest_first, float momentum) -> Tensor");
 
   // The backends' part of these two, without autograd: the reduced loss and its gradient, [B, D]
   // with need_grad, else [0, D]. Without a reduction, row i is the gradient of loss_i. A backend
   // may omit the second: csrc/composed_step.cpp then composes it from the first and enqueue_.
   define(m,
          "relational_loss_forward(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
-         "bool unit_memory, str? precision, int reduction, bool need_grad) "
-         "-> (Tensor loss, Tensor grad_z_s)");
+         "bool unit_memory, bool own_pair, bool kl, str? precision, int reduction, "
+         "bool need_grad) -> (Tensor loss, Tensor grad_z_s)");
   define(m,
          "relational_step_forward_(Tensor(a!) memory, Tensor(b!) ptr, Tensor z_s, Tensor z_t, "
-         "float tau_s, float tau_t, bool unit_memory, str? precision, int reduction, "
-         "str enqueue, float momentum, bool need_grad) -> (Tensor loss, Tensor grad_z_s)");
+         "float tau_s, float tau_t, bool unit_memory, bool own_pair, bool kl, str? precision, "
+         "int reduction, str enqueue, bool newest_first, float momentum, bool need_grad) "
+         "-> (Tensor loss, Tensor grad_z_s)");
 
   // The loss's sums over the memory, before any division. Weights are 2^(logit - shift), logits in
   // units of log 2. sums [B, 3]: the student's weights; the teacher's weights; the teacher's weight
-  // times b, the student's logit, here in natural units. With need_grad [B, 3 + 2D]: also the
-  // student's and the teacher's weighted rows. shifts [B, 2]: student, teacher. No gradient.
+  // times b, the student's logit, here in natural units; with kl, times b - a. With need_grad
+  // [B, 3 + 2D]: also the student's and the teacher's weighted rows. shifts [B, 2]: student,
+  // teacher. A hard target (tau_t = 0) has the student's alone: [B, 1] or [B, 1 + D], and [B, 1].
+  // No gradient, and no own pair: it is added once, to the sums of all parts.
   m.def(
       "relational_partials(Tensor z_s, Tensor z_t, Tensor memory, float tau_s, float tau_t, "
-      "bool unit_memory, str? precision, bool need_grad) -> (Tensor sums, Tensor shifts)");
+      "bool unit_memory, bool kl, str? precision, bool need_grad) "
+      "-> (Tensor sums, Tensor shifts)");
 
-  // slot <- normalize(momentum * slot + (1 - momentum) * normalize(key)), ptr <- ptr + B.
-  define(m, "enqueue_(Tensor(a!) memory, Tensor(b!) ptr, Tensor keys, float momentum) -> ()");
+  // slot <- normalize(momentum * slot + (1 - momentum) * normalize(key)) from slot ptr on, and
+  // ptr <- ptr + B. newest_first: from slot ptr - B on, and ptr <- ptr - B.
+  define(m,
+         "enqueue_(Tensor(a!) memory, Tensor(b!) ptr, Tensor keys, bool newest_first, "
+         "float momentum) -> ()");
 
   // The loss over sampled rows: z_s against memory_v2 and z_t against memory_v1, at the rows
   // contrast_idx [B, P]. With normalizers (Z_v1, Z_v2) logits are exp(s.m / nce_t) / Z / tau;
@@ -85,12 +94,13 @@ TORCH_LIBRARY(rrd_kernels, m) {
   // triton_step computes one call; triton_recipe returns its launches for reuse (cuda/recipe.h).
   m.def(
       "triton_step(Tensor z_s, Tensor z_t, Tensor(a!) memory, Tensor(b!)? ptr, float tau_s, "
-      "float tau_t, bool unit_memory, str precision, int reduction, bool need_grad, str enqueue, "
-      "float momentum) -> (Tensor loss, Tensor grad_z_s)");
+      "float tau_t, bool unit_memory, bool own_pair, bool kl, str precision, int reduction, "
+      "bool need_grad, str enqueue, bool newest_first, float momentum) "
+      "-> (Tensor loss, Tensor grad_z_s)");
   m.def(
       "triton_recipe(Tensor z_s, Tensor z_t, Tensor memory, Tensor? ptr, float tau_s, "
-      "float tau_t, bool unit_memory, str precision, int reduction, bool need_grad, str enqueue, "
-      "float momentum) -> int[]");
+      "float tau_t, bool unit_memory, bool own_pair, bool kl, str precision, int reduction, "
+      "bool need_grad, str enqueue, bool newest_first, float momentum) -> int[]");
 
   // Loads machine code, uint8 [bytes], on a CUDA device. Returns a handle to the function `name`
   // and its parameters' sizes in bytes, empty if the driver cannot tell.

@@ -87,8 +87,9 @@ def _register_fakes() -> None:
             dtype = torch.float64 if given["precision"] == "float64" else torch.float32
             empty = functools.partial(given["z_s"].new_empty, dtype=dtype)
             if name == "relational_partials":
-                dim = given["z_s"].shape[1]
-                return empty((batch, 3 + (2 * dim if given["need_grad"] else 0))), empty((batch, 2))
+                roles, scalars = (2, 3) if given["tau_t"] else (1, 1)
+                rows = roles * given["z_s"].shape[1] if given["need_grad"] else 0
+                return empty((batch, scalars + rows)), empty((batch, roles))
             loss = empty(() if given["reduction"] else (batch,))
             if len(schema.returns) == 1:
                 return loss

@@ -64,6 +64,8 @@ def relational_loss(
     *,
     tau_s: Number = 0.1,
     tau_t: Number = 0.02,
+    own_pair: bool = False,
+    divergence: str = "cross_entropy",
     reduction: str = "mean",
 ) -> Tensor:
     """Reference of :func:`rrd_kernels.functional.relational_loss`.
@@ -72,21 +74,40 @@ def relational_loss(
     it may change before backward.
     """
     with _without_autocast(z_s.device):
-        loss = _losses(z_s, z_t, memory, tau_s, tau_t)
+        dtype = _compute_dtype(z_s, z_t, memory)
+        rows = memory.detach().to(dtype, copy=True)
+        student = F.normalize(z_s.to(dtype), dim=1)
+        teacher = F.normalize(z_t.detach().to(dtype), dim=1)
+        b, a = student @ rows.T, teacher @ rows.T
+        if own_pair:
+            own = (student * teacher).sum(1, keepdim=True), (teacher * teacher).sum(1, keepdim=True)
+            b, a = torch.cat([own[0], b], 1), torch.cat([own[1], a], 1)
+        loss = divergence_of(b / tau_s, _target(a, tau_t, own_pair), divergence)
     return reduced(loss, reduction)
 
 
-def _losses(z_s: Tensor, z_t: Tensor, memory: Tensor, tau_s: Number, tau_t: Number) -> Tensor:
-    dtype = _compute_dtype(z_s, z_t, memory)
-    rows = memory.detach().to(dtype, copy=True)
-    student = F.normalize(z_s.to(dtype), dim=1)
-    teacher = F.normalize(z_t.detach().to(dtype), dim=1)
-    return cross_entropy(student @ rows.T / tau_s, teacher @ rows.T / tau_t)
+def _target(similarities: Tensor, tau_t: Number, own_pair: bool) -> Tensor:
+    """The target's probabilities. At ``tau_t`` = 0 the first column, the own pair, has all."""
+    if not own_pair:
+        return (similarities / tau_t).softmax(dim=1)
+    first = torch.zeros_like(similarities)
+    first[:, 0] = 1.0
+    if not isinstance(tau_t, Tensor):
+        return (similarities / tau_t).softmax(dim=1) if tau_t else first
+    # Without a branch: in a graph of torch.compile the temperature has no value.
+    hard = (tau_t == 0).to(similarities)
+    return hard * first + (1 - hard) * (similarities / (tau_t + (tau_t == 0))).softmax(dim=1)
 
 
 def cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """The losses [B] of logits [B, K]."""
-    return -(teacher_logits.softmax(dim=1) * student_logits.log_softmax(dim=1)).sum(dim=1)
+    return divergence_of(student_logits, teacher_logits.softmax(dim=1), "cross_entropy")
+
+
+def divergence_of(student_logits: Tensor, target: Tensor, divergence: str) -> Tensor:
+    """The losses [B] of the student's logits [B, K] and the target's probabilities."""
+    loss = -(target * student_logits.log_softmax(dim=1)).sum(dim=1)
+    return loss + torch.xlogy(target, target).sum(dim=1) if divergence == "kl" else loss
 
 
 @torch.no_grad()
@@ -97,6 +118,7 @@ def relational_partials(
     *,
     tau_s: float = 0.1,
     tau_t: float = 0.02,
+    divergence: str = "cross_entropy",
     need_grad: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Reference of :func:`rrd_kernels.functional.relational_partials`.
@@ -107,35 +129,74 @@ def relational_partials(
     with _without_autocast(z_s.device):
         dtype = _compute_dtype(z_s, z_t, memory)
         rows = memory.to(dtype)
-        b = F.normalize(z_s.to(dtype), dim=1) @ rows.T / tau_s
-        a = F.normalize(z_t.to(dtype), dim=1) @ rows.T / tau_t
-        shifts = torch.stack([b.amax(1), a.amax(1)], 1)
-        v, w = (b - shifts[:, :1]).exp(), (a - shifts[:, 1:]).exp()
-        sums = [torch.stack([v.sum(1), w.sum(1), (w * b).sum(1)], 1)]
+        logits = [F.normalize(z_s.to(dtype), dim=1) @ rows.T / tau_s]
+        if tau_t != 0:
+            logits.append(F.normalize(z_t.to(dtype), dim=1) @ rows.T / tau_t)
+        shifts = torch.stack([logit.amax(1) for logit in logits], 1)
+        weights = [
+            (logit - shift[:, None]).exp()
+            for logit, shift in zip(logits, shifts.unbind(1), strict=True)
+        ]
+        sums = [weight.sum(1, keepdim=True) for weight in weights]
+        if tau_t != 0:
+            b, a = logits
+            times = b - a if divergence == "kl" else b
+            sums.append((weights[1] * times).sum(1, keepdim=True))
         if need_grad:
-            sums += [v @ rows, w @ rows]
+            sums += [weight @ rows for weight in weights]
         return torch.cat(sums, 1), shifts * math.log2(math.e)
 
 
 @torch.no_grad()
 def losses_of_partials(
-    z_s: Tensor, sums: Tensor, shifts: Tensor, tau_s: float, need_grad: bool
+    z_s: Tensor,
+    sums: Tensor,
+    shifts: Tensor,
+    need_grad: bool,
+    *,
+    tau_s: float,
+    tau_t: float = 0.02,
+    z_t: Tensor | None = None,
+    divergence: str = "cross_entropy",
 ) -> tuple[Tensor, Tensor | None]:
     """The losses [B] from sums over the whole memory, and their gradient [B, D] for ``z_s``.
 
     Args:
-        z_s, sums, shifts, tau_s: as in :func:`rrd_kernels.functional.loss_of_partials`.
+        z_s, sums, shifts, tau_s, tau_t, divergence: as in
+            :func:`rrd_kernels.functional.loss_of_partials`.
+        z_t: [B, D] if the own pair is a column too; else ``None``.
         need_grad: whether to compute the gradient.
 
     Source: docs/decisions.md, the loss as attention.
     """
-    total_s, total_t, cross = sums[:, :3].unbind(1)
-    losses = total_s.log() + shifts[:, 0] * math.log(2) - cross / total_t
+    roles = shifts.shape[1]
+    scalars = 1 if roles == 1 else 3
+    shift = [part * math.log(2) for part in shifts.unbind(1)]
+    total = list(sums[:, :roles].unbind(1))
+    output = list(sums[:, scalars:].chunk(roles, 1)) if need_grad else []
+    cross = sums[:, 2] if roles == 2 else None
+    own = None if z_t is None else _unit(z_t.to(sums.dtype))
+    if own is not None:
+        b = (_unit(z_s.to(sums.dtype)) * own).sum(1) / tau_s
+        own_logits = [b] if roles == 1 else [b, (own * own).sum(1) / tau_t]
+        for role, logit in enumerate(own_logits):
+            larger = torch.maximum(shift[role], logit)
+            kept, weight = (shift[role] - larger).exp(), (logit - larger).exp()
+            shift[role], total[role] = larger, total[role] * kept + weight
+            if need_grad:
+                output[role] = output[role] * kept[:, None] + own * weight[:, None]
+            if role == 1 and cross is not None:
+                times = b - logit if divergence == "kl" else b
+                cross = cross * kept + weight * times
+        if cross is None:
+            cross = b  # all of the target's weight, which is 1
+    losses = total[0].log() + shift[0] - (cross if roles == 1 else cross / total[1])
+    if divergence == "kl" and roles == 2:
+        losses = losses - (total[1].log() + shift[1])
     if not need_grad:
         return losses, None
-    output_s, output_t = sums[:, 3:].chunk(2, 1)
-    grad = (output_s / total_s[:, None] - output_t / total_t[:, None]) / tau_s
-    return losses, through_normalize(z_s, grad)
+    target = own if roles == 1 else output[1] / total[1][:, None]
+    return losses, through_normalize(z_s, (output[0] / total[0][:, None] - target) / tau_s)
 
 
 def through_normalize(z_s: Tensor, grad: Tensor) -> Tensor:
@@ -160,17 +221,26 @@ def _moved(old: Tensor, new: Tensor, momentum: Number) -> Tensor:
 
 @outside
 @torch.no_grad()
-def enqueue_(memory: Tensor, ptr: Tensor, keys: Tensor, *, momentum: Number = 0.0) -> None:
+def enqueue_(
+    memory: Tensor,
+    ptr: Tensor,
+    keys: Tensor,
+    *,
+    newest_first: bool = False,
+    momentum: Number = 0.0,
+) -> None:
     """Reference of :func:`rrd_kernels.functional.enqueue_`.
 
     Computes in float64 if an input is float64, else in float32.
     """
     size, batch = memory.shape[0], keys.shape[0]
+    if newest_first:
+        ptr.sub_(batch)
     slots = (ptr % size + torch.arange(batch, device=memory.device)) % size
     new = _moved(memory[slots], keys, momentum)
     finite = keys.isfinite().all(dim=1, keepdim=True)
     memory[slots] = torch.where(finite, new.to(memory.dtype), memory[slots])
-    ptr.copy_((ptr + batch) % size)
+    ptr.copy_((ptr if newest_first else ptr + batch) % size)
 
 
 def relational_step_(
@@ -181,7 +251,10 @@ def relational_step_(
     *,
     tau_s: Number = 0.1,
     tau_t: Number = 0.02,
+    own_pair: bool = False,
+    divergence: str = "cross_entropy",
     enqueue: str = "before",
+    newest_first: bool = False,
     momentum: Number = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
@@ -194,10 +267,19 @@ def relational_step_(
         is_alias = torch._C._is_alias_of  # type: ignore[attr-defined]
         z_s, z_t = (z.clone() if is_alias(z, memory) else z for z in (z_s, z_t))
     if enqueue == "before":
-        enqueue_(memory, ptr, z_t, momentum=momentum)
-    loss = relational_loss(z_s, z_t, memory, tau_s=tau_s, tau_t=tau_t, reduction=reduction)
+        enqueue_(memory, ptr, z_t, newest_first=newest_first, momentum=momentum)
+    loss = relational_loss(
+        z_s,
+        z_t,
+        memory,
+        tau_s=tau_s,
+        tau_t=tau_t,
+        own_pair=own_pair,
+        divergence=divergence,
+        reduction=reduction,
+    )
     if enqueue == "after":
-        enqueue_(memory, ptr, z_t, momentum=momentum)
+        enqueue_(memory, ptr, z_t, newest_first=newest_first, momentum=momentum)
     return loss
 
 

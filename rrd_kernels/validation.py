@@ -15,6 +15,7 @@ INTEGERS = (
 PRECISIONS = ("float64", "float32", "tf32", "float16", "bfloat16")
 REDUCTIONS = ("none", "mean", "sum")  # in the order of at::Reduction
 ENQUEUES = ("before", "after")
+DIVERGENCES = ("cross_entropy", "kl")
 SIMILARITIES = ("exponential", "cosine")
 METHODS = ("auto", "dense", "gather")
 BACKENDS = ("auto", "fused", "reference")
@@ -90,6 +91,16 @@ def check_temperature(name: str, value: Number) -> None:
         raise ValueError(f"{name} must be positive and finite; got {value}")
 
 
+def check_target(name: str, value: Number, own_pair: bool) -> None:
+    """Checks a teacher's temperature, which is 0 for the hard target: the own pair alone."""
+    number = _checked_number(name, value)
+    if 0 < number < math.inf or (own_pair and number == 0):
+        return
+    what = "positive and finite, or 0 for the hard target" if own_pair else "positive and finite"
+    hint = "; 0, the hard target, needs own_pair=True" if number == 0 else ""
+    raise ValueError(f"{name} must be {what}; got {number}{hint}")
+
+
 def check_momentum(name: str, value: Number) -> None:
     value = _checked_number(name, value)
     if not 0 <= value < 1:
@@ -153,15 +164,30 @@ def check_rows(name: str, value: object) -> Tensor:
     return rows
 
 
-def check_loss(z_s: object, z_t: object, memory: object, tau_s: Number, tau_t: Number) -> None:
-    """Checks embeddings [B, D], memory [K, D] and temperatures of the relational loss."""
+def check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+
+
+def check_loss(
+    z_s: object,
+    z_t: object,
+    memory: object,
+    tau_s: Number,
+    tau_t: Number,
+    own_pair: bool = False,
+    divergence: str = "cross_entropy",
+) -> None:
+    """Checks embeddings [B, D], memory [K, D], temperatures and terms of the relational loss."""
     rows = {"z_s": z_s, "z_t": z_t, "memory": memory}
     z_s, z_t, memory = (check_rows(name, value) for name, value in rows.items())
     check_alike("z_s", z_s, "z_t", z_t, same_rows=True)
     check_alike("z_s", z_s, "memory", memory, same_rows=False)
     check_not_empty("memory", memory)
     check_temperature("tau_s", tau_s)
-    check_temperature("tau_t", tau_t)
+    check_flag("own_pair", own_pair)
+    check_target("tau_t", tau_t, own_pair)
+    check_choice("divergence", divergence, DIVERGENCES)
 
 
 def check_features(name: str, value: object, width: int | None, device: torch.device) -> None:

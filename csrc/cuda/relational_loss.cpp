@@ -26,11 +26,12 @@ struct Call {
   at::Tensor z_s, z_t, memory;
   std::optional<at::Tensor> ptr;
   double tau_s, tau_t;
-  bool unit_memory;
+  bool unit_memory, own_pair, kl;
   c10::string_view precision;
   int64_t reduction;
   bool need_grad;
   c10::string_view enqueue;  // "never" for relational_loss_forward
+  bool newest_first;
   double momentum;
 };
 
@@ -44,7 +45,7 @@ c10::string_view settled(Precision precision) {
 }
 
 // Cache key: everything a launch depends on except the pointers.
-using Key = std::array<int64_t, 21>;
+using Key = std::array<int64_t, 24>;
 
 // The first eight bytes of a name: enough to tell names apart.
 int64_t word_of(c10::string_view name) {
@@ -72,8 +73,10 @@ Key key_of(const Call& call) {
   key[at++] = word_of(call.precision);
   key[at++] = call.reduction;
   key[at++] = word_of(call.enqueue);
-  key[at++] = call.unit_memory;
-  key[at++] = call.need_grad;
+  for (const bool flag :
+       {call.unit_memory, call.own_pair, call.kl, call.need_grad, call.newest_first}) {
+    key[at++] = flag;
+  }
   return key;
 }
 
@@ -89,10 +92,11 @@ template <Name kName, typename Result>
 Result in_python(const Call& call) {
   using Python = Operator<kName, Result(const at::Tensor&, const at::Tensor&, at::Tensor,
                                         std::optional<at::Tensor>, double, double, bool,
-                                        c10::string_view, int64_t, bool, c10::string_view, double)>;
+                                        bool, bool, c10::string_view, int64_t, bool,
+                                        c10::string_view, bool, double)>;
   return Python::call(call.z_s, call.z_t, call.memory, call.ptr, call.tau_s, call.tau_t,
-                      call.unit_memory, call.precision, call.reduction, call.need_grad,
-                      call.enqueue, call.momentum);
+                      call.unit_memory, call.own_pair, call.kl, call.precision, call.reduction,
+                      call.need_grad, call.enqueue, call.newest_first, call.momentum);
 }
 
 std::shared_ptr<const cuda::Recipe> recipe_for(const Call& call) {
@@ -151,6 +155,10 @@ void check(const Call& call) {
       " do not fit");
   TORCH_CHECK_VALUE(z_s.device() == memory.device() && z_t.device() == memory.device(),
                     "rrd_kernels: z_s, z_t and memory must be on one device");
+  TORCH_CHECK_VALUE(call.tau_s > 0 && (call.tau_t > 0 || (call.tau_t == 0 && call.own_pair)),
+                    "rrd_kernels: tau_s and tau_t must be positive, or tau_t zero with own_pair; "
+                    "got ",
+                    call.tau_s, " and ", call.tau_t);
   if (!call.ptr) return;
   TORCH_CHECK_VALUE(z_s.size(0) <= memory.size(0), "rrd_kernels: ", z_s.size(0),
                     " rows do not fit a memory of ", memory.size(0));
@@ -175,22 +183,24 @@ at::Tensor apart(const at::Tensor& tensor, const at::Tensor& memory) {
 }
 
 LossAndGrad loss_on_gpu(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory,
-                        double tau_s, double tau_t, bool unit_memory, Precision precision,
-                        int64_t reduction, bool need_grad) {
-  return forward({z_s, z_t, memory, std::nullopt, tau_s, tau_t, unit_memory, settled(precision),
-                  reduction, need_grad, "never", 0.0});
+                        double tau_s, double tau_t, bool unit_memory, bool own_pair, bool kl,
+                        Precision precision, int64_t reduction, bool need_grad) {
+  return forward({z_s, z_t, memory, std::nullopt, tau_s, tau_t, unit_memory, own_pair, kl,
+                  settled(precision), reduction, need_grad, "never", false, 0.0});
 }
 
 LossAndGrad step_on_gpu(at::Tensor& memory, at::Tensor& ptr, const at::Tensor& z_s,
                         const at::Tensor& z_t, double tau_s, double tau_t, bool unit_memory,
-                        Precision precision, int64_t reduction, c10::string_view enqueue,
-                        double momentum, bool need_grad) {
+                        bool own_pair, bool kl, Precision precision, int64_t reduction,
+                        c10::string_view enqueue, bool newest_first, double momentum,
+                        bool need_grad) {
   if (!may_write(enqueue)) {
-    return loss_on_gpu(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision, reduction,
-                       need_grad);
+    return loss_on_gpu(z_s, z_t, memory, tau_s, tau_t, unit_memory, own_pair, kl, precision,
+                       reduction, need_grad);
   }
   return forward({apart(z_s, memory), apart(z_t, memory), memory, ptr, tau_s, tau_t, unit_memory,
-                  settled(precision), reduction, need_grad, enqueue, momentum});
+                  own_pair, kl, settled(precision), reduction, need_grad, enqueue, newest_first,
+                  momentum});
 }
 
 }  // namespace

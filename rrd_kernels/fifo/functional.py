@@ -18,14 +18,19 @@ def _check_loss(
     memory: Tensor,
     tau_s: Number,
     tau_t: Number,
+    own_pair: bool,
+    divergence: str,
     reduction: str,
 ) -> None:
-    check.check_loss(z_s, z_t, memory, tau_s, tau_t)
+    check.check_loss(z_s, z_t, memory, tau_s, tau_t, own_pair, divergence)
     check.check_choice("reduction", reduction, check.REDUCTIONS)
 
 
-def _check_write(memory: Tensor, ptr: Tensor, name: str, keys: Tensor, momentum: Number) -> None:
+def _check_write(
+    memory: Tensor, ptr: Tensor, name: str, keys: Tensor, newest_first: bool, momentum: Number
+) -> None:
     """Checks a write of ``keys``, called ``name`` in errors; their width is checked already."""
+    check.check_flag("newest_first", newest_first)
     check.check_writable("memory", memory)
     check.check_ptr(ptr, memory)
     check.check_momentum("momentum", momentum)
@@ -39,6 +44,8 @@ def relational_loss(
     *,
     tau_s: Number = 0.1,
     tau_t: Number = 0.02,
+    own_pair: bool = False,
+    divergence: str = "cross_entropy",
     reduction: str = "mean",
     unit_memory: bool = False,
     precision: str | None = None,
@@ -51,6 +58,8 @@ def relational_loss(
 
         loss_i = − Σ_j softmax_j(t_i·m_j / τ_t) log softmax_j(s_i·m_j / τ_s)
 
+    With ``own_pair`` the sums have one more column, m_0 = t_i.
+
     One pass over the memory computes the loss and its gradient. No [B, K] matrix is made, and
     backward does not read the memory.
 
@@ -61,7 +70,13 @@ def relational_loss(
         memory: [K, D] earlier teacher rows, not normalised here; same choice of dtypes.
         tau_s: student temperature, positive: a number, or a CPU tensor with one element and without
             a gradient. Default 0.1.
-        tau_t: teacher temperature, likewise. Default 0.02.
+        tau_t: teacher temperature, likewise. Default 0.02. With ``own_pair`` it may be 0, the hard
+            target: the own pair has probability one, as in InfoNCE, the limit for τ_t → 0. This
+            takes half the time, because the teacher is not compared with the memory.
+        own_pair: whether the teacher's own row t_i is a column beside the memory's rows. Default
+            ``False``.
+        divergence: ``"cross_entropy"`` (default), or ``"kl"``, which is smaller by the entropy of
+            the teacher's softmax. The gradient is the same.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. For B = 0 the mean is zero.
         unit_memory: promises that no row of the memory has a norm above 1, apart from rounding.
             The softmax then needs no running maximum. Default ``False``. A broken promise is
@@ -86,7 +101,8 @@ def relational_loss(
         RuntimeError: ``backend="fused"`` without fused kernels. A second derivative raises
             ``NotImplementedError``, a subclass.
 
-    Source: arXiv 2407.12073; the form computed here is derived in docs/decisions.md.
+    Source: arXiv 2407.12073; the form computed here is derived in docs/decisions.md. Other methods
+    of this form are listed in docs/methods.md.
 
     Example:
         >>> import torch
@@ -97,12 +113,19 @@ def relational_loss(
         >>> z_s.grad.shape
         torch.Size([64, 128])
     """
-    _check_loss(z_s, z_t, memory, tau_s, tau_t, reduction)
+    _check_loss(z_s, z_t, memory, tau_s, tau_t, own_pair, divergence, reduction)
     precision = check.settle_precision(precision, z_s, z_t, memory)
     tau_s, tau_t = check.settle_numbers(tau_s, tau_t)
     if not use_fused(backend, z_s.device):
         return reference.relational_loss(
-            z_s, z_t, memory, tau_s=tau_s, tau_t=tau_t, reduction=reduction
+            z_s,
+            z_t,
+            memory,
+            tau_s=tau_s,
+            tau_t=tau_t,
+            own_pair=own_pair,
+            divergence=divergence,
+            reduction=reduction,
         )
     return operator("relational_loss", tau_s)(
         z_s,
@@ -111,6 +134,8 @@ def relational_loss(
         tau_s,
         tau_t,
         unit_memory,
+        own_pair,
+        divergence == "kl",
         precision,
         check.REDUCTIONS.index(reduction),
     )
@@ -121,6 +146,7 @@ def enqueue_(
     ptr: Tensor,
     keys: Tensor,
     *,
+    newest_first: bool = False,
     momentum: Number = 0.0,
     backend: str = "auto",
 ) -> None:
@@ -134,6 +160,9 @@ def enqueue_(
         memory: [K, D] slots; float64, float32, bfloat16 or float16, any strides, changed in place.
         ptr: int64 [1], the slot of the first key, on the memory's device, changed in place.
         keys: [B, D] rows, unnormalised, with B <= K; same choice of dtypes.
+        newest_first: whether the ring grows downwards. The keys then take the slots from ``ptr - B``
+            on, and ``ptr`` becomes ``(ptr - B) % K``. From ``ptr`` on, the memory is then in the
+            order of a queue that shifts by B rows and puts the new batch first. Default ``False``.
         momentum: weight of the slot's old row, in [0, 1). Default 0: the plain FIFO write.
         backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.
 
@@ -161,12 +190,12 @@ def enqueue_(
     check.check_rows("keys", keys)
     check.check_alike("keys", keys, "memory", memory, same_rows=False)
     check.check_not_empty("memory", memory)
-    _check_write(memory, ptr, "keys", keys, momentum)
+    _check_write(memory, ptr, "keys", keys, newest_first, momentum)
     (momentum,) = check.settle_numbers(momentum)
     if not use_fused(backend, memory.device):
-        reference.enqueue_(memory, ptr, keys, momentum=momentum)
+        reference.enqueue_(memory, ptr, keys, newest_first=newest_first, momentum=momentum)
         return
-    operator("enqueue_", momentum)(memory, ptr, keys.detach(), momentum)
+    operator("enqueue_", momentum)(memory, ptr, keys.detach(), newest_first, momentum)
 
 
 def relational_step_(
@@ -177,7 +206,10 @@ def relational_step_(
     *,
     tau_s: Number = 0.1,
     tau_t: Number = 0.02,
+    own_pair: bool = False,
+    divergence: str = "cross_entropy",
     enqueue: str = "before",
+    newest_first: bool = False,
     momentum: Number = 0.0,
     reduction: str = "mean",
     unit_memory: bool = False,
@@ -201,12 +233,10 @@ def relational_step_(
             not read them, so they may be overwritten before it.
         ptr: int64 [1], the slot of the first row of ``z_t``, on the memory's device, changed in
             place.
-        tau_s: student temperature, positive. Default 0.1.
-        tau_t: teacher temperature, positive. Default 0.02.
         enqueue: whether the rows of ``z_t`` enter the memory ``"before"`` (default) or ``"after"``
             the similarities are computed.
-        momentum: weight of the slot's old row, in [0, 1). Default 0: the plain FIFO write.
-        reduction, unit_memory, precision, backend: as in
+        newest_first, momentum: as in :func:`rrd_kernels.functional.enqueue_`.
+        tau_s, tau_t, own_pair, divergence, reduction, unit_memory, precision, backend: as in
             :func:`rrd_kernels.functional.relational_loss`, with the same defaults. The promise
             ``unit_memory`` stays true: the rows that enter have norm 1.
 
@@ -231,27 +261,31 @@ def relational_step_(
         >>> z_s.grad.shape, ptr
         (torch.Size([64, 128]), tensor([64]))
     """
-    _check_loss(z_s, z_t, memory, tau_s, tau_t, reduction)
-    _check_write(memory, ptr, "z_t", z_t, momentum)
+    _check_loss(z_s, z_t, memory, tau_s, tau_t, own_pair, divergence, reduction)
+    _check_write(memory, ptr, "z_t", z_t, newest_first, momentum)
     check.check_choice("enqueue", enqueue, check.ENQUEUES)
     writes = may_write(True, enqueue)
     precision = check.settle_precision(precision, z_s, z_t, memory)
     tau_s, tau_t, momentum = check.settle_numbers(tau_s, tau_t, momentum)
     if not use_fused(backend, z_s.device):
+        terms: dict[str, Any] = {
+            "tau_s": tau_s,
+            "tau_t": tau_t,
+            "own_pair": own_pair,
+            "divergence": divergence,
+            "reduction": reduction,
+        }
         if not writes:
-            return reference.relational_loss(
-                z_s, z_t, memory, tau_s=tau_s, tau_t=tau_t, reduction=reduction
-            )
+            return reference.relational_loss(z_s, z_t, memory, **terms)
         return reference.relational_step_(
             z_s,
             z_t,
             memory,
             ptr,
-            tau_s=tau_s,
-            tau_t=tau_t,
             enqueue=enqueue,
+            newest_first=newest_first,
             momentum=momentum,
-            reduction=reduction,
+            **terms,
         )
     return operator("relational_step_", tau_s)(
         memory,
@@ -261,9 +295,12 @@ def relational_step_(
         tau_s,
         tau_t,
         unit_memory,
+        own_pair,
+        divergence == "kl",
         precision,
         check.REDUCTIONS.index(reduction),
         enqueue,
+        newest_first,
         momentum,
     )
 
@@ -279,7 +316,10 @@ def warmup(
     memory_dtype: torch.dtype | None = None,
     tau_s: Number = 0.1,
     tau_t: Number = 0.02,
+    own_pair: bool = False,
+    divergence: str = "cross_entropy",
     enqueue: str = "before",
+    newest_first: bool = False,
     momentum: Number = 0.0,
     reduction: str = "mean",
     unit_memory: bool = False,
@@ -299,7 +339,8 @@ def warmup(
         dim: width D.
         dtype: dtype of the embeddings. Under autocast give autocast's dtype. Default float32.
         memory_dtype: dtype of the memory. Default: ``dtype``.
-        tau_s, tau_t, enqueue, momentum, reduction, unit_memory, precision: as in the later calls.
+        tau_s, tau_t, own_pair, divergence, enqueue, newest_first, momentum, reduction, unit_memory,
+            precision: as in the later calls.
         device: device to compile for. Default: PyTorch's default device.
 
     Returns nothing; writes compiled kernels to disk, and no existing tensor.
@@ -321,16 +362,17 @@ def warmup(
     options: dict[str, Any] = {
         "tau_s": tau_s,
         "tau_t": tau_t,
+        "own_pair": own_pair,
+        "divergence": divergence,
         "reduction": reduction,
         "unit_memory": unit_memory,
         "precision": precision,
     }
+    write: dict[str, Any] = {"newest_first": newest_first, "momentum": momentum}
     for need_grad in (True, False):
         leaf = z_s.requires_grad_(need_grad)
-        step = relational_step_(
-            leaf, z_t, memory, ptr, enqueue=enqueue, momentum=momentum, **options
-        )
+        step = relational_step_(leaf, z_t, memory, ptr, enqueue=enqueue, **write, **options)
         loss = relational_loss(leaf, z_t, memory, **options)
         if need_grad:
             torch.autograd.grad((step + loss).sum(), leaf)
-    enqueue_(memory, ptr, z_t, momentum=momentum)
+    enqueue_(memory, ptr, z_t, **write)

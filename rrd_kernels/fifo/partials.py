@@ -17,6 +17,7 @@ def relational_partials(
     *,
     tau_s: float = 0.1,
     tau_t: float = 0.02,
+    divergence: str = "cross_entropy",
     need_grad: bool = True,
     unit_memory: bool = False,
     precision: str | None = None,
@@ -28,16 +29,20 @@ def relational_partials(
     weights v_ij = 2^(b_ij log₂e − β_i) and w_ij = 2^(a_ij log₂e − α_i) of the student's logits b
     and the teacher's a, the sums are Σ_j v, Σ_j w, Σ_j w b, Σ_j v m_j and Σ_j w m_j. Rescaled to
     the same shifts β and α, the sums of several memories add up to the sums over all their rows.
-    :func:`rrd_kernels.functional.loss_of_partials` computes the loss from them.
+    :func:`rrd_kernels.functional.loss_of_partials` computes the loss from them, and adds the own
+    pair if it is a column.
 
     Args:
-        z_s, z_t, memory, tau_s, tau_t, unit_memory, precision, backend: as in
+        z_s, z_t, memory, tau_s, unit_memory, precision, backend: as in
             :func:`rrd_kernels.functional.relational_loss`. No gradient flows through this function.
-        need_grad: whether to compute the last two sums, those of rows. Default ``True``.
+        tau_t: teacher temperature. At 0, the hard target, there are the student's sums alone, Σ_j v
+            and Σ_j v m_j.
+        divergence: ``"cross_entropy"`` (default), or ``"kl"``: then the third sum is Σ_j w (b − a).
+        need_grad: whether to compute the sums of rows too. Default ``True``.
 
     Returns:
         The sums in the order above, [B, 3 + 2D], or [B, 3] without ``need_grad``; and the shifts
-        (beta, alpha), [B, 2]. Both are float64 with float64 products, else float32. The shifts are
+        (beta, alpha), [B, 2]. With a hard target [B, 1 + D] or [B, 1], and [B, 1]. Both are float64 with float64 products, else float32. The shifts are
         zero if ``unit_memory`` is promised and kept and the temperatures allow it.
 
     Raises:
@@ -52,15 +57,29 @@ def relational_partials(
         >>> sums.shape, shifts.shape
         (torch.Size([64, 259]), torch.Size([64, 2]))
     """
-    check.check_loss(z_s, z_t, memory, tau_s, tau_t)
+    check.check_loss(z_s, z_t, memory, tau_s, tau_t, True, divergence)
     precision = check.settle_precision(precision, z_s, z_t, memory)
     z_s, z_t = z_s.detach(), z_t.detach()
     if not use_fused(backend, z_s.device):
         return reference.relational_partials(
-            z_s, z_t, memory, tau_s=tau_s, tau_t=tau_t, need_grad=need_grad
+            z_s,
+            z_t,
+            memory,
+            tau_s=tau_s,
+            tau_t=tau_t,
+            divergence=divergence,
+            need_grad=need_grad,
         )
     return torch.ops.rrd_kernels.relational_partials(
-        z_s, z_t, memory, float(tau_s), float(tau_t), unit_memory, precision, need_grad
+        z_s,
+        z_t,
+        memory,
+        float(tau_s),
+        float(tau_t),
+        unit_memory,
+        divergence == "kl",
+        precision,
+        need_grad,
     )
 
 
@@ -95,7 +114,16 @@ class _AttachedGradient(torch.autograd.Function):
 
 
 def loss_of_partials(
-    z_s: Tensor, sums: Tensor, shifts: Tensor, *, tau_s: float = 0.1, reduction: str = "mean"
+    z_s: Tensor,
+    sums: Tensor,
+    shifts: Tensor,
+    *,
+    tau_s: float = 0.1,
+    tau_t: float = 0.02,
+    z_t: Tensor | None = None,
+    own_pair: bool = False,
+    divergence: str = "cross_entropy",
+    reduction: str = "mean",
 ) -> Tensor:
     """Computes the relational loss from sums over the whole memory.
 
@@ -103,9 +131,13 @@ def loss_of_partials(
         z_s: [B, D] student embeddings, as given to
             :func:`rrd_kernels.functional.relational_partials`. Only this argument receives a
             gradient, in its own dtype, and only if ``sums`` has the sums of rows.
-        sums: [B, 3 + 2D], or [B, 3] without a gradient; from ``relational_partials``.
-        shifts: [B, 2], the shifts of ``sums``.
-        tau_s: student temperature, positive, as given to ``relational_partials``. Default 0.1.
+        sums: [B, 3 + 2D], or [B, 3] without a gradient; from ``relational_partials``. With a hard
+            target [B, 1 + D] or [B, 1].
+        shifts: [B, 2], the shifts of ``sums``; [B, 1] with a hard target.
+        tau_s, tau_t, divergence: as given to ``relational_partials``, with the same defaults.
+        z_t: [B, D] teacher embeddings. Needed with ``own_pair`` only.
+        own_pair: whether the teacher's own row is a column beside the memory's rows. Default
+            ``False``. A hard target needs it.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. For B = 0 the mean is zero.
 
     Returns:
@@ -129,15 +161,34 @@ def loss_of_partials(
     check.check_rows("sums", sums)
     check.check_rows("shifts", shifts)
     check.check_temperature("tau_s", tau_s)
+    check.check_flag("own_pair", own_pair)
+    check.check_target("tau_t", tau_t, own_pair)
+    check.check_choice("divergence", divergence, check.DIVERGENCES)
     check.check_choice("reduction", reduction, check.REDUCTIONS)
     batch, dim = z_s.shape
-    if tuple(sums.shape) not in ((batch, 3), (batch, 3 + 2 * dim)) or shifts.shape != (batch, 2):
+    roles, scalars = (1, 1) if tau_t == 0 else (2, 3)
+    widths = (scalars, scalars + roles * dim)
+    if tuple(sums.shape) not in [(batch, width) for width in widths] or shifts.shape != (
+        batch,
+        roles,
+    ):
         raise ValueError(
-            f"sums and shifts must be [{batch}, 3 or {3 + 2 * dim}] and [{batch}, 2] for z_s "
-            f"{tuple(z_s.shape)}; got {tuple(sums.shape)} and {tuple(shifts.shape)}"
+            f"sums and shifts must be [{batch}, {widths[0]} or {widths[1]}] and [{batch}, {roles}] "
+            f"for z_s {tuple(z_s.shape)}; got {tuple(sums.shape)} and {tuple(shifts.shape)}"
         )
-    need_grad = torch.is_grad_enabled() and z_s.requires_grad and sums.shape[1] > 3
-    losses, grad_z_s = reference.losses_of_partials(z_s, sums, shifts, tau_s, need_grad)
+    if own_pair:
+        check.check_alike("z_s", z_s, "z_t", check.check_rows("z_t", z_t), same_rows=True)
+    need_grad = torch.is_grad_enabled() and z_s.requires_grad and sums.shape[1] > scalars
+    losses, grad_z_s = reference.losses_of_partials(
+        z_s,
+        sums,
+        shifts,
+        need_grad,
+        tau_s=tau_s,
+        tau_t=tau_t,
+        z_t=z_t if own_pair else None,
+        divergence=divergence,
+    )
     if grad_z_s is not None:
         losses = _AttachedGradient.apply(z_s, losses, grad_z_s)
     return reference.reduced(losses, reduction)

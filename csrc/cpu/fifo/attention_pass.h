@@ -13,10 +13,20 @@
 
 namespace rrd::cpu {
 
+// The arguments of a loss besides its tensors; csrc/schemas.cpp explains them.
+struct Terms {
+  double tau_s, tau_t;
+  bool unit_memory, own_pair, kl;
+
+  // The networks whose queries the pass multiplies: with a hard target the student alone.
+  int roles() const { return tau_t == 0 ? 1 : kRoles; }
+};
+
 // Largest |logit| with a memory of unit rows, in units of log 2. The factor 1 + 1/64 allows for
 // rows that rounding has made longer than 1.
-inline double logit_bound(double tau_s, double tau_t) {
-  return kLog2E / std::min(tau_s, tau_t) * (1.0 + 1.0 / 64);
+inline double logit_bound(const Terms& terms) {
+  const double tau = terms.roles() == 1 ? terms.tau_s : std::min(terms.tau_s, terms.tau_t);
+  return kLog2E / tau * (1.0 + 1.0 / 64);
 }
 
 // Whether float32 holds the largest number of the bounded path: the loss's sum of 2^a b over
@@ -42,14 +52,14 @@ struct Plan {
 };
 
 template <typename T>
-Plan make_plan(const AttentionKernel<T>& kernel, int64_t batch, int64_t dim, int64_t rows) {
+Plan make_plan(const AttentionKernel<T>& kernel, int64_t queries, int64_t dim, int64_t rows) {
   // A block's outputs, packed queries and weights stay within a core's second-level cache.
   constexpr int64_t kBlockBytes = 1 << 20;
   constexpr int64_t kSplitRows = 512;  // fewer would not pay for the merge
   const int64_t panel_bytes =
       kernel.panel_bytes(dim) + kRoles * kernel.lanes * kernel.padded_dim(dim) * int64_t(sizeof(T));
   Plan plan;
-  plan.panels = (batch + kernel.lanes - 1) / kernel.lanes;
+  plan.panels = (queries + kRoles * kernel.lanes - 1) / (kRoles * kernel.lanes);
   plan.block_panels = std::clamp<int64_t>(kBlockBytes / panel_bytes, 1, kernel.block_panels);
   plan.block_panels = std::min(plan.block_panels, plan.panels);
   plan.blocks = (plan.panels + plan.block_panels - 1) / plan.block_panels;
@@ -82,21 +92,26 @@ struct Queries {
 
 template <typename T>
 void prepare(Worker& worker, const AttentionKernel<T>& kernel, const at::Tensor& z_s,
-             const at::Tensor& z_t, int64_t panels, double tau_s, double tau_t,
-             const Queries<T>& queries) {
+             const at::Tensor& z_t, int64_t panels, const Terms& terms, const Queries<T>& queries) {
   const int64_t batch = z_s.size(0), dim = z_s.size(1), padded = kernel.padded_dim(dim);
   const T* rows[kRoles] = {z_s.const_data_ptr<T>(), z_t.const_data_ptr<T>()};
-  T* student = queries.unit.data;
-  T* teacher = student + batch * padded;
+  const bool hard = terms.roles() == 1;
+  const int64_t samples = hard ? kRoles * kernel.lanes : kernel.lanes;  // of a panel
   worker.run(panels, [&](int64_t panel) {
-    const int64_t first = panel * kernel.lanes;
-    const int64_t count = std::min(kernel.lanes, batch - first);
-    kernel.normalize(rows[kStudent] + first * dim, count, dim, student + first * padded,
-                     queries.norm.data + first);
-    kernel.normalize(rows[kTeacher] + first * dim, count, dim, teacher + first * padded,
-                     queries.norm.data + batch + first);
-    kernel.pack(student + first * padded, teacher + first * padded, count, dim, T(kLog2E / tau_s),
-                T(kLog2E / tau_t), queries.packed.data + panel * kernel.panel_bytes(dim));
+    const int64_t first = panel * samples, count = std::min(samples, batch - first);
+    const T* unit[kRoles];
+    for (const int role : {kStudent, kTeacher}) {
+      const int64_t at = role * batch + first;
+      kernel.normalize(rows[role] + first * dim, count, dim, queries.unit.data + at * padded,
+                       queries.norm.data + at);
+      unit[role] = queries.unit.data + at * padded;
+    }
+    const int64_t here = std::min(count, kernel.lanes);
+    const PanelHalf<T> student{unit[kStudent], here, T(kLog2E / terms.tau_s)};
+    const PanelHalf<T> other =
+        hard ? PanelHalf<T>{student.unit + here * padded, count - here, student.scale}
+             : PanelHalf<T>{unit[kTeacher], here, T(kLog2E / terms.tau_t)};
+    kernel.pack({student, other}, dim, queries.packed.data + panel * kernel.panel_bytes(dim));
   });
 }
 
@@ -189,7 +204,7 @@ void attend_chunks(const AttentionKernel<T>& kernel, AttentionTask<T> task, int6
 
 template <typename T>
 void attend(Worker& worker, const AttentionKernel<T>& kernel, const Plan& plan,
-            const MemoryView& memory, const Queries<T>& queries, bool bounded,
+            const MemoryView& memory, const Queries<T>& queries, bool bounded, Sums sums,
             const Partial<T>& partial) {
   const int64_t chunk = chunk_rows(kernel, plan);
   Plan block = plan;  // sizes the buffer of later chunks' sums
@@ -207,6 +222,7 @@ void attend(Worker& worker, const AttentionKernel<T>& kernel, const Plan& plan,
     task.queries = queries.packed.data + panel * kernel.panel_bytes(memory.dim);
     task.panels = std::min(plan.block_panels, plan.panels - panel);
     task.bounded = bounded;
+    task.sums = sums;
     task.scratch = scratch.data;
     attend_chunks(kernel, task, chunk, later.all,
                   partial_at(partial, split * plan.panels + panel, kernel.lanes,
@@ -218,33 +234,38 @@ void attend(Worker& worker, const AttentionKernel<T>& kernel, const Plan& plan,
 // Then finish(begin, end) for ranges of samples.
 template <typename T>
 struct AttentionPass {
-  AttentionPass(const at::Tensor& z_s, const at::Tensor& memory, bool bfloat16_products,
-                bool need_grad)
-      : kernel(select_kernel<T>(bfloat16_products)),
-        plan(make_plan(kernel, z_s.size(0), z_s.size(1), memory.size(0))),
+  AttentionPass(const at::Tensor& z_s, const at::Tensor& memory, const Terms& terms,
+                bool bfloat16_products, bool need_grad)
+      : terms(terms),
+        kernel(select_kernel<T>(bfloat16_products)),
+        plan(make_plan(kernel, terms.roles() * z_s.size(0), z_s.size(1), memory.size(0))),
         queries(kernel, z_s.size(0), z_s.size(1), plan.panels),
         partials(kernel, plan, z_s.size(1), need_grad) {}
 
   template <typename Finish>
-  void run(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory, double tau_s,
-           double tau_t, bool unit_memory, const Finish& finish) {
-    const double bound = logit_bound(tau_s, tau_t);
-    const bool bounded = unit_memory && fits_float32(bound, memory.size(0)) &&
+  void run(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory,
+           const Finish& finish) {
+    const double bound = logit_bound(terms);
+    const bool bounded = terms.unit_memory && fits_float32(bound, memory.size(0)) &&
                          (!kernel.rounded_queries || survives_flushing(bound));
-    const double products = partials.all.output == nullptr ? 2 : 4;
+    const bool need_grad = partials.all.output != nullptr;
+    const Sums sums = need_grad ? Sums::kRows : terms.kl ? Sums::kRatio : Sums::kCross;
+    const double products = terms.roles() * (need_grad ? 2 : 1);
     const double work = products * kMultiplyAdd * double(z_s.numel()) * double(memory.size(0));
+    const MemoryView rows = view_of(memory);
     std::atomic<bool> again{false};
     in_phases(work, plan.blocks * plan.splits, [&](Worker& worker) {
-      prepare(worker, kernel, z_s, z_t, plan.panels, tau_s, tau_t, queries);
-      attend(worker, kernel, plan, view_of(memory), queries, bounded, partials.all);
+      prepare(worker, kernel, z_s, z_t, plan.panels, terms, queries);
+      attend(worker, kernel, plan, rows, queries, bounded, sums, partials.all);
       if (bounded) {
         worker.run(1, [&](int64_t) { again = !partials.within(bound, plan, memory.size(0)); });
-        if (again) attend(worker, kernel, plan, view_of(memory), queries, false, partials.all);
+        if (again) attend(worker, kernel, plan, rows, queries, false, sums, partials.all);
       }
       worker.run_ranges(z_s.size(0), kSamples, finish);
     });
   }
 
+  Terms terms;
   const AttentionKernel<T>& kernel;
   Plan plan;
   Queries<T> queries;
@@ -253,13 +274,14 @@ struct AttentionPass {
 
 // For direct callers of the operators; rrd_kernels.functional checks everything itself.
 inline void check_problem(const char* name, const at::Tensor& z_s, const at::Tensor& z_t,
-                          const at::Tensor& memory, double tau_s, double tau_t) {
+                          const at::Tensor& memory, const Terms& terms) {
   TORCH_CHECK_VALUE(z_s.dim() == 2 && z_s.sizes() == z_t.sizes() && memory.dim() == 2 &&
                         memory.size(1) == z_s.size(1) && memory.numel() > 0,
                     name, ": shapes ", z_s.sizes(), ", ", z_t.sizes(), " and memory ",
                     memory.sizes(), " do not fit");
-  TORCH_CHECK_VALUE(tau_s > 0 && tau_t > 0, name, ": tau_s and tau_t must be positive; got ", tau_s,
-                    " and ", tau_t);
+  TORCH_CHECK_VALUE(terms.tau_s > 0 && (terms.tau_t > 0 || (terms.tau_t == 0 && terms.own_pair)),
+                    name, ": tau_s and tau_t must be positive, or tau_t zero with own_pair; got ",
+                    terms.tau_s, " and ", terms.tau_t);
 }
 
 }  // namespace rrd::cpu

@@ -27,7 +27,8 @@ void write_rows(const at::Tensor& memory, int64_t first, const at::Tensor& keys,
   });
 }
 
-void enqueue(at::Tensor& memory, at::Tensor& ptr, const at::Tensor& rows, double momentum) {
+void enqueue(at::Tensor& memory, at::Tensor& ptr, const at::Tensor& rows, bool newest_first,
+             double momentum) {
   // For direct callers of the operator; rrd_kernels.functional checks everything itself.
   TORCH_CHECK_VALUE(memory.dim() == 2 && rows.dim() == 2 && memory.size(1) == rows.size(1) &&
                         rows.size(0) <= memory.size(0) && memory.numel() > 0,
@@ -39,7 +40,8 @@ void enqueue(at::Tensor& memory, at::Tensor& ptr, const at::Tensor& rows, double
   const int64_t size = memory.size(0);
   int64_t* at = ptr.mutable_data_ptr<int64_t>();
   // ptr from a checkpoint may hold any number; the modulo makes it a valid slot.
-  const int64_t first = ((*at % size) + size) % size;
+  const int64_t given = ((*at % size) + size) % size, count = keys.size(0);
+  const int64_t first = newest_first ? (given + size - count) % size : given;
   AT_DISPATCH_V2(memory.scalar_type(), "enqueue_", AT_WRAP([&] {
                    using stored_t = scalar_t;
                    AT_DISPATCH_V2(keys.scalar_type(), "enqueue_", AT_WRAP([&] {
@@ -48,7 +50,7 @@ void enqueue(at::Tensor& memory, at::Tensor& ptr, const at::Tensor& rows, double
                                   AT_EXPAND(AT_FLOATING_TYPES), at::kHalf, at::kBFloat16);
                  }),
                  AT_EXPAND(AT_FLOATING_TYPES), at::kHalf, at::kBFloat16);
-  *at = (first + keys.size(0)) % size;
+  *at = newest_first ? first : (first + count) % size;
 }
 
 }  // namespace

@@ -12,9 +12,9 @@ namespace {
 
 template <typename T>
 std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& z_s, const at::Tensor& z_t,
-                                           const at::Tensor& memory, double tau_s, double tau_t,
-                                           bool unit_memory, bool bfloat16_products,
-                                           int64_t reduction, bool need_grad) {
+                                           const at::Tensor& memory, const Terms& terms,
+                                           bool bfloat16_products, int64_t reduction,
+                                           bool need_grad) {
   const auto type = c10::CppTypeToScalarType<T>::value;
   const auto student = z_s.to(type).contiguous(), teacher = z_t.to(type).contiguous();
   const int64_t batch = z_s.size(0), dim = z_s.size(1);
@@ -23,14 +23,16 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& z_s, const at::Tens
   at::Tensor grad = at::empty({need_grad ? batch : 0, dim}, options);
   if (batch == 0) return {reduce<T>(losses, reduction), grad};
 
-  AttentionPass<T> pass(student, memory, bfloat16_products, need_grad);
-  pass.run(student, teacher, memory, tau_s, tau_t, unit_memory, [&](int64_t begin, int64_t end) {
-    const Buffer<T> workspace(need_grad ? 2 * pass.kernel.padded_dim(dim) : 0);
+  AttentionPass<T> pass(student, memory, terms, bfloat16_products, need_grad);
+  const int64_t padded = pass.kernel.padded_dim(dim);
+  pass.run(student, teacher, memory, [&](int64_t begin, int64_t end) {
+    const Buffer<T> workspace(need_grad ? 2 * padded : 0);
+    const T* unit = pass.queries.unit.data;
     pass.kernel.combine({begin, end, dim, pass.kernel.lanes, pass.plan.splits,
-                         pass.plan.panels * pass.kernel.lanes, pass.queries.unit.data,
-                         pass.queries.norm.data, pass.partials.all, tau_s,
-                         pass.kernel.rounded_queries, sample_weight_of(reduction, batch),
-                         losses.mutable_data_ptr<T>(),
+                         pass.plan.panels * pass.kernel.lanes, unit, unit + batch * padded,
+                         pass.queries.norm.data, pass.partials.all, terms.tau_s, terms.tau_t,
+                         terms.own_pair, terms.kl, pass.kernel.rounded_queries,
+                         sample_weight_of(reduction, batch), losses.mutable_data_ptr<T>(),
                          need_grad ? grad.mutable_data_ptr<T>() : nullptr, workspace.data});
   });
   return {reduce<T>(losses, reduction), grad};
@@ -38,15 +40,14 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& z_s, const at::Tens
 
 std::tuple<at::Tensor, at::Tensor> relational_loss_forward(
     const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory, double tau_s,
-    double tau_t, bool unit_memory, std::optional<c10::string_view> precision, int64_t reduction,
-    bool need_grad) {
-  check_problem("relational_loss", z_s, z_t, memory, tau_s, tau_t);
+    double tau_t, bool unit_memory, bool own_pair, bool kl,
+    std::optional<c10::string_view> precision, int64_t reduction, bool need_grad) {
+  const Terms terms{tau_s, tau_t, unit_memory, own_pair, kl && tau_t != 0};
+  check_problem("relational_loss", z_s, z_t, memory, terms);
   if (precision == "float64") {
-    return forward<double>(z_s, z_t, memory, tau_s, tau_t, unit_memory, false, reduction,
-                           need_grad);
+    return forward<double>(z_s, z_t, memory, terms, false, reduction, need_grad);
   }
-  return forward<float>(z_s, z_t, memory, tau_s, tau_t, unit_memory, precision == "bfloat16",
-                        reduction, need_grad);
+  return forward<float>(z_s, z_t, memory, terms, precision == "bfloat16", reduction, need_grad);
 }
 
 }  // namespace

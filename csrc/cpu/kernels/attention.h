@@ -2,8 +2,9 @@
 //
 // The relational loss is attention over the memory with 2B queries, [s / tau_s ; t / tau_t], and
 // K = V = memory. A panel holds the student's and the teacher's queries of `lanes` samples side by
-// side, so that a row of a tile's logits holds both logits of a sample. All logits are in units of
-// log 2, so that exp2 is the only transcendental.
+// side, so that a row of a tile's logits holds both logits of a sample. With a hard target the
+// teacher has no queries: both halves of a panel hold the student's, of twice as many samples. All
+// logits are in units of log 2, so that exp2 is the only transcendental.
 //
 // Nothing here includes PyTorch. The kernels' files are compiled once per instruction set, so they
 // must not instantiate inline functions: the linker could take that copy for other objects too.
@@ -27,6 +28,21 @@ struct MemoryView {
 // The order of a sample's student and teacher on every array axis of two.
 enum Role : int { kStudent = 0, kTeacher = 1, kRoles = 2 };
 
+// What a pass adds up beside the weights. A kernel is compiled for each.
+enum class Sums : uint8_t {
+  kRows,   // the weighted rows: with a gradient
+  kCross,  // the teacher's weight times the student's logit: the cross-entropy alone
+  kRatio,  // the teacher's weight times the student's logit less its own: the KL divergence alone
+};
+
+// Half of a panel: the queries of one network.
+template <typename T>
+struct PanelHalf {
+  const T* unit;  // unit rows [count, padded_dim]
+  int64_t count;  // up to `lanes`; missing lanes are zero
+  T scale;        // log2(e) / tau
+};
+
 // Partials: sums over some rows of the memory, for `panels` panels of queries.
 template <typename T>
 struct Partial {
@@ -34,7 +50,8 @@ struct Partial {
               // gradient
   T* shift;   // [panels, 2, lanes]              the maximum; zero on the bounded path
   T* sum;     // [panels, 2, lanes]              sum_j 2^(logit_j - shift)
-  T* cross;   // [panels, lanes]                 sum_j 2^(a_j - shift_a) b_j; null with a gradient
+  T* cross;   // [panels, lanes]                 sum_j 2^(a_j - shift_a) b_j, or (b_j - a_j); null
+              // with a gradient
 };
 
 template <typename T>
@@ -45,6 +62,7 @@ struct AttentionTask {
   const void* queries;  // packed by AttentionKernel::pack
   int64_t panels;
   bool bounded;  // |logit| small enough for exp2 without a running maximum
+  Sums sums;
   Partial<T> partial;
   void* scratch;  // scratch_bytes, aligned to kAlignment
 };
@@ -59,9 +77,13 @@ struct CombineTask {
   int64_t splits;
   int64_t split_stride;   // panels * lanes: samples in one split's arrays
   const T* student;       // unit rows [B, padded_dim]
+  const T* teacher;       // unit rows [B, padded_dim]
   const T* student_norm;  // [B]
   Partial<T> partial;     // [splits, panels, ...]
   double tau_s;
+  double tau_t;          // 0: a hard target
+  bool own_pair;         // the teacher's row is one more column
+  bool kl;               // less the teacher's entropy; false for a hard target, which has none
   bool rounded_queries;  // to bfloat16, after scaling
   double sample_weight;  // of each sample's loss in the reduced loss
   T* loss;               // [B], without sample_weight
@@ -87,9 +109,7 @@ struct AttentionKernel {
   int64_t (*scratch_bytes)(int64_t dim, int64_t panels);
   // rows [count, dim] -> unit [count, padded_dim], zero padded; norm [count], not clamped.
   void (*normalize)(const T* rows, int64_t count, int64_t dim, T* unit, T* norm);
-  // unit rows of up to `lanes` samples -> one panel, scaled by log2(e) / tau; missing lanes zero.
-  void (*pack)(const T* student, const T* teacher, int64_t count, int64_t dim, T student_scale,
-               T teacher_scale, void* panel);
+  void (*pack)(const PanelHalf<T> (&halves)[kRoles], int64_t dim, void* panel);
   void (*attend)(const AttentionTask<T>& task);
   void (*combine)(const CombineTask<T>& task);
 };

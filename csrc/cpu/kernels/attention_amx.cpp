@@ -124,13 +124,13 @@ void tile_logits(const Rows& rows, const uint16_t* queries, int64_t columns, con
 }
 
 // One tile of the memory with one panel: logits, weights and their sums.
-template <bool kNeedGrad>
+template <Sums kSums>
 Statistics bounded_tile(const Rows& rows, const uint16_t* queries, int64_t columns,
                         const Scratch& scratch, Prefetch& prefetch) {
   Statistics statistics;
   const Vec<float> none[kRoles] = {};
   const auto softmax = [&](int64_t group) __attribute__((always_inline)) {
-    softmax_group<true, kNeedGrad>(scratch.logits + group % 2 * kLogitFloats, rows.in_group(group),
+    softmax_group<true, kSums>(scratch.logits + group % 2 * kLogitFloats, rows.in_group(group),
                                    none, scratch.weights + group * kRoles * kTileHalves,
                                    statistics);
   };

@@ -108,7 +108,7 @@ void tile_logits(const Rows& rows, const uint16_t* queries, int64_t columns, con
 }
 
 // One tile of the memory with one panel: logits, weights and their sums.
-template <bool kNeedGrad>
+template <Sums kSums>
 Statistics bounded_tile(const Rows& rows, const uint16_t* queries, int64_t columns,
                         const Scratch& scratch, Prefetch& prefetch) {
   Statistics statistics;
@@ -117,7 +117,7 @@ Statistics bounded_tile(const Rows& rows, const uint16_t* queries, int64_t colum
     prefetch.step();
     logits(rows.data + group * kGroupRows * rows.stride, rows.stride, queries, columns,
            scratch.logits);
-    softmax_group<true, kNeedGrad>(scratch.logits, rows.in_group(group), none,
+    softmax_group<true, kSums>(scratch.logits, rows.in_group(group), none,
                                    scratch.weights + group * kRoles * kWeightHalves, statistics);
   }
   return statistics;

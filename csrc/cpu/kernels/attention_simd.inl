@@ -29,18 +29,19 @@ int64_t scratch_bytes(int64_t dim, int64_t panels) {
          int64_t(sizeof(T));
 }
 
-// [count, padded_dim] rows of student and teacher -> [dim, 2, lanes]
+// Two halves -> [dim, 2, lanes]
 template <typename T>
-void pack(const T* student, const T* teacher, int64_t count, int64_t dim, T student_scale,
-          T teacher_scale, void* panel) {
+void pack(const PanelHalf<T> (&halves)[kRoles], int64_t dim, void* panel) {
   constexpr int64_t kLanes = Vector<T>::kLanes;
   const int64_t padded = padded_dim<T>(dim);
   T* out = static_cast<T*>(panel);
   for (int64_t lane = 0; lane < kLanes; ++lane) {
-    for (int64_t d = 0; d < dim; ++d) {
-      T* to = out + d * kRoles * kLanes + lane;
-      to[kStudent * kLanes] = lane < count ? student[lane * padded + d] * student_scale : T(0);
-      to[kTeacher * kLanes] = lane < count ? teacher[lane * padded + d] * teacher_scale : T(0);
+    for (int half = 0; half < kRoles; ++half) {
+      const PanelHalf<T>& from = halves[half];
+      for (int64_t d = 0; d < dim; ++d) {
+        out[(d * kRoles + half) * kLanes + lane] =
+            lane < from.count ? from.unit[lane * padded + d] * from.scale : T(0);
+      }
     }
   }
 }
@@ -134,21 +135,22 @@ RRD_INLINE void logits(const T* rows, int64_t stride, const T* queries, int64_t 
   }
 }
 
-template <bool kNeedGrad, typename T>
-RRD_INLINE void accumulate(Vec<T> student, Vec<T> student_logit, Vec<T> teacher, T* to,
+template <Sums kSums, typename T>
+RRD_INLINE void accumulate(const Vec<T> (&weight)[kRoles], const Vec<T> (&logit)[kRoles], T* to,
                            Statistics<T>& statistics) {
-  statistics.sum[kStudent] += student;
-  statistics.sum[kTeacher] += teacher;
-  if constexpr (kNeedGrad) {
-    store<T>(to, student);
-    store<T>(to + Blocking<T>::kLanes, teacher);
-  } else {
-    statistics.cross += teacher * student_logit;
+  for (int role = 0; role < kRoles; ++role) {
+    statistics.sum[role] += weight[role];
+    if constexpr (kSums == Sums::kRows) store<T>(to + role * Blocking<T>::kLanes, weight[role]);
+  }
+  if constexpr (kSums == Sums::kCross) {
+    statistics.cross += weight[kTeacher] * logit[kStudent];
+  } else if constexpr (kSums == Sums::kRatio) {
+    statistics.cross += weight[kTeacher] * (logit[kStudent] - logit[kTeacher]);
   }
 }
 
 // Weights of a tile with one panel, [kRowTile, 2, lanes], on the bounded path: the shift is zero.
-template <bool kNeedGrad, typename T>
+template <Sums kSums, typename T>
 Statistics<T> bounded_weights(const Tile<T>& tile, const T* queries, int64_t dim,
                               Prefetch& prefetch, T* weights) {
   using B = Blocking<T>;
@@ -160,9 +162,9 @@ Statistics<T> bounded_weights(const Tile<T>& tile, const T* queries, int64_t dim
 #pragma GCC unroll 16
     for (int64_t r = 0; r < B::kLogitRows; ++r) {
       if (row + r < tile.count) {
-        accumulate<kNeedGrad, T>(exp2<T>(logit[r][kStudent]), logit[r][kStudent],
-                                 exp2<T>(logit[r][kTeacher]),
-                                 weights + (row + r) * kRoles * B::kLanes, statistics);
+        const Vec<T> weight[kRoles] = {exp2<T>(logit[r][kStudent]), exp2<T>(logit[r][kTeacher])};
+        accumulate<kSums, T>(weight, logit[r], weights + (row + r) * kRoles * B::kLanes,
+                             statistics);
       }
     }
   }
@@ -171,7 +173,7 @@ Statistics<T> bounded_weights(const Tile<T>& tile, const T* queries, int64_t dim
 
 // Weights of a tile with one panel, by the online softmax. Raises the running maximum and returns
 // in `factor` what rescales earlier sums and outputs.
-template <bool kNeedGrad, typename T>
+template <Sums kSums, typename T>
 Statistics<T> online_weights(const Tile<T>& tile, const T* queries, int64_t dim, Prefetch& prefetch,
                              T* weights, T* shift, Vec<T> (&factor)[kRoles]) {
   using B = Blocking<T>;
@@ -195,9 +197,10 @@ Statistics<T> online_weights(const Tile<T>& tile, const T* queries, int64_t dim,
   Statistics<T> statistics;
   for (int64_t row = 0; row < tile.count; ++row) {
     T* at = weights + row * kRoles * B::kLanes;
-    const Vec<T> student = load(at), teacher = load(at + B::kLanes);
-    accumulate<kNeedGrad, T>(exp2_nonpositive<T>(student - highest[kStudent]), student,
-                             exp2_nonpositive<T>(teacher - highest[kTeacher]), at, statistics);
+    const Vec<T> logit[kRoles] = {load(at), load(at + B::kLanes)};
+    const Vec<T> weight[kRoles] = {exp2_nonpositive<T>(logit[kStudent] - highest[kStudent]),
+                                   exp2_nonpositive<T>(logit[kTeacher] - highest[kTeacher])};
+    accumulate<kSums, T>(weight, logit, at, statistics);
   }
   return statistics;
 }
@@ -267,7 +270,7 @@ void add_outputs(const AttentionTask<T>& task, const Tile<T>& tile, const T* wei
   }
 }
 
-template <bool kBounded, bool kNeedGrad, typename T>
+template <bool kBounded, Sums kSums, typename T>
 void attend_rows(const AttentionTask<T>& task) {
   using B = Blocking<T>;
   const int64_t dim = task.memory.dim, padded = padded_dim<T>(dim);
@@ -278,7 +281,7 @@ void attend_rows(const AttentionTask<T>& task) {
     task.partial.sum[i] = T(0);
     task.partial.shift[i] = kBounded ? T(0) : -std::numeric_limits<T>::max();
   }
-  if constexpr (kNeedGrad) {
+  if constexpr (kSums == Sums::kRows) {
     for (int64_t i = 0; i < queries * padded; ++i) task.partial.output[i] = T(0);
   } else {
     for (int64_t i = 0; i < task.panels * B::kLanes; ++i) task.partial.cross[i] = T(0);
@@ -296,17 +299,17 @@ void attend_rows(const AttentionTask<T>& task) {
       T* cross = task.partial.cross + panel * B::kLanes;
       Statistics<T> statistics;
       if constexpr (kBounded) {
-        statistics = bounded_weights<kNeedGrad, T>(tile, packed, dim, prefetch, panel_weights);
+        statistics = bounded_weights<kSums, T>(tile, packed, dim, prefetch, panel_weights);
       } else {
         Vec<T> factor[kRoles];
         T* shift = task.partial.shift + panel * kRoles * B::kLanes;
         statistics =
-            online_weights<kNeedGrad, T>(tile, packed, dim, prefetch, panel_weights, shift, factor);
+            online_weights<kSums, T>(tile, packed, dim, prefetch, panel_weights, shift, factor);
         for (int role = 0; role < kRoles; ++role) {
           T* at = sum + role * B::kLanes;
           store<T>(at, load(at) * factor[role]);
         }
-        if constexpr (kNeedGrad) {
+        if constexpr (kSums == Sums::kRows) {
           rescale<T>(task.partial.output + panel * kRoles * B::kLanes * padded, padded, factor);
         } else {
           store<T>(cross, load(cross) * factor[kTeacher]);
@@ -316,21 +319,29 @@ void attend_rows(const AttentionTask<T>& task) {
         T* at = sum + role * B::kLanes;
         store<T>(at, load(at) + statistics.sum[role]);
       }
-      if constexpr (!kNeedGrad) store<T>(cross, load(cross) + statistics.cross);
+      if constexpr (kSums != Sums::kRows) store<T>(cross, load(cross) + statistics.cross);
     }
-    if constexpr (kNeedGrad) {
+    if constexpr (kSums == Sums::kRows) {
       add_outputs<B::kOutputVectors, T>(task, tile, weights, 0);
     }
   }
 }
 
+template <Sums kSums, typename T>
+void attend_sums(const AttentionTask<T>& task) {
+  return task.bounded ? attend_rows<true, kSums, T>(task) : attend_rows<false, kSums, T>(task);
+}
+
 template <typename T>
 void attend(const AttentionTask<T>& task) {
-  const bool need_grad = task.partial.output != nullptr;
-  if (task.bounded) {
-    return need_grad ? attend_rows<true, true, T>(task) : attend_rows<true, false, T>(task);
+  switch (task.sums) {
+    case Sums::kRows:
+      return attend_sums<Sums::kRows, T>(task);
+    case Sums::kCross:
+      return attend_sums<Sums::kCross, T>(task);
+    case Sums::kRatio:
+      return attend_sums<Sums::kRatio, T>(task);
   }
-  return need_grad ? attend_rows<false, true, T>(task) : attend_rows<false, false, T>(task);
 }
 
 template <typename T>

@@ -70,18 +70,16 @@ RRD_INLINE __m512i scaled_row(const float* row, int64_t d, int64_t dim, float sc
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(half(d + kLanes), half(d)));
 }
 
-// Unit rows -> [columns / 32, 2, 16 column pairs, 16 queries, 2]. A pair of columns is one 32-bit
+// Two halves -> [columns / 32, 2, 16 column pairs, 16 queries, 2]. A pair of columns is one 32-bit
 // element.
-void pack(const float* student, const float* teacher, int64_t count, int64_t dim,
-          float student_scale, float teacher_scale, void* panel) {
+void pack(const PanelHalf<float> (&halves)[kRoles], int64_t dim, void* panel) {
   uint16_t* out = static_cast<uint16_t*>(panel);
-  const float* rows[kRoles] = {student, teacher};
-  const float scale[kRoles] = {student_scale, teacher_scale};
   for (int64_t d = 0; d < matrix_dim(dim); d += 32) {
-    for (int role = 0; role < kRoles; ++role, out += kBlockHalves) {
+    for (int half = 0; half < kRoles; ++half, out += kBlockHalves) {
+      const PanelHalf<float>& from = halves[half];
       __m512i block[16] = {};
-      for (int64_t q = 0; q < count; ++q) {
-        block[q] = scaled_row(rows[role] + q * padded_dim(dim), d, dim, scale[role]);
+      for (int64_t q = 0; q < from.count; ++q) {
+        block[q] = scaled_row(from.unit + q * padded_dim(dim), d, dim, from.scale);
       }
       transpose_16x16(block);
       for (int i = 0; i < 16; ++i) _mm512_store_si512(out + i * 32, block[i]);

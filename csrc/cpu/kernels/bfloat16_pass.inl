@@ -3,7 +3,7 @@
 
 // bounded_tile's counterpart for the online softmax. Raises the running maximum and returns in
 // `factor` what rescales earlier sums and outputs.
-template <bool kNeedGrad>
+template <Sums kSums>
 Statistics online_tile(const Rows& rows, const uint16_t* queries, int64_t columns,
                        const Scratch& scratch, Prefetch& prefetch, float* shift,
                        Vec<float> (&factor)[kRoles]) {
@@ -21,7 +21,7 @@ Statistics online_tile(const Rows& rows, const uint16_t* queries, int64_t column
   }
   Statistics statistics;
   for (int64_t group = 0; group < rows.groups; ++group) {
-    softmax_group<false, kNeedGrad>(scratch.logits + group * kLogitFloats, rows.in_group(group),
+    softmax_group<false, kSums>(scratch.logits + group * kLogitFloats, rows.in_group(group),
                                     highest, scratch.weights + group * kRoles * kWeightHalves,
                                     statistics);
   }
@@ -37,7 +37,7 @@ RRD_INLINE void multiply_add(float* to, Vec<float> factor, Vec<float> term) {
   store<float>(to, load(to) * factor + term);
 }
 
-template <bool kBounded, bool kNeedGrad>
+template <bool kBounded, Sums kSums>
 void attend_rows(const AttentionTask<float>& task) {
   const MemoryView& memory = task.memory;
   const int64_t columns = matrix_dim(memory.dim);
@@ -46,6 +46,7 @@ void attend_rows(const AttentionTask<float>& task) {
   const Partial<float>& partial = task.partial;
   fill(partial.sum, queries, 0.f);
   fill(partial.shift, queries, kBounded ? 0.f : -std::numeric_limits<float>::max());
+  constexpr bool kNeedGrad = kSums == Sums::kRows;
   const Output outputs = output_of(task, scratch);
   if (kNeedGrad) fill(outputs.data, task.panels * outputs.panel_floats, 0.f);
   if (!kNeedGrad) fill(partial.cross, task.panels * kLanes, 0.f);
@@ -64,9 +65,9 @@ void attend_rows(const AttentionTask<float>& task) {
       Vec<float> factor[kRoles] = {broadcast(1.f), broadcast(1.f)};
       Statistics statistics;
       if constexpr (kBounded) {
-        statistics = bounded_tile<kNeedGrad>(rows, packed, columns, scratch, prefetch);
+        statistics = bounded_tile<kSums>(rows, packed, columns, scratch, prefetch);
       } else {
-        statistics = online_tile<kNeedGrad>(rows, packed, columns, scratch, prefetch,
+        statistics = online_tile<kSums>(rows, packed, columns, scratch, prefetch,
                                             partial.shift + panel * kRoles * kLanes, factor);
         if (kNeedGrad) rescale(output, memory.dim, factor);
       }
@@ -81,11 +82,18 @@ void attend_rows(const AttentionTask<float>& task) {
   }
 }
 
+template <Sums kSums>
+void attend_sums(const AttentionTask<float>& task) {
+  return task.bounded ? attend_rows<true, kSums>(task) : attend_rows<false, kSums>(task);
+}
+
 void attend_task(const AttentionTask<float>& task) {
-  const bool need_grad = task.partial.output != nullptr;
-  if (task.bounded) {
-    need_grad ? attend_rows<true, true>(task) : attend_rows<true, false>(task);
-  } else {
-    need_grad ? attend_rows<false, true>(task) : attend_rows<false, false>(task);
+  switch (task.sums) {
+    case Sums::kRows:
+      return attend_sums<Sums::kRows>(task);
+    case Sums::kCross:
+      return attend_sums<Sums::kCross>(task);
+    case Sums::kRatio:
+      return attend_sums<Sums::kRatio>(task);
   }
 }

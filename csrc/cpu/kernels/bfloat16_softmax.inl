@@ -42,7 +42,7 @@ struct Statistics {
 
 // Logits [kGroupRows, 2, 16 queries] -> weights [2, kGroupRows / 2, 16 queries, 2], for the first
 // `count` rows of the group; the others get zero. A pair of rows is one 32-bit element.
-template <bool kBounded, bool kNeedGrad>
+template <bool kBounded, Sums kSums>
 RRD_INLINE void softmax_group(const float* logit, int64_t count, const Vec<float> (&shift)[kRoles],
                               uint16_t* out, Statistics& statistics) {
   const auto one = [&](int64_t row, Vec<float>(&p)[kRoles]) __attribute__((always_inline)) {
@@ -50,17 +50,17 @@ RRD_INLINE void softmax_group(const float* logit, int64_t count, const Vec<float
     const Vec<float> teacher = load(logit + (row * kRoles + kTeacher) * kLanes);
     p[kStudent] = exp2_coarse(kBounded ? student : student - shift[kStudent]);
     p[kTeacher] = exp2_coarse(kBounded ? teacher : teacher - shift[kTeacher]);
-    if constexpr (!kNeedGrad) {
+    if constexpr (kSums != Sums::kRows) {
       statistics.sum[kStudent] += p[kStudent];
       statistics.sum[kTeacher] += p[kTeacher];
-      statistics.cross += p[kTeacher] * student;
+      statistics.cross += p[kTeacher] * (kSums == Sums::kCross ? student : student - teacher);
     }
   };
   const auto pair = [&](int64_t row, bool has_odd) __attribute__((always_inline)) {
     Vec<float> even[kRoles], odd[kRoles] = {};
     one(row, even);
     if (has_odd) one(row + 1, odd);
-    if constexpr (kNeedGrad) {
+    if constexpr (kSums == Sums::kRows) {
       for (int role = 0; role < kRoles; ++role) {
         // Sums the rounded weights: they multiply the rows, so the output is a true average.
         const __m512i weights = interleave(even[role], odd[role]);
@@ -76,7 +76,7 @@ RRD_INLINE void softmax_group(const float* logit, int64_t count, const Vec<float
   }
   int64_t row = 0;
   for (; row < count; row += 2) pair(row, row + 1 < count);
-  if constexpr (kNeedGrad) {
+  if constexpr (kSums == Sums::kRows) {
     for (; row < kGroupRows; row += 2) {
       _mm512_store_si512(out + row * kLanes, _mm512_setzero_si512());
       _mm512_store_si512(out + kWeightHalves + row * kLanes, _mm512_setzero_si512());

@@ -29,8 +29,7 @@ struct MomentumKernel {
   // Elements of `room` that all_similarities and all_weighted_rows need.
   int64_t (*tile_room)(int64_t dim);
   // out[i * stride + j] = unit row i . memory row j, for j in [begin, end) and i in [0, batch).
-  // packed: by AttentionKernel::pack, 2 * lanes samples of one view per panel; pack takes the
-  // second half in the teacher's place.
+  // packed: by AttentionKernel::pack, 2 * lanes samples of one view per panel.
   void (*all_similarities)(const MemoryView& memory, int64_t begin, int64_t end, const void* packed,
                            int64_t batch, T* out, int64_t stride, T* room);
   // out[i, padded_dim] = sum over j in [begin, end) of weights[i * stride + j] * row j

@@ -82,10 +82,21 @@ Merged merge(const Partial<T>& partial, int64_t query, int64_t splits, int64_t s
   return merged;
 }
 
-// The attention output of one query: sum_j softmax_j m_j, over all splits.
+// Adds one more column to a query's sum; returns its weight.
+RRD_INLINE double add_column(Merged& merged, double logit) {
+  if (logit > merged.shift) {
+    merged.sum *= __builtin_exp2(merged.shift - logit);
+    merged.shift = logit;
+  }
+  const double weight = __builtin_exp2(logit - merged.shift);
+  merged.sum += weight;
+  return weight;
+}
+
+// The attention output of one query: sum_j softmax_j m_j, over all splits and its own pair.
 template <typename T>
 void merge_output(const Partial<T>& partial, const Merged& merged, int64_t query, int64_t splits,
-                  int64_t stride, int64_t padded, T* output) {
+                  int64_t stride, int64_t padded, double own_weight, const T* own, T* output) {
   for (int64_t k = 0; k < splits; ++k) {
     const int64_t at = query + k * stride;
     const Vec<T> weight =
@@ -96,37 +107,63 @@ void merge_output(const Partial<T>& partial, const Merged& merged, int64_t query
       store<T>(output + d, k == 0 ? term : load(output + d) + term);
     }
   }
+  if (own_weight == 0.0) return;
+  const Vec<T> weight = broadcast(T(own_weight / merged.sum));
+  for (int64_t d = 0; d < padded; d += Vector<T>::kLanes) {
+    const Vec<T> term = load(own + d) * weight;
+    store<T>(output + d, splits == 0 ? term : load(output + d) + term);
+  }
 }
 
-// loss_i = LSE(b_i) - s_i . O^t_i / tau_s and its gradient through the normalisation.
+// loss_i = LSE(b_i) - s_i . O^t_i / tau_s and its gradient through the normalisation. With kl also
+// - LSE(a_i) + t_i . O^t_i / tau_t.
 template <typename T>
 void combine(const CombineTask<T>& task) {
+  constexpr double kLog2E = 1.4426950408889634, kLog2 = 0.6931471805599453;
   const int64_t padded = padded_dim<T>(task.dim);
   const int64_t stride = task.split_stride * kRoles;
+  const bool hard = task.tau_t == 0.0;
+  const int64_t target_splits = hard ? 0 : task.splits;  // a hard target has the own pair alone
   const T inverse_tau = T(1.0 / task.tau_s);
-  const T query_scale = task.rounded_queries ? T(1.4426950408889634 / task.tau_s) : T(0);
+  const T scale_s = task.rounded_queries ? T(kLog2E / task.tau_s) : T(0);
+  const T scale_t = task.rounded_queries && !hard ? T(kLog2E / task.tau_t) : T(0);
   for (int64_t i = task.batch_begin; i < task.batch_end; ++i) {
     const int64_t panel = i / task.lanes, lane = i % task.lanes;
-    const int64_t student = (panel * kRoles + kStudent) * task.lanes + lane;
+    const int64_t student = hard ? i : (panel * kRoles + kStudent) * task.lanes + lane;
     const int64_t teacher = (panel * kRoles + kTeacher) * task.lanes + lane;
-    const Merged q = merge(task.partial, student, task.splits, stride);
-    const Merged p = merge(task.partial, teacher, task.splits, stride);
+    const T* unit = task.student + i * padded;
+    const T* target = task.teacher + i * padded;
+    Merged q = merge(task.partial, student, task.splits, stride);
+    Merged p = hard ? Merged{0.0, 1.0} : merge(task.partial, teacher, task.splits, stride);
+    double own_s = 0, own_t = 0, own_logit = 0, own_logit_t = 0;
+    if (task.own_pair) {
+      own_logit = double(dot_as_multiplied(unit, target, padded, scale_s)) * kLog2E / task.tau_s;
+      own_s = add_column(q, own_logit);
+      own_t = 1;
+    }
+    if (task.own_pair && !hard) {
+      own_logit_t = double(dot_as_multiplied(target, target, padded, scale_t)) * kLog2E / task.tau_t;
+      own_t = add_column(p, own_logit_t);
+    }
+    const double entropy_part = task.kl ? p.log_sum_exp() : 0;
     if (task.grad == nullptr) {
-      double cross = 0;
-      for (int64_t k = 0; k < task.splits; ++k) {
+      double cross = own_t == 0 ? 0 : own_t * (task.kl ? own_logit - own_logit_t : own_logit);
+      for (int64_t k = 0; k < target_splits; ++k) {
         cross += double(task.partial.cross[i + k * task.split_stride]) *
                  __builtin_exp2(task.partial.shift[teacher + k * stride] - p.shift);
       }
-      task.loss[i] = T(q.log_sum_exp() - 0.6931471805599453 * cross / p.sum);
+      task.loss[i] = T(q.log_sum_exp() - entropy_part - kLog2 * cross / p.sum);
       continue;
     }
     T* output_s = task.workspace;
     T* output_t = task.workspace + padded;
-    merge_output(task.partial, q, student, task.splits, stride, padded, output_s);
-    merge_output(task.partial, p, teacher, task.splits, stride, padded, output_t);
-    const T* unit = task.student + i * padded;
-    const T similarity = dot_as_multiplied(unit, output_t, padded, query_scale);
-    task.loss[i] = T(q.log_sum_exp() - double(similarity) / task.tau_s);
+    merge_output(task.partial, q, student, task.splits, stride, padded, own_s, target, output_s);
+    merge_output(task.partial, p, teacher, target_splits, stride, padded, own_t, target, output_t);
+    double mean_logit = double(dot_as_multiplied(unit, output_t, padded, scale_s)) / task.tau_s;
+    if (task.kl) {
+      mean_logit -= double(dot_as_multiplied(target, output_t, padded, scale_t)) / task.tau_t;
+    }
+    task.loss[i] = T(q.log_sum_exp() - entropy_part - mean_logit);
 
     const double norm = task.student_norm[i];
     const bool clamped = norm <= kNormEps;  // then z / eps is linear in z

@@ -28,10 +28,13 @@ class FifoSettings(NamedTuple):
     tau_s: float
     tau_t: float
     unit_memory: bool
+    own_pair: bool
+    kl: bool
     precision: str  # one of STORAGE
     reduction: int  # as at::Reduction: 0 none, 1 mean, 2 sum
     need_grad: bool
     enqueue: str = "never"  # or "before", "after"
+    newest_first: bool = False
     momentum: float = 0.0
 
 
