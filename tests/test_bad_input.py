@@ -340,15 +340,19 @@ def test_fused_backend_says_why_it_is_not_there(monkeypatch):
 def test_the_bare_operators_refuse_what_they_could_not_read():
     operators = torch.ops.rrd_kernels
     rows, wide = torch.randn(4, 8), torch.randn(16, 9)
+    terms = (0.1, 0.1, False, False, False, None, 1, True)
+    hard = (0.1, 0.0, *terms[2:])  # which needs the own pair
+    with raises(ValueError, "tau_t zero with own_pair; got 0.1 and 0"):
+        operators.relational_loss_forward(rows, rows, rows, *hard)
     with raises(ValueError, "[4, 8]", "[16, 9]"):
-        operators.relational_loss_forward(rows, rows, wide, 0.1, 0.1, False, None, 1, True)
+        operators.relational_loss_forward(rows, rows, wide, *terms)
     with raises(ValueError, "[4, 8]", "[16, 9]"):
-        operators.enqueue_(wide, torch.tensor([0]), rows, 0.0)
+        operators.enqueue_(wide, torch.tensor([0]), rows, False, 0.0)
     for empty in (torch.randn(0, 8), torch.randn(4, 0)):
         narrow = torch.randn(4, empty.shape[1])
         with raises(ValueError, str(list(empty.shape))):
-            operators.relational_loss_forward(narrow, narrow, empty, 0.1, 0.1, False, None, 1, True)
+            operators.relational_loss_forward(narrow, narrow, empty, *terms)
         with raises(ValueError, str(list(empty.shape))):
-            operators.enqueue_(empty, torch.tensor([0]), narrow[:0], 0.0)
+            operators.enqueue_(empty, torch.tensor([0]), narrow[:0], False, 0.0)
     with raises(ValueError, "one int64"):
-        operators.enqueue_(rows, torch.tensor([], dtype=torch.int64), rows, 0.0)
+        operators.enqueue_(rows, torch.tensor([], dtype=torch.int64), rows, False, 0.0)

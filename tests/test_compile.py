@@ -131,7 +131,7 @@ def test_export_of_the_functional_loss(strict, reduction, device):
 def test_opcheck_of_the_loss(dtype, need_grad, reduction, device):
     problem = draw(4, 8, 16, dtype, device)
     precision = None if dtype == torch.float32 else str(dtype).removeprefix("torch.")
-    arguments = (problem.z_t, problem.memory, 0.1, 0.02, False, precision)
+    arguments = (problem.z_t, problem.memory, 0.1, 0.02, False, False, False, precision)
     torch.library.opcheck(
         torch.ops.rrd_kernels.relational_loss_forward.default,
         (problem.z_s, *arguments, reduction, need_grad),
@@ -149,7 +149,7 @@ def test_opcheck_of_the_loss(dtype, need_grad, reduction, device):
 def test_opcheck_of_the_step(dtype, need_grad, reduction, enqueue, device):
     problem = draw(4, 8, 16, dtype, device)
     ptr = torch.tensor([14], device=device)
-    settings = (0.1, 0.02, False, None, reduction, enqueue, 0.5)
+    settings = (0.1, 0.02, False, True, True, None, reduction, enqueue, enqueue == "before", 0.5)
     torch.library.opcheck(
         torch.ops.rrd_kernels.relational_step_forward_.default,
         (problem.memory, ptr, problem.z_s, problem.z_t, *settings, need_grad),
@@ -161,12 +161,14 @@ def test_opcheck_of_the_step(dtype, need_grad, reduction, enqueue, device):
     )
 
 
+@pytest.mark.parametrize("newest_first", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
-def test_opcheck_of_the_enqueue(momentum, device):
+def test_opcheck_of_the_enqueue(momentum, newest_first, device):
     memory = torch.randn(8, 4, device=device)
     ptr = torch.tensor([6], device=device)
     keys = torch.randn(4, 4, device=device)
-    torch.library.opcheck(torch.ops.rrd_kernels.enqueue_.default, (memory, ptr, keys, momentum))
+    arguments = (memory, ptr, keys, newest_first, momentum)
+    torch.library.opcheck(torch.ops.rrd_kernels.enqueue_.default, arguments)
 
 
 def test_inference_mode_and_no_grad(device):

@@ -107,7 +107,7 @@ def test_forward_mode_of_an_operator_raises(device):
             given = dataclasses.replace(problem, **{name: dual})
             with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
                 torch.ops.rrd_kernels.relational_loss(
-                    given.z_s, given.z_t, given.memory, 0.1, 0.02, False, None, 1
+                    given.z_s, given.z_t, given.memory, 0.1, 0.02, False, False, False, None, 1
                 )
 
 

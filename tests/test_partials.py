@@ -123,7 +123,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="same width D"):
         relational_partials(problem.z_s, problem.z_t, problem.memory[:, :9])
     with pytest.raises(ValueError, match="tau_t must be positive"):
-        relational_partials(problem.z_s, problem.z_t, problem.memory, tau_t=0.0)
+        relational_partials(problem.z_s, problem.z_t, problem.memory, tau_t=-0.1)
     sums, shifts = reference.relational_partials(problem.z_s, problem.z_t, problem.memory)
     for bad in ((sums[:, :9], shifts), (sums, shifts[:, :1]), (sums[:4], shifts)):
         with pytest.raises(ValueError, match="sums and shifts must be"):
@@ -133,14 +133,17 @@ def test_bad_input():
     for shape in ((5, 8), (4, 8)):
         with pytest.raises(ValueError, match="do not fit"):
             torch.ops.rrd_kernels.relational_partials(
-                torch.ones(5, 8), torch.ones(4, 8), torch.ones(shape), 0.1, 0.1, False, None, True
+                *(torch.ones(5, 8), torch.ones(4, 8), torch.ones(shape)),
+                *(0.1, 0.1, False, False, None, True),
             )
 
 
+@pytest.mark.parametrize("kl", [False, True])
+@pytest.mark.parametrize("tau_t", [0.02, 0.0])
 @pytest.mark.parametrize("need_grad", [True, False])
-def test_the_operator_is_well_formed(need_grad, device):
+def test_the_operator_is_well_formed(need_grad, tau_t, kl, device):
     problem = draw(5, 16, 48, device=device)
     torch.library.opcheck(
         torch.ops.rrd_kernels.relational_partials.default,
-        (problem.z_s, problem.z_t, problem.memory, 0.1, 0.02, True, None, need_grad),
+        (problem.z_s, problem.z_t, problem.memory, 0.1, tau_t, True, kl, None, need_grad),
     )

@@ -325,10 +325,11 @@ def test_opcheck_of_the_twins(name, device):
     ptr = torch.tensor([14], device=device)
     columns = torch.randint(16, (4, 5), device=device)
     arguments = {
-        "enqueue_": (memory, ptr, z_t, momentum),
+        "enqueue_": (memory, ptr, z_t, False, momentum),
         "momentum_update_": (memory, index, z_t, momentum),
         "relational_step_forward_": (
-            *(memory, ptr, z_s, z_t, tau, tau, False, None, 1, "before", momentum, True),
+            *(memory, ptr, z_s, z_t, tau, tau, False, True, False, None, 1),
+            *("before", False, momentum, True),
         ),
         "estimate_normalizers_": (
             *(torch.full((2,), -1.0, device=device), z_s, z_t, memory, memory.clone()),

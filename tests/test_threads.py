@@ -36,7 +36,7 @@ def operators(batch: int, rows: int, drawn: int, dim: int) -> dict[str, Callable
     taus, precision, mean = (0.1, 0.02), "float32", 1
 
     def loss(memory: torch.Tensor) -> object:
-        settings = (*taus, True, precision, mean, True)
+        settings = (*taus, True, False, False, precision, mean, True)
         return ops.relational_loss_forward(z_s, z_t, memory, *settings)
 
     def sampled(method: str) -> object:
@@ -48,9 +48,9 @@ def operators(batch: int, rows: int, drawn: int, dim: int) -> dict[str, Callable
         # Not unit rows, as it is told: there is a second pass, with a running maximum.
         "relational_loss, again": lambda: loss(longer),
         "relational_partials": lambda: ops.relational_partials(
-            z_s, z_t, fifo, *taus, True, precision, True
+            z_s, z_t, fifo, *taus, True, False, precision, True
         ),
-        "enqueue_": lambda: ops.enqueue_(fifo, ptr, z_t, 0.0),
+        "enqueue_": lambda: ops.enqueue_(fifo, ptr, z_t, False, 0.0),
         "dense": lambda: sampled("dense"),
         "gather": lambda: sampled("gather"),
         "estimate_normalizers_": lambda: ops.estimate_normalizers_(unset, *views, 0.07),
