@@ -2,6 +2,7 @@
 
 from rrd_kernels import checkpoint, distributed, extension, functional, reference
 from rrd_kernels.fifo.memory import FifoMemory
+from rrd_kernels.fifo.queue import RelationalQueue
 from rrd_kernels.loss import RRDLoss
 from rrd_kernels.momentum.memory import MomentumMemory
 from rrd_kernels.momentum.negatives import ContrastSampler
@@ -13,6 +14,7 @@ __all__ = [
     "FifoMemory",
     "MomentumMemory",
     "RRDLoss",
+    "RelationalQueue",
     "checkpoint",
     "distributed",
     "extension",

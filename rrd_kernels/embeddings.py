@@ -87,6 +87,9 @@ class Embeddings(Settings):
     Source: the published code of arXiv 2407.12073.
     """
 
+    #: What a step calls its two inputs, for errors.
+    INPUTS = ("f_s", "f_t")
+
     embed_s: nn.Module
     embed_t: nn.Module
 
@@ -160,12 +163,13 @@ class Embeddings(Settings):
 
     def check_features(self, f_s: Tensor, f_t: Tensor, device: torch.device) -> None:
         """Raises unless both are batches of one size, of the right widths and on ``device``."""
-        check.check_features("f_s", f_s, self._widths["embed_s"], device)
-        check.check_features("f_t", f_t, self._widths["embed_t"], device)
+        student, teacher = self.INPUTS
+        check.check_features(student, f_s, self._widths["embed_s"], device)
+        check.check_features(teacher, f_t, self._widths["embed_t"], device)
         if f_s.shape[0] != f_t.shape[0]:
             raise ValueError(
-                f"f_s and f_t must have the same batch size; got shapes {tuple(f_s.shape)} and "
-                f"{tuple(f_t.shape)}"
+                f"{student} and {teacher} must have the same batch size; got shapes "
+                f"{tuple(f_s.shape)} and {tuple(f_t.shape)}"
             )
 
     def project(self, f_s: Tensor, f_t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -99,7 +99,8 @@ class RRDLoss(Settings):
             versions 1 to 3 of the paper, where the batch enters the memory after the loss.
         enqueue: with ``"fifo"`` only, as in :class:`rrd_kernels.FifoMemory`. It overrides the
             protocol's order.
-        start, slot_momentum: with ``"fifo"`` only, as in :class:`rrd_kernels.FifoMemory`.
+        start, slot_momentum, own_pair, divergence: with ``"fifo"`` only, as in
+            :class:`rrd_kernels.FifoMemory`.
         precision: format of the products: ``"float64"``, ``"float32"``, ``"tf32"``, ``"float16"``
             or ``"bfloat16"``. Default: that of the embeddings and the memory, float32 if they
             differ; see :func:`rrd_kernels.functional.relational_loss`.
@@ -181,6 +182,8 @@ class RRDLoss(Settings):
         enqueue: str | None = None,
         start: str | None = None,
         slot_momentum: float | None = None,
+        own_pair: bool | None = None,
+        divergence: str | None = None,
         precision: str | None = None,
         backend: str = "auto",
         device: torch.device | str | None = None,
@@ -214,7 +217,7 @@ class RRDLoss(Settings):
         tau_s = setting("nce_t_s", nce_t_s, published.tau_s)
         tau_t = setting("nce_t_t", nce_t_t, published.tau_t)
         check.check_temperature("nce_t_s", tau_s)
-        check.check_temperature("nce_t_t", tau_t)
+        check.check_target("nce_t_t", tau_t, bool(own_pair))
         memory_type = setting("memory_type", memory_type, "fifo")
         check.check_choice("memory_type", memory_type, MEMORY_TYPES)
         size = setting("nce_k", nce_k, 16384)
@@ -240,6 +243,8 @@ class RRDLoss(Settings):
             "enqueue": enqueue,
             "start": start,
             "slot_momentum": slot_momentum,
+            "own_pair": own_pair,
+            "divergence": divergence,
         }
         for_momentum: dict[str, Any] = {
             "nce_t": nce_t,
@@ -276,6 +281,7 @@ class RRDLoss(Settings):
     n_data, similarity = alias("n_data", "memory"), alias("similarity", "memory")
     method, generator = alias("method", "memory"), alias("generator", "memory")
     enqueue, slot_momentum = alias("enqueue", "memory"), alias("slot_momentum", "memory")
+    own_pair, divergence = alias("own_pair", "memory"), alias("divergence", "memory")
     precision, backend = alias("precision", "memory"), alias("backend", "memory")
     queue, queue_ptr = alias("queue", "memory"), alias("queue_ptr", "memory")
 

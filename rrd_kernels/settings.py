@@ -13,7 +13,7 @@ from rrd_kernels.validation import Number, check_choice
 #: Arguments that shape the state. A module has them for good.
 FIXED = (
     *("s_dim", "t_dim", "feat_dim", "size", "nce_k", "n_data", "memory_type", "protocol"),
-    *("start", "memory_dtype", "gather", "process_group"),
+    *("start", "memory_dtype", "gather", "process_group", "dim", "own_pair", "newest_first"),
 )
 
 

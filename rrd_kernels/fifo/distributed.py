@@ -15,6 +15,10 @@ from rrd_kernels.fifo import functional
 from rrd_kernels.fifo.state import FifoState
 
 
+_OF_THE_MEMORY = ("enqueue", "newest_first", "slot_momentum", "training")
+_OF_THE_STEP = ("tau_s", "tau_t", "own_pair", "divergence", "precision", "backend")
+
+
 def _alike(memory: FifoState, settings: dict[str, Any], z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
     """Settings that must be equal on all ranks, under the names used in errors."""
     return {
@@ -24,10 +28,8 @@ def _alike(memory: FifoState, settings: dict[str, Any], z_s: Tensor, z_t: Tensor
         "memory_dtype": memory.queue.dtype,
         "dtype of z_s": z_s.dtype,
         "dtype of z_t": z_t.dtype,
-        "enqueue": memory.enqueue,
-        "slot_momentum": memory.slot_momentum,
-        "training": memory.training,
-        **{name: settings[name] for name in ("tau_s", "tau_t", "precision", "backend")},
+        **{name: getattr(memory, name) for name in _OF_THE_MEMORY},
+        **{name: settings[name] for name in _OF_THE_STEP},
     }
 
 
@@ -49,7 +51,7 @@ def begin(
     def share() -> Share:
         # Raise now: the functions below would raise only after the ranks have agreed.
         check.check_temperature("tau_s", settings["tau_s"])
-        check.check_temperature("tau_t", settings["tau_t"])
+        check.check_target("tau_t", settings["tau_t"], memory.own_pair)
         use_fused(memory.backend, memory.queue.device)
         if memory.ranks.are_others() and memory.standing == Standing.ALIKE:
             memory.standing = Standing.STALE
@@ -113,11 +115,12 @@ def keys_step(
 
 
 def enqueue_(memory: FifoState, keys: Tensor) -> None:
-    """Enqueues ``keys`` [B, D], the gathered rows of all ranks."""
+    """Enqueues ``keys`` [B, D], the gathered rows of all ranks; see :meth:`FifoState.that_fit`."""
     functional.enqueue_(
         memory.queue,
         memory.queue_ptr,
-        keys,
+        memory.that_fit(keys),
+        newest_first=memory.newest_first,
         momentum=memory.slot_momentum,
         backend=memory.backend,
     )

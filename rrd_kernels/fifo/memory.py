@@ -1,20 +1,12 @@
 """The FIFO memory of earlier teacher embeddings, as a module."""
 
-import functools
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from rrd_kernels.embeddings import dtype_of
-from rrd_kernels.fifo import functional
-from rrd_kernels.fifo.distributed import keys_step
-from rrd_kernels.fifo.shard_step import shard_step, warm_up_shard
-from rrd_kernels.fifo.state import FifoState
+from rrd_kernels.fifo.step import FifoStep
 from rrd_kernels.validation import Number
 
 
-class FifoMemory(FifoState):
+class FifoMemory(FifoStep):
     """The last K teacher embeddings, and the projections of student and teacher features.
 
     Args:
@@ -23,12 +15,15 @@ class FifoMemory(FifoState):
         feat_dim: width D of the embeddings. Default 128.
         size: rows K. Default 16384.
         tau_s: student temperature, positive. Default 0.1.
-        tau_t: teacher temperature, positive. Default 0.02.
+        tau_t: teacher temperature, positive. Default 0.02. With ``own_pair`` it may be 0, the hard
+            target.
+        own_pair, divergence: as in :func:`rrd_kernels.functional.relational_loss`.
         embed_s, embed_t: as in :class:`rrd_kernels.RRDLoss`.
         enqueue: whether a batch's teacher rows enter the memory ``"before"`` (default) or
             ``"after"`` its similarities are computed.
-        start: the initial rows. ``"published"`` (default): normal deviates with each column
-            normalised, so that a row's norm is about sqrt(D / K). ``"unit"``: rows of norm 1.
+        newest_first, start: as in :class:`rrd_kernels.RelationalQueue`. Default: ``False``, and
+            ``"published"``, normal deviates with each column normalised, so that a row's norm is
+            about sqrt(D / K).
         slot_momentum: weight of the old row when a slot is written, in [0, 1). Default 0.
         precision, backend: as in :func:`rrd_kernels.functional.relational_loss`.
         device, dtype: as in :class:`torch.nn.Linear`.
@@ -41,6 +36,7 @@ class FifoMemory(FifoState):
         embed_t: the teacher's projection, without a gradient. Another module may be assigned.
         tau_s: student temperature; may be changed between steps.
         tau_t: teacher temperature; may be changed between steps.
+        divergence, enqueue, precision, backend: likewise.
         slot_momentum: weight of the old row; may be changed between steps.
         queue: [K, D] buffer, the rows. With ``gather="shard"`` it holds this rank's rows only, and
             the state_dict has a DTensor of all K rows.
@@ -85,66 +81,4 @@ class FifoMemory(FifoState):
         and ``contrast_idx`` are ignored; they give both memories the same signature. ``tau_s`` and
         ``tau_t`` default to the memory's.
         """
-        settings: dict[str, Any] = {
-            "tau_s": self.number("tau_s") if tau_s is None else tau_s,
-            "tau_t": self.number("tau_t") if tau_t is None else tau_t,
-            "unit_memory": self.unit_memory,
-            "precision": self.precision,
-            "backend": self.backend,
-        }
-        embed = functools.partial(self.embed, f_s, f_t, update)
-        if self.ranks.count > 1 and self.ranks.gather == "keys" and self.training:
-            return keys_step(self, embed, settings)
-        if self.ranks.count > 1 and self.ranks.gather == "shard":
-            return shard_step(self, embed, settings)
-        z_s, z_t, _ = embed()
-        # Not whether it writes: a recomputation must call the operator that the forward called.
-        if not (self.training and update):
-            return functional.relational_loss(z_s, z_t, self.queue, **settings)
-        return functional.relational_step_(
-            z_s,
-            z_t,
-            self.queue,
-            self.queue_ptr,
-            enqueue=self.enqueue,
-            momentum=self.number("slot_momentum"),
-            **settings,
-        )
-
-    def warmup(
-        self,
-        batch_size: int,
-        *,
-        tau_s: float | None = None,
-        tau_t: float | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        """Compiles the kernels for batches of this size.
-
-        See :func:`rrd_kernels.functional.warmup`. The memory does not change.
-
-        Args:
-            batch_size: B, at least 1.
-            tau_s, tau_t: temperatures of the later calls. Default: the memory's.
-            dtype: dtype of the projected embeddings. Under autocast give autocast's dtype. Default:
-                that of the weights of ``embed_s``.
-        """
-        dtype = dtype or dtype_of(self.embed_s) or self.queue.dtype
-        tau_s = self.tau_s if tau_s is None else tau_s
-        tau_t = self.tau_t if tau_t is None else tau_t
-        if self.shard.ranks > 1:
-            warm_up_shard(self, batch_size, tau_s, tau_t, dtype)
-            return
-        functional.warmup(
-            batch_size,
-            *self.queue.shape,
-            dtype=dtype,
-            memory_dtype=self.queue.dtype,
-            tau_s=tau_s,
-            tau_t=tau_t,
-            enqueue=self.enqueue,
-            momentum=self.slot_momentum,
-            unit_memory=self.unit_memory,
-            precision=self.precision,
-            device=self.queue.device,
-        )
+        return self.step(f_s, f_t, tau_s, tau_t, update)

@@ -2,16 +2,9 @@
 
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rrd_kernels.distributed.ranks import Ranks
-
-#: Rows drawn at a time: few enough for any machine. PyTorch's CPU generator makes 16 numbers at a
-#: time; a multiple of 16 gives the same numbers in parts as in one draw.
-ROWS_AT_ONCE = 2**16
-
 
 class Shard(NamedTuple):
     """K rows split over W ranks in order: ceil(K / W) rows to each and the rest to the last, as
@@ -64,44 +57,3 @@ class Shard(NamedTuple):
     def part_of(self, rows: Tensor) -> Tensor:
         """This rank's part of all K ``rows``."""
         return rows[self.first : self.first + self.rows]
-
-
-def draw_rows(
-    shard: Shard,
-    dim: int,
-    start: str,
-    *,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> Tensor:
-    """This rank's rows of a memory that starts with normal deviates.
-
-    Every rank draws all K rows, a part at a time, and keeps its own. From the same seed, on a CPU,
-    a single process draws the same rows and leaves the generator in the same state.
-
-    Args:
-        shard: the rows to keep.
-        dim: D.
-        start: ``"published"``, each column of the K rows normalised, or ``"unit"``, each row.
-        device, dtype: as in :func:`torch.randn`.
-    """
-    if shard.ranks == 1:
-        rows = torch.randn(shard.size, dim, device=device, dtype=dtype)
-        return F.normalize(rows, dim=0 if start == "published" else 1)
-    kept = torch.empty(shard.rows, dim, device=device, dtype=dtype)
-    squares = torch.zeros(dim, device=device, dtype=torch.float64)
-    at = 0
-    while at < shard.size:
-        count = min(ROWS_AT_ONCE, shard.size - at)
-        if (shard.size - at - count) * dim < 16:  # PyTorch draws so few in another way
-            count = shard.size - at
-        some = torch.randn(count, dim, device=device, dtype=dtype)
-        squares += some.double().square().sum(0)
-        begin, end = max(at, shard.first), min(at + len(some), shard.first + shard.rows)
-        if begin < end:
-            kept[begin - shard.first : end - shard.first] = some[begin - at : end - at]
-        at += count
-    norms = squares.sqrt().clamp_min(1e-12)
-    for part in kept.split(ROWS_AT_ONCE):  # in place: a copy may not fit
-        part.copy_(F.normalize(part, dim=1) if start == "unit" else part.double() / norms)
-    return kept

@@ -44,7 +44,7 @@ def shard_step(
     all_z_s, all_z_t = embeddings.chunk(2, dim=1)
     if writes and memory.enqueue == "before":
         enqueue_(memory, all_z_t)
-    loss = _loss(memory, z_s, all_z_s, all_z_t, step, settings)
+    loss = _loss(memory, (z_s, z_t), (all_z_s, all_z_t), step, settings)
     if writes and memory.enqueue == "after":
         enqueue_(memory, all_z_t)
     memory.standing = Standing.ALIKE
@@ -53,21 +53,23 @@ def shard_step(
 
 def _loss(
     memory: FifoState,
-    z_s: Tensor,
-    all_z_s: Tensor,
-    all_z_t: Tensor,
+    own_rows: tuple[Tensor, Tensor],
+    all_rows: tuple[Tensor, Tensor],
     step: Step,
     settings: dict[str, Any],
 ) -> Tensor:
-    """The mean over this rank's samples."""
-    ranks = memory.ranks
+    """The mean over this rank's samples; rows are those of the student and of the teacher."""
+    ranks, (z_s, z_t) = memory.ranks, own_rows
     bounded = step.unit_memory and _holds(memory, settings)
+    terms = {name: settings[name] for name in ("tau_s", "tau_t", "divergence")}
     sums, shifts = partials.relational_partials(
-        all_z_s,
-        all_z_t,
+        *all_rows,
         memory.queue,
         need_grad=step.needs_grad,
-        **settings | {"unit_memory": bounded},
+        unit_memory=bounded,
+        precision=settings["precision"],
+        backend=settings["backend"],
+        **terms,
     )
     # The shift common to all ranks: zero for bounded logits, without an all-reduce. If the promise
     # of unit rows was broken, `factor` rescales the sums; if it overflows, the loss is not finite.
@@ -78,25 +80,36 @@ def _loss(
     factor = torch.exp2(shifts - common)
     width = memory.queue.shape[1]
     student, teacher = factor[:, :1], factor[:, 1:]
-    scaled = [sums[:, :1] * student, sums[:, 1:3] * teacher]
-    if step.needs_grad:
-        scaled += [sums[:, 3 : 3 + width] * student, sums[:, 3 + width :] * teacher]
+    if settings["tau_t"] == 0:  # the student's sums alone
+        scaled = [sums * student]
+    else:
+        scaled = [sums[:, :1] * student, sums[:, 1:3] * teacher]
+        if step.needs_grad:
+            scaled += [sums[:, 3 : 3 + width] * student, sums[:, 3 + width :] * teacher]
     own = scatter_sums(ranks, torch.cat(scaled, 1), step.batches)
     first = sum(step.batches[: ranks.rank])
     return partials.loss_of_partials(
-        z_s, own, common[first : first + len(z_s)], tau_s=settings["tau_s"]
+        z_s,
+        own,
+        common[first : first + len(z_s)],
+        z_t=z_t,
+        own_pair=settings["own_pair"],
+        **terms,
     )
 
 
 def _holds(memory: FifoState, settings: dict[str, Any]) -> bool:
     """Whether float32 holds unshifted sums over all ranks' rows, if these are unit rows."""
-    return all(fits_float32(settings[tau], memory.shard.size) for tau in ("tau_s", "tau_t"))
+    taus = [tau for tau in (settings["tau_s"], settings["tau_t"]) if tau != 0]
+    return all(fits_float32(tau, memory.shard.size) for tau in taus)
 
 
 def enqueue_(memory: FifoState, keys: Tensor) -> None:
     """Enqueues ``keys`` [B, D], the rows of all ranks: writes those whose slots this rank holds and
     moves the pointer. No host sync on a GPU with fused kernels."""
-    shard, ptr = memory.shard, memory.queue_ptr
+    shard, ptr, keys = memory.shard, memory.queue_ptr, memory.that_fit(keys)
+    if memory.newest_first:
+        ptr.sub_(len(keys))
     slots = torch.arange(len(keys), device=ptr.device).add_(ptr).remainder_(shard.size)
     here = slots - shard.first
     inside = (here >= 0) & (here < shard.rows)
@@ -105,7 +118,7 @@ def enqueue_(memory: FifoState, keys: Tensor) -> None:
     else:
         here, keys = here[inside], keys[inside]
     momentum_update_(memory.queue, here, keys, memory.slot_momentum, backend=memory.backend)
-    ptr.add_(slots.shape[0]).remainder_(shard.size)
+    ptr.add_(0 if memory.newest_first else len(slots)).remainder_(shard.size)
     memory.batches_written += 1
 
 
@@ -116,7 +129,12 @@ def warm_up_shard(
     check.check_size("batch_size", batch)
     rows = memory.queue
     z = rows.new_zeros((batch * memory.shard.ranks, rows.shape[1]), dtype=dtype)
-    settings: dict[str, Any] = {"tau_s": tau_s, "tau_t": tau_t, "precision": memory.precision}
+    settings: dict[str, Any] = {
+        "tau_s": tau_s,
+        "tau_t": tau_t,
+        "divergence": memory.divergence,
+        "precision": memory.precision,
+    }
     bounded = memory.unit_memory and _holds(memory, settings)
     for need_grad in (True, False):
         partials.relational_partials(

@@ -14,26 +14,26 @@ from rrd_kernels.distributed.gradients import Averaging
 from rrd_kernels.distributed.ranks import Ranks
 from rrd_kernels.embeddings import Embeddings
 from rrd_kernels.fifo.dtensor import as_dtensor, own_rows
-from rrd_kernels.fifo.shard import ROWS_AT_ONCE, Shard, draw_rows
+from rrd_kernels.fifo.shard import Shard
+from rrd_kernels.fifo.start import ROWS_AT_ONCE, STARTS, draw_rows
 from rrd_kernels.settings import alias, choice, number
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-STARTS = ("published", "unit")
-
 
 class FifoState(Embeddings):
-    """State of a :class:`rrd_kernels.FifoMemory`, which documents arguments and attributes."""
+    """State of a :class:`rrd_kernels.FifoMemory` or :class:`rrd_kernels.RelationalQueue`, which
+    document arguments and attributes."""
 
     queue: Tensor
     queue_ptr: Tensor
 
     tau_s = number("tau_s", check.check_temperature, "Student temperature.")
-    tau_t = number("tau_t", check.check_temperature, "Teacher temperature.")
     slot_momentum = number("slot_momentum", check.check_momentum, "Weight of a slot's old row.")
     nce_t_s, nce_t_t = alias("tau_s"), alias("tau_t")  # as published
     enqueue = choice("enqueue", check.ENQUEUES)
+    divergence = choice("divergence", check.DIVERGENCES)
     precision = choice("precision", (None, *check.PRECISIONS))
     backend = choice("backend", check.BACKENDS)
 
@@ -47,9 +47,12 @@ class FifoState(Embeddings):
         *,
         tau_s: float = 0.1,
         tau_t: float = 0.02,
+        own_pair: bool = False,
+        divergence: str = "cross_entropy",
         embed_s: nn.Module | None = None,
         embed_t: nn.Module | None = None,
         enqueue: str = "before",
+        newest_first: bool = False,
         start: str = "published",
         slot_momentum: float = 0.0,
         precision: str | None = None,
@@ -64,8 +67,11 @@ class FifoState(Embeddings):
         check.check_choice("start", start, STARTS)
         check.check_momentum("slot_momentum", slot_momentum)
         check.check_temperature("tau_s", tau_s)
-        check.check_temperature("tau_t", tau_t)
+        check.check_flag("own_pair", own_pair)
+        check.check_target("tau_t", tau_t, own_pair)
+        check.check_choice("divergence", divergence, check.DIVERGENCES)
         check.check_choice("enqueue", enqueue, check.ENQUEUES)
+        check.check_flag("newest_first", newest_first)
         check.check_formats(precision, backend, memory_dtype)
         ranks = Ranks(gather, process_group)
         shards = gather == "shard"
@@ -74,7 +80,9 @@ class FifoState(Embeddings):
         super().__init__(
             s_dim, t_dim, feat_dim, embed_s=embed_s, embed_t=embed_t, device=device, dtype=dtype
         )
+        self._own_pair, self._newest_first = own_pair, newest_first
         self.tau_s, self.tau_t = tau_s, tau_t
+        self.divergence = divergence
         self.ranks = ranks
         self.shard = shard
         self.standing = Standing.STALE  # until the ranks have compared memories
@@ -92,6 +100,26 @@ class FifoState(Embeddings):
         self.unit_memory = False
         self._inspected = False
         self.inspect_rows()
+
+    @property
+    def tau_t(self) -> float:
+        """Teacher temperature; 0, with ``own_pair``, for the hard target."""
+        return self._numbers["tau_t"]
+
+    @tau_t.setter
+    def tau_t(self, value: float) -> None:
+        check.check_target("tau_t", value, self._own_pair)
+        self.set_number("tau_t", float(value))
+
+    @property
+    def own_pair(self) -> bool:
+        """Whether the teacher's own row is a column beside the memory's rows."""
+        return self._own_pair
+
+    @property
+    def newest_first(self) -> bool:
+        """Whether the ring of slots grows downwards."""
+        return self._newest_first
 
     @property
     def nce_k(self) -> int:
@@ -154,16 +182,21 @@ class FifoState(Embeddings):
         writes = self.recomputations.may_write(self.training and update, self.enqueue)
         queue = self.queue
         self.check_features(f_s, f_t, queue.device)
-        if writes and f_s.shape[0] > self.nce_k:
+        if writes and f_s.shape[0] > self.nce_k and not self._newest_first:
             raise ValueError(
                 f"a batch of {f_s.shape[0]} rows does not fit a memory of {self.nce_k} rows; "
                 f"make the memory (nce_k) larger"
             )
         return *self.project(f_s, f_t, queue), writes
 
+    def that_fit(self, keys: Tensor) -> Tensor:
+        """The keys [B, D] that enter the memory. Of more than K, the first K, which a queue that
+        shifts keeps too; without ``newest_first`` so many are refused before."""
+        return keys[: self.nce_k] if len(keys) > self.nce_k else keys
+
     def check_fits(self, step: Step, writes: bool) -> None:
         """Raises if the step writes the batches of all ranks and they do not fit the memory."""
-        if writes and step.batch > self.nce_k:
+        if writes and step.batch > self.nce_k and not self._newest_first:
             raise ValueError(
                 f"batches of {step.batches} rows on {len(step.batches)} ranks do not fit a memory "
                 f"of {self.nce_k} rows; make the memory (nce_k) larger"
