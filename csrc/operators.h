@@ -66,9 +66,9 @@ using StepForward = ForwardOf<"rrd_kernels::relational_step_forward_", Step>::Ty
 using SampledLossForward =
     ForwardOf<"rrd_kernels::sampled_relational_loss_forward", SampledLoss>::Type;
 
-using Enqueue = Operator<"rrd_kernels::enqueue_", void(at::Tensor& memory, at::Tensor& ptr,
-                                                       const at::Tensor& keys, bool newest_first,
-                                                       double momentum)>;
+using Enqueue = Operator<"rrd_kernels::enqueue_",
+                         void(at::Tensor& memory, at::Tensor& ptr, const at::Tensor& keys,
+                              bool newest_first, double momentum)>;
 using EstimateNormalizers =
     Operator<"rrd_kernels::estimate_normalizers_",
              void(at::Tensor& normalizers, const at::Tensor& z_s, const at::Tensor& z_t,

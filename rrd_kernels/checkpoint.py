@@ -8,15 +8,45 @@
 them unchanged. A state also loads if a wrapper put its name before every key: ``module`` (DDP,
 DataParallel, AveragedModel), ``_orig_mod`` (``torch.compile``), ``_checkpoint_wrapped_module`` or
 ``_fsdp_wrapped_module``, in any nesting.
+
+The queues of other methods, which :class:`rrd_kernels.RelationalQueue` replaces, have these entries
+in the checkpoints of their published code:
+
+- ``moco``, ``seed``, ``ressl``: ``queue`` [D, K], ``queue_ptr`` [1]
+- ``mocov2plus`` (solo-learn): ``queue`` [2, D, K], one ``queue_ptr`` [1] for both views
+- ``isd``, ``solo_ressl`` (solo-learn): ``queue`` [K, D], ``queue_ptr`` [1]
+- ``compress``: ``teacher_sample_similarities.memory`` [K, D]; writing starts again at row 0
+- ``lightly_train``: ``teacher_queue`` [K, D], newest rows first
 """
 
 import re
 from collections.abc import Container, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from rrd_kernels import validation as check
 
-__all__ = ["LAYOUTS", "to_layout"]
+__all__ = ["LAYOUTS", "QUEUE_LAYOUTS", "queue_state", "to_layout", "to_queue_layout"]
+
+
+class QueueLayout(NamedTuple):
+    """How a published code stores its queue."""
+
+    rows: str  # key of the rows
+    has_pointer: bool = True  # under "queue_ptr"
+    transposed: bool = False  # [D, K]
+    views: int = 1  # queues in one tensor
+
+
+QUEUE_LAYOUTS = {
+    **dict.fromkeys(("moco", "seed", "ressl"), QueueLayout("queue", transposed=True)),
+    "mocov2plus": QueueLayout("queue", transposed=True, views=2),
+    **dict.fromkeys(("isd", "solo_ressl"), QueueLayout("queue")),
+    "compress": QueueLayout("teacher_sample_similarities.memory", has_pointer=False),
+    "lightly_train": QueueLayout("teacher_queue", has_pointer=False),
+}
 
 LAYOUTS = ("2025", "2024-09", "2024-07")
 
@@ -78,6 +108,114 @@ def to_layout(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
                 name = f"{head}.linear.{tail}"
         renamed[name] = value
     return renamed
+
+
+def queue_state(checkpoint: Mapping[str, Any], layout: str, *, view: int = 0) -> dict[str, Tensor]:
+    """Reads a published queue as the state of a :class:`rrd_kernels.RelationalQueue`.
+
+    Args:
+        checkpoint: a state_dict that has the queue, or a whole checkpoint with one under
+            ``"state_dict"`` or ``"model"``. Other entries, and names of wrappers before the keys,
+            are ignored.
+        layout: the code that wrote it; :data:`QUEUE_LAYOUTS` has the names.
+        view: with ``"mocov2plus"``, which of its two queues. Default 0.
+
+    Returns:
+        ``queue`` [K, D] and ``queue_ptr`` [1], for ``load_state_dict``. The tensors are copies.
+
+    Raises:
+        ValueError: the layout is unknown, the view is out of range, or the checkpoint has no such
+            queue or one of another shape.
+
+    Source: the published codes at the commits that the presets of
+    :class:`rrd_kernels.RelationalQueue` name.
+
+    Example:
+        >>> import torch
+        >>> from rrd_kernels import RelationalQueue
+        >>> moco = {"state_dict": {"module.queue": torch.randn(8, 32),
+        ...                        "module.queue_ptr": torch.tensor([4])}}
+        >>> RelationalQueue.for_moco(8, 32).load_state_dict(queue_state(moco, "moco"))
+        <All keys matched successfully>
+    """
+    check.check_choice("layout", layout, tuple(QUEUE_LAYOUTS))
+    form = QUEUE_LAYOUTS[layout]
+    if view not in range(form.views):
+        raise ValueError(f"view must be in [0, {form.views}) with layout={layout!r}; got {view}")
+    entries = checkpoint
+    for name in ("state_dict", "model"):
+        if isinstance(checkpoint.get(name), Mapping):
+            entries = checkpoint[name]
+    found = {key[_WRAPPING.match(key).end() :]: key for key in entries}  # type: ignore[union-attr]
+    needed = (form.rows, "queue_ptr") if form.has_pointer else (form.rows,)
+    missing = [name for name in needed if name not in found]
+    if missing:
+        raise ValueError(
+            f"a checkpoint of layout {layout!r} must have the keys {list(needed)}; it lacks "
+            f"{missing} and has {sorted(found)[:8]}, ..."
+        )
+    rows = entries[found[form.rows]].detach()
+    wanted = 2 if form.views == 1 else 3
+    if rows.dim() != wanted or (wanted == 3 and len(rows) != form.views):
+        raise ValueError(
+            f"{form.rows} must have {wanted} dimensions with layout={layout!r}; got shape "
+            f"{tuple(rows.shape)}"
+        )
+    rows = rows[view] if form.views > 1 else rows
+    rows = (rows.T if form.transposed else rows).clone(memory_format=torch.contiguous_format)
+    ptr = entries[found["queue_ptr"]].detach().reshape(1).clone() if form.has_pointer else None
+    start = torch.zeros(1, dtype=torch.int64, device=rows.device)
+    return {"queue": rows, "queue_ptr": start if ptr is None else ptr}
+
+
+def to_queue_layout(*states: Mapping[str, Any], layout: str) -> dict[str, Tensor]:
+    """Converts the state of a :class:`rrd_kernels.RelationalQueue` to a published layout.
+
+    Args:
+        states: ``queue.state_dict()``; with ``"mocov2plus"`` that of each of the two queues.
+        layout: the code that is to load it; :data:`QUEUE_LAYOUTS` has the names.
+
+    Returns:
+        A new dict of copies, with the keys of the module that had the queue. Without a pointer the
+        rows begin with that of slot ``queue_ptr``: the newest of a queue that shifts, the oldest of
+        CompRess's, which writes row 0 first.
+
+    Raises:
+        ValueError: the layout is unknown, the number of states is not that of its queues, their
+            pointers differ, or a state is not of a whole queue.
+
+    Source: as :func:`queue_state`.
+
+    Example:
+        >>> from rrd_kernels import RelationalQueue
+        >>> state = RelationalQueue.for_moco(dim=8, size=32).state_dict()
+        >>> to_queue_layout(state, layout="moco")["queue"].shape
+        torch.Size([8, 32])
+    """
+    check.check_choice("layout", layout, tuple(QUEUE_LAYOUTS))
+    form = QUEUE_LAYOUTS[layout]
+    if len(states) != form.views:
+        raise ValueError(f"layout {layout!r} is of {form.views} queue(s); got {len(states)}")
+    rows, pointers = [], []
+    for state in states:
+        if not {"queue", "queue_ptr"} <= state.keys():
+            raise ValueError(
+                f"a state must be RelationalQueue.state_dict(), with queue and queue_ptr; got the "
+                f"keys {sorted(state)}"
+            )
+        queue = check.check_rows("queue", state["queue"]).detach()
+        pointers.append(int(state["queue_ptr"]) % len(queue))
+        if not form.has_pointer:
+            queue = queue.roll(-pointers[-1], 0)
+        rows.append(
+            (queue.T if form.transposed else queue).clone(memory_format=torch.contiguous_format)
+        )
+    if len(set(pointers)) > 1:
+        raise ValueError(f"both queues must be at one slot; got queue_ptr {pointers}")
+    written = {form.rows: torch.stack(rows) if form.views > 1 else rows[0]}
+    if form.has_pointer:
+        written["queue_ptr"] = states[0]["queue_ptr"].detach().clone()
+    return written
 
 
 def wrapping_of(keys: Iterable[str]) -> str:

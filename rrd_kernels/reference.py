@@ -147,6 +147,33 @@ def relational_partials(
         return torch.cat(sums, 1), shifts * math.log2(math.e)
 
 
+def rescaled(sums: Tensor, shifts: Tensor, common: Tensor) -> Tensor:
+    """The sums of :func:`relational_partials` at the shifts ``common`` in place of ``shifts``."""
+    factor = torch.exp2(shifts - common)
+    if shifts.shape[1] == 1:
+        return sums * factor
+    student, teacher = factor.split(1, dim=1)
+    scalars = [student, teacher, teacher]
+    width = (sums.shape[1] - 3) // 2
+    rows = [student.expand(-1, width), teacher.expand(-1, width)]
+    return sums * torch.cat(scalars + rows, 1)
+
+
+def _sums_of_own_pair(
+    z_s: Tensor, z_t: Tensor, like: Tensor, tau_s: float, tau_t: float, divergence: str
+) -> tuple[Tensor, Tensor]:
+    """The sums of :func:`relational_partials`, as wide as ``like``, over one column: t_i."""
+    own = _unit(z_t.to(like.dtype))
+    b = (_unit(z_s.to(like.dtype)) * own).sum(1, keepdim=True) / tau_s
+    logits, sums = [b], [torch.ones_like(b)]
+    if tau_t != 0:
+        a = (own * own).sum(1, keepdim=True) / tau_t
+        logits, sums = [b, a], [*sums, *sums, b - a if divergence == "kl" else b]
+    if like.shape[1] > len(sums):
+        sums += [own] * len(logits)
+    return torch.cat(sums, 1), torch.cat(logits, 1) * math.log2(math.e)
+
+
 @torch.no_grad()
 def losses_of_partials(
     z_s: Tensor,
@@ -169,34 +196,26 @@ def losses_of_partials(
 
     Source: docs/decisions.md, the loss as attention.
     """
-    roles = shifts.shape[1]
-    scalars = 1 if roles == 1 else 3
-    shift = [part * math.log(2) for part in shifts.unbind(1)]
-    total = list(sums[:, :roles].unbind(1))
-    output = list(sums[:, scalars:].chunk(roles, 1)) if need_grad else []
-    cross = sums[:, 2] if roles == 2 else None
-    own = None if z_t is None else _unit(z_t.to(sums.dtype))
-    if own is not None:
-        b = (_unit(z_s.to(sums.dtype)) * own).sum(1) / tau_s
-        own_logits = [b] if roles == 1 else [b, (own * own).sum(1) / tau_t]
-        for role, logit in enumerate(own_logits):
-            larger = torch.maximum(shift[role], logit)
-            kept, weight = (shift[role] - larger).exp(), (logit - larger).exp()
-            shift[role], total[role] = larger, total[role] * kept + weight
-            if need_grad:
-                output[role] = output[role] * kept[:, None] + own * weight[:, None]
-            if role == 1 and cross is not None:
-                times = b - logit if divergence == "kl" else b
-                cross = cross * kept + weight * times
-        if cross is None:
-            cross = b  # all of the target's weight, which is 1
-    losses = total[0].log() + shift[0] - (cross if roles == 1 else cross / total[1])
-    if divergence == "kl" and roles == 2:
-        losses = losses - (total[1].log() + shift[1])
+    if z_t is not None:
+        more, its_shifts = _sums_of_own_pair(z_s, z_t, sums, tau_s, tau_t, divergence)
+        common = torch.maximum(shifts, its_shifts)
+        sums = rescaled(sums, shifts, common) + rescaled(more, its_shifts, common)
+        shifts = common
+    log_sums = sums[:, : shifts.shape[1]].log() + shifts * math.log(2)
+    if z_t is not None and tau_t == 0:  # all of the target's weight is on the own pair
+        losses = log_sums[:, 0] - its_shifts[:, 0] * math.log(2)
+    else:
+        losses = log_sums[:, 0] - sums[:, 2] / sums[:, 1]
+    if divergence == "kl" and tau_t != 0:
+        losses = losses - log_sums[:, 1]
     if not need_grad:
         return losses, None
-    target = own if roles == 1 else output[1] / total[1][:, None]
-    return losses, through_normalize(z_s, (output[0] / total[0][:, None] - target) / tau_s)
+    if z_t is not None and tau_t == 0:
+        student, target = sums[:, 1:], _unit(z_t.to(sums.dtype))
+    else:
+        student, target = sums[:, 3:].chunk(2, 1)
+        target = target / sums[:, 1:2]
+    return losses, through_normalize(z_s, (student / sums[:, :1] - target) / tau_s)
 
 
 def through_normalize(z_s: Tensor, grad: Tensor) -> Tensor:

@@ -90,10 +90,10 @@ struct HashKey {
 
 template <Name kName, typename Result>
 Result in_python(const Call& call) {
-  using Python = Operator<kName, Result(const at::Tensor&, const at::Tensor&, at::Tensor,
-                                        std::optional<at::Tensor>, double, double, bool,
-                                        bool, bool, c10::string_view, int64_t, bool,
-                                        c10::string_view, bool, double)>;
+  using Python =
+      Operator<kName, Result(const at::Tensor&, const at::Tensor&, at::Tensor,
+                             std::optional<at::Tensor>, double, double, bool, bool, bool,
+                             c10::string_view, int64_t, bool, c10::string_view, bool, double)>;
   return Python::call(call.z_s, call.z_t, call.memory, call.ptr, call.tau_s, call.tau_t,
                       call.unit_memory, call.own_pair, call.kl, call.precision, call.reduction,
                       call.need_grad, call.enqueue, call.newest_first, call.momentum);

@@ -14,7 +14,6 @@ from rrd_kernels.extension import use_fused
 from rrd_kernels.fifo import functional
 from rrd_kernels.fifo.state import FifoState
 
-
 _OF_THE_MEMORY = ("enqueue", "newest_first", "slot_momentum", "training")
 _OF_THE_STEP = ("tau_s", "tau_t", "own_pair", "divergence", "precision", "backend")
 

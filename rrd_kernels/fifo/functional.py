@@ -160,9 +160,10 @@ def enqueue_(
         memory: [K, D] slots; float64, float32, bfloat16 or float16, any strides, changed in place.
         ptr: int64 [1], the slot of the first key, on the memory's device, changed in place.
         keys: [B, D] rows, unnormalised, with B <= K; same choice of dtypes.
-        newest_first: whether the ring grows downwards. The keys then take the slots from ``ptr - B``
-            on, and ``ptr`` becomes ``(ptr - B) % K``. From ``ptr`` on, the memory is then in the
-            order of a queue that shifts by B rows and puts the new batch first. Default ``False``.
+        newest_first: whether the ring grows downwards. The keys then take the slots from
+            ``ptr - B`` on, and ``ptr`` becomes ``(ptr - B) % K``. From ``ptr`` on, the memory is in
+            the order of a queue that shifts by B rows and puts the new batch first. Default
+            ``False``.
         momentum: weight of the slot's old row, in [0, 1). Default 0: the plain FIFO write.
         backend: ``"auto"`` (default), ``"fused"`` or ``"reference"``.
 

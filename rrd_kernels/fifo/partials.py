@@ -42,8 +42,10 @@ def relational_partials(
 
     Returns:
         The sums in the order above, [B, 3 + 2D], or [B, 3] without ``need_grad``; and the shifts
-        (beta, alpha), [B, 2]. With a hard target [B, 1 + D] or [B, 1], and [B, 1]. Both are float64 with float64 products, else float32. The shifts are
-        zero if ``unit_memory`` is promised and kept and the temperatures allow it.
+        (beta, alpha), [B, 2]. With a hard target [B, 1 + D] or [B, 1], and [B, 1].
+
+        Both are float64 with float64 products, else float32. The shifts are zero if
+        ``unit_memory`` is promised and kept and the temperatures allow it.
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`rrd_kernels.functional.relational_loss`.

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from rrd_kernels.distributed.ranks import Ranks
 
+
 class Shard(NamedTuple):
     """K rows split over W ranks in order: ceil(K / W) rows to each and the rest to the last, as
     ``torch.chunk`` and DTensor's ``Shard(0)`` do."""

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rrd_kernels import reference
 from rrd_kernels import validation as check
 from rrd_kernels.bounds import fits_float32
 from rrd_kernels.distributed.agreement import Standing, Step
@@ -72,21 +73,12 @@ def _loss(
         **terms,
     )
     # The shift common to all ranks: zero for bounded logits, without an all-reduce. If the promise
-    # of unit rows was broken, `factor` rescales the sums; if it overflows, the loss is not finite.
+    # of unit rows was broken, this rescales the sums; if it overflows, the loss is not finite.
     common = torch.zeros_like(shifts)
     if not bounded:
         common = shifts.clone()
         dist.all_reduce(common, dist.ReduceOp.MAX, group=ranks.group)
-    factor = torch.exp2(shifts - common)
-    width = memory.queue.shape[1]
-    student, teacher = factor[:, :1], factor[:, 1:]
-    if settings["tau_t"] == 0:  # the student's sums alone
-        scaled = [sums * student]
-    else:
-        scaled = [sums[:, :1] * student, sums[:, 1:3] * teacher]
-        if step.needs_grad:
-            scaled += [sums[:, 3 : 3 + width] * student, sums[:, 3 + width :] * teacher]
-    own = scatter_sums(ranks, torch.cat(scaled, 1), step.batches)
+    own = scatter_sums(ranks, reference.rescaled(sums, shifts, common), step.batches)
     first = sum(step.batches[: ranks.rank])
     return partials.loss_of_partials(
         z_s,

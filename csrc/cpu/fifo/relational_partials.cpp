@@ -110,10 +110,11 @@ std::tuple<at::Tensor, at::Tensor> partials(const at::Tensor& z_s, const at::Ten
   return {sums, shifts};
 }
 
-std::tuple<at::Tensor, at::Tensor> relational_partials(
-    const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory, double tau_s,
-    double tau_t, bool unit_memory, bool kl, std::optional<c10::string_view> precision,
-    bool need_grad) {
+std::tuple<at::Tensor, at::Tensor> relational_partials(const at::Tensor& z_s, const at::Tensor& z_t,
+                                                       const at::Tensor& memory, double tau_s,
+                                                       double tau_t, bool unit_memory, bool kl,
+                                                       std::optional<c10::string_view> precision,
+                                                       bool need_grad) {
   // The own pair is added later: the sums of the memory alone may have a hard target.
   const Terms terms{tau_s, tau_t, unit_memory, tau_t == 0, kl && tau_t != 0};
   check_problem("relational_partials", z_s, z_t, memory, terms);

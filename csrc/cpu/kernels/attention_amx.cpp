@@ -131,8 +131,7 @@ Statistics bounded_tile(const Rows& rows, const uint16_t* queries, int64_t colum
   const Vec<float> none[kRoles] = {};
   const auto softmax = [&](int64_t group) __attribute__((always_inline)) {
     softmax_group<true, kSums>(scratch.logits + group % 2 * kLogitFloats, rows.in_group(group),
-                                   none, scratch.weights + group * kRoles * kTileHalves,
-                                   statistics);
+                               none, scratch.weights + group * kRoles * kTileHalves, statistics);
   };
   for (int64_t group = 0; group < rows.groups; ++group) {
     logits(rows.data + group * kGroupRows * rows.stride, rows.stride, queries, columns,

@@ -118,7 +118,7 @@ Statistics bounded_tile(const Rows& rows, const uint16_t* queries, int64_t colum
     logits(rows.data + group * kGroupRows * rows.stride, rows.stride, queries, columns,
            scratch.logits);
     softmax_group<true, kSums>(scratch.logits, rows.in_group(group), none,
-                                   scratch.weights + group * kRoles * kWeightHalves, statistics);
+                               scratch.weights + group * kRoles * kWeightHalves, statistics);
   }
   return statistics;
 }

@@ -22,8 +22,8 @@ Statistics online_tile(const Rows& rows, const uint16_t* queries, int64_t column
   Statistics statistics;
   for (int64_t group = 0; group < rows.groups; ++group) {
     softmax_group<false, kSums>(scratch.logits + group * kLogitFloats, rows.in_group(group),
-                                    highest, scratch.weights + group * kRoles * kWeightHalves,
-                                    statistics);
+                                highest, scratch.weights + group * kRoles * kWeightHalves,
+                                statistics);
   }
   return statistics;
 }
@@ -68,7 +68,7 @@ void attend_rows(const AttentionTask<float>& task) {
         statistics = bounded_tile<kSums>(rows, packed, columns, scratch, prefetch);
       } else {
         statistics = online_tile<kSums>(rows, packed, columns, scratch, prefetch,
-                                            partial.shift + panel * kRoles * kLanes, factor);
+                                        partial.shift + panel * kRoles * kLanes, factor);
         if (kNeedGrad) rescale(output, memory.dim, factor);
       }
       multiply_add(sum, factor[kStudent], statistics.sum[kStudent]);

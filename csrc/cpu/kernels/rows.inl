@@ -142,7 +142,8 @@ void combine(const CombineTask<T>& task) {
       own_t = 1;
     }
     if (task.own_pair && !hard) {
-      own_logit_t = double(dot_as_multiplied(target, target, padded, scale_t)) * kLog2E / task.tau_t;
+      own_logit_t =
+          double(dot_as_multiplied(target, target, padded, scale_t)) * kLog2E / task.tau_t;
       own_t = add_column(p, own_logit_t);
     }
     const double entropy_part = task.kl ? p.log_sum_exp() : 0;

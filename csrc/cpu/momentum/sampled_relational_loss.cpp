@@ -190,8 +190,9 @@ void pack_panel(const at::Tensor& unit, int64_t first, int64_t panel, int64_t di
   const auto& kernel = select_kernel<T>(false);
   const int64_t stride = unit.stride(0);
   const T* samples = unit.const_data_ptr<T>() + (first + panel * kRoles * kernel.lanes) * stride;
-  kernel.pack({{samples, kernel.lanes, T(1)}, {samples + kernel.lanes * stride, kernel.lanes, T(1)}},
-              dim, packed + panel * kernel.panel_bytes(dim));
+  kernel.pack(
+      {{samples, kernel.lanes, T(1)}, {samples + kernel.lanes * stride, kernel.lanes, T(1)}}, dim,
+      packed + panel * kernel.panel_bytes(dim));
 }
 
 template <typename T>

@@ -1,0 +1,1 @@
+"""Functions with the names and signatures of other packages' losses."""
