@@ -60,6 +60,16 @@ def clear_of_ties(z: Tensor, precision: str, *taus: float) -> Tensor:
         z[unclear] = torch.randn(int(unclear.sum()), z.shape[1], dtype=torch.float64).to(z.dtype)
 
 
+#: Each form of the loss, as arguments.
+FORMS = {
+    "cross-entropy": {},
+    "own pair": {"own_pair": True},
+    "hard target": {"own_pair": True, "tau_t": 0.0},
+    "kl": {"divergence": "kl"},
+    "own pair, kl": {"own_pair": True, "divergence": "kl"},
+}
+
+
 @dataclass
 class Problem:
     z_s: Tensor
@@ -67,6 +77,37 @@ class Problem:
     memory: Tensor
     tau_s: float = 0.1
     tau_t: float = 0.02
+    own_pair: bool = False
+    divergence: str = "cross_entropy"
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """The loss's arguments beside the tensors."""
+        names = ("tau_s", "tau_t", "own_pair", "divergence")
+        return {name: getattr(self, name) for name in names}
+
+    def logits(self, query: Tensor, rows: Tensor, tau: float) -> Tensor:
+        """Those of each sample's columns; its own pair, if it is one, comes first."""
+        if not self.own_pair:
+            return query @ rows.T / tau
+        own = (query * F.normalize(self.z_t.double(), dim=1)).sum(1, keepdim=True)
+        return torch.cat([own, query @ rows.T], 1) / tau
+
+    def mean_column(self, weights: Tensor, rows: Tensor) -> Tensor:
+        """The sum of each sample's columns times their weights, [B, D]."""
+        if not self.own_pair:
+            return weights @ rows
+        return weights[:, 1:] @ rows + weights[:, :1] * F.normalize(self.z_t.double(), dim=1)
+
+    def target(self, query: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's logits and probabilities. A hard target's logits are all zero, since they
+        count for nothing."""
+        if self.tau_t == 0:
+            logits = torch.zeros_like(self.logits(query, rows, 1.0))
+            first = torch.arange(logits.shape[1], device=logits.device) == 0
+            return logits, first.to(logits).expand_as(logits)
+        logits = self.logits(query, rows, self.tau_t)
+        return logits, logits.softmax(1)
 
     def rounded_float64(self, precision: str) -> tuple[Tensor, Tensor]:
         """The same for products of ``precision``: queries rounded to it once they are scaled by
@@ -78,10 +119,12 @@ class Problem:
             scale = math.log2(math.e) / tau
             return rounded_query(F.normalize(z.double(), dim=1) * scale, precision) / scale
 
-        b = query(z_s, self.tau_s) @ rows.T / self.tau_s
-        p = (query(self.z_t, self.tau_t) @ rows.T / self.tau_t).softmax(1)
+        b = self.logits(query(z_s, self.tau_s), rows, self.tau_s)
+        a, p = self.target(query(self.z_t, self.tau_t or 1.0), rows)
         loss = b.logsumexp(1) - (p * b).sum(1)
-        grad = (b.softmax(1) - p) @ rows / self.tau_s
+        if self.divergence == "kl" and self.tau_t != 0:
+            loss += (p * a).sum(1) - a.logsumexp(1)
+        grad = self.mean_column(b.softmax(1) - p, rows) / self.tau_s
         unit, norm = F.normalize(z_s, dim=1), z_s.norm(dim=1, keepdim=True).clamp_min(1e-12)
         return loss, (grad - (grad * unit).sum(1, keepdim=True) * unit) / norm
 
@@ -92,9 +135,8 @@ class Problem:
             z_s,
             self.z_t.double(),
             self.memory.double(),
-            tau_s=self.tau_s,
-            tau_t=self.tau_t,
             reduction="none",
+            **self.terms,
         )
         (grad,) = torch.autograd.grad(loss.sum(), z_s)
         return loss.detach(), grad
@@ -107,7 +149,7 @@ def draw(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     memory_dtype: torch.dtype | None = None,
-    **temperatures: float,
+    **terms: Any,
 ) -> Problem:
     """Embeddings of any length, and a memory of unit rows."""
     z_s, z_t = torch.randn(2, batch, dim, dtype=torch.float64)
@@ -116,7 +158,7 @@ def draw(
         z_s.to(device, dtype),
         z_t.to(device, dtype),
         memory.to(device, memory_dtype or dtype),
-        **temperatures,
+        **terms,
     )
 
 
@@ -195,27 +237,40 @@ def error_bound(problem: Problem, rounding: Rounding) -> tuple[Tensor, Tensor]:
     size, dim = rows.shape
     per_product = 2 * rounding.operand + (dim + 4) * rounding.sum
 
-    def side(unit: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
-        logits = unit @ rows.T / tau
-        eta = per_product * (unit.abs() @ rows.abs().T / tau).amax(1)
+    def side(unit: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+        sizes = unit.abs() @ rows.abs().T
+        if problem.own_pair:
+            sizes = torch.cat([(unit * teacher).abs().sum(1, keepdim=True), sizes], 1)
+        eta = per_product * sizes.amax(1) / tau
         own = 2 * rounding.probability + rounding.summing(size)
-        return logits, eta, torch.expm1(2 * eta) + own
+        return eta, torch.expm1(2 * eta) + own
 
-    b, eta_s, rho_s = side(student, problem.tau_s)
-    a, _, rho_t = side(teacher, problem.tau_t)
-    q, p = b.softmax(1), a.softmax(1)
+    def log_of_sum(logits: Tensor, eta: Tensor) -> Tensor:
+        """Of a log-sum-exp, and of the mean logit that is subtracted from it."""
+        largest = logits.abs().amax(1)
+        error = 2 * eta + 2 * rounding.probability + rounding.probability * largest
+        error += 8 * rounding.sum * logits.logsumexp(1).abs()
+        return error + (8 * rounding.sum + rounding.summing(size)) * largest
 
-    centre = (p * b).sum(1, keepdim=True)
-    largest = b.abs().amax(1)
-    loss = 2 * eta_s + rho_t * (p * (b - centre).abs()).sum(1)
-    loss += 2 * rounding.probability + rounding.probability * largest
-    loss += 8 * rounding.sum * b.logsumexp(1).abs()
-    loss += (8 * rounding.sum + rounding.summing(size)) * largest
+    b, (a, p) = problem.logits(student, rows, problem.tau_s), problem.target(teacher, rows)
+    eta_s, rho_s = side(student, problem.tau_s)
+    eta_t, rho_t = side(teacher, problem.tau_t or 1.0)
+    if problem.tau_t == 0:
+        rho_t = torch.zeros_like(rho_t)  # the target is exact
+    kl = problem.divergence == "kl" and problem.tau_t != 0
+    q, term = b.softmax(1), b - a if kl else b
+    centre = (p * term).sum(1, keepdim=True)
+    loss = log_of_sum(b, eta_s) + rho_t * (p * (term - centre).abs()).sum(1)
+    if kl:
+        loss += log_of_sum(a, eta_t)
 
     def output(weights: Tensor, rho: Tensor) -> Tensor:
-        mean = weights @ rows
-        spread = (weights * torch.cdist(mean, rows)).sum(1)
-        longest = rows.norm(dim=1).max()
+        mean = problem.mean_column(weights, rows)
+        distances, longest = torch.cdist(mean, rows), rows.norm(dim=1).max()
+        if problem.own_pair:
+            distances = torch.cat([(mean - teacher).norm(dim=1, keepdim=True), distances], 1)
+            longest = longest.clamp_min(1.0)
+        spread = (weights * distances).sum(1)
         return rho * spread + (rounding.probability + (dim + 8) * rounding.sum) * longest
 
     length = z_s.norm(dim=1).clamp_min(1e-12)

@@ -1,12 +1,13 @@
 """Sizes, dtypes and temperatures against float64, within derived bounds."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from emulated import EMULATED
-from problems import Problem, draw, rounding_of, runs_triton, tolerance
+from problems import FORMS, Problem, draw, rounding_of, runs_triton, tolerance
 
 from rrd_kernels.functional import enqueue_, relational_loss, relational_partials
 
@@ -49,10 +50,9 @@ def compute(
         z_s,
         problem.z_t,
         problem.memory,
-        tau_s=problem.tau_s,
-        tau_t=problem.tau_t,
         reduction="none",
         precision=precision,
+        **problem.terms,
         **options,
     )
     (grad,) = torch.autograd.grad(loss.sum(), z_s)
@@ -66,9 +66,8 @@ def check(problem: Problem, **options) -> None:
         problem.z_s,
         problem.z_t,
         problem.memory,
-        tau_s=problem.tau_s,
-        tau_t=problem.tau_t,
         reduction="none",
+        **problem.terms,
         **options,
     )
     assert not far_off(problem, alone, grad)
@@ -103,6 +102,26 @@ if EMULATED:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sizes(batch, dim, rows, dtype, unit_memory, device):
     check(draw(batch, dim, rows, dtype, device), unit_memory=unit_memory)
+
+
+@pytest.mark.parametrize("unit_memory", [False, True])
+@pytest.mark.parametrize(("batch", "dim", "rows"), SIZES[:1] + SIZES[-5:], ids=str)
+@pytest.mark.parametrize("form", list(FORMS)[1:])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_forms(dtype, form, batch, dim, rows, unit_memory, device):
+    check(draw(batch, dim, rows, dtype, device, **FORMS[form]), unit_memory=unit_memory)
+
+
+@pytest.mark.parametrize("form", ["own pair", "own pair, kl"])
+@pytest.mark.parametrize("tau_t", [1e-4, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_cold_teacher(dtype, tau_t, form, device):
+    """SEED's temperature: no weight of the memory's is representable beside the own pair's, unless
+    a row is all but the teacher's own, as every second is here."""
+    problem = draw(40, 32, 80, dtype, device, tau_s=0.2, **FORMS[form] | {"tau_t": tau_t})
+    near = F.normalize(problem.z_t.double() + 0.02 * torch.randn_like(problem.z_t.double()), dim=1)
+    problem.memory[::2] = near.to(dtype)
+    check(problem, unit_memory=True)
 
 
 @pytest.mark.parametrize("tau", [0.014, 0.1, 10.0])
@@ -158,13 +177,18 @@ def test_no_less_accurate_than_eager(dtype, batch, dim, rows, unit_memory, tau_t
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mistake", ["last row", "temperature", "gradient", "loss"])
-def test_the_bounds_see_small_mistakes(mistake, dtype, device):
-    problem = draw(252, 123, 507, dtype, device)
-    wrong = Problem(problem.z_s, problem.z_t, problem.memory)
+@pytest.mark.parametrize("form", ["cross-entropy", "own pair", "hard target", "kl"])
+def test_the_bounds_see_small_mistakes(form, mistake, dtype, device):
+    if (form, mistake, dtype) == ("kl", "last row", torch.bfloat16):
+        pytest.skip("less than what the teacher's larger logits are rounded by")
+    problem = draw(252, 123, 507, dtype, device, **FORMS[form])
+    wrong = dataclasses.replace(problem)
     if mistake == "last row":
         wrong.memory = problem.memory[:-1]
     if mistake == "temperature":
-        wrong.tau_t *= 1.05
+        # Beside its own pair a teacher's temperature hardly counts.
+        name = "tau_s" if problem.own_pair else "tau_t"
+        setattr(wrong, name, 1.05 * getattr(problem, name))
     loss, grad = compute(wrong)
     if mistake == "gradient":
         grad = 1.02 * grad

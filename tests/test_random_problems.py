@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import draw, in_float64
+from problems import FORMS, draw, in_float64
 
 from rrd_kernels import reference
 from rrd_kernels.functional import enqueue_
@@ -36,7 +36,7 @@ FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
 def problem_of(batch, dim, rows, dtypes, layouts, bounded):
     """One that is tried each time."""
     sizes = {"batch": batch, "dim": dim, "rows": rows, "dtypes": dtypes, "layouts": layouts}
-    return example(**sizes, tau_s=0.1, tau_t=0.02, bounded=bounded, seed=0)
+    return example(**sizes, form="own pair", tau_s=0.1, tau_t=0.02, bounded=bounded, seed=0)
 
 
 @settings(deadline=None)
@@ -50,14 +50,18 @@ def problem_of(batch, dim, rows, dtypes, layouts, bounded):
     rows=st.integers(1, 400),
     dtypes=st.tuples(*[st.sampled_from(DTYPES)] * 3),
     layouts=st.tuples(*[st.sampled_from(["plain", "transposed", "strided", "expanded"])] * 3),
+    form=st.sampled_from(list(FORMS)),
     tau_s=temperature,
     tau_t=temperature,
     bounded=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_matches_float64(batch, dim, rows, dtypes, layouts, tau_s, tau_t, bounded, seed, device):
+def test_matches_float64(
+    batch, dim, rows, dtypes, layouts, form, tau_s, tau_t, bounded, seed, device
+):
     torch.manual_seed(seed)
-    problem = draw(batch, dim, rows, torch.float64, device, tau_s=tau_s, tau_t=tau_t)
+    terms = {"tau_s": tau_s, "tau_t": tau_t} | FORMS[form]
+    problem = draw(batch, dim, rows, torch.float64, device, **terms)
     for name, dtype, how in zip(("z_s", "z_t", "memory"), dtypes, layouts, strict=True):
         setattr(problem, name, lay_out(getattr(problem, name).to(dtype), how))
     check(problem, unit_memory=bounded)
@@ -85,7 +89,8 @@ def test_online_softmax_takes_any_memory_and_small_temperatures(dtype, scale, ta
 def write_of(dtypes, momentum, bad, transposed):
     """One that wraps and is tried each time."""
     sizes = {"size": 50, "batch": 40, "dim": 33, "start": 49, "dtypes": dtypes}
-    return example(**sizes, momentum=momentum, bad=bad, transposed=transposed, seed=0)
+    downwards = {"newest_first": not transposed}
+    return example(**sizes, momentum=momentum, bad=bad, transposed=transposed, seed=0, **downwards)
 
 
 @settings(deadline=None)
@@ -98,12 +103,13 @@ def write_of(dtypes, momentum, bad, transposed):
     start=st.integers(0, 49),
     dtypes=st.tuples(st.sampled_from(DTYPES), st.sampled_from(DTYPES)),
     momentum=st.sampled_from([0.0, 0.4, 0.9]),
+    newest_first=st.booleans(),
     bad=st.sampled_from([None, float("nan"), float("inf"), -float("inf")]),
     transposed=st.booleans(),
     seed=st.integers(0, 2**31),
 )
 def test_enqueue_matches_the_reference(
-    size, batch, dim, start, dtypes, momentum, bad, transposed, seed, device
+    size, batch, dim, start, dtypes, momentum, newest_first, bad, transposed, seed, device
 ):
     torch.manual_seed(seed)
     batch, start = min(batch, size), start % size
@@ -114,9 +120,10 @@ def test_enqueue_matches_the_reference(
     if transposed:
         memory, keys = memory.T.contiguous().T, keys.T.contiguous().T
     wanted, wanted_ptr = memory.clone(), pointer(start, device)
-    in_float64(reference.enqueue_, wanted, wanted_ptr, keys, momentum=momentum)
+    options = {"newest_first": newest_first, "momentum": momentum}
+    in_float64(reference.enqueue_, wanted, wanted_ptr, keys, **options)
     ptr = pointer(start, device)
-    enqueue_(memory, ptr, keys, momentum=momentum)
+    enqueue_(memory, ptr, keys, **options)
     assert torch.equal(ptr, wanted_ptr)
     # One rounding to the stored dtype, which may fall either way.
     close = {"rtol": torch.finfo(dtypes[0]).eps, "atol": accuracy(device, *dtypes)}
