@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from problems import LOSSES, draw
+from problems import FORMS, LOSSES, draw
 
 from rrd_kernels.functional import enqueue_, relational_step_
 
@@ -18,8 +18,7 @@ def loss_of(request):
             z_s,
             problem.z_t,
             problem.memory,
-            tau_s=problem.tau_s,
-            tau_t=problem.tau_t,
+            **problem.terms,
             **options,
         )
 
@@ -28,8 +27,10 @@ def loss_of(request):
 
 @pytest.mark.parametrize("unit_memory", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_gradcheck(loss_of, reduction, unit_memory):
-    problem = draw(5, 7, 11, torch.float64, tau_s=0.3, tau_t=0.2)
+@pytest.mark.parametrize("form", FORMS)
+def test_gradcheck(loss_of, form, reduction, unit_memory):
+    terms = {"tau_s": 0.3, "tau_t": 0.2} | FORMS[form]
+    problem = draw(5, 7, 11, torch.float64, **terms)
     assert torch.autograd.gradcheck(
         lambda z_s: loss_of(problem, z_s, reduction=reduction, unit_memory=unit_memory),
         problem.z_s.requires_grad_(),

@@ -7,7 +7,7 @@ from ranks import on_ranks
 
 from benchmarks.measuring.memory import CLEAR_REFS, peak_extra_memory
 from rrd_kernels import RRDLoss
-from rrd_kernels.fifo.shard import ROWS_AT_ONCE
+from rrd_kernels.fifo.start import ROWS_AT_ONCE
 from rrd_kernels.functional import relational_loss, sampled_relational_loss
 
 MIB = 1 << 20
@@ -16,7 +16,7 @@ LARGER = ((512, 128), (64, 1024))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
-def measure(batch, dim, rows, dtype, layout, backend):
+def measure(batch, dim, rows, dtype, layout, backend, terms=None):
     """Prints the least peak of three: other work on the machine can only add to it."""
     torch.set_num_threads(THREADS)
     memory = torch.nn.functional.normalize(torch.randn(rows, dim), dim=1).to(dtype)
@@ -26,7 +26,7 @@ def measure(batch, dim, rows, dtype, layout, backend):
     z_t = torch.randn(batch, dim).to(dtype)
 
     def step(memory):
-        loss = relational_loss(z_s, z_t, memory, unit_memory=True, backend=backend)
+        loss = relational_loss(z_s, z_t, memory, unit_memory=True, backend=backend, **terms or {})
         torch.autograd.grad(loss, z_s)
 
     step(memory[:64])
@@ -56,6 +56,16 @@ class TestPeak:
         # O(B * D): unit rows and packed queries of both sides, both outputs, gradient, its copy.
         bound = THREADS * 2 * MIB + 10 * batch * dim * element
         assert peak(batch, dim, 32768, dtype) <= bound
+
+    @pytest.mark.parametrize(
+        ("terms", "dim"),
+        [({"own_pair": True, "tau_t": 0.0}, 128), ({"own_pair": True, "divergence": "kl"}, 512)],
+        ids=["hard target", "own pair, kl"],
+    )
+    def test_of_the_family(self, terms, dim):
+        """What users of MoCo and its like are promised, at their batch of 256 rows."""
+        shape = (256, dim, 1 << 16, torch.float32, "plain", "fused")
+        assert printed(measure, *shape, terms) <= 16 * 256 * dim + 4 * MIB
 
     @pytest.mark.parametrize("layout", ["plain", "transposed"])
     @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from emulated import EMULATED
-from problems import ROUNDING, draw, error_bound
+from problems import FORMS, ROUNDING, draw, error_bound
 from test_properties import DTYPES, far_off, products
 
 from rrd_kernels import reference
@@ -17,17 +17,17 @@ if EMULATED:
 def merged(problem, sizes, *, bounded=False, need_grad=True, backend="auto"):
     """Sums over consecutive parts of the memory, brought to one shift and added."""
     options = {"unit_memory": bounded, "precision": products(problem), "backend": backend}
-    taus = {"tau_s": problem.tau_s, "tau_t": problem.tau_t}
+    options |= {name: problem.terms[name] for name in ("tau_s", "tau_t", "divergence")}
     parts = [
-        relational_partials(problem.z_s, problem.z_t, rows, need_grad=need_grad, **taus, **options)
+        relational_partials(problem.z_s, problem.z_t, rows, need_grad=need_grad, **options)
         for rows in problem.memory.split(sizes)
     ]
     common = torch.stack([shifts for _, shifts in parts]).amax(0)
     total = torch.zeros_like(parts[0][0])
     for sums, shifts in parts:
-        student, teacher = torch.exp2(shifts - common).split(1, dim=1)
+        student, *teacher = torch.exp2(shifts - common).split(1, dim=1)
         dim = problem.z_s.shape[1] if need_grad else 0
-        factors = [student, teacher, teacher] + [student] * dim + [teacher] * dim
+        factors = [student] + 2 * teacher + [student] * dim + teacher * dim
         total += sums * torch.cat(factors, 1)
     return total, common
 
@@ -35,7 +35,8 @@ def merged(problem, sizes, *, bounded=False, need_grad=True, backend="auto"):
 def finished(problem, sums, shifts, **options):
     """Losses and gradients."""
     z_s = problem.z_s.detach().to(sums.dtype).requires_grad_()
-    losses = loss_of_partials(z_s, sums, shifts, tau_s=problem.tau_s, reduction="none", **options)
+    options |= {"z_t": problem.z_t, "reduction": "none", **problem.terms}
+    losses = loss_of_partials(z_s, sums, shifts, **options)
     grad = torch.zeros_like(z_s)
     if losses.requires_grad:
         (grad,) = torch.autograd.grad(losses.sum(), z_s)
@@ -44,9 +45,10 @@ def finished(problem, sums, shifts, **options):
 
 @pytest.mark.parametrize("bounded", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("batch", "dim", "sizes"), SIZES, ids=str)
-def test_parts_make_the_whole(batch, dim, sizes, dtype, bounded, device):
-    problem = draw(batch, dim, sum(sizes), dtype, device)
+def test_parts_make_the_whole(batch, dim, sizes, form, dtype, bounded, device):
+    problem = draw(batch, dim, sum(sizes), dtype, device, **FORMS[form])
     losses, grad = finished(problem, *merged(problem, sizes, bounded=bounded))
     assert not far_off(problem, losses, grad)
     alone, nothing = finished(problem, *merged(problem, sizes, bounded=bounded, need_grad=False))
@@ -54,9 +56,10 @@ def test_parts_make_the_whole(batch, dim, sizes, dtype, bounded, device):
     assert nothing.sum() == 0
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_the_reference_s_parts_make_the_whole(dtype, device):
-    problem = draw(5, 16, 48, dtype, device)
+def test_the_reference_s_parts_make_the_whole(dtype, form, device):
+    problem = draw(5, 16, 48, dtype, device, **FORMS[form])
     losses, grad = finished(problem, *merged(problem, [7, 1, 40], backend="reference"))
     exact = problem.float64()
     name = "float64" if dtype == torch.float64 else "float32"
@@ -128,6 +131,13 @@ def test_bad_input():
     for bad in ((sums[:, :9], shifts), (sums, shifts[:, :1]), (sums[:4], shifts)):
         with pytest.raises(ValueError, match="sums and shifts must be"):
             loss_of_partials(problem.z_s, *bad)
+    hard = {"tau_t": 0.0, "own_pair": True}
+    with pytest.raises(ValueError, match=r"must be \[5, 1 or 17\] and \[5, 1\]"):
+        loss_of_partials(problem.z_s, sums, shifts, z_t=problem.z_t, **hard)
+    with pytest.raises(TypeError, match="z_t must be a Tensor"):
+        loss_of_partials(problem.z_s, sums, shifts, own_pair=True)
+    with pytest.raises(ValueError, match="needs own_pair=True"):
+        loss_of_partials(problem.z_s, sums, shifts, tau_t=0.0)
     with pytest.raises(ValueError, match="reduction"):
         loss_of_partials(problem.z_s, sums, shifts, reduction="max")
     for shape in ((5, 8), (4, 8)):

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 
 from rrd_kernels import RRDLoss
 from rrd_kernels.distributed import ignore_in_ddp
-from rrd_kernels.fifo import shard
+from rrd_kernels.fifo import start
+from rrd_kernels.fifo.shard import Shard
 
 #: 31 rows over 2 or 4 ranks: 16 and 15, or 8, 8, 8 and 7. A temperature of 0.01 is beyond the
 #: bounded softmax, and the reference never takes it.
@@ -159,20 +160,22 @@ def test_a_state_of_one_process_is_spread():
         assert "size mismatch for criterion.memory.queue" in message
 
 
-@pytest.mark.parametrize("size", [70, 65])  # the last piece of which has 48 numbers, or 8
-def test_rows_drawn_in_pieces_are_those_of_one_draw(size, monkeypatch):
-    monkeypatch.setattr(shard, "ROWS_AT_ONCE", 16)
-    for start in ("published", "unit"):
+@pytest.mark.parametrize(("size", "dim"), [(70, 8), (65, 8), (9, 33)])
+@pytest.mark.parametrize("how", start.STARTS)
+def test_rows_drawn_in_pieces_are_those_of_one_draw(how, size, dim, monkeypatch):
+    """Pieces of 16 rows, or columns; the last one has fewer, or fewer than 16 numbers."""
+    monkeypatch.setattr(start, "ROWS_AT_ONCE", 16)
+    for dtype in (torch.float64, torch.float32):
         parts = []
         for rank in range(3):
             torch.manual_seed(4)
-            place = shard.Shard(size, 3, rank)
-            parts.append(shard.draw_rows(place, 8, start, device=None, dtype=torch.float64))
+            place = Shard(size, 3, rank)
+            parts.append(start.draw_rows(place, dim, how, device=None, dtype=dtype))
         after = torch.rand(1)
         torch.manual_seed(4)
-        place = shard.Shard(size, 1, 0)
-        rows = shard.draw_rows(place, 8, start, device=None, dtype=torch.float64)
-        torch.testing.assert_close(torch.cat(parts), rows, **CLOSE)
+        rows = start.draw_rows(Shard(size, 1, 0), dim, how, device=None, dtype=dtype)
+        accuracy = CLOSE if dtype == torch.float64 else {"rtol": 1e-6, "atol": 1e-7}
+        torch.testing.assert_close(torch.cat(parts), rows, **accuracy)
         assert torch.rand(1) == after
 
 
