@@ -51,16 +51,22 @@ template <typename T, typename Stored>
 void widen_tile(const MemoryView& memory, int64_t row, int64_t count, int64_t tile_rows,
                 int64_t padded, T* tile) {
   const int64_t dim = memory.dim;
+  const Stored* first = static_cast<const Stored*>(memory.data) + row * memory.row_stride;
+  if (memory.column_stride != 1) {
+    // Down the columns: those of a queue that is stored as [D, K] are contiguous.
+    for (int64_t d = 0; d < dim; ++d) {
+      const Stored* from = first + d * memory.column_stride;
+      for (int64_t r = 0; r < count; ++r) {
+        tile[r * padded + d] = T(widen(from[r * memory.row_stride]));
+      }
+    }
+  }
   for (int64_t r = 0; r < tile_rows; ++r) {
     T* to = tile + r * padded;
-    int64_t d = 0;
-    if (r < count) {
-      const Stored* from = static_cast<const Stored*>(memory.data) + (row + r) * memory.row_stride;
-      if (memory.column_stride == 1) {
-        for (; d < dim; ++d) to[d] = T(widen(from[d]));
-      } else {
-        for (; d < dim; ++d) to[d] = T(widen(from[d * memory.column_stride]));
-      }
+    const Stored* from = first + r * memory.row_stride;
+    int64_t d = r < count ? dim : 0;
+    if (r < count && memory.column_stride == 1) {
+      for (d = 0; d < dim; ++d) to[d] = T(widen(from[d]));
     }
     for (; d < padded; ++d) to[d] = T(0);
   }

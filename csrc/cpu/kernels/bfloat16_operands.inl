@@ -97,11 +97,19 @@ template <typename Stored>
 void copy_rows(const MemoryView& memory, int64_t row, int64_t count, int64_t padded_count,
                uint16_t* to) {
   const int64_t columns = matrix_dim(memory.dim);
+  const Stored* first = static_cast<const Stored*>(memory.data) + row * memory.row_stride;
+  if (memory.column_stride != 1) {
+    // Down the columns: those of a queue that is stored as [D, K] are contiguous.
+    for (int64_t d = 0; d < memory.dim; ++d) {
+      const Stored* from = first + d * memory.column_stride;
+      for (int64_t r = 0; r < count; ++r) to[r * columns + d] = narrow(from[r * memory.row_stride]);
+    }
+  }
   for (int64_t r = 0; r < padded_count; ++r, to += columns) {
-    int64_t d = 0;
-    if (r < count) {
-      const Stored* from = static_cast<const Stored*>(memory.data) + (row + r) * memory.row_stride;
-      for (; d < memory.dim; ++d) to[d] = narrow(from[d * memory.column_stride]);
+    const Stored* from = first + r * memory.row_stride;
+    int64_t d = r < count ? memory.dim : 0;
+    if (r < count && memory.column_stride == 1) {
+      for (d = 0; d < memory.dim; ++d) to[d] = narrow(from[d]);
     }
     for (; d < columns; ++d) to[d] = 0;
   }
