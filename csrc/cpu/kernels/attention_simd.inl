@@ -14,6 +14,7 @@ struct Blocking {
   static constexpr int64_t kOutputQueries = kLanes < 8 ? kLanes : 8;
   static constexpr int64_t kOutputVectors = RRD_OUTPUT_VECTORS;
   static constexpr int64_t kBlockPanels = 64 / kLanes;
+  static constexpr int64_t kPanelGroups = kRoles * kLanes / kOutputQueries;
   static_assert(kRowTile % kLogitRows == 0, "a tile is a whole number of micro-kernels");
 };
 
@@ -254,11 +255,33 @@ RRD_INLINE void add_output(const Tile<T>& tile, const T* weights, int64_t column
   }
 }
 
+// Which groups of kOutputQueries queries a tile adds rows to. To the others all of its weights are
+// negligible beside the row that set the running maximum, whose weight is 1: at a teacher's
+// temperature of 1e-4 this is so for all but a few tiles.
+template <typename T>
+struct LiveGroups {
+  static constexpr T kNegligible = T(0x1p-100);
+
+  void set(int64_t panel, const Vec<T> (&sum)[kRoles]) {
+    using B = Blocking<T>;
+    for (int64_t group = 0; group < B::kPanelGroups; ++group) {
+      bool any = false;
+      for (int64_t i = 0; i < B::kOutputQueries; ++i) {
+        const int64_t query = group * B::kOutputQueries + i;
+        any |= !(sum[query / B::kLanes][query % B::kLanes] <= kNegligible);  // NaN counts
+      }
+      live[panel][group] = any;
+    }
+  }
+
+  bool live[Blocking<T>::kBlockPanels][Blocking<T>::kPanelGroups];
+};
+
 // Adds a tile's weighted rows to the outputs of all panels. The loop over columns is outermost:
 // a strip of the tile stays in the first-level cache for all queries.
-template <int64_t kVectors, typename T>
+template <int64_t kVectors, bool kBounded, typename T>
 void add_outputs(const AttentionTask<T>& task, const Tile<T>& tile, const T* weights,
-                 int64_t column) {
+                 const LiveGroups<T>& groups, int64_t column) {
   using B = Blocking<T>;
   const int64_t padded = padded_dim<T>(task.memory.dim);
   for (; column + kVectors * B::kLanes <= padded; column += kVectors * B::kLanes) {
@@ -266,13 +289,17 @@ void add_outputs(const AttentionTask<T>& task, const Tile<T>& tile, const T* wei
       const T* panel_weights = weights + panel * B::kRowTile * kRoles * B::kLanes;
       T* output = task.partial.output + panel * kRoles * B::kLanes * padded;
       for (int64_t query = 0; query < kRoles * B::kLanes; query += B::kOutputQueries) {
-        add_output<kVectors, T>(tile, panel_weights + query, column, output + query * padded,
-                                padded);
+        if (kBounded || groups.live[panel][query / B::kOutputQueries]) {
+          add_output<kVectors, T>(tile, panel_weights + query, column, output + query * padded,
+                                  padded);
+        }
       }
     }
   }
   if constexpr (kVectors > 1) {
-    if (column < padded) add_outputs<kVectors - 1, T>(task, tile, weights, column);
+    if (column < padded) {
+      add_outputs<kVectors - 1, kBounded, T>(task, tile, weights, groups, column);
+    }
   }
 }
 
@@ -298,6 +325,7 @@ void attend_rows(const AttentionTask<T>& task) {
     const Tile<T> tile = load_tile(task.memory, row, left < B::kRowTile ? left : B::kRowTile, rows);
     Prefetch prefetch(task.memory, row + tile.count, task.row_end, B::kRowTile,
                       task.panels * B::kRowTile / B::kLogitRows);
+    LiveGroups<T> groups;
     for (int64_t panel = 0; panel < task.panels; ++panel) {
       const T* packed = static_cast<const T*>(task.queries) + panel * dim * kRoles * B::kLanes;
       T* panel_weights = weights + panel * B::kRowTile * kRoles * B::kLanes;
@@ -316,6 +344,7 @@ void attend_rows(const AttentionTask<T>& task) {
           store<T>(at, load(at) * factor[role]);
         }
         if constexpr (kSums == Sums::kRows) {
+          groups.set(panel, statistics.sum);
           rescale<T>(task.partial.output + panel * kRoles * B::kLanes * padded, padded, factor);
         } else {
           store<T>(cross, load(cross) * factor[kTeacher]);
@@ -328,7 +357,7 @@ void attend_rows(const AttentionTask<T>& task) {
       if constexpr (kSums != Sums::kRows) store<T>(cross, load(cross) + statistics.cross);
     }
     if constexpr (kSums == Sums::kRows) {
-      add_outputs<B::kOutputVectors, T>(task, tile, weights, 0);
+      add_outputs<B::kOutputVectors, kBounded, T>(task, tile, weights, groups, 0);
     }
   }
 }
