@@ -71,6 +71,9 @@ def fifo_launches(
     momentum: float = 0.0,
     tau_s: float = 0.1,
     tau_t: float = 0.02,
+    own_pair: bool = False,
+    kl: bool = False,
+    newest_first: bool = False,
 ) -> Iterator[Launch]:
     """Launches of training and evaluation with a FIFO memory, whole or spread over ranks.
 
@@ -81,20 +84,22 @@ def fifo_launches(
         precision: format of the products' operands: ``"float32"``, ``"tf32"``, ``"float16"`` or
             ``"bfloat16"``.
         hardware: the GPU that the launches are planned for.
-        enqueue, momentum, tau_s, tau_t: as in :func:`rrd_kernels.functional.relational_step_`.
+        enqueue, momentum, tau_s, tau_t, own_pair, newest_first: as in
+            :func:`rrd_kernels.functional.relational_step_`.
+        kl: whether ``divergence`` is "kl".
     """
     z_s, z_t = (_shape(batch, dim, dtype=dtype) for _ in range(2))
     memory = _shape(size, dim, dtype=memory_dtype)
     ptr, index = _shape(1, dtype=torch.int64), _shape(batch, dtype=torch.int64)
     # unit_memory is set when a memory is constructed or loaded: pack kernels for both values.
     for unit_memory, need_grad in itertools.product((True, False), repeat=2):
-        loss = FifoSettings(tau_s, tau_t, unit_memory, precision, 1, need_grad)
-        step = loss._replace(enqueue=enqueue, momentum=momentum)
+        loss = FifoSettings(tau_s, tau_t, unit_memory, own_pair, kl, precision, 1, need_grad)
+        step = loss._replace(enqueue=enqueue, newest_first=newest_first, momentum=momentum)
         yield from step_launches(z_s, z_t, memory, ptr, step, hardware)[1]
         yield from step_launches(z_s, z_t, memory, None, loss, hardware)[1]
-        partials = loss._replace(reduction=0)
+        partials = loss._replace(own_pair=False, reduction=0)
         yield from partials_launches(z_s, z_t, memory, partials, hardware)[1]
-    yield from enqueue_launches(memory, ptr, z_t, momentum)
+    yield from enqueue_launches(memory, ptr, z_t, newest_first, momentum)
     yield update_launch(memory, index, z_t, momentum)
 
 

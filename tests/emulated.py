@@ -32,15 +32,15 @@ def gpu_kernels() -> dict[str, Callable[..., Any]]:
         z_s: Tensor, z_t: Tensor, memory: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor]:
         *numbers, precision, reduction, need_grad = options
-        last = (settled(precision), reduction, need_grad, "never", 0.0)
+        last = (settled(precision), reduction, need_grad)
         return triton_step(z_s, z_t, memory, None, *numbers, *last)
 
     def step_forward(
         memory: Tensor, ptr: Tensor, z_s: Tensor, z_t: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor]:
-        *numbers, precision, reduction, enqueue, momentum, need_grad = options
+        *numbers, precision, reduction, enqueue, newest_first, momentum, need_grad = options
         inputs = (z.clone() if torch._C._is_alias_of(z, memory) else z for z in (z_s, z_t))
-        last = (settled(precision), reduction, need_grad, enqueue, momentum)
+        last = (settled(precision), reduction, need_grad, enqueue, newest_first, momentum)
         return triton_step(*inputs, memory, ptr, *numbers, *last)
 
     found = {"relational_loss_forward": loss_forward, "relational_step_forward_": step_forward}

@@ -108,7 +108,9 @@ class VariantStep(FifoStep):
     ) -> tuple[FifoBuffers, tuple[Launch, Launch, Launch]]:
         """What is written, and what is launched for it."""
         case, tensors = self.case, (z_s, z_t, self.memory, self.pointer)
-        settings = FifoSettings(case.tau_s, case.tau_t, True, case.format, 1, True, "before")
+        settings = FifoSettings(
+            case.tau_s, case.tau_t, True, False, False, case.format, 1, True, "before"
+        )
         buffers, (first, middle, last) = step_launches(*tensors, settings, H200, self.variant.plan)
         constants = middle.constants | dict(self.variant.constants)
         return buffers, (first, middle._replace(constants=constants), last)

@@ -38,7 +38,7 @@ def measure() -> None:
     memory = torch.nn.functional.normalize(torch.randn(16384, 128), dim=1)
     ptr = torch.tensor([0])
     options = (0.1, 0.02, True, "bfloat16", 1, "before", 0.0, True)
-    settings = FifoSettings(0.1, 0.02, True, "bfloat16", 1, True, "before")
+    settings = FifoSettings(0.1, 0.02, True, False, False, "bfloat16", 1, True, "before")
 
     def from_cpp() -> None:
         call("relational_step_forward_", memory, ptr, z_s, z_t, *options)

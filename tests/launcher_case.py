@@ -186,7 +186,7 @@ def main() -> None:
 
 def from_python(z_s, z_t, memory) -> None:
     """What has no recipe: the launches' own tensors are passed."""
-    settings = FifoSettings(0.1, 0.02, True, "float32", 1, True)
+    settings = FifoSettings(0.1, 0.02, True, False, False, "float32", 1, True)
     _, launches = step_launches(z_s, z_t, memory, None, settings, HARDWARE)
     launches = [launch._replace(dependent=i == 1) for i, launch in enumerate(launches)]
     launches += enqueue_launches(memory.double(), torch.tensor([3]), z_t.double(), 0.25)

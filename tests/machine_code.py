@@ -261,10 +261,12 @@ def step(
     return step_launches(z_s, z_t, memory, pointer, settings, hardware, plan)[1]
 
 
-def lone_enqueue(batch: int, size: int, dim: int, momentum: float) -> tuple[Launch, Launch]:
+def lone_enqueue(
+    batch: int, size: int, dim: int, momentum: float, newest_first: bool = False
+) -> tuple[Launch, Launch]:
     memory, keys = (torch.empty(rows, dim, device="meta") for rows in (size, batch))
     pointer = torch.empty(1, dtype=torch.int64, device="meta")
-    return enqueue_launches(memory, pointer, keys, momentum)
+    return enqueue_launches(memory, pointer, keys, newest_first, momentum)
 
 
 def merge_alone(card: Card, dim: int, settings: FifoSettings) -> Launch:

@@ -24,7 +24,9 @@ def test_what_is_noted_is_what_the_step_describes():
     z_s, z_t = torch.empty(2, CASE.batch, CASE.dim, dtype=CASE.dtype, device="meta")
     memory = torch.empty(CASE.rows, CASE.dim, dtype=CASE.dtype, device="meta")
     pointer = torch.empty(1, dtype=torch.int64, device="meta")
-    settings = FifoSettings(CASE.tau_s, CASE.tau_t, True, "bfloat16", 1, True, "before")
+    settings = FifoSettings(
+        CASE.tau_s, CASE.tau_t, True, False, False, "bfloat16", 1, True, "before"
+    )
     _, launches = step_launches(z_s, z_t, memory, pointer, settings, H200)
     assert list(noted) == list(map(specialize, launches))
 
@@ -60,7 +62,7 @@ def test_tf32_as_the_global_setting_has_it():
 def test_what_a_gpu_refuses_is_no_call_to_make():
     memory = torch.randn(16, 8)
     with Recorder() as recorder, pytest.raises(ValueError, match="do not fit"):
-        torch.ops.rrd_kernels.enqueue_(memory, torch.tensor([0]), torch.randn(4, 9), 0.0)
+        torch.ops.rrd_kernels.enqueue_(memory, torch.tensor([0]), torch.randn(4, 9), False, 0.0)
     assert not recorder.specializations
 
 

@@ -142,7 +142,10 @@ def bounds(problem: Problem, precision: str, need_grad: bool) -> tuple[torch.Ten
 def run(step: Step, problem: Problem, arch: str, **others) -> tuple[torch.Tensor, ...]:
     """Loss, gradient, the memory and the pointer after the step."""
     pointer = torch.tensor([step.rows - 2])  # so that it wraps
-    numbers = (problem.tau_s, problem.tau_t, step.promise != "none", step.precision, step.reduction)
+    numbers = (
+        *(problem.tau_s, problem.tau_t, step.promise != "none", False, False),
+        *(step.precision, step.reduction),
+    )
     others["multiprocessors"] = step.multiprocessors
     if step.order == "never":
         arguments = (problem.z_s, problem.z_t, problem.memory, *numbers, step.need_grad)
@@ -151,7 +154,7 @@ def run(step: Step, problem: Problem, arch: str, **others) -> tuple[torch.Tensor
         return found[0], found[1], found[4], pointer
     arguments = (
         *(problem.memory, pointer, problem.z_s, problem.z_t, *numbers),
-        *(step.order, step.momentum, step.need_grad),
+        *(step.order, False, step.momentum, step.need_grad),
     )
     found = executed("relational_step_forward_", *arguments, arch=arch, **others)
     return found[0], found[1], found[2], found[3]
@@ -280,7 +283,7 @@ def test_rows_that_are_not_finite_zero_or_huge(precision, order, momentum, arch)
 def test_partial_sums(need_grad, arch):
     step = Step("float32", 100, 6, 150, "never", 0.0, 0, "none", need_grad, multiprocessors=3)
     problem = problem_of(step)
-    numbers = (problem.tau_s, problem.tau_t, False, step.precision, need_grad)
+    numbers = (problem.tau_s, problem.tau_t, False, False, step.precision, need_grad)
     sums, shifts, *_ = executed(
         "relational_partials", problem.z_s, problem.z_t, problem.memory, *numbers,
         arch=arch, multiprocessors=step.multiprocessors,
@@ -298,7 +301,7 @@ def test_the_enqueue_alone(stored, given, momentum, arch):
     memory, keys = torch.randn(12, 100).to(stored), strided(torch.randn(7, 100).to(given))
     keys[2], keys[4, 5] = 0.0, torch.nan
     pointer, wanted, moved = torch.tensor([-3]), memory.clone(), torch.tensor([-3])
-    found, where, _ = executed("enqueue_", memory, pointer, keys, momentum, arch=arch)
+    found, where, _ = executed("enqueue_", memory, pointer, keys, False, momentum, arch=arch)
     in_float64(reference.enqueue_, wanted, moved, keys, momentum=momentum)
     rows_are_right(found, wanted, given)
     assert where.equal(moved)
@@ -310,7 +313,7 @@ def test_dependent_launches(spoilt):
     step = Step("bfloat16", 64, multiprocessors=4)
     problem = problem_of(step)
     settings = FifoSettings(
-        problem.tau_s, problem.tau_t, False, step.precision, 1, True, step.order
+        problem.tau_s, problem.tau_t, False, False, False, step.precision, 1, True, step.order
     )
     plan = make_plan(step.batch, step.rows, step.dim, step.precision, 2, True, Hardware("sm_90", 4))
 

@@ -45,7 +45,7 @@ PREPARE, ATTEND, COMBINE = range(3)
 
 
 def settings(precision, *, bounded=True, need_grad=True, **others) -> FifoSettings:
-    return FifoSettings(0.1, 0.02, bounded, precision, 1, need_grad, **others)
+    return FifoSettings(0.1, 0.02, bounded, False, False, precision, 1, need_grad, **others)
 
 
 def parts_of(card, precision, dim, dtype):

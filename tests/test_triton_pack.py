@@ -46,7 +46,13 @@ def advance(num_warps: int = 1, size: int = 16) -> Specialization:
     ptr = torch.empty(1, dtype=torch.int64, device="meta")
     arguments = {"ptr": ptr, "batch": 4, "size": size}
     return specialize(
-        Launch(Kernel("fifo.kernels.enqueue", "advance"), (1,), arguments, {}, num_warps)
+        Launch(
+            Kernel("fifo.kernels.enqueue", "advance"),
+            (1,),
+            arguments,
+            {"NEWEST_FIRST": False},
+            num_warps,
+        )
     )
 
 
@@ -74,7 +80,7 @@ def change(root: Path, **entries) -> None:
 
 def multiplies() -> Specialization:
     """A kernel with products, and fences where its compiler leaves them out."""
-    settings = FifoSettings(0.1, 0.02, True, "bfloat16", 1, True)
+    settings = FifoSettings(0.1, 0.02, True, False, False, "bfloat16", 1, True)
     z_s, z_t, memory = (
         torch.empty(rows, 32, dtype=torch.bfloat16, device="meta") for rows in (8, 8, 512)
     )
@@ -230,7 +236,17 @@ def test_a_launch_is_refused_before_it_is_made(spoil, said, root, monkeypatch):
     ptr = torch.zeros(1, dtype=torch.int64)
     arguments = {"ptr": ptr, "batch": 4, "size": 16}
     with pytest.raises(PackError, match=said):
-        run.run([Launch(Kernel("fifo.kernels.enqueue", "advance"), (1,), arguments, {}, 1)])
+        run.run(
+            [
+                Launch(
+                    Kernel("fifo.kernels.enqueue", "advance"),
+                    (1,),
+                    arguments,
+                    {"NEWEST_FIRST": False},
+                    1,
+                )
+            ]
+        )
     assert ptr.item() == 0
 
 

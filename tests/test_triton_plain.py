@@ -39,7 +39,9 @@ def fifo(precision, dim, device):
 
 
 def loss_and_gradient(problem, precision, reduction=0, need_grad=True):
-    settings = FifoSettings(problem.tau_s, problem.tau_t, False, precision, reduction, need_grad)
+    settings = FifoSettings(
+        problem.tau_s, problem.tau_t, False, False, False, precision, reduction, need_grad
+    )
     return fifo_operators.plain_forward(problem.z_s, problem.z_t, problem.memory, settings)
 
 

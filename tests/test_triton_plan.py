@@ -61,7 +61,7 @@ def test_every_row_and_query_is_in_one_program(
 def test_extra_memory(batch, size, dim, precision, memory_bytes, need_grad, hardware, splits):
     """At most 16·B·D bytes + 32 MiB, whatever K is, with D as the products' 16 see it."""
     plan = make_plan(batch, size, dim, precision, memory_bytes, need_grad, hardware, splits=splits)
-    settings = FifoSettings(0.1, 0.02, True, precision, 1, need_grad)
+    settings = FifoSettings(0.1, 0.02, True, False, False, precision, 1, need_grad)
     buffers = allocate(torch.empty(batch, dim, device="meta"), plan, settings)
     owners = [buffer if buffer._base is None else buffer._base for buffer in buffers]
     allocated = {id(owner): owner.nbytes for owner in owners}
@@ -117,7 +117,7 @@ def test_bounded_only_where_float32_holds_the_sums():
 @pytest.mark.parametrize("precision", STORAGE)
 def test_float16_weights_are_never_unshifted(precision):
     for need_grad in (True, False):
-        settings = FifoSettings(0.1, 0.02, True, precision, 1, need_grad)
+        settings = FifoSettings(0.1, 0.02, True, False, False, precision, 1, need_grad)
         launch = step(CARDS["H200"], 64, 16384, 128, settings, torch.float32)[1]
         assert launch.constants["BOUNDED"] == (not need_grad or precision != "float16")
 
@@ -155,7 +155,9 @@ def test_a_device_without_kernels_is_named():
 @pytest.mark.parametrize("precision", STORAGE)
 def test_autotuning_takes_what_measures_best(precision, need_grad, monkeypatch):
     problem = draw(64, 128, 4096)
-    settings = FifoSettings(0.1, 0.02, True, precision, 1, need_grad, enqueue="before")
+    settings = FifoSettings(
+        0.1, 0.02, True, False, False, precision, 1, need_grad, enqueue="before"
+    )
     offered = autotune.candidates(precision, 128, 4, need_grad)
     measured = []
 

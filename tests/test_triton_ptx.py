@@ -28,7 +28,9 @@ needs_compiler = pytest.mark.skipif(EMULATED, reason="not of what is emulated")
 
 
 def settings(precision, bounded=True, need_grad=True) -> FifoSettings:
-    return FifoSettings(0.1, 0.02, bounded, precision, 1, need_grad, "before", 0.5)
+    return FifoSettings(
+        0.1, 0.02, bounded, False, False, precision, 1, need_grad, "before", False, 0.5
+    )
 
 
 def step_job(precision, size, dim=128, which=ATTEND, card="H200", **others) -> Job:

@@ -35,8 +35,8 @@ MAX_DIM = WIDTHS[-1]
 #: The most memory rows: the kernels number rows in 32 bits.
 MAX_ROWS = 2**31 - 2**16
 
-#: 2·B·K from which a problem is large. A large problem's blocks are chosen for the rate of the
-#: tensor cores, a small one's for many multiprocessors.
+#: Queries times rows, most often 2·B·K, from which a problem is large. A large problem's blocks are
+#: chosen for the rate of the tensor cores, a small one's for many multiprocessors.
 LARGE = 2**25
 
 

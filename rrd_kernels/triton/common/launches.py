@@ -110,11 +110,12 @@ def embeddings_of(z_s: Tensor, z_t: Tensor, memory: Tensor) -> dict[str, int]:
 
 
 def row_constants(
-    dim: int, dim_pad: int, precision: str, enqueue: str, momentum: float
+    dim: int, dim_pad: int, precision: str, enqueue: str, newest_first: bool, momentum: float
 ) -> dict[str, Any]:
     """Compile-time constants that the first and the last kernel share."""
     return {
         "ENQUEUE": enqueue,
+        "NEWEST_FIRST": newest_first and enqueue != "never",
         "MOMENTUM": momentum != 0,
         "TF32": precision == "tf32",
         "DIM": dim,
@@ -135,10 +136,12 @@ def prepare_launch(
     tau_t: float,
     precision: str,
     enqueue: str = "never",
+    newest_first: bool = False,
     momentum: float = 0.0,
     dependent: bool = False,
 ) -> Launch:
-    """The first kernel: makes the queries, and enqueues if ``enqueue`` is "before"."""
+    """The first kernel: makes the queries, none of the teacher if ``tau_t`` is 0, and enqueues if
+    ``enqueue`` is "before"."""
     batch, dim = z_s.shape
     return Launch(
         Kernel("common.kernels.prepare", "prepare"),
@@ -152,11 +155,11 @@ def prepare_launch(
             "progress": progress,
             **embeddings_of(z_s, z_t, memory),
             "scale_s": LOG2_E / tau_s,
-            "scale_t": LOG2_E / tau_t,
+            "scale_t": LOG2_E / tau_t if tau_t else None,
             "momentum": momentum,
         },
-        row_constants(dim, queries.shape[1], precision, enqueue, momentum)
-        | {"DEPENDENT": dependent},
+        row_constants(dim, queries.shape[1], precision, enqueue, newest_first, momentum)
+        | {"ROLES": 2 if tau_t else 1, "DEPENDENT": dependent},
         row_warps(dim),
     )
 
@@ -169,7 +172,7 @@ def merge_constants(dim: int, splits: int, need_grad: bool, reduction: int) -> d
         "SPLITS": max(FEWEST_SPLITS, next_power_of_2(splits)),
         # Splits that are added at a time. Set by the registers, not by the number of splits, so
         # that no batch needs a kernel of its own.
-        "SPLIT_BLOCK": min(16, 2048 // row_block(dim)),
+        "SPLIT_BLOCK": max(1, min(16, 2048 // row_block(dim))),
         "BLOCK_B": 1024,
     }
 

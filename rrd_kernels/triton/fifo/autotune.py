@@ -73,6 +73,7 @@ def best_plan(
             settings.need_grad,
             hardware,
             config,
+            roles=settings.roles,
         )
         _, launches = step_launches(z_s, z_t, memory, None, settings, hardware, plan)
         try:

@@ -26,7 +26,7 @@ class FifoSettings(NamedTuple):
     """The arguments of a step besides its tensors."""
 
     tau_s: float
-    tau_t: float
+    tau_t: float  # 0: a hard target, which has no teacher's queries
     unit_memory: bool
     own_pair: bool
     kl: bool
@@ -37,6 +37,31 @@ class FifoSettings(NamedTuple):
     newest_first: bool = False
     momentum: float = 0.0
 
+    @property
+    def taus(self) -> tuple[float, ...]:
+        """Of the queries: the student's, then the teacher's."""
+        return (self.tau_s, self.tau_t) if self.tau_t else (self.tau_s,)
+
+    @property
+    def roles(self) -> int:
+        """Queries of a sample."""
+        return len(self.taus)
+
+    @property
+    def entropy(self) -> bool:
+        """Whether the teacher's entropy is subtracted; a hard target has none."""
+        return self.kl and self.roles == 2
+
+    @property
+    def divergence(self) -> str:
+        """As in :mod:`rrd_kernels.reference`."""
+        return "kl" if self.kl else "cross_entropy"
+
+    @property
+    def scale_t(self) -> float | None:
+        """The factor of the teacher's queries."""
+        return LOG2_E / self.tau_t if self.tau_t else None
+
 
 class FifoBuffers(NamedTuple):
     """Tensors that a step writes besides the memory; only ``loss`` and ``grad_z_s`` outlive it."""
@@ -44,7 +69,7 @@ class FifoBuffers(NamedTuple):
     loss: Tensor  # [] or [B] float32
     grad_z_s: Tensor  # [B, D] or [0, D] float32; may share the storage of ``queries``
     losses: Tensor  # [B] float32; ``loss`` itself without a reduction
-    queries: Tensor  # [2B, DIM_PAD] in the operands' dtype
+    queries: Tensor  # [2B, DIM_PAD] in the operands' dtype; of a hard target [B, DIM_PAD]
     partials: Tensor  # [splits, 2B, DIM_PAD] float32, or [0]; may be ``queries``
     stats: Tensor  # [splits, 3, 2B] float32
     progress: Tensor  # int64 [2]
@@ -53,22 +78,23 @@ class FifoBuffers(NamedTuple):
 def allocate(z_s: Tensor, plan: FifoPlan, settings: FifoSettings) -> FifoBuffers:
     batch, dim = z_s.shape
     need_grad, reduce = settings.need_grad, settings.reduction != 0
+    count = settings.roles * batch
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=z_s.device)
 
-    queries = empty(2 * batch, plan.dim_pad, dtype=STORAGE[settings.precision])
+    queries = empty(count, plan.dim_pad, dtype=STORAGE[settings.precision])
     grad_z_s = empty(0, dim)
     if not need_grad:
         partials = empty(0)
     elif plan.splits > 1 or queries.dtype != torch.float32:
-        partials = empty(plan.splits, 2 * batch, plan.dim_pad)
+        partials = empty(plan.splits, count, plan.dim_pad)
         grad_z_s = empty(batch, dim)
     elif plan.dim_blocks == 1:
         partials = queries  # one program reads a block of queries, then writes its sums there
         grad_z_s = empty(batch, dim)
     else:
-        partials = empty(1, 2 * batch, plan.dim_pad)
+        partials = empty(1, count, plan.dim_pad)
         grad_z_s = queries.view(-1)[: batch * dim].view(batch, dim)  # combine reads no queries
     loss = empty(*(() if reduce else (batch,)))
     return FifoBuffers(
@@ -77,13 +103,13 @@ def allocate(z_s: Tensor, plan: FifoPlan, settings: FifoSettings) -> FifoBuffers
         losses=empty(batch) if reduce else loss,
         queries=queries,
         partials=partials,
-        stats=empty(plan.splits, 3, 2 * batch),
+        stats=empty(plan.splits, 3, count),
         progress=empty(2, dtype=torch.int64),
     )
 
 
 def enqueue_launches(
-    memory: Tensor, ptr: Tensor, keys: Tensor, momentum: float
+    memory: Tensor, ptr: Tensor, keys: Tensor, newest_first: bool, momentum: float
 ) -> tuple[Launch, Launch]:
     """The launches of an enqueue outside a step: the slots, then the pointer."""
     (size, dim), batch = memory.shape, keys.shape[0]
@@ -104,6 +130,7 @@ def enqueue_launches(
         },
         {
             "DTYPE": "float64" if double else "float32",
+            "NEWEST_FIRST": newest_first,
             "MOMENTUM": momentum != 0,
             "DIM": dim,
             "BLOCK_D": row_block(dim),
@@ -114,7 +141,7 @@ def enqueue_launches(
         Kernel("fifo.kernels.enqueue", "advance"),
         (1,),
         {"ptr": ptr, "batch": batch, "size": size},
-        {},
+        {"NEWEST_FIRST": newest_first},
         1,
     )
     return write, move
@@ -149,6 +176,7 @@ def step_launches(
             memory.element_size(),
             settings.need_grad,
             hardware,
+            roles=settings.roles,
         )
     buffers = allocate(z_s, plan, settings)
     launches = (
@@ -163,6 +191,7 @@ def step_launches(
             tau_t=settings.tau_t,
             precision=settings.precision,
             enqueue=settings.enqueue,
+            newest_first=settings.newest_first,
             momentum=settings.momentum,
             dependent=plan.dependent,
         ),
@@ -178,7 +207,7 @@ def attend_launch(
     """The second kernel: the pass over the memory, in splits."""
     size, dim = memory.shape
     config = plan.config
-    taus = (settings.tau_s, settings.tau_t)
+    bounds = [SLACK * LOG2_E / tau for tau in settings.taus]
     arguments = {
         "queries": buffers.queries,
         "memory": memory,
@@ -189,11 +218,12 @@ def attend_launch(
         "stride_row": memory.stride(0),
         "stride_dim": memory.stride(1),
         "tiles_per_split": plan.tiles_per_split,
-        "bound_s": SLACK * LOG2_E / settings.tau_s,
-        "bound_t": SLACK * LOG2_E / settings.tau_t,
+        "bound_s": bounds[0],
+        "bound_t": bounds[1] if settings.roles == 2 else None,
     }
-    bounded = settings.unit_memory and all(fits_float32(tau, size) for tau in taus)
+    bounded = settings.unit_memory and all(fits_float32(tau, size) for tau in settings.taus)
     constants = {
+        "ROLES": settings.roles,
         "OPERAND": operand_dtype(settings.precision),
         "INPUT_PRECISION": input_precision(hardware.family, settings.precision),
         # Unshifted weights exceed float16's range, 2^16. The loss alone keeps them in float32.
@@ -217,7 +247,7 @@ def attend_launch(
         sums = 1 if settings.precision == "float32" else family.sums_per_query
         constants["SUMS_PER_QUERY"] = min(config.block_n, sums)
     else:
-        kernel = Kernel("fifo.kernels.loss_only", "attend_loss")
+        kernel, constants["KL"] = Kernel("fifo.kernels.loss_only", "attend_loss"), settings.entropy
         del arguments["partials"]
     return Launch(
         kernel,
@@ -240,6 +270,7 @@ def _combine(
     settings: FifoSettings,
 ) -> Launch:
     batch, dim = z_s.shape
+    teacher = settings.own_pair or (settings.entropy and settings.need_grad)
     return Launch(
         Kernel("fifo.kernels.combine", "combine"),
         (batch,),
@@ -257,15 +288,24 @@ def _combine(
             **embeddings_of(z_s, z_t, memory),
             "splits": plan.splits,
             "scale_s": LOG2_E / settings.tau_s,
+            "scale_t": settings.scale_t if teacher else None,
             "inverse_tau_s": 1 / settings.tau_s,
             "sample_weight": 1 / batch if settings.reduction == 1 else 1.0,
             "momentum": settings.momentum,
         },
         {
             **row_constants(
-                dim, plan.dim_pad, settings.precision, settings.enqueue, settings.momentum
+                dim,
+                plan.dim_pad,
+                settings.precision,
+                settings.enqueue,
+                settings.newest_first,
+                settings.momentum,
             ),
             "OPERAND": operand_dtype(settings.precision),
+            "ROLES": settings.roles,
+            "OWN_PAIR": settings.own_pair,
+            "KL": settings.entropy,
             **merge_constants(dim, plan.splits, settings.need_grad, settings.reduction),
             "DEPENDENT": plan.dependent,
         },

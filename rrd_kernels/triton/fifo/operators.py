@@ -73,10 +73,10 @@ def triton_step(
         run(launches)
         return buffers.loss, buffers.grad_z_s
     if settings.enqueue == "before" and ptr is not None:
-        enqueue_(memory, ptr, z_t, settings.momentum)
+        enqueue_(memory, ptr, z_t, settings.newest_first, settings.momentum)
     result = plain_forward(z_s, z_t, memory, settings)
     if settings.enqueue == "after" and ptr is not None:
-        enqueue_(memory, ptr, z_t, settings.momentum)
+        enqueue_(memory, ptr, z_t, settings.newest_first, settings.momentum)
     return result
 
 
@@ -148,6 +148,7 @@ def relational_partials(
     tau_s: float,
     tau_t: float,
     unit_memory: bool,
+    kl: bool,
     precision: str | None,
     need_grad: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -159,7 +160,7 @@ def relational_partials(
         raise ValueError(f"relational_partials: z_s, z_t and memory {shapes} do not fit")
     if not z_s.device == z_t.device == memory.device:
         raise ValueError("relational_partials: z_s, z_t and memory must be on one device")
-    settings = FifoSettings(tau_s, tau_t, unit_memory, settled(precision), 0, need_grad)
+    settings = FifoSettings(tau_s, tau_t, unit_memory, False, kl, settled(precision), 0, need_grad)
     if not _has_kernels(z_s, memory, settings):
         return plain_partials(z_s, z_t, memory, settings)
     with on_device(memory.device):
@@ -169,7 +170,9 @@ def relational_partials(
     return results
 
 
-def enqueue_(memory: Tensor, ptr: Tensor, keys: Tensor, momentum: float) -> None:
+def enqueue_(
+    memory: Tensor, ptr: Tensor, keys: Tensor, newest_first: bool, momentum: float
+) -> None:
     """The operator ``enqueue_``; see csrc/schemas.cpp."""
     # rrd_kernels.functional has checked everything; this is for callers of the bare operator.
     (batch, width), (size, dim) = keys.shape, memory.shape
@@ -185,7 +188,7 @@ def enqueue_(memory: Tensor, ptr: Tensor, keys: Tensor, momentum: float) -> None
     if keys.untyped_storage().data_ptr() == memory.untyped_storage().data_ptr():
         keys = keys.clone()  # the keys are slots, which the enqueue overwrites
     with on_device(memory.device):
-        run(enqueue_launches(memory, ptr, keys, momentum))
+        run(enqueue_launches(memory, ptr, keys, newest_first, momentum))
 
 
 def plain_partials(
@@ -198,6 +201,7 @@ def plain_partials(
         memory=memory.to(dtype),
         tau_s=settings.tau_s,
         tau_t=settings.tau_t,
+        divergence=settings.divergence,
         need_grad=settings.need_grad,
     )
     return in_batches(some, memory.shape[0], z_s.to(dtype), z_t.to(dtype))
@@ -210,7 +214,15 @@ def plain_forward(
     """Loss and gradient of ``relational_loss_forward`` by the reference: float64 or float32."""
     sums, shifts = plain_partials(z_s, z_t, memory, settings)
     losses, grad = reference.losses_of_partials(
-        z_s, sums, shifts, settings.tau_s, settings.need_grad
+        z_s,
+        sums,
+        shifts,
+        settings.tau_s,
+        settings.need_grad,
+        z_t=z_t,
+        tau_t=settings.tau_t,
+        own_pair=settings.own_pair,
+        divergence=settings.divergence,
     )
     return both_reduced(
         losses, sums.new_empty(0, z_s.shape[1]) if grad is None else grad, settings.reduction

@@ -30,16 +30,22 @@ def partials_launches(
     """
     (batch, dim), size = z_s.shape, memory.shape[0]
     need_grad, precision = settings.need_grad, settings.precision
-    plan = make_plan(batch, size, dim, precision, memory.element_size(), need_grad, hardware)
+    roles = settings.roles
+    plan = make_plan(
+        batch, size, dim, precision, memory.element_size(), need_grad, hardware, roles=roles
+    )
     buffers = allocate(z_s, plan, settings)
-    sums = z_s.new_empty((batch, 3 + (2 * dim if need_grad else 0)), dtype=torch.float32)
-    shifts = z_s.new_empty((batch, 2), dtype=torch.float32)
+    width = (3 if roles == 2 else 1) + (roles * dim if need_grad else 0)
+    sums = z_s.new_empty((batch, width), dtype=torch.float32)
+    shifts = z_s.new_empty((batch, roles), dtype=torch.float32)
+    teacher = settings.entropy and need_grad  # whether its query is used
     constants = merge_constants(dim, plan.splits, need_grad, settings.reduction)
     last = Launch(
         Kernel("fifo.kernels.merge", "merge"),
         (batch,),
         {
             "z_s": z_s,
+            "z_t": z_t if teacher else None,
             "partials": buffers.partials,
             "stats": buffers.stats,
             "sums": sums,
@@ -48,11 +54,16 @@ def partials_launches(
             "splits": plan.splits,
             "z_s_row": z_s.stride(0),
             "z_s_dim": z_s.stride(1),
+            "z_t_row": z_t.stride(0) if teacher else None,
+            "z_t_dim": z_t.stride(1) if teacher else None,
             "scale_s": LOG2_E / settings.tau_s,
+            "scale_t": settings.scale_t if teacher else None,
         },
         {
             "OPERAND": operand_dtype(precision),
             "TF32": precision == "tf32",
+            "ROLES": roles,
+            "KL": settings.entropy,
             "NEED_GRAD": need_grad,
             "SPLITS": constants["SPLITS"],
             "SPLIT_BLOCK": constants["SPLIT_BLOCK"],

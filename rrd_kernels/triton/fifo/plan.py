@@ -40,13 +40,14 @@ def block_sizes(
     memory_bytes: int,
     need_grad: bool,
     hardware: Hardware,
+    roles: int = 2,
 ) -> Config:
     """The block sizes of the card family; arguments as in :func:`make_plan`."""
     family = FAMILIES[hardware.family]
     if not need_grad:
         return look_up(family.loss_only, precision, dim, memory_bytes)
     small, large = look_up(family.attention, precision, dim, memory_bytes)
-    return large if 2 * batch * size >= LARGE else small
+    return large if roles * batch * size >= LARGE else small
 
 
 @functools.lru_cache(maxsize=4096)
@@ -60,6 +61,7 @@ def make_plan(
     hardware: Hardware,
     config: Config | None = None,
     splits: int | None = None,
+    roles: int = 2,
 ) -> FifoPlan:
     """The plan for B = ``batch`` >= 1, K = ``size`` >= 1, D = ``dim``.
 
@@ -70,23 +72,26 @@ def make_plan(
         hardware: the card.
         config: block sizes; default: the table's.
         splits: at most this many, less those that would be empty; default: the cost model's.
+        roles: queries of a sample: 2, or 1 without a teacher's.
     """
     dim_pad = cdiv(dim, 16) * 16
     if config is None:
-        config = block_sizes(batch, size, dim, precision, memory_bytes, need_grad, hardware)
+        config = block_sizes(batch, size, dim, precision, memory_bytes, need_grad, hardware, roles)
     config = narrowed(config, dim)
     if need_grad:
-        row_blocks = cdiv(2 * batch, config.block_m)
+        row_blocks = cdiv(roles * batch, config.block_m)
         dim_blocks = cdiv(dim, config.block_d)
-        split_bytes = 2 * batch * dim_pad * 4
+        split_bytes = roles * batch * dim_pad * 4
+        products = 2
     else:
         row_blocks = cdiv(batch, config.block_m)
         dim_blocks = 1
-        split_bytes = 6 * batch * 4
+        split_bytes = 3 * roles * batch * 4
+        products = roles
     tiles = cdiv(size, config.block_n)
     most = max(1, min(MAX_SPLITS, PARTIAL_BYTES // split_bytes))
     if splits is None:
-        operations = 4 * config.block_m * config.block_n * min(dim_pad, config.block_d)
+        operations = 2 * products * config.block_m * config.block_n * min(dim_pad, config.block_d)
         splits = best_splits(
             tiles,
             row_blocks * dim_blocks,

@@ -80,6 +80,8 @@ class Argument(NamedTuple):
 def describe(launch: Launch, name: str) -> Argument:
     """What is known of a run-time argument at compile time."""
     value = launch.arguments[name]
+    if value is None:  # the constants leave no use for it
+        return Argument("constexpr", constant=0)
     if isinstance(value, Tensor):
         # Alignment of the normalizers is ignored: part of a longer buffer, and loaded one by one.
         aligned = name != "normalizers" and value.data_ptr() % ALIGNMENT == 0

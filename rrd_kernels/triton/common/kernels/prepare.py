@@ -3,7 +3,13 @@
 import triton
 import triton.language as tl
 
-from rrd_kernels.triton.common.kernels.rows import load_row, query_of, slot_of, unit_row, write_slot
+from rrd_kernels.triton.common.kernels.rows import (
+    first_slot,
+    load_row,
+    query_of,
+    unit_row,
+    write_slot,
+)
 
 
 @triton.jit
@@ -43,7 +49,9 @@ def prepare(
     scale_s,
     scale_t,
     momentum,
+    ROLES: tl.constexpr,
     ENQUEUE: tl.constexpr,
+    NEWEST_FIRST: tl.constexpr,
     MOMENTUM: tl.constexpr,
     TF32: tl.constexpr,
     DIM: tl.constexpr,
@@ -51,7 +59,8 @@ def prepare(
     BLOCK_D: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """One program per sample writes rows ``i`` and ``batch + i`` of the queries [2B, DIM_PAD].
+    """One program per sample writes rows ``i`` and ``batch + i`` of the queries [2B, DIM_PAD]; with
+    one role, the student's, row ``i`` of [B, DIM_PAD].
 
     Writes ``progress``, int64 [2], for the last kernel: the first slot to enqueue at, because that
     kernel overwrites ``ptr``; and 0, where it counts its finished programs.
@@ -60,15 +69,17 @@ def prepare(
         tl.extra.cuda.gdc_launch_dependents()
     i = tl.program_id(0)
     student = load_row(z_s, i, z_s_row, z_s_dim, DIM, BLOCK_D)
-    teacher = load_row(z_t, i, z_t_row, z_t_dim, DIM, BLOCK_D)
+    if ROLES == 2 or ENQUEUE == "before":
+        teacher = load_row(z_t, i, z_t_row, z_t_dim, DIM, BLOCK_D)
     if ENQUEUE != "never":
         start = tl.load(ptr)  # before the stores: the compiler moves no load ahead of them
     store_query(queries, i, student, scale_s, TF32, DIM_PAD, BLOCK_D)
-    store_query(queries, batch + i, teacher, scale_t, TF32, DIM_PAD, BLOCK_D)
+    if ROLES == 2:
+        store_query(queries, batch + i, teacher, scale_t, TF32, DIM_PAD, BLOCK_D)
     if i == 0:
         tl.store(progress + 1, 0)
     if ENQUEUE != "never":
-        first = slot_of(start, size)
+        first = first_slot(start, batch, size, NEWEST_FIRST)
         if ENQUEUE == "before":
             write_slot(
                 memory,

@@ -74,6 +74,25 @@ def slot_of(ptr, size):
 
 
 @triton.jit
+def first_slot(ptr, batch, size, NEWEST_FIRST: tl.constexpr):
+    """Where the first of ``batch`` rows is enqueued: at ``ptr``, or so far below it that the last
+    one is just below it."""
+    at = slot_of(ptr, size)
+    if NEWEST_FIRST:
+        at = slot_of(at - batch, size)
+    return at
+
+
+@triton.jit
+def moved_pointer(first, batch, size, NEWEST_FIRST: tl.constexpr):
+    """The pointer after ``batch`` rows were enqueued from slot ``first`` on."""
+    at = first
+    if not NEWEST_FIRST:
+        at = (first + batch) % size
+    return at
+
+
+@triton.jit
 def write_slot(
     memory,
     slot,

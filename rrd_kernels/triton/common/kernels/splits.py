@@ -9,15 +9,29 @@ LOG_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def store_statistics(stats, split, samples, batch, shift_s, total_s, shift_t, total_t, cross):
-    count = 2 * batch
+def store_statistics(
+    stats,
+    split,
+    samples,
+    batch,
+    shift_s,
+    total_s,
+    shift_t,
+    total_t,
+    cross,
+    ROLES: tl.constexpr = 2,
+):
+    """With one role, the student's, its shifts and totals alone."""
+    count = ROLES * batch
     stat = stats + split.to(tl.int64) * 3 * count + samples
     inside = samples < batch
     tl.store(stat, shift_s, mask=inside)
-    tl.store(stat + batch, shift_t, mask=inside)
+    if ROLES == 2:
+        tl.store(stat + batch, shift_t, mask=inside)
     tl.store(stat + count, total_s, mask=inside)
-    tl.store(stat + count + batch, total_t, mask=inside)
-    tl.store(stat + 2 * count, cross, mask=inside)
+    if ROLES == 2:
+        tl.store(stat + count + batch, total_t, mask=inside)
+        tl.store(stat + 2 * count, cross, mask=inside)
 
 
 @triton.jit

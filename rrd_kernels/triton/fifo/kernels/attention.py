@@ -116,6 +116,7 @@ def attend(
     tiles_per_split,
     bound_s,
     bound_t,
+    ROLES: tl.constexpr,
     OPERAND: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     NVIDIA: tl.constexpr,
@@ -135,11 +136,12 @@ def attend(
     """Grid: blocks of queries, splits, blocks of D.
 
     Writes ``partials[split, query]`` = sum of weight * row, and ``stats[split, 0 / 1, query]`` =
-    shift and sum of weights. BOUNDED: the caller promises logits within ``bound_s``, ``bound_t``,
+    shift and sum of weights. Queries are the B samples' of the student, then, with two ROLES, the
+    teacher's. BOUNDED: the caller promises logits within ``bound_s``, ``bound_t``,
     so the shift is 0. A split whose sums break the promise is done again with a running maximum.
     """
     wait_for_queries(DEPENDENT)
-    count = 2 * batch
+    count = ROLES * batch
     split = tl.program_id(1)
     at = tl.program_id(2) * BLOCK_D
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)

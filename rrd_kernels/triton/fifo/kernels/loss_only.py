@@ -1,7 +1,8 @@
 """The second kernel for the loss without the gradient: half the products.
 
 A program takes the student's and the teacher's queries of the same samples, because the loss
-multiplies a teacher's weight by the student's logit.
+multiplies a teacher's weight by the student's logit. With a hard target there is no teacher's
+query: ROLES is 1.
 """
 
 import triton
@@ -24,6 +25,8 @@ def attend_loss(
     tiles_per_split,
     bound_s,
     bound_t,
+    ROLES: tl.constexpr,
+    KL: tl.constexpr,
     OPERAND: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     BOUNDED: tl.constexpr,
@@ -38,16 +41,19 @@ def attend_loss(
 ):
     """Grid: blocks of samples, splits.
 
-    Writes ``stats[split]``: [0] the shifts and [1] the sums of weights of all 2B queries; [2] for
-    each of the B samples the sum of teacher's weight * student's logit.
+    Writes ``stats[split]``: [0] the shifts and [1] the sums of weights of all queries; with two
+    ROLES, [2] for each of the B samples the sum of teacher's weight * student's logit, of which KL
+    subtracts the teacher's logit.
     """
     wait_for_queries(DEPENDENT)
     split = tl.program_id(1)
     samples = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    count = 2 * batch
+    count = ROLES * batch
     rows_s, rows_t = query_rows(samples, batch)
     q_s = load_queries(queries, rows_s, count, 0, DIM_PAD, BLOCK_K)
-    q_t = load_queries(queries, rows_t, count, 0, DIM_PAD, BLOCK_K)
+    q_t = q_s
+    if ROLES == 2:
+        q_t = load_queries(queries, rows_t, count, 0, DIM_PAD, BLOCK_K)
 
     begin = split * tiles_per_split * BLOCK_N
     end = tl.minimum(begin + tiles_per_split * BLOCK_N, size)
@@ -59,18 +65,20 @@ def attend_loss(
 
     if BOUNDED:
         for first in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
-            logits_s, logits_t, finite_s = both_logits(
+            logits_s, logits_t, finite = both_logits(
                 q_s, q_t, queries, rows_s, rows_t, count, memory, first, size, stride_row,
-                stride_dim, OPERAND, INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N,
-                BLOCK_K,
+                stride_dim, ROLES, KL, OPERAND, INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M,
+                BLOCK_N, BLOCK_K,
             )  # fmt: skip
             weights = tl.exp2(logits_t)
             total_s += tl.sum(tl.exp2(logits_s), axis=1)
-            total_t += tl.sum(weights, axis=1)
-            cross += tl.sum(weights * finite_s, axis=1)
+            if ROLES == 2:
+                total_t += tl.sum(weights, axis=1)
+                cross += tl.sum(weights * finite, axis=1)
         rows_seen = (end - begin).to(tl.float32)
         broken = out_of_bounds(total_s, rows_seen, bound_s)
-        broken |= out_of_bounds(total_t, rows_seen, bound_t)
+        if ROLES == 2:
+            broken |= out_of_bounds(total_t, rows_seen, bound_t)
         again = tl.max((broken & (samples < batch)).to(tl.int32), axis=0) != 0
         redo_end = tl.where(again, end, begin)
         total_s = tl.where(again, 0.0, total_s)
@@ -84,9 +92,9 @@ def attend_loss(
         shift_t += float("-inf")
 
     for first in tl.range(begin, redo_end, BLOCK_N, num_stages=1 if BOUNDED else STAGES):
-        logits_s, logits_t, finite_s = both_logits(
+        logits_s, logits_t, finite = both_logits(
             q_s, q_t, queries, rows_s, rows_t, count, memory, first, size, stride_row, stride_dim,
-            OPERAND, INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+            ROLES, KL, OPERAND, INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         larger_s = tl.maximum(shift_s, tl.max(logits_s, axis=1))
         larger_t = tl.maximum(shift_t, tl.max(logits_t, axis=1))
@@ -94,12 +102,13 @@ def attend_loss(
         shrink_t = tl.exp2(shift_t - larger_t)
         total_s = total_s * tl.exp2(shift_s - larger_s)
         total_s += tl.sum(tl.exp2(logits_s - larger_s[:, None]), axis=1)
-        total_t = total_t * shrink_t + tl.sum(weights, axis=1)
-        cross = cross * shrink_t + tl.sum(weights * finite_s, axis=1)
         shift_s = larger_s
-        shift_t = larger_t
+        if ROLES == 2:
+            total_t = total_t * shrink_t + tl.sum(weights, axis=1)
+            cross = cross * shrink_t + tl.sum(weights * finite, axis=1)
+            shift_t = larger_t
 
-    store_statistics(stats, split, samples, batch, shift_s, total_s, shift_t, total_t, cross)
+    store_statistics(stats, split, samples, batch, shift_s, total_s, shift_t, total_t, cross, ROLES)
 
 
 @triton.jit
@@ -115,6 +124,8 @@ def both_logits(
     size,
     stride_row,
     stride_dim,
+    ROLES: tl.constexpr,
+    KL: tl.constexpr,
     OPERAND: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     EVEN: tl.constexpr,
@@ -124,20 +135,25 @@ def both_logits(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The student's and the teacher's logits of a tile, and the student's with 0 in place of -inf,
-    because a weight of 0 times -inf is NaN."""
+    """The student's and the teacher's logits of a tile, and what a teacher's weight multiplies: the
+    student's logit, with KL minus the teacher's. That is 0 beyond the memory, because a weight of 0
+    times -inf is NaN."""
     logits_s, _ = logits_of(
         q_s, queries, rows_s, count, memory, first, size, stride_row, stride_dim, OPERAND,
         INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
         DIM <= 128,
     )  # fmt: skip
-    logits_t, _ = logits_of(
-        q_t, queries, rows_t, count, memory, first, size, stride_row, stride_dim, OPERAND,
-        INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
-        DIM <= 128,
-    )  # fmt: skip
-    finite_s = logits_s
+    logits_t = logits_s
+    if ROLES == 2:
+        logits_t, _ = logits_of(
+            q_t, queries, rows_t, count, memory, first, size, stride_row, stride_dim, OPERAND,
+            INPUT_PRECISION, EVEN, DIM, DIM_PAD, BLOCK_M, BLOCK_N, BLOCK_K,
+            DIM <= 128,
+        )  # fmt: skip
+    finite = logits_s
+    if KL:
+        finite = logits_s - logits_t
     if not EVEN:
         inside = first + tl.arange(0, BLOCK_N) < size
-        finite_s = tl.where(inside[None, :], logits_s, 0.0)
-    return logits_s, logits_t, finite_s
+        finite = tl.where(inside[None, :], finite, 0.0)
+    return logits_s, logits_t, finite
