@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 pytest.importorskip("triton")
 from card import Card
 from emulated import executed
-from problems import Problem, clear_of_ties, draw, in_float64
+from problems import FORMS, Problem, clear_of_ties, draw, in_float64
 from ptx.program import PtxError
 
 from rrd_kernels import reference
@@ -21,7 +22,8 @@ from rrd_kernels.triton.cards import FAMILIES, Hardware
 from rrd_kernels.triton.fifo.launches import FifoSettings, step_launches
 from rrd_kernels.triton.fifo.plan import make_plan
 
-archs = pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+ARCHS = ("sm_80", "sm_90")
+archs = pytest.mark.parametrize("arch", ARCHS)
 #: Dtypes of a memory and of the rows that are written into it.
 stored_and_given = pytest.mark.parametrize(
     ("stored", "given"),
@@ -48,6 +50,7 @@ class Step:
     batch: int = 5
     rows: int = 150
     order: str = "before"  # or "after", "never"
+    newest_first: bool = False
     momentum: float = 0.0
     reduction: int = 1
     promise: str = "none"  # of unit rows: or "kept", "broken"
@@ -55,14 +58,28 @@ class Step:
     strided: bool = False
     multiprocessors: int = 1
     stored: torch.dtype | None = None  # of the memory, if not the precision's
+    form: str = "cross-entropy"  # of the loss, in FORMS
+    tau_t: float = 0.02  # of a form that has no other
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        return {"tau_t": self.tau_t} | FORMS[self.form]
+
+    @property
+    def pointer(self) -> torch.Tensor:
+        """Before the step, which wraps."""
+        return torch.tensor([2 if self.newest_first else self.rows - 2])
 
     def __str__(self) -> str:
         words = [self.precision, f"D={self.dim}", f"{self.batch}x{self.rows}", self.order]
+        words += ["newest-first"] * self.newest_first
         words += [f"m={self.momentum}"] if self.momentum else []
         words += [("none", "mean", "sum")[self.reduction], f"promise-{self.promise}"]
         words += ["loss-alone"] * (not self.need_grad) + ["strided"] * self.strided
         words += ["split"] * (self.multiprocessors > 1)
         words += [str(self.stored).replace("torch.", "memory-")] if self.stored else []
+        words += [self.form] if self.form != "cross-entropy" else []
+        words += [f"tau_t={self.tau_t}"] if self.tau_t != 0.02 else []
         return " ".join(words)
 
 
@@ -84,13 +101,15 @@ def strided(tensor: torch.Tensor) -> torch.Tensor:
 
 def problem_of(step: Step) -> Problem:
     dtype = STORED.get(step.precision, torch.float32)
-    problem = draw(step.batch, step.dim, step.rows, dtype, memory_dtype=step.stored)
+    problem = draw(step.batch, step.dim, step.rows, dtype, memory_dtype=step.stored, **step.terms)
+    taus = (problem.tau_s, problem.tau_t)[: 2 if problem.tau_t else 1]
     for z in (problem.z_s, problem.z_t):
-        clear_of_ties(z, step.precision, problem.tau_s, problem.tau_t)
+        clear_of_ties(z, step.precision, *taus)
     if step.promise == "broken":
         problem.memory *= 40
     if step.strided:
-        problem = Problem(*map(strided, (problem.z_s, problem.z_t, problem.memory)))
+        tensors = map(strided, (problem.z_s, problem.z_t, problem.memory))
+        problem = Problem(*tensors, **problem.terms)
     return problem
 
 
@@ -111,40 +130,65 @@ def bounds(problem: Problem, precision: str, need_grad: bool) -> tuple[torch.Ten
     Roundings fall either way: six standard deviations of their sums are granted. A weight's is
     uniform. A logit is a sum of at most D / 8 parts, each rounded; a partial sum is at most the sum
     of its products' absolute values. A weight is off, relatively, as its logit is absolutely.
+
+    The own pair's weight is not rounded. Those beside it lack what TF32 cuts off.
     """
     rows = problem.memory.double()
-    deviation = WEIGHT[precision] / math.sqrt(3) if need_grad else 0.0
+    own = F.normalize(problem.z_t.double(), dim=1)
+    deviation = torch.full((rows.shape[0],), WEIGHT[precision] / math.sqrt(3) * need_grad)
+    cut = CUT.get(precision, 0.0) * need_grad
+    hard, kl = problem.tau_t == 0, problem.divergence == "kl" and problem.tau_t != 0
+    if problem.own_pair:
+        deviation = torch.cat([torch.zeros(1), deviation])
     per_logit = (math.sqrt(rows.shape[1] / 8) + 2) * ROUNDOFF + OMITTED.get(precision, 0.0)
 
-    def side(z: torch.Tensor, tau: float) -> tuple[torch.Tensor, ...]:
-        logits = F.normalize(z.double(), dim=1) @ rows.T / tau
-        weights = logits.softmax(1)
-        mean = weights @ rows
-        products = F.normalize(z.double(), dim=1).abs() @ rows.abs().T / tau
-        off = per_logit * products + 2 * ROUNDOFF
-        return logits, weights, off, torch.cdist(mean, rows), mean.norm(dim=1)
+    def off_by(z: torch.Tensor, tau: float) -> torch.Tensor:
+        unit = F.normalize(z.double(), dim=1)
+        products = unit.abs() @ rows.abs().T
+        if problem.own_pair:
+            products = torch.cat([(unit * own).abs().sum(1, keepdim=True), products], 1)
+        return per_logit * products / tau + 2 * ROUNDOFF
 
-    b, q, off_s, spread_s, length_s = side(problem.z_s, problem.tau_s)
-    _, p, off_t, spread_t, length_t = side(problem.z_t, problem.tau_t)
-    square = (q * spread_s).square() * (deviation**2 + off_s.square())
-    square += (p * spread_t).square() * (deviation**2 + off_t.square())
+    def columns(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """How far each is from their mean, and how long that is."""
+        mean = problem.mean_column(weights, rows)
+        spread = torch.cdist(mean, rows)
+        if problem.own_pair:
+            spread = torch.cat([(own - mean).norm(dim=1, keepdim=True), spread], 1)
+        return spread, mean.norm(dim=1)
+
+    b = problem.logits(F.normalize(problem.z_s.double(), dim=1), rows, problem.tau_s)
+    a, p = problem.target(own, rows)
+    q, term = b.softmax(1), b - a if kl else b
+    off_s = off_by(problem.z_s, problem.tau_s)
+    off_t = torch.zeros_like(off_s) if hard else off_by(problem.z_t, problem.tau_t)
+    variance_s = deviation.square() + off_s.square()
+    variance_t = torch.zeros_like(off_t) if hard else deviation.square() + off_t.square()
+    (spread_s, length_s), (spread_t, length_t) = columns(q), columns(p)
+    from_centre = (term - (p * term).sum(1, keepdim=True)).abs()
+
+    square = (q * spread_s).square() * variance_s + (p * spread_t).square() * variance_t
     grad = 6 * square.sum(1).sqrt() + 8 * ROUNDOFF * (length_s + length_t)
+    square = q.square() * variance_s + (p * off_s).square()
+    square += (p * from_centre).square() * variance_t
+    if kl:
+        square += p.square() * variance_t + (p * off_t).square()
+    loss = 6 * square.sum(1).sqrt() + cut
+    for logits in (b, a)[: 2 if kl else 1]:
+        loss += 8 * ROUNDOFF * (logits.logsumexp(1).abs() + logits.abs().amax(1))
+    if problem.own_pair:
+        grad += cut * (q * spread_s + p * spread_t)[:, 0]
+        loss += cut * (p * from_centre)[:, 0]
     grad = grad / problem.tau_s
-    from_centre = (b - (p * b).sum(1, keepdim=True)).abs()
-    square = q.square() * (deviation**2 + off_s.square()) + (p * off_s).square()
-    square += (p * from_centre).square() * (deviation**2 + off_t.square())
-    loss = 6 * square.sum(1).sqrt()
-    loss += 8 * ROUNDOFF * (b.logsumexp(1).abs() + b.abs().amax(1))
-    loss += CUT.get(precision, 0.0) if need_grad else 0.0
     return loss, grad / problem.z_s.double().norm(dim=1).clamp_min(1e-12)
 
 
 def run(step: Step, problem: Problem, arch: str, **others) -> tuple[torch.Tensor, ...]:
     """Loss, gradient, the memory and the pointer after the step."""
-    pointer = torch.tensor([step.rows - 2])  # so that it wraps
+    pointer = step.pointer
     numbers = (
-        *(problem.tau_s, problem.tau_t, step.promise != "none", False, False),
-        *(step.precision, step.reduction),
+        *(problem.tau_s, problem.tau_t, step.promise != "none", problem.own_pair),
+        *(problem.divergence == "kl", step.precision, step.reduction),
     )
     others["multiprocessors"] = step.multiprocessors
     if step.order == "never":
@@ -154,7 +198,7 @@ def run(step: Step, problem: Problem, arch: str, **others) -> tuple[torch.Tensor
         return found[0], found[1], found[4], pointer
     arguments = (
         *(problem.memory, pointer, problem.z_s, problem.z_t, *numbers),
-        *(step.order, False, step.momentum, step.need_grad),
+        *(step.order, step.newest_first, step.momentum, step.need_grad),
     )
     found = executed("relational_step_forward_", *arguments, arch=arch, **others)
     return found[0], found[1], found[2], found[3]
@@ -163,9 +207,10 @@ def run(step: Step, problem: Problem, arch: str, **others) -> tuple[torch.Tensor
 def check(step: Step, problem: Problem, arch: str, **others) -> tuple[torch.Tensor, ...]:
     """What :func:`run` returns, which is right."""
     found = loss, grad, memory, pointer = run(step, problem, arch, **others)
-    wanted, moved = problem.memory.clone(), torch.tensor([step.rows - 2])
+    wanted, moved = problem.memory.clone(), step.pointer
     if step.order != "never":
-        in_float64(reference.enqueue_, wanted, moved, problem.z_t, momentum=step.momentum)
+        options = {"newest_first": step.newest_first, "momentum": step.momentum}
+        in_float64(reference.enqueue_, wanted, moved, problem.z_t, **options)
     rows_are_right(memory, wanted, problem.z_t.dtype)
     assert pointer.equal(moved)
     if step.order == "before":
@@ -219,6 +264,27 @@ def steps() -> Iterator[Step]:
     # Full tiles, which need no mask.
     yield Step("bfloat16", 128, 5, 256, "after", promise="kept", multiprocessors=2)
     yield Step("float32", 100, 5, 256, "before", reduction=0)
+    # The other forms of the loss, some of them with a teacher that is nearly hard; and a ring that
+    # grows downwards.
+    for (f, form), (o, precision) in itertools.product(enumerate(FORMS), enumerate(OPERANDS)):
+        for need_grad in (True, False) if f else ():
+            yield Step(
+                precision,
+                32,
+                3,
+                70,
+                order=ORDERS[(f + o) % 3],
+                newest_first=(f + o) % 3 < 2,
+                reduction=(f + 2 * o) % 3,
+                promise=("kept", "broken", "none")[(f + 2 * o) % 3],
+                need_grad=need_grad,
+                multiprocessors=1 + 2 * (o % 2),
+                form=form,
+                tau_t=1e-4 if (f + o) % 4 == 0 and "hard" not in form else 0.02,
+            )
+    # Rows that are wider than a program's share of the output.
+    for precision in OPERANDS:
+        yield Step(precision, 1040, 2, 20)
     # Products in a format that the memory is not stored in.
     yield Step("bfloat16", 64, stored=torch.float32)
     yield Step("float16", 64, stored=torch.float32, promise="kept")
@@ -226,15 +292,26 @@ def steps() -> Iterator[Step]:
     yield Step("tf32", 64, stored=torch.float16, need_grad=False)
 
 
-def marked(step: Step) -> object:
-    """Wide rows and large batches take longer than the rest together."""
-    short = step.dim <= 128 and step.batch * step.rows < 2000
-    return pytest.param(step, marks=[] if short else pytest.mark.long, id=str(step))
+def on_each_card() -> Iterator[tuple[Step, str, bool]]:
+    """The steps, with the cards that execute them, and whether that is a short test.
+
+    Wide rows and large batches take longer than the rest together. The other forms of the loss are
+    executed on one card each.
+    """
+    for step, arch in itertools.product(steps(), ARCHS):
+        short = step.dim <= 128 and step.batch * step.rows < 2000
+        if step.form != "cross-entropy":
+            even = (list(FORMS).index(step.form) + OPERANDS.index(step.precision)) % 2 == 0
+            short = arch == "sm_90"
+            if short != (step.need_grad == even):
+                continue
+        wide = step.dim > 1024 and step.precision == "bfloat16" and arch == "sm_90"
+        yield step, arch, short or wide
 
 
 def test_every_choice_meets_every_operand():
     """In the short tests, and each order has a gradient and none, with every precision."""
-    short = [step for step in steps() if not marked(step).marks]
+    short = [step for step, _, short in on_each_card() if short]
     names = ("order", "momentum", "reduction", "promise", "need_grad", "strided")
     met = {(s.precision, name, getattr(s, name)) for s in steps() for name in names}
     met |= {(s.precision, "several", s.multiprocessors > 1) for s in steps()}
@@ -248,10 +325,21 @@ def test_every_choice_meets_every_operand():
     assert {(s.precision, s.need_grad) for s in short} >= {
         *itertools.product(OPERANDS, (True, False))
     }
+    assert {(s.form, s.need_grad) for s in short} == {*itertools.product(FORMS, (True, False))}
+    assert {(s.form, s.precision) for s in short} == {*itertools.product(FORMS, OPERANDS)}
+    assert {(s.newest_first, s.order) for s in short} >= {
+        *itertools.product((True, False), ORDERS[:2])
+    }
+    assert {s.tau_t for s in short} >= {0.02, 1e-4}
 
 
-@archs
-@pytest.mark.parametrize("step", list(map(marked, steps())))
+@pytest.mark.parametrize(
+    ("step", "arch"),
+    [
+        pytest.param(step, arch, marks=[] if short else pytest.mark.long, id=f"{step}-{arch}")
+        for step, arch, short in on_each_card()
+    ],
+)
 def test_steps(step, arch):
     check(step, problem_of(step), arch)
 
@@ -278,31 +366,45 @@ def test_rows_that_are_not_finite_zero_or_huge(precision, order, momentum, arch)
     check(step, problem, arch)
 
 
-@archs
 @pytest.mark.parametrize("need_grad", [True, False])
-def test_partial_sums(need_grad, arch):
-    step = Step("float32", 100, 6, 150, "never", 0.0, 0, "none", need_grad, multiprocessors=3)
+@pytest.mark.parametrize(
+    ("form", "arch"),
+    [(form, "sm_90") for form in ("cross-entropy", "hard target", "kl")] + [("kl", "sm_80")],
+)
+def test_partial_sums(form, need_grad, arch):
+    options = {"reduction": 0, "need_grad": need_grad, "multiprocessors": 3}
+    step = Step("float32", 24, 3, 150, "never", form=form, **options)
     problem = problem_of(step)
-    numbers = (problem.tau_s, problem.tau_t, False, False, step.precision, need_grad)
+    kl = problem.divergence == "kl"
+    numbers = (problem.tau_s, problem.tau_t, False, kl, step.precision, need_grad)
     sums, shifts, *_ = executed(
         "relational_partials", problem.z_s, problem.z_t, problem.memory, *numbers,
         arch=arch, multiprocessors=step.multiprocessors,
     )  # fmt: skip
     losses, grad = reference.losses_of_partials(
-        problem.z_s, sums.double(), shifts.double(), problem.tau_s, need_grad
+        problem.z_s,
+        sums.double(),
+        shifts.double(),
+        need_grad,
+        tau_s=problem.tau_s,
+        tau_t=problem.tau_t,
+        z_t=problem.z_t if problem.own_pair else None,
+        divergence=problem.divergence,
     )
     holds(step, problem, losses, problem.z_s[:0] if grad is None else grad)
 
 
 @archs
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(("newest_first", "momentum"), [(True, 0.0), (False, 0.9)])
 @stored_and_given
-def test_the_enqueue_alone(stored, given, momentum, arch):
+def test_the_enqueue_alone(stored, given, newest_first, momentum, arch):
     memory, keys = torch.randn(12, 100).to(stored), strided(torch.randn(7, 100).to(given))
     keys[2], keys[4, 5] = 0.0, torch.nan
-    pointer, wanted, moved = torch.tensor([-3]), memory.clone(), torch.tensor([-3])
-    found, where, _ = executed("enqueue_", memory, pointer, keys, False, momentum, arch=arch)
-    in_float64(reference.enqueue_, wanted, moved, keys, momentum=momentum)
+    # Slots 6 to 0, or 11 to 5.
+    pointer, wanted, moved = torch.tensor([-6]), memory.clone(), torch.tensor([-6])
+    options = {"newest_first": newest_first, "momentum": momentum}
+    found, where, _ = executed("enqueue_", memory, pointer, keys, *options.values(), arch=arch)
+    in_float64(reference.enqueue_, wanted, moved, keys, **options)
     rows_are_right(found, wanted, given)
     assert where.equal(moved)
 

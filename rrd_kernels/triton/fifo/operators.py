@@ -217,11 +217,10 @@ def plain_forward(
         z_s,
         sums,
         shifts,
-        settings.tau_s,
         settings.need_grad,
-        z_t=z_t,
+        tau_s=settings.tau_s,
         tau_t=settings.tau_t,
-        own_pair=settings.own_pair,
+        z_t=z_t if settings.own_pair else None,
         divergence=settings.divergence,
     )
     return both_reduced(
