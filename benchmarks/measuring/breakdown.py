@@ -75,7 +75,9 @@ def layers(device: torch.device) -> dict[str, Callable[[], Any]]:
     z_s, z_t = (z.detach() for z in project())
     leaf = z_s.clone().requires_grad_()
     taus: Any = {"tau_s": criterion.tau_s, "tau_t": criterion.tau_t}
-    settings = (*taus.values(), True, None, check.REDUCTIONS.index("mean"), "before", 0.0)
+    # In the schema's order: unit_memory, own_pair, kl, precision; enqueue, newest_first, momentum.
+    settings: Any = (*taus.values(), True, False, False, None, check.REDUCTIONS.index("mean"))
+    settings += ("before", False, 0.0)
     operator: Any = torch.ops.rrd_kernels.relational_step_
     step: Any = partial(functional.relational_step_, unit_memory=True, backend="fused", **taus)
     return {
