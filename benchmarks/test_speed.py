@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.cases.inputs import draw
-from benchmarks.cases.sizes import CASES, Case
+from benchmarks.cases.sizes import CASES, FAMILY, Case
 from benchmarks.implementations import implementations
 from benchmarks.implementations.step import Step
 from benchmarks.measuring import clocks, hardware
@@ -17,7 +17,7 @@ NAMES = str.maketrans(" ×", "-x")  # as pytest can select them
 STEPS = [
     pytest.param(device, case, kind, id=f"{device}-{case.name}-{kind.name}".translate(NAMES))
     for device in map(torch.device, ["cpu", "cuda"][: 1 + torch.cuda.is_available()])
-    for case in CASES[device.type]
+    for case in (*CASES[device.type], *FAMILY[device.type])
     for kind in implementations(case, device)
 ]
 
@@ -28,6 +28,6 @@ def test_step(device: torch.device, case: Case, kind: type[Step], benchmark: Any
     with clocks.products_in(case.format):
         state, batches = draw(case, device, sets=1)
         step = kind(case, state)
-        Agreement(case, state, batches[0]).check(step)
+        Agreement(step.case, state, batches[0]).check(step)
         twins = clocks.with_twins(step, hardware.cache_bytes(device))
         benchmark(clocks.wall_time, clocks.one_by_one(clocks.turns(twins, batches)), device)

@@ -7,27 +7,38 @@ import pytest
 import torch
 
 from benchmarks.cases.inputs import draw
-from benchmarks.cases.sizes import CPU_CASES, CUDA_CASES, Case, MomentumCase
+from benchmarks.cases.sizes import (
+    CPU_CASES,
+    CUDA_CASES,
+    FAMILY_CASES,
+    QUICK_FAMILY,
+    Case,
+    MomentumCase,
+)
 from benchmarks.implementations import implementations
+from benchmarks.implementations.family import PUBLISHED, Products, SoftLoss
 from benchmarks.implementations.fifo import Compiled, Fused, PublishedEager
 from benchmarks.implementations.libraries import LibraryStep, LinearCrossEntropy
 from benchmarks.implementations.momentum import FusedMomentum, PublishedMomentum
+from benchmarks.implementations.sdpa import CpuFlash
 from benchmarks.measuring.agreement import Agreement
 
 CPU = torch.device("cpu")
 SMALL = Case(16, 512, "float32")
 FORMATS = [replace(SMALL, format=name) for name in ("float32", "tf32", "bfloat16", "float16")]
 MOMENTUM = MomentumCase(8, 64, "float32", n_data=500)
+MOCO, SEED, RESSL, ISD, LIGHTLY = QUICK_FAMILY
 
 
 def judged(case, kinds, device=CPU):
-    """Each of ``kinds`` in turn, against one reference; the errors by name."""
+    """Each of ``kinds`` in turn, against one reference of what it computes; the errors by name."""
     state, batches = draw(case, device)
-    judge = Agreement(case, state, batches[0])
-    return {kind.name: judge.check(kind(case, state)) for kind in kinds}
+    judge = functools.cache(lambda case: Agreement(case, state, batches[0]))
+    steps = (kind(case, state) for kind in kinds)
+    return {step.name: judge(step.case).check(step) for step in steps}
 
 
-@pytest.mark.parametrize("case", [*FORMATS, MOMENTUM], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*FORMATS, MOMENTUM, *QUICK_FAMILY], ids=lambda case: case.name)
 def test_every_implementation_agrees(case, device, monkeypatch):
     # Inductor takes seconds for what is seen here: the writes in a graph, the numbers.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
@@ -80,6 +91,10 @@ WRONG = [
     *((SMALL, Fused, spoil) for spoil in (writes_raw, leaves_the_pointer, writes_elsewhere)),
     *((MOMENTUM, FusedMomentum, spoil) for spoil in (wrong_gradient, writes_nothing)),
     (MOMENTUM, FusedMomentum, writes_elsewhere),
+    *((MOCO, kind, wrong_gradient) for kind in (PUBLISHED["MoCo"], CpuFlash, Products, SoftLoss)),
+    *((ISD, kind, wrong_loss) for kind in (PUBLISHED["ISD"], CpuFlash, Fused)),
+    *((LIGHTLY, PUBLISHED["LightlyTrain"], spoil) for spoil in (wrong_loss, writes_nothing)),
+    *((LIGHTLY, Fused, spoil) for spoil in (writes_raw, leaves_the_pointer)),
     *((MOMENTUM, PublishedMomentum, spoil) for spoil in (wrong_loss, swaps_the_normalizers)),
 ]
 
@@ -97,6 +112,37 @@ def test_a_wrong_implementation_is_refused(case, kind, spoil):
     wrong = type("Wrong", (kind,), {"__call__": spoilt})
     with pytest.raises(ArithmeticError, match=kind.name):
         judged(case, [wrong])
+
+
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [
+        (MOCO, {"tau_t": 0.02}),
+        (SEED, {"own_pair": False}),
+        (RESSL, {"enqueue": "before"}),
+        (ISD, {"divergence": "cross_entropy"}),
+        (LIGHTLY, {"newest_first": False}),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else value.name,
+)
+def test_a_step_of_another_method_is_refused(case, change):
+    state, batches = draw(case, CPU)
+    with pytest.raises(ArithmeticError, match=Fused.name):
+        Agreement(case, state, batches[0]).check(Fused(replace(case, **change), state))
+
+
+@pytest.mark.parametrize("case", QUICK_FAMILY, ids=lambda case: case.name)
+def test_published_steps_go_on_with_the_same_rows(case):
+    """Beyond the end of the memory, in whatever layout a method has."""
+    case = replace(case, rows=48)
+    state, batches = draw(case, CPU)
+    published, fused = (kind(case, state) for kind in (PUBLISHED[case.method], Fused))
+    for batch in batches:
+        losses = [step(*batch)[0] for step in (published.twin(), published, fused)]
+        torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
+        torch.testing.assert_close(losses[1], losses[2])
+        for found, expected in zip(published.as_drawn(), fused.state, strict=True):
+            torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.skipif(not LinearCrossEntropy.takes(SMALL), reason="PyTorch lacks it")
@@ -134,7 +180,7 @@ def test_the_first_samples_alone_are_looked_at():
 
 @pytest.mark.parametrize("cases", [CPU_CASES, CUDA_CASES])
 def test_cases_are_told_apart_by_their_names(cases):
-    assert len({case.name for case in cases}) == len(cases)
+    assert len({case.name for case in (*cases, *FAMILY_CASES)}) == len(cases) + len(FAMILY_CASES)
     assert any(case.name == "float32 256×131072 D=512" for case in cases)
 
 

@@ -1,7 +1,7 @@
 """The sizes that are measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +17,11 @@ class Case:
     format: str  # of the products' operands: a dtype's name or "tf32"
     dim: int = 128
     tau_s: float = 0.1
-    tau_t: float = 0.02
+    tau_t: float = 0.02  # 0 is the hard target
+    own_pair: bool = False
+    divergence: str = "cross_entropy"
+    enqueue: str = "before"
+    newest_first: bool = False
 
     @property
     def name(self) -> str:
@@ -30,9 +34,14 @@ class Case:
         return torch.float32 if self.format == "tf32" else getattr(torch, self.format)
 
     @property
+    def hard(self) -> bool:
+        return self.tau_t == 0
+
+    @property
     def operations(self) -> int:
-        """Of one-pass attention, two products for each of 2B queries, whatever is computed."""
-        return 8 * self.batch * self.dim * self.rows
+        """Of one-pass attention, two products for each of 2B queries, whatever is computed; for
+        each of B with the hard target."""
+        return (4 if self.hard else 8) * self.batch * self.dim * self.rows
 
     @property
     def bytes(self) -> int:
@@ -44,6 +53,22 @@ class Case:
         named = {"section": self.section, "case": self.name, "format": self.format}
         sizes = {"B": self.batch, "K": self.rows, "D": self.dim}
         return named | sizes | {"operations": self.operations, "bytes": self.bytes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyCase(Case):
+    """The step of another method, with its published settings."""
+
+    section = "relational family"
+    method: str
+    softmax: bool = True  # if not, the similarities themselves are the weights: products alone
+
+    @property
+    def name(self) -> str:
+        return super().name.replace(self.format, self.method)
+
+    def fields(self) -> dict[str, Any]:
+        return super().fields() | {"method": self.method}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +101,12 @@ def _cases(format: str, *sizes: tuple[int, int], dim: int = 128) -> list[Case]:
     return [Case(*size, format, dim) for size in sizes]
 
 
+def _published(
+    method: str, rows: int, dim: int, tau_s: float, tau_t: float, **settings: Any
+) -> FamilyCase:
+    return FamilyCase(256, rows, "float32", dim, tau_s, tau_t, method=method, **settings)
+
+
 SMALL, MIDDLE, LARGE, LARGEST = (64, 16384), (256, 16384), (1024, 65536), (4096, 262144)
 WIDE = (256, 131072)  # of ReSSL and ISD, with D = 512
 #: CIFAR-100 with the published K; and more rows than a batch wants of them.
@@ -89,6 +120,14 @@ CPU_CASES: tuple[Case, ...] = (
     *_cases("float32", SMALL, dim=64),
     *_cases("float32", SMALL, WIDE, dim=512),
     *MOMENTUM_CASES,
+)
+#: Temperatures and sizes: the defaults of the published scripts, at B = 256.
+FAMILY_CASES = (
+    _published("MoCo", 65536, 128, 0.07, 0.0, own_pair=True, enqueue="after"),
+    _published("SEED", 65536, 128, 0.2, 1e-4, own_pair=True, enqueue="after"),
+    _published("ReSSL", 131072, 512, 0.1, 0.04, enqueue="after"),
+    _published("ISD", 128000, 512, 0.02, 0.02, divergence="kl", enqueue="after"),
+    _published("LightlyTrain", 8192, 768, 0.07, 0.07, divergence="kl", newest_first=True),
 )
 #: Small enough that waiting for a thread without a core would show.
 BUSY_CASES = (Case(64, 4096, "float32"), MomentumCase(64, 512, "float32", n_data=5000))
@@ -105,6 +144,7 @@ CUDA_CASES: tuple[Case, ...] = (
     *MOMENTUM_CASES,
 )
 #: Tiny, to show that all of it runs: their figures mean nothing.
+QUICK_FAMILY = tuple(replace(case, batch=16, rows=512, dim=32) for case in FAMILY_CASES)
 QUICK_CASES: tuple[Case, ...] = (
     *(Case(16, 512, format) for format in ("float32", "bfloat16")),
     MomentumCase(8, 64, "float32", n_data=500),
@@ -126,3 +166,5 @@ AXES = {
     "quick": _axes(16, (64, 256, 1024), 512, (4, 16, 64)),
 }
 CASES = {"cpu": CPU_CASES, "cuda": CUDA_CASES, "quick": QUICK_CASES}
+FAMILY: dict[str, tuple[FamilyCase, ...]]
+FAMILY = {"cpu": FAMILY_CASES, "cuda": (), "quick": QUICK_FAMILY}

@@ -19,16 +19,21 @@ def cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return losses.sum(dim=1).mean()
 
 
+def published_enqueue(memory: Tensor, pointer: Tensor, unit: Tensor) -> None:
+    """As in MoCo's code and in what descends from it. B divides K."""
+    batch, size, start = len(unit), len(memory), int(pointer)  # a host sync on a GPU
+    assert size % batch == 0
+    memory[start : start + batch] = unit
+    pointer[0] = (start + batch) % size
+
+
 def published_loss(
     z_s: Tensor, z_t: Tensor, memory: Tensor, pointer: Tensor, tau_s: float, tau_t: float
 ) -> Tensor:
     """What the code published with arXiv 2407.12073 does with [B, D] embeddings, in its order and
-    with its copies: the teacher's rows enter, then the mean loss is taken. B divides K."""
+    with its copies: the teacher's rows enter, then the mean loss is taken."""
     student, teacher = F.normalize(z_s, dim=1), F.normalize(z_t, dim=1)
-    batch, size, start = len(teacher), len(memory), int(pointer)  # a host sync on a GPU
-    assert size % batch == 0
-    memory[start : start + batch] = teacher
-    pointer[0] = (start + batch) % size
+    published_enqueue(memory, pointer, teacher)
     return cross_entropy(student @ memory.clone().T / tau_s, teacher @ memory.clone().T / tau_t)
 
 
@@ -76,6 +81,11 @@ class Fused(AutogradStep, FifoStep):
 
     name = "rrd_kernels"
 
+    def __init__(self, case: Case, state: State) -> None:
+        super().__init__(case, state)
+        names = ("tau_s", "tau_t", "own_pair", "divergence", "enqueue", "newest_first")
+        self.options: Any = {name: getattr(self.case, name) for name in names}
+        self.options |= {"unit_memory": True, "backend": "fused"}
+
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
-        options: Any = {"tau_s": self.tau_s, "tau_t": self.tau_t, "backend": "fused"}
-        return functional.relational_step_(z_s, z_t, *self.state, unit_memory=True, **options)
+        return functional.relational_step_(z_s, z_t, *self.state, **self.options)

@@ -1,8 +1,10 @@
 """The step through PyTorch's attention kernels, all that the device has."""
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cases.sizes import Case
@@ -10,8 +12,8 @@ from benchmarks.implementations.step import FifoStep, enqueue
 
 
 class SDPA(FifoStep):
-    """Attention with K = V = memory and one head. Both temperatures go into the queries and the
-    gradient into closed form, so that nothing is left to autograd."""
+    """Attention with K = V = memory and one head. Both temperatures go into the queries, and the
+    own pair and the gradient into closed form, so that nothing is left to autograd."""
 
     kernel: ClassVar[str]  #: in torch.ops.aten, without what all begin with
     options: ClassVar[dict[str, Any]] = {}
@@ -23,22 +25,38 @@ class SDPA(FifoStep):
 
     @torch.no_grad()
     def __call__(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
-        batch = len(z_s)
+        case, batch = self.case, len(z_s)
         norm = torch.linalg.vector_norm(z_s.float(), dim=1, keepdim=True).clamp_min(1e-12)
         student = z_s.float() / norm
-        teacher = enqueue(self.memory, self.pointer, z_t.float())
-        queries = torch.cat([student / self.tau_s, teacher / self.tau_t]).to(self.memory.dtype)
-        output, log_sum_exp = self._attention(queries[None, None], self.memory[None, None])
-        output_s, output_t = output[0, 0].float().split(batch)
-        # [1, 1, 2B], which some kernels pad and some give a fourth dimension.
-        log_sum_exp = log_sum_exp.flatten()[:batch]
-        loss = (log_sum_exp - (student * output_t).sum(dim=1) / self.tau_s).mean()
+        write = partial(enqueue, self.memory, self.pointer, z_t.float(), case.newest_first)
+        before = case.enqueue == "before"
+        teacher = write() if before else F.normalize(z_t.float(), dim=1)
+        # With the hard target the teacher attends to its own row alone: B queries, not 2B.
+        of_teacher = [] if case.hard else [teacher / self.tau_t]
+        queries = torch.cat([student / self.tau_s, *of_teacher])
+        inputs = (rows.to(self.memory.dtype)[None, None] for rows in (queries, self.memory))
+        output, log_sum_exp = self._attention(*inputs)
+        if not before:
+            write()
+        output = output[0, 0].float()
+        # [1, 1, queries], which some kernels pad and some give a fourth dimension.
+        log_sum_exp = log_sum_exp.flatten()[: len(queries)]
+        if case.own_pair:
+            own = teacher.repeat(len(queries) // batch, 1)
+            logit = (queries * own).sum(dim=1)
+            total = torch.logaddexp(log_sum_exp, logit)
+            kept, weight = ((part - total).exp()[:, None] for part in (log_sum_exp, logit))
+            output, log_sum_exp = output * kept + own * weight, total
+        output_s, output_t = output[:batch], teacher if case.hard else output[batch:]
+        loss = (log_sum_exp[:batch] - (student * output_t).sum(dim=1) / self.tau_s).mean()
+        if case.divergence == "kl" and not case.hard:  # less the teacher's entropy
+            loss -= (log_sum_exp[batch:] - (teacher * output_t).sum(dim=1) / self.tau_t).mean()
         grad = (output_s - output_t) * (self.loss_scale / (self.tau_s * batch))
         grad = (grad - (grad * student).sum(dim=1, keepdim=True) * student) / norm
         return loss, grad.to(z_s.dtype)
 
     def _attention(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Output and natural log-sum-exp over [1, 1, K, D], the latter of the student's queries."""
+        """Output and natural log-sum-exp over [1, 1, K, D]."""
         kernel = getattr(torch.ops.aten, f"_scaled_dot_product_{self.kernel}")
         return kernel(queries, memory, memory, scale=1.0, **self.options)[:2]
 
@@ -46,7 +64,7 @@ class SDPA(FifoStep):
 class Math(SDPA):
     """The one that every device has, with [2B, K] logits and weights. It returns no log-sum-exp,
     which is had from the largest weight of each student's row, exp(b - LSE): one more pass over
-    [B, K] weights, and one logit b a row."""
+    [B, K] weights, and one logit b a row. The teacher's, which RRD does not need, is left out."""
 
     name = "SDPA math"
     kernel = "attention_math"

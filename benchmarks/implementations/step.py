@@ -25,6 +25,7 @@ class Step(ABC):
 
     def __init__(self, case: Case, state: State) -> None:
         self.state = tuple(tensor.clone() for tensor in state)
+        self.case = case = self.computes(case)
         self.tau_s, self.tau_t = case.tau_s, case.tau_t
         # As GradScaler does: p / B as such would underflow in float16.
         self.loss_scale = 1024.0 if case.dtype == torch.float16 else 1.0
@@ -38,6 +39,15 @@ class Step(ABC):
         other = copy.copy(self)
         other.state = tuple(tensor.clone() for tensor in self.state)
         return other
+
+    @classmethod
+    def computes(cls, case: Case) -> Case:
+        """What it is compared with the reference of, where it stands beside ``case`` only."""
+        return case
+
+    def as_drawn(self) -> State:
+        """The state in the layout in which it was drawn."""
+        return self.state
 
     @classmethod
     def takes(cls, case: Case) -> bool:
@@ -60,16 +70,15 @@ class AutogradStep(Step):
 
 
 class FifoStep(Step):
-    """The teacher's rows are enqueued first."""
-
     memory = property(lambda self: self.state[0])
     pointer = property(lambda self: self.state[1])
 
 
-def enqueue(memory: Tensor, pointer: Tensor, z_t: Tensor) -> Tensor:
+def enqueue(memory: Tensor, pointer: Tensor, z_t: Tensor, newest_first: bool = False) -> Tensor:
     """The unit rows of z_t [B, D] enter, without a host sync, and are returned."""
     unit = F.normalize(z_t, dim=1)
-    slots = (pointer + torch.arange(len(unit), device=pointer.device)) % len(memory)
+    first = pointer - len(unit) if newest_first else pointer
+    slots = (first + torch.arange(len(unit), device=pointer.device)) % len(memory)
     memory[slots] = unit.to(memory.dtype)
-    pointer.add_(len(unit)).remainder_(len(memory))
+    pointer.add_(-len(unit) if newest_first else len(unit)).remainder_(len(memory))
     return unit

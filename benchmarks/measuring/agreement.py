@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cases.inputs import Batch, State
-from benchmarks.cases.sizes import Case, MomentumCase
+from benchmarks.cases.sizes import Case, FamilyCase, MomentumCase
 from benchmarks.implementations.step import Step, enqueue
 from rrd_kernels import reference
 
@@ -48,8 +48,10 @@ class Agreement:
         if isinstance(case, MomentumCase):
             self.rows, self.last = batch[2], state[2]
         else:
-            self.rows = (state[1] + torch.arange(case.batch, device=state[1].device)) % case.rows
-            self.last = (state[1] + case.batch) % case.rows
+            moved = -case.batch if case.newest_first else case.batch
+            self.last = (state[1] + moved) % case.rows
+            first = self.last if case.newest_first else state[1]
+            self.rows = (first + torch.arange(case.batch, device=first.device)) % case.rows
         self.expected, rounded = (self._plain(dtype) for dtype in (torch.float64, case.dtype))
         roundoff = torch.finfo(case.dtype).eps
         products = TF32 if case.format == "tf32" else roundoff
@@ -61,12 +63,16 @@ class Agreement:
         if samples:  # K grows: the roundings of a sum of K float32 terms are a random walk
             granted += math.sqrt(case.rows) * 2.0**-24
         self.granted = {"loss": granted, "gradient": granted, "memory": 0.0}
+        if case.divergence == "kl":
+            # One pass has it as a sum of four terms, up to 1 / tau + ln K each, that cancel.
+            terms = 2 * (1 / case.tau_s + 1 / case.tau_t + 2 * math.log(case.rows))
+            self.granted["loss"] += terms * roundoff / 2 / float(self.expected["loss"])
 
     def check(self, step: Step) -> dict[str, float]:
         """The errors of ``step``, before its first call; more than it may is an ArithmeticError."""
         loss, grad = step(*self.batch)
         gradient = grad[: self.samples] / step.loss_scale
-        found = {"memory": self._written(step.state)}
+        found = {"memory": self._written(step.as_drawn())}
         found["gradient"] = relative(gradient, self.expected["gradient"])
         if step.compares_loss and not self.samples:
             found["loss"] = relative(loss, self.expected["loss"])
@@ -98,9 +104,13 @@ class Agreement:
         memories = [memory.to(dtype, copy=True) for memory in self.state[:-1]]
         z_s, z_t = (z.to(dtype, copy=True) for z in self.batch[:2])
         momentum = isinstance(case, MomentumCase)
-        if not momentum:
-            write = reference.enqueue_ if dtype == torch.float64 else enqueue
-            write(memories[0], last, z_t)
+
+        def write(when: str) -> None:
+            if not momentum and case.enqueue == when:
+                written: Any = reference.enqueue_ if dtype == torch.float64 else enqueue
+                written(memories[0], last, z_t, newest_first=case.newest_first)
+
+        write("before")
         z_s.requires_grad_()
         loss = torch.zeros((), dtype=torch.float64, device=z_s.device)
         # A few samples at a time: B×K matrices, or B×K gathered rows, would fill gigabytes.
@@ -111,6 +121,7 @@ class Agreement:
             total.backward()
             loss += total.detach() / case.batch
         assert z_s.grad is not None
+        write("after")
         if isinstance(case, MomentumCase):
             for memory, unit in zip(memories, (z_s.detach(), z_t), strict=True):
                 reference.momentum_update_(memory, self.rows, unit, case.nce_m)
@@ -124,8 +135,16 @@ def _sum_of_losses(case: Case, memories: list[Tensor], last: Tensor, *batch: Ten
     if isinstance(case, MomentumCase):
         views = (z_s, z_t, *memories, *idx, last[2:4])
         return reference.sampled_relational_loss(*views, nce_t=case.nce_t, **taus)
+    if isinstance(case, FamilyCase) and not case.softmax:
+        # What has the products' gradient, (s M' - t M') M, or s M' M - t with the hard target.
+        student, teacher = (F.normalize(z, dim=1) for z in (z_s, z_t))
+        if not case.hard:
+            student, teacher = student @ memories[0].T, teacher @ memories[0].T
+            return (student.square() / 2 - student * teacher).sum()
+        return (student @ memories[0].T).square().sum() / 2 - (student * teacher).sum()
     if z_s.dtype in (torch.float32, torch.float64):
-        return reference.relational_loss(z_s, z_t, *memories, **taus)
+        options: Any = {"own_pair": case.own_pair, "divergence": case.divergence}
+        return reference.relational_loss(z_s, z_t, memories[0], **taus, **options)
     # The reference would multiply in float32.
     student, teacher = (F.normalize(z, dim=1) @ memories[0].T for z in (z_s, z_t))
     return reference.cross_entropy(student / case.tau_s, teacher / case.tau_t).sum()

@@ -41,12 +41,17 @@ def agreeing(
     times, or how it failed."""
     steps: dict[str, list[Any]] = {}
     about: dict[str, Row] = {}
+    judges = {judge.case: judge}
     for kind in kinds:
         try:
             step = kind(judge.case, judge.state)
-            errors = {f"{name}_error": error for name, error in judge.check(step).items()}
+            if step.case not in judges:
+                judges[step.case] = Agreement(step.case, judge.state, judge.batch, judge.samples)
+            found = judges[step.case].check(step)
+            errors = {f"{name}_error": error for name, error in found.items()}
             steps[kind.name] = clocks.with_twins(step, hardware.cache_bytes(device))
-            about[kind.name] = errors | {"copies": len(steps[kind.name])}
+            copies = {"copies": len(steps[kind.name])}
+            about[kind.name] = errors | copies | {"operations": step.case.operations}
         except Exception as error:  # a compiler's, a library's: the others can go on
             about[kind.name] = failure(error)
     return steps, about
