@@ -134,11 +134,12 @@ class SoftLoss(Fused):
 
 class Products(SDPA):
     """The products of the pass alone: attention whose weights are the similarities, without a
-    softmax. For a few rows at a time, so that these weights stay in the cache."""
+    softmax. For some rows at a time, so that these weights need not leave the last cache, and for
+    so many that the threads seldom wait for each other."""
 
     name = "torch.mm"
     compares_loss = False
-    rows = 2048
+    rows = 8192
 
     @classmethod
     def computes(cls, case: Case) -> Case:

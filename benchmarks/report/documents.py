@@ -5,18 +5,29 @@ record: those of README.md and docs/*.md, made again from the records that their
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.cases.sizes import Case
+import pandas as pd
+
+from benchmarks.cases.sizes import Case, FamilyCase
 from benchmarks.distributed.__main__ import text_of
 from benchmarks.measuring.hardware import ROOT
 from benchmarks.measuring.run import HOST
 from benchmarks.report import pictures, tables
 from benchmarks.report.record import load
+from benchmarks.report.targets import targets_table
 
 PICTURES = ROOT / "docs" / "pictures"
 #: A mark, with what its table is of and the record's place, and what follows it up to the next.
 MARKED = re.compile(r"(?s)(<!-- benchmark of the ([\w ]+): (\S+) -->\n).*?(?=<!-- end of bench)")
+
+#: Tables that stand alone, with their source below.
+SHORT: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "gain": tables.gain_table,
+    "errors": tables.errors_table,
+    "family": tables.family_table,
+}
 
 
 def pages() -> list[Path]:
@@ -42,14 +53,14 @@ def section(of: str, path: Path) -> str:
         return text_of(of.split()[0], path)
     record = load(path)
     rows = tables.frame(record)
-    if of == "gain":
-        return tables.markdown(tables.gain_table(rows)) + "\n" + tables.source_text(record)
-    if of == "errors":
-        return tables.markdown(tables.errors_table(rows)) + "\n" + tables.source_text(record)
+    if of in SHORT:
+        return tables.markdown(SHORT[of](rows)) + "\n" + tables.source_text(record)
     parts = [
         tables.source_text(record),
         tables.markdown(tables.cases_table(rows, of, between="<br>")),
     ]
+    if of == FamilyCase.section:
+        parts.append(tables.markdown(targets_table(rows)))
     if of == Case.section:
         for figure, title in pictures.TITLES.items():
             if figure in rows.figure.unique():

@@ -1,18 +1,20 @@
 """A record's tables. All come from one frame, see :func:`frame`; times are medians."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.cases.sizes import Case
+from benchmarks.cases.sizes import Case, FamilyCase
 from benchmarks.measuring.run import GRAPH, GROWTH, OPERATOR, OURS, STEP
 from benchmarks.report.record import Record
+from benchmarks.report.targets import targets_table
 
 #: Every field that a table asks for; rows of one kind or of older records lack some.
-WORDS = "figure section case format implementation axis name outcome reason not_captured no_memory"
+WORDS = """figure section case method format implementation axis name outcome reason not_captured
+    no_memory"""
 NUMBERS = """B K D operations bytes median p20 p80 rounds times_ours extra_bytes loss_error
     gradient_error copies memory_limit calls"""
 TYPES = dict.fromkeys(NUMBERS.split(), "float") | dict.fromkeys(WORDS.split(), "str")
@@ -81,15 +83,23 @@ def cases_table(rows: pd.DataFrame, section: str, between: str = ", ") -> pd.Dat
     return table.loc[rows.case.unique(), columns.unique()].rename_axis(section).reset_index()
 
 
-def gain_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """A line for each case of :data:`GAIN`: time and extra memory of plain PyTorch and of ours."""
-    rows = rows[(rows.figure == STEP) & rows.case.isin(list(GAIN))]
+def gain_table(
+    rows: pd.DataFrame, names: Mapping[str, str] = GAIN, plain: Sequence[str] = PLAIN
+) -> pd.DataFrame:
+    """A line for each case of ``names``: time and extra memory of plain PyTorch and of ours."""
+    rows = rows[(rows.figure == STEP) & rows.case.isin(list(names))]
     cells = texts(rows["median"], duration) + texts(rows.extra_bytes / 2**20, ", {:.1f} MiB".format)
     table = rows.assign(cell=cells).pivot(index="case", columns="implementation", values="cell")
-    table = table.reindex([case for case in GAIN if case in table.index], columns=[*PLAIN, OURS])
+    table = table.reindex([case for case in names if case in table.index], columns=[*plain, OURS])
     slower = rows[rows.implementation == PLAIN[0]].set_index("case").times_ours
     table["faster than published"] = texts(slower.reindex(table.index), "{:.1f}×".format)
-    return table.rename(index=GAIN).rename_axis("one training step").reset_index()
+    return table.rename(index=names).rename_axis("one training step").reset_index()
+
+
+def family_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The gain over the published code of each method of the relational family."""
+    cases = rows.case[rows.section == FamilyCase.section].unique()
+    return gain_table(rows, {case: f"{case}, float32" for case in cases}, PLAIN[:1])
 
 
 def errors_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -165,6 +175,8 @@ def document(record: Record) -> str:
     parts = ["# Time and memory of a step\n", source_text(record)]
     for section in rows.section[rows.figure == STEP].unique():
         parts.append(markdown(cases_table(rows, section)))
+        if section == FamilyCase.section:
+            parts.append(markdown(targets_table(rows)))
     rows = pd.concat([rows[rows.figure != OPERATOR], operators(rows)])
     for figure, some in rows.groupby("figure", sort=False):
         parts += [f"## {figure}\n", markdown(listing(some))]
