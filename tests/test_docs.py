@@ -267,6 +267,49 @@ def test_every_setting_was_read():
     assert len(settings_of_numerics()) == 5
 
 
+def rows_of_methods(heading: str) -> dict[str, list[str]]:
+    """The cells of a table of docs/methods.md, by method."""
+    _, table = read("docs/methods.md").split(f"| method | {heading} |")
+    lines = [line.strip("| ").split(" | ") for line in table.split("\n\n")[0].splitlines()[2:]]
+    return {re.sub(r"\[(.*?)\].*", r"\1", name): cells for name, *cells in lines}
+
+
+METHODS = rows_of_methods("own pair | target | divergence | τ_s, τ_t | K × D | enqueue | start")
+PRESETS = rows_of_methods("preset | source")
+
+
+class Preset(rrd_kernels.RelationalQueue):
+    """A preset returns the arguments of the queue that it would make."""
+
+    def __new__(cls, dim: int, size: int, **settings: Any) -> Any:
+        parameters = inspect.signature(rrd_kernels.RelationalQueue).parameters.values()
+        return {x.name: x.default for x in parameters} | settings | {"dim": dim, "size": size}
+
+
+def test_the_tables_of_methods_have_the_same_rows():
+    assert METHODS.keys() == PRESETS.keys()
+    every = {name for name in dir(Preset) if name.startswith("for_")}
+    assert every <= set(re.findall(r"`(for_\w+)\(", "".join(map(str, PRESETS.values()))))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"RRD"}))
+def test_a_method_has_what_its_preset_has(method):
+    call = re.match(r"`(for_.*?\))`", PRESETS[method][0])[1]
+    found = eval(f"Preset.{call}", {"Preset": Preset})
+    taus = ", ".join(f"{found[name]:.4f}".rstrip("0").rstrip(".") for name in ("tau_s", "tau_t"))
+    in_queue = "in the queue" if found["enqueue"] == "before" else "no"
+    size = f"{found['size']:,}".replace(",", " ") if found["size"] > 9999 else found["size"]
+    assert METHODS[method] == [
+        "a column" if found["own_pair"] else in_queue,
+        "soft" if found["tau_t"] else "hard",
+        {"cross_entropy": "cross-entropy", "kl": "KL"}[found["divergence"]],
+        taus,
+        f"{size} × {found['dim']}",
+        found["enqueue"],
+        f"`{found['start']}`",
+    ]
+
+
 def test_links_lead_somewhere():
     for document in DOCUMENTS:
         for target in re.findall(r"\]\((?!http|#)([^)#]+)", document.read_text()):
