@@ -340,8 +340,8 @@ def warmup(
         dim: width D.
         dtype: dtype of the embeddings. Under autocast give autocast's dtype. Default float32.
         memory_dtype: dtype of the memory. Default: ``dtype``.
-        tau_s, tau_t, own_pair, divergence, enqueue, newest_first, momentum, reduction, unit_memory,
-            precision: as in the later calls.
+        tau_s, tau_t, own_pair, divergence, enqueue, newest_first, momentum: as in the later calls.
+        reduction, unit_memory, precision: likewise.
         device: device to compile for. Default: PyTorch's default device.
 
     Returns nothing; writes compiled kernels to disk, and no existing tensor.
