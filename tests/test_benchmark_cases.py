@@ -22,6 +22,7 @@ from benchmarks.implementations.libraries import LibraryStep, LinearCrossEntropy
 from benchmarks.implementations.momentum import FusedMomentum, PublishedMomentum
 from benchmarks.implementations.sdpa import CpuFlash
 from benchmarks.measuring.agreement import Agreement
+from rrd_kernels import RelationalQueue
 
 CPU = torch.device("cpu")
 SMALL = Case(16, 512, "float32")
@@ -129,6 +130,18 @@ def test_a_step_of_another_method_is_refused(case, change):
     state, batches = draw(case, CPU)
     with pytest.raises(ArithmeticError, match=Fused.name):
         Agreement(case, state, batches[0]).check(Fused(replace(case, **change), state))
+
+
+@pytest.mark.parametrize(
+    ("case", "preset"),
+    list(zip(FAMILY_CASES, ("moco", "seed", "ressl", "isd", "lightly_train"), strict=True)),
+    ids=lambda value: value if isinstance(value, str) else value.method,
+)
+def test_cases_have_the_settings_of_the_presets(case, preset):
+    queue = getattr(RelationalQueue, f"for_{preset}")(device="meta")
+    assert queue.queue.shape == (case.rows, case.dim)
+    names = ("tau_s", "tau_t", "own_pair", "divergence", "enqueue", "newest_first")
+    assert [getattr(queue, name) for name in names] == [getattr(case, name) for name in names]
 
 
 @pytest.mark.parametrize("case", QUICK_FAMILY, ids=lambda case: case.name)
