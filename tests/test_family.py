@@ -229,7 +229,7 @@ def test_bad_input():
         RelationalQueue(8, 16, divergence="js")
     with refuse(TypeError, match="newest_first must be True or False"):
         RelationalQueue(8, 16, newest_first=1)
-    with refuse(ValueError, match="feat_dim must be at least 1"):
+    with refuse(ValueError, match="dim must be at least 1"):
         RelationalQueue(0)
     queue = RelationalQueue.for_ressl(8, 16)
     before = {key: value.clone() for key, value in queue.state_dict().items()}
@@ -239,7 +239,7 @@ def test_bad_input():
         queue(torch.randn(4, 8), torch.randn(4, 7))
     with refuse(ValueError, match="z_s and z_t must have the same batch size"):
         queue(torch.randn(4, 8), torch.randn(5, 8))
-    with refuse(ValueError, match="a batch of 17 rows does not fit a memory of 16 rows"):
+    with refuse(ValueError, match=r"17 rows does not fit a memory of 16 rows; make the memory \(size\) larger"):
         queue(torch.randn(17, 8), torch.randn(17, 8))
     with refuse(ValueError, match="needs own_pair=True"):
         queue(torch.randn(4, 8), torch.randn(4, 8), tau_t=0.0)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from rrd_kernels import validation as check
 from rrd_kernels.fifo.step import FifoStep
 from rrd_kernels.validation import Number
 
@@ -79,6 +80,7 @@ class RelationalQueue(FifoStep):
     """
 
     INPUTS = ("z_s", "z_t")
+    SIZE = "size"
 
     def __init__(
         self,
@@ -100,6 +102,7 @@ class RelationalQueue(FifoStep):
         process_group: "ProcessGroup | None" = None,
         gather: str = "keys",
     ) -> None:
+        check.check_size("dim", dim)
         super().__init__(
             dim,
             dim,

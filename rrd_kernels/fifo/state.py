@@ -26,6 +26,9 @@ class FifoState(Embeddings):
     """State of a :class:`rrd_kernels.FifoMemory` or :class:`rrd_kernels.RelationalQueue`, which
     document arguments and attributes."""
 
+    #: What a user calls K, for errors.
+    SIZE = "nce_k"
+
     queue: Tensor
     queue_ptr: Tensor
 
@@ -185,7 +188,7 @@ class FifoState(Embeddings):
         if writes and f_s.shape[0] > self.nce_k and not self._newest_first:
             raise ValueError(
                 f"a batch of {f_s.shape[0]} rows does not fit a memory of {self.nce_k} rows; "
-                f"make the memory (nce_k) larger"
+                f"make the memory ({self.SIZE}) larger"
             )
         return *self.project(f_s, f_t, queue), writes
 
@@ -199,7 +202,7 @@ class FifoState(Embeddings):
         if writes and step.batch > self.nce_k and not self._newest_first:
             raise ValueError(
                 f"batches of {step.batches} rows on {len(step.batches)} ranks do not fit a memory "
-                f"of {self.nce_k} rows; make the memory (nce_k) larger"
+                f"of {self.nce_k} rows; make the memory ({self.SIZE}) larger"
             )
 
     def extra_repr(self) -> str:
