@@ -10,7 +10,7 @@ define HELP
 
 For those who change it:
   make setup        the environment and the extension only
-  make test-fast    the core on the CPU, half a minute: about 1400 tests of losses, memories, errors
+  make test-fast    the core on the CPU, half a minute: about 2000 tests of losses, memories, errors
   make test-all     test, test-long, and with the oldest versions what depends on them
   make test-long    what is marked long: other cards, widths, instruction sets, moments of a cut-off
   make test-oldest  make test with the oldest PyTorch and Triton that are supported
@@ -86,7 +86,7 @@ test: $(BUILT)
 	@$(BIN)/python $(PYTEST) $(ARGS)
 
 # One process, as each that xdist starts imports PyTorch. No compilations, processes, large sizes, or GPU.
-FAST := bad_input determinism enqueue golden gradients loss momentum momentum_bad_input momentum_indices \
+FAST := bad_input determinism enqueue family golden gradients loss momentum momentum_bad_input momentum_indices \
   momentum_loss momentum_negatives momentum_update options partials properties step
 test-fast: $(BUILT)
 	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q -k "not (compile or ranks or 16384 or offsets or many_rows)" \
