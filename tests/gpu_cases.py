@@ -15,7 +15,7 @@ import momentum_problems
 import torch
 import torch.nn.functional as F
 from momentum_problems import Sampled
-from problems import Problem, Rounding, in_float64
+from problems import FORMS, Problem, Rounding, in_float64
 from torch import Tensor
 
 from rrd_kernels import functional, reference
@@ -91,6 +91,27 @@ def stored_rows(dtype: torch.dtype) -> float:
     return ROW + (torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0)
 
 
+def of_problem(precision: str, problem: Problem) -> float:
+    """The same for a form of the loss. A hard target has no temperature; KL has both sides' errors,
+    and is smaller than what it is the difference of."""
+    bound = of_similarities(precision, problem.z_s.shape[1], problem.tau_t or problem.tau_s)
+    return 4 * bound if problem.divergence == "kl" else bound
+
+
+def with_embeddings(memory: Tensor, batch: int, dtype: torch.dtype, form: str) -> Problem:
+    """A problem of one of the FORMS. Student and teacher are so alike, and the teacher so warm,
+    that an own pair has a share of both softmaxes and not all of one."""
+    terms = FORMS[form]
+    z_s, z_t = randn(2, batch, memory.shape[1])
+    if terms.get("own_pair"):
+        z_t, terms = 0.6 * z_s + 0.8 * z_t, {"tau_t": 0.1} | terms
+    return Problem(z_s.to(dtype), z_t.to(dtype), memory, **terms)
+
+
+def named(form: str) -> str:
+    return f", {form}" if form != "cross-entropy" else ""
+
+
 @dataclass(frozen=True)
 class Loss:
     """relational_loss: losses and gradient, or losses alone."""
@@ -102,18 +123,19 @@ class Loss:
     unit: bool
     need_grad: bool = True
     stored: torch.dtype | None = None  # of the memory, if not the precision's
+    form: str = "cross-entropy"  # in FORMS
 
     @property
     def name(self) -> str:
         size = f"{self.precision} D={self.dim} {self.batch}×{self.rows}"
         alone = "" if self.need_grad else ", loss alone"
         stored = f", memory {self.stored}".replace("torch.", "") if self.stored else ""
-        return f"{size} {'bounded' if self.unit else 'online'}{alone}{stored}"
+        return f"{size} {'bounded' if self.unit else 'online'}{alone}{stored}{named(self.form)}"
 
     def draw(self) -> Problem:
         dtype = storage(self.precision)
-        z_s, z_t = randn(2, self.batch, self.dim).to(dtype)
-        return Problem(z_s, z_t, unit_rows(self.rows, self.dim, self.stored or dtype))
+        rows = unit_rows(self.rows, self.dim, self.stored or dtype)
+        return with_embeddings(rows, self.batch, dtype, self.form)
 
     def fused(self, drawn: Problem) -> Results:
         z_s = drawn.z_s.detach().requires_grad_(self.need_grad)
@@ -121,8 +143,7 @@ class Loss:
             z_s,
             drawn.z_t,
             drawn.memory,
-            tau_s=drawn.tau_s,
-            tau_t=drawn.tau_t,
+            **drawn.terms,
             reduction="none",
             unit_memory=self.unit,
             precision=self.precision,
@@ -135,7 +156,7 @@ class Loss:
         return {"loss": losses, "gradient": grad}
 
     def bounds(self, drawn: Problem, exact: Results) -> Mapping[str, float]:
-        return dict.fromkeys(exact, of_similarities(self.precision, self.dim, drawn.tau_t))
+        return dict.fromkeys(exact, of_problem(self.precision, drawn))
 
 
 @dataclass(frozen=True)
@@ -148,6 +169,7 @@ class Partials:
     rows: int
     unit: bool
     need_grad: bool = True
+    form: str = "cross-entropy"
 
     @property
     def name(self) -> str:
@@ -155,7 +177,8 @@ class Partials:
 
     @property
     def _loss(self) -> Loss:
-        return Loss(self.precision, self.dim, self.batch, self.rows, self.unit, self.need_grad)
+        size = self.dim, self.batch, self.rows
+        return Loss(self.precision, *size, self.unit, self.need_grad, form=self.form)
 
     def draw(self) -> Problem:
         return self._loss.draw()
@@ -167,13 +190,21 @@ class Partials:
             drawn.memory,
             tau_s=drawn.tau_s,
             tau_t=drawn.tau_t,
+            divergence=drawn.divergence,
             need_grad=self.need_grad,
             unit_memory=self.unit,
             precision=self.precision,
             backend="fused",
         )
         losses, grad = reference.losses_of_partials(
-            drawn.z_s, sums.double(), shifts.double(), drawn.tau_s, self.need_grad
+            drawn.z_s,
+            sums.double(),
+            shifts.double(),
+            self.need_grad,
+            tau_s=drawn.tau_s,
+            tau_t=drawn.tau_t,
+            z_t=drawn.z_t if drawn.own_pair else None,
+            divergence=drawn.divergence,
         )
         return {"loss": losses} if grad is None else {"loss": losses, "gradient": grad}
 
@@ -185,14 +216,16 @@ class Partials:
 
 
 class Ring(NamedTuple):
-    """A problem whose memory is written from ``pointer`` on."""
+    """A problem whose memory is written from ``pointer`` on, or up to it."""
 
     problem: Problem
     pointer: Tensor
+    newest_first: bool
 
     def slots(self) -> Tensor:
         batch, size = len(self.problem.z_t), len(self.problem.memory)
-        return (self.pointer + torch.arange(batch, device="cuda")) % size
+        first = self.pointer - batch if self.newest_first else self.pointer
+        return (first + torch.arange(batch, device="cuda")) % size
 
     def written(self, memory: Tensor, pointer: Tensor) -> Results:
         slots = self.slots()
@@ -203,11 +236,19 @@ class Ring(NamedTuple):
         }
 
 
-def draw_ring(dim: int, batch: int, rows: int, dtype: torch.dtype) -> Ring:
+def draw_ring(
+    dim: int,
+    batch: int,
+    rows: int,
+    dtype: torch.dtype,
+    newest_first: bool,
+    form: str = "cross-entropy",
+) -> Ring:
     """So near to the end that the batch wraps."""
-    z_s, z_t = randn(2, batch, dim).to(dtype)
-    pointer = rows - torch.randint(1, batch, (1,), device="cuda")
-    return Ring(Problem(z_s, z_t, unit_rows(rows, dim, dtype)), pointer)
+    away = torch.randint(1, batch, (1,), device="cuda")
+    pointer = away if newest_first else rows - away
+    problem = with_embeddings(unit_rows(rows, dim, dtype), batch, dtype, form)
+    return Ring(problem, pointer, newest_first)
 
 
 def of_writes(dtype: torch.dtype) -> Mapping[str, float]:
@@ -224,14 +265,18 @@ class Step:
     rows: int
     enqueue: str
     momentum: float = 0.0
+    newest_first: bool = False
+    form: str = "cross-entropy"
 
     @property
     def name(self) -> str:
         kind = f"enqueue {self.enqueue}" + (f", momentum {self.momentum}" if self.momentum else "")
+        kind += (", newest first" if self.newest_first else "") + named(self.form)
         return f"step: {self.precision} D={self.dim} {self.batch}×{self.rows} {kind}"
 
     def draw(self) -> Ring:
-        return draw_ring(self.dim, self.batch, self.rows, storage(self.precision))
+        dtype = storage(self.precision)
+        return draw_ring(self.dim, self.batch, self.rows, dtype, self.newest_first, self.form)
 
     def fused(self, drawn: Ring) -> Results:
         problem = drawn.problem
@@ -242,9 +287,9 @@ class Step:
             problem.z_t,
             memory,
             pointer,
-            tau_s=problem.tau_s,
-            tau_t=problem.tau_t,
+            **problem.terms,
             enqueue=self.enqueue,
+            newest_first=self.newest_first,
             momentum=self.momentum,
             unit_memory=True,
             precision=self.precision,
@@ -255,14 +300,15 @@ class Step:
     def exact(self, drawn: Ring) -> Results:
         problem = drawn.problem
         memory, pointer = problem.memory.clone(), drawn.pointer.clone()
-        in_float64(reference.enqueue_, memory, pointer, problem.z_t, momentum=self.momentum)
+        options = {"newest_first": self.newest_first, "momentum": self.momentum}
+        in_float64(reference.enqueue_, memory, pointer, problem.z_t, **options)
         seen = memory if self.enqueue == "before" else problem.memory
         losses, grad = replace(problem, memory=seen).float64()
         results = {"loss": losses.mean(), "gradient": grad / self.batch}
         return results | drawn.written(memory, pointer)
 
     def bounds(self, drawn: Ring, exact: Results) -> Mapping[str, float]:
-        bound = of_similarities(self.precision, self.dim, drawn.problem.tau_t)
+        bound = of_problem(self.precision, drawn.problem)
         return {"loss": bound, "gradient": bound, **of_writes(drawn.problem.memory.dtype)}
 
 
@@ -275,25 +321,31 @@ class Enqueue:
     batch: int
     rows: int
     momentum: float
+    newest_first: bool = False
 
     @property
     def name(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"enqueue: {dtype} D={self.dim} {self.batch}×{self.rows} momentum {self.momentum}"
+        order = ", newest first" if self.newest_first else ""
+        size = f"D={self.dim} {self.batch}×{self.rows}"
+        return f"enqueue: {dtype} {size} momentum {self.momentum}{order}"
 
     def draw(self) -> Ring:
-        return draw_ring(self.dim, self.batch, self.rows, self.dtype)
+        return draw_ring(self.dim, self.batch, self.rows, self.dtype, self.newest_first)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"newest_first": self.newest_first, "momentum": self.momentum}
 
     def fused(self, drawn: Ring) -> Results:
         memory, pointer = drawn.problem.memory.clone(), drawn.pointer.clone()
-        functional.enqueue_(
-            memory, pointer, drawn.problem.z_t, momentum=self.momentum, backend="fused"
-        )
+        keys = drawn.problem.z_t
+        functional.enqueue_(memory, pointer, keys, **self._options, backend="fused")
         return drawn.written(memory, pointer)
 
     def exact(self, drawn: Ring) -> Results:
         memory, pointer = drawn.problem.memory.clone(), drawn.pointer.clone()
-        in_float64(reference.enqueue_, memory, pointer, drawn.problem.z_t, momentum=self.momentum)
+        in_float64(reference.enqueue_, memory, pointer, drawn.problem.z_t, **self._options)
         return drawn.written(memory, pointer)
 
     def bounds(self, drawn: Ring, exact: Results) -> Mapping[str, float]:
@@ -478,6 +530,7 @@ def further_cases(sizes: Sizes) -> Iterator[Case]:
             yield from losses(precision, dim, sizes)
         if dim == 128:
             yield from _others(precision, sizes)
+            yield from _forms(precision, sizes)
     few, dim = (5, 12), 1000  # one split, whose programs share a query or not
     for precision, width in itertools.product(("float32", "tf32"), (128, dim)):
         yield Loss(precision, width, *few, unit=True)
@@ -486,7 +539,8 @@ def further_cases(sizes: Sizes) -> Iterator[Case]:
             yield Loss(precision, 128, *size, unit=True, stored=stored)
     batch, _, rows = sizes.sampled
     for dtype, width in itertools.product((torch.float32, torch.bfloat16), (128, dim)):
-        yield Enqueue(dtype, width, *sizes.ring, momentum=0.0 if width == 128 else 0.5)
+        momentum, newest_first = (0.0, False) if width == 128 else (0.5, True)
+        yield Enqueue(dtype, width, *sizes.ring, momentum, newest_first)
         yield Update(dtype, width, batch, rows)
     yield Normalizers("float32", 128, *sizes.sampled)
     yield Normalizers("bfloat16", dim, *sizes.sampled)
@@ -509,6 +563,21 @@ def _others(precision: str, sizes: Sizes) -> Iterator[Case]:
             yield SampledLoss("gather", "exponential", precision, dim, *sizes.sampled)
         yield SampledLoss("gather", "cosine", precision, 128, *sizes.sampled)
         yield SampledLoss("gather", "exponential", precision, 128, *sizes.sampled, need_grad=False)
+
+
+def _forms(precision: str, sizes: Sizes) -> Iterator[Case]:
+    """The other forms of the loss, and rows of more than 1024 elements."""
+    for form, need_grad in itertools.product(("hard target", "own pair, kl"), (True, False)):
+        unit = need_grad or precision != "bfloat16"
+        yield Loss(precision, 128, *sizes.small, unit, need_grad, form=form)
+    yield Loss(precision, 128, *sizes.large, unit=True, form="hard target")
+    yield Loss(precision, 2048, *sizes.small, unit=True)
+    if precision == "bfloat16":
+        yield Loss(precision, 4000, *sizes.small, unit=False, form="own pair, kl")
+        yield Step(precision, 128, *sizes.ring, "after", newest_first=True, form="hard target")
+        yield Step(precision, 128, *sizes.ring, "before", newest_first=True, form="own pair")
+        for form, need_grad in itertools.product(("hard target", "kl"), (True, False)):
+            yield Partials(precision, 128, *sizes.small, True, need_grad, form)
 
 
 #: What is also replayed in a graph and run on another stream and in threads.

@@ -162,7 +162,10 @@ def tensors(value: Any) -> list[Tensor]:
         return [value]
     parts = value if isinstance(value, tuple) else vars(value).values()
     return [
-        tensor for part in parts if not isinstance(part, float | None) for tensor in tensors(part)
+        tensor
+        for part in parts
+        if not isinstance(part, float | bool | str | None)
+        for tensor in tensors(part)
     ]
 
 

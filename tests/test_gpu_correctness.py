@@ -14,6 +14,7 @@ import stand_in_gpu
 import torch
 from gpu_cases import Sizes
 from gpu_correctness import Job, attempt, check, repeated, what_is_wrong
+from problems import FORMS, Problem
 
 
 def case(fused, bound=1e-3):
@@ -140,17 +141,36 @@ def gpu():
 
 
 @pytest.mark.usefixtures("gpu")
+def test_what_a_graph_is_replayed_on():
+    """Every tensor that a case draws, and nothing else."""
+    for case in gpu_cases.watched_cases(gpu_cases.QUICK):
+        found = gpu_correctness.tensors(case.draw())
+        assert len(found) in (3, 4, 6)
+        assert all(isinstance(one, torch.Tensor) for one in found)
+
+
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("precision", gpu_cases.OPERANDS)
-@pytest.mark.parametrize("mistake", ["tile", "temperature", "gradient"])
-def test_the_bounds_see_mistakes(mistake, precision):
-    """A tile of 64 rows left out, a temperature or a gradient off by a tenth."""
-    right = gpu_cases.Loss(precision, 128, 16, 2048, unit=True)
+@pytest.mark.parametrize(
+    ("mistake", "form"),
+    [
+        *((mistake, "cross-entropy") for mistake in ("tile", "temperature", "gradient")),
+        *(("form", form) for form in FORMS if form != "cross-entropy"),
+        ("gradient", "hard target"),
+        ("temperature", "own pair, kl"),
+    ],
+)
+def test_the_bounds_see_mistakes(mistake, form, precision):
+    """A tile of 64 rows left out, a temperature or a gradient off by a tenth, another form."""
+    right = gpu_cases.Loss(precision, 128, 16, 2048, unit=True, form=form)
 
     def fused(drawn):
         if mistake == "tile":
             drawn = replace(drawn, memory=drawn.memory[:-64])
         if mistake == "temperature":
             drawn = replace(drawn, tau_t=1.1 * drawn.tau_t)
+        if mistake == "form":
+            drawn = Problem(drawn.z_s, drawn.z_t, drawn.memory)
         found = right.fused(drawn)
         return found | {"gradient": 1.1 * found["gradient"]} if mistake == "gradient" else found
 
