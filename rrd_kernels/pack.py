@@ -28,11 +28,11 @@ from rrd_kernels.triton.runtime.pack import VARIABLE, write
 MULTIPROCESSORS = 132
 
 EXPLANATION = f"""\
-Compiles the kernels that training with rrd_kernels.RRDLoss needs (forward, backward and evaluation)
-for each combination of the given sizes and dtypes. Smaller batches are included. The machine code
-goes into DIR/ARCH. Set {VARIABLE}=DIR on the machine with the GPU to use these kernels: no compiler
-is needed or imported. Triton compiles a kernel that the pack lacks at its first use. A pack that is
-older than the package's kernels is refused with an error.
+Compiles the kernels that training with rrd_kernels.RRDLoss or RelationalQueue needs (forward,
+backward and evaluation) for each combination of the given sizes and dtypes. Smaller batches are
+included. The machine code goes into DIR/ARCH. Set {VARIABLE}=DIR on the machine with the GPU to use
+these kernels: no compiler is needed or imported. Triton compiles a kernel that the pack lacks at
+its first use. A pack that is older than the package's kernels is refused with an error.
 
 Example for an H200 and the published settings:
 
@@ -166,8 +166,16 @@ def launches(chosen: argparse.Namespace, arch: str) -> Iterator[Launch]:
             continue
         for protocol in chosen.protocol:
             published = PROTOCOLS[protocol]
-            settings = (published.enqueue, chosen.momentum, published.tau_s, published.tau_t)
-            yield from fifo_launches(batch, rows, dim, *common, *settings)
+            yield from fifo_launches(
+                *(batch, rows, dim, *common),
+                enqueue=chosen.enqueue or published.enqueue,
+                momentum=chosen.momentum,
+                tau_s=published.tau_s,
+                tau_t=published.tau_t if chosen.tau_t is None else chosen.tau_t,
+                own_pair=chosen.own_pair,
+                kl=chosen.divergence == "kl",
+                newest_first=chosen.newest_first,
+            )
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -218,6 +226,22 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         default=["2025"],
         help="published versions, for a FIFO memory; default: 2025",
     )
+    add(
+        "--tau-t",
+        type=float,
+        metavar="T",
+        help="teacher temperature of a FIFO memory, of which only 0, the hard target, needs other "
+        "kernels; default: the protocol's",
+    )
+    add("--own-pair", action="store_true", help="RelationalQueue's own_pair")
+    add(
+        "--divergence",
+        choices=check.DIVERGENCES,
+        default="cross_entropy",
+        help="RelationalQueue's divergence; default: cross_entropy",
+    )
+    add("--enqueue", choices=("before", "after"), help="default: the protocol's")
+    add("--newest-first", action="store_true", help="RelationalQueue's newest_first")
     add("--n-data", type=int, metavar="N", help="rows of a momentum memory; default: a FIFO memory")
     add(
         "--momentum",
@@ -247,6 +271,8 @@ def _check(chosen: argparse.Namespace) -> None:
         for value in values:
             check.check_size(f"--{name.replace('_', '-')}", value)
     check.check_momentum("--momentum", chosen.momentum)
+    if chosen.tau_t is not None:
+        check.check_target("--tau-t", chosen.tau_t, chosen.own_pair)
     if max(chosen.dim) > MAX_DIM:
         raise ValueError(f"--dim must be at most {MAX_DIM}; got {max(chosen.dim)}")
     if chosen.n_data is None and max(chosen.batch) > min(chosen.rows):

@@ -319,6 +319,20 @@ class TestCommand:
             "update",
         }
 
+    def test_lists_the_queue_s_kernels(self):
+        """Those of MoCo's preset but for the order of its rows."""
+        form = ["--tau-t", "0", "--own-pair", "--divergence", "kl", "--enqueue", "after"]
+        options = ["--arch", ARCH, "--output", "new", *form, "--newest-first"]
+        chosen = command.parse_arguments(options)
+        listed = {specialize(one) for one in command.launches(chosen, ARCH)}
+        z_s, z_t = torch.empty(2, 64, 128, device="meta")
+        memory = torch.empty(16384, 128, device="meta")
+        ptr = torch.empty(1, dtype=torch.int64, device="meta")
+        for need_grad in (True, False):
+            terms = (0.1, 0.0, True, True, True, "float32", 1, need_grad, "after", True)
+            needed = step_launches(z_s, z_t, memory, ptr, FifoSettings(*terms), pack_case.HARDWARE)
+            assert listed >= set(map(specialize, needed[1]))
+
     def test_lists_every_combination(self):
         chosen = command.parse_arguments(
             [
@@ -348,9 +362,10 @@ class TestCommand:
             (["--arch", "sm_75"], "--arch must be sm_80 or later; got 'sm_75'"),
             (["--arch", "gfx942"], "--arch must be sm_80 or later; got 'gfx942'"),
             (["--batch", "0"], "--batch must be at least 1; got 0"),
-            (["--dim", "2048"], "--dim must be at most 1024; got 2048"),
+            (["--dim", "4097"], "--dim must be at most 4096; got 4097"),
             (["--batch", "65", "--rows", "64"], "--batch must be at most --rows; got 65 and 64"),
             (["--momentum", "1"], "--momentum must be"),
+            (["--tau-t", "0"], "--tau-t must be positive"),
             (["--output", __file__], "--output must be a folder"),
         ],
     )
