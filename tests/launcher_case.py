@@ -101,24 +101,31 @@ def check(operator, z_s, z_t, memory, ptr, options, need_grad) -> None:
 def main() -> None:
     report = {}
     torch.manual_seed(0)
-    for size, dim, precision, reduction, need_grad in (
-        (512, 128, None, 1, True),
-        (512, 128, "bfloat16", 0, True),
-        (512, 24, "float32", 2, False),
-        (16, 1024, "float32", 1, True),
+    soft, hard, whole = (
+        (0.02, True, False, False),
+        (0.0, True, True, False),
+        (0.02, True, True, True),
+    )
+    for size, dim, form, precision, reduction, need_grad in (
+        (512, 128, soft, None, 1, True),
+        (512, 128, soft, "bfloat16", 0, True),
+        (512, 24, soft, "float32", 2, False),
+        (16, 1024, soft, "float32", 1, True),
+        (512, 128, hard, "bfloat16", 1, True),
+        (512, 24, whole, "bfloat16", 1, True),
     ):
         z_s, z_t = torch.randn(2, 8, dim)
         memory = F.normalize(torch.randn(size, dim), dim=1)
         ptr = torch.tensor([size - 3])
-        common = (0.1, 0.02, True, precision, reduction)
+        common = (0.1, *form, precision, reduction)
         check("relational_loss_forward", z_s, z_t, memory, None, common, need_grad)
         for enqueue in ("before", "after"):
-            step = (*common, enqueue, 0.25)
+            step = (*common, enqueue, form != soft, 0.25)
             check("relational_step_forward_", z_s, z_t, memory, ptr, step, need_grad)
 
     # The same kind of call again, on other tensors: no recipe is made, the addresses are new.
     made = len(recipes)
-    options = (0.1, 0.02, True, None, 1)
+    options = (0.1, *soft, None, 1)
     z_s, z_t = torch.randn(8, 128), torch.randn(8, 128)
     memory = F.normalize(torch.randn(512, 128), dim=1)
     call("relational_loss_forward", z_s, z_t, memory, *options, True)
@@ -145,16 +152,23 @@ def main() -> None:
         (z_s, z_t.half(), memory, *options, True),
         (z_s, z_t, memory[:511], *options, True),
         (z_s[:7], z_t[:7], memory, *options, True),
-        (z_s, z_t, memory, 0.2, 0.02, True, None, 1, True),
-        (z_s, z_t, memory, 0.1, 0.03, True, None, 1, True),
-        (z_s, z_t, memory, 0.1, 0.02, False, None, 1, True),
-        (z_s, z_t, memory, 0.1, 0.02, True, "tf32", 1, True),
-        (z_s, z_t, memory, 0.1, 0.02, True, None, 0, True),
+        (z_s, z_t, memory, 0.2, *soft, None, 1, True),
+        (z_s, z_t, memory, 0.1, 0.03, *soft[1:], None, 1, True),
+        (z_s, z_t, memory, 0.1, 0.02, False, False, False, None, 1, True),
+        (z_s, z_t, memory, 0.1, 0.02, True, True, False, None, 1, True),
+        (z_s, z_t, memory, 0.1, 0.02, True, False, True, None, 1, True),
+        (z_s, z_t, memory, 0.1, *soft, "tf32", 1, True),
+        (z_s, z_t, memory, 0.1, *soft, None, 0, True),
         (z_s, z_t, memory, *options, False),
     ):
         call("relational_loss_forward", *arguments)
         made += 1
         assert len(recipes) == made, arguments[3:]
+    for newest_first in (False, True):
+        ring = (*options, "after", newest_first, 0.0)
+        call("relational_step_forward_", memory, torch.tensor([3]), z_s, z_t, *ring, True)
+        made += 1
+        assert len(recipes) == made
     # PyTorch's setting in its older form, then in its newer, after which the older cannot be read.
     older, newer = torch.set_float32_matmul_precision, torch.backends.cuda.matmul
     choices = [
@@ -189,7 +203,7 @@ def from_python(z_s, z_t, memory) -> None:
     settings = FifoSettings(0.1, 0.02, True, False, False, "float32", 1, True)
     _, launches = step_launches(z_s, z_t, memory, None, settings, HARDWARE)
     launches = [launch._replace(dependent=i == 1) for i, launch in enumerate(launches)]
-    launches += enqueue_launches(memory.double(), torch.tensor([3]), z_t.double(), 0.25)
+    launches += enqueue_launches(memory.double(), torch.tensor([3]), z_t.double(), False, 0.25)
     run.run(launches)
     done = taken()
     assert [stubbed.name for stubbed in done] == [launch.kernel.name for launch in launches]
