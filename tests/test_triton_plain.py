@@ -6,7 +6,7 @@ import momentum_problems
 import pytest
 import torch
 from momentum_problems import SIMILARITIES, within
-from problems import draw, tolerance
+from problems import FORMS, draw, tolerance
 
 pytest.importorskip("triton")
 
@@ -18,7 +18,7 @@ from rrd_kernels.triton.momentum import operators as momentum_operators
 from rrd_kernels.triton.momentum.launches import MomentumInputs, MomentumSettings
 
 #: Products, and widths: what has no kernels for one reason or the other.
-CASES = [("float64", 20), ("float32", 1030)]
+CASES = [("float64", 20), ("float32", 4100)]
 DTYPE = {"float64": torch.float64, "float32": torch.float32}
 ZERO, HUGE = 1, 2
 
@@ -39,9 +39,8 @@ def fifo(precision, dim, device):
 
 
 def loss_and_gradient(problem, precision, reduction=0, need_grad=True):
-    settings = FifoSettings(
-        problem.tau_s, problem.tau_t, False, False, False, precision, reduction, need_grad
-    )
+    taus, kl = (problem.tau_s, problem.tau_t), problem.divergence == "kl"
+    settings = FifoSettings(*taus, False, problem.own_pair, kl, precision, reduction, need_grad)
     return fifo_operators.plain_forward(problem.z_s, problem.z_t, problem.memory, settings)
 
 
@@ -86,6 +85,17 @@ def test_against_float64(precision, dim, rows, chunks, device, monkeypatch):
         assert value.dtype == DTYPE[precision]
         error = (value.double() - exact).abs()
         assert ((error if error.dim() == 1 else error.norm(dim=1)) <= bound).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_against_float64(form, device):
+    problem = draw(7, 20, 33, torch.float64, device, **FORMS[form])
+    loss, grad = loss_and_gradient(problem, "float64")
+    exact, bounds = problem.float64(), tolerance(problem, "float64")
+    assert ((loss - exact[0]).abs() <= bounds[0]).all()
+    assert ((grad - exact[1]).norm(dim=1) <= bounds[1]).all()
+    alone, _ = loss_and_gradient(problem, "float64", need_grad=False)
+    assert torch.equal(alone, loss)
 
 
 @pytest.mark.parametrize(("rows", "chunks"), [(100, [7]), (2.5, [2, 2, 2, 1]), (0.5, [1] * 7)])

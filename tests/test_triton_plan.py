@@ -23,6 +23,7 @@ from rrd_kernels.triton.fifo import autotune
 from rrd_kernels.triton.fifo.launches import FifoSettings, allocate
 from rrd_kernels.triton.fifo.plan import make_plan
 from rrd_kernels.triton.momentum.launches import MomentumInputs, MomentumSettings
+from rrd_kernels.triton.runtime.launch import specialize
 
 ROOT = Path(__file__).parents[1]
 given, st = hypothesis.given, hypothesis.strategies
@@ -35,20 +36,22 @@ sizes = {
     "precision": st.sampled_from(list(STORAGE)),
     "memory_bytes": st.sampled_from([2, 4]),
     "need_grad": st.booleans(),
+    "roles": st.sampled_from([1, 2]),
     "hardware": st.sampled_from(HARDWARE),
 }
 
 
 @given(**sizes, splits=st.none() | st.integers(1, 1 << 20))
 def test_every_row_and_query_is_in_one_program(
-    batch, size, dim, precision, memory_bytes, need_grad, hardware, splits
+    batch, size, dim, precision, memory_bytes, need_grad, roles, hardware, splits
 ):
-    plan = make_plan(batch, size, dim, precision, memory_bytes, need_grad, hardware, splits=splits)
+    numbers = batch, size, dim, precision, memory_bytes, need_grad, hardware
+    plan = make_plan(*numbers, splits=splits, roles=roles)
     assert splits is None or plan.splits <= splits
     config = plan.config
     rows_per_split = plan.tiles_per_split * config.block_n
     assert (plan.splits - 1) * rows_per_split < size <= plan.splits * rows_per_split
-    queries = 2 * batch if need_grad else batch
+    queries = roles * batch if need_grad else batch
     assert (plan.row_blocks - 1) * config.block_m < queries <= plan.row_blocks * config.block_m
     assert plan.even == (size % config.block_n == 0)
     if need_grad:
@@ -58,14 +61,52 @@ def test_every_row_and_query_is_in_one_program(
 
 
 @given(**sizes, splits=st.none() | st.integers(1, 1 << 20))
-def test_extra_memory(batch, size, dim, precision, memory_bytes, need_grad, hardware, splits):
+def test_extra_memory(
+    batch, size, dim, precision, memory_bytes, need_grad, roles, hardware, splits
+):
     """At most 16·B·D bytes + 32 MiB, whatever K is, with D as the products' 16 see it."""
-    plan = make_plan(batch, size, dim, precision, memory_bytes, need_grad, hardware, splits=splits)
-    settings = FifoSettings(0.1, 0.02, True, False, False, precision, 1, need_grad)
+    numbers = batch, size, dim, precision, memory_bytes, need_grad, hardware
+    plan = make_plan(*numbers, splits=splits, roles=roles)
+    form = (0.02 * (roles == 2), True, roles == 1, False)
+    settings = FifoSettings(0.1, *form, precision, 1, need_grad)
     buffers = allocate(torch.empty(batch, dim, device="meta"), plan, settings)
     owners = [buffer if buffer._base is None else buffer._base for buffer in buffers]
     allocated = {id(owner): owner.nbytes for owner in owners}
     assert sum(allocated.values()) <= 16 * batch * plan.dim_pad + 32 * 2**20
+
+
+@pytest.mark.parametrize("need_grad", [True, False])
+def test_a_hard_target_has_half_the_queries(need_grad):
+    """And as many launches as any other form: nothing is added to them."""
+    steps = {}
+    for form in ((0.02, True, False, False), (0.0, True, True, False), (0.02, True, True, True)):
+        settings = FifoSettings(0.1, *form, "bfloat16", 1, need_grad, "after", True)
+        launches = steps[form] = step(CARDS["H200"], 1024, 65536, 128, settings, torch.bfloat16)
+        assert [one.kernel.name.split("_")[0] for one in launches] == [
+            "prepare",
+            "attend",
+            "combine",
+        ]
+        rows = launches[0].arguments["queries"].shape[0]
+        assert rows == 1024 * settings.roles
+        assert launches[1].grid[0] * launches[1].constants["BLOCK_M"] == (
+            rows if need_grad else 1024
+        )
+    # What a form does not use is no argument of its kernels.
+    soft, hard, whole = (
+        [{name for name, _ in specialize(one).passed} for one in launches]
+        for launches in steps.values()
+    )
+    assert [more - less for more, less in zip(soft, hard, strict=True)] == [
+        {"scale_t"},
+        {"bound_t"},
+        set(),
+    ]
+    assert [more - less for more, less in zip(whole, soft, strict=True)] == [
+        set(),
+        set(),
+        {"scale_t"},
+    ]
 
 
 def test_small_problems_fill_the_chip():

@@ -221,7 +221,8 @@ UNMEASURED = Family(
         | {4096: (Config(64, 32, 32, 256, 8, 2),) * 2},
     },
     loss_only={
-        "half": dict.fromkeys(WIDTHS, Config(64, 64, 128, 128, 4, 2)),
+        "half": dict.fromkeys(WIDTHS, Config(64, 64, 128, 128, 4, 2))
+        | {4096: Config(64, 64, 64, 64, 4, 2)},
         "tf32": dict.fromkeys(WIDTHS, Config(64, 32, 64, 64, 4, 2)),
         "float32": dict.fromkeys(WIDTHS, Config(64, 32, 32, 32, 4, 2)),
     },

@@ -178,4 +178,7 @@ def merge_constants(dim: int, splits: int, need_grad: bool, reduction: int) -> d
 
 
 def merge_warps(dim: int) -> int:
-    return 4 if dim > 32 else 1
+    """Warps of a program that merges splits into one row."""
+    if dim <= 32:
+        return 1
+    return 4 if dim <= 1024 else 8

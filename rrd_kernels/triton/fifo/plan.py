@@ -45,7 +45,9 @@ def block_sizes(
     """The block sizes of the card family; arguments as in :func:`make_plan`."""
     family = FAMILIES[hardware.family]
     if not need_grad:
-        return look_up(family.loss_only, precision, dim, memory_bytes)
+        config = look_up(family.loss_only, precision, dim, memory_bytes)
+        # One query of a sample leaves room for one more tile ahead.
+        return config if roles == 2 else config._replace(num_stages=config.num_stages + 1)
     small, large = look_up(family.attention, precision, dim, memory_bytes)
     return large if roles * batch * size >= LARGE else small
 
