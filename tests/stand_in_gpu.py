@@ -191,9 +191,12 @@ def run(launches: Sequence[Launch]) -> None:
         tau_s=LOG2_E / first["scale_s"],
         tau_t=LOG2_E / first["scale_t"],
         unit_memory=True,
+        own_pair=False,
+        kl=False,
         precision=None,
         reduction=1,
         enqueue="before",
+        newest_first=False,
         momentum=0.0,
         need_grad=True,
     )
