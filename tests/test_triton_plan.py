@@ -144,6 +144,13 @@ def test_the_table_is_complete():
                     assert config.block_d >= config.block_k
 
 
+def test_what_is_compiled_for_1024_alone_is_the_same_for_the_widest_rows():
+    """test_triton_compile.py and test_triton_momentum_compile.py leave it out there."""
+    for family in (cards.AMPERE, cards.HOPPER):
+        for table in (*family.loss_only.values(), *family.dense.values()):
+            assert table[1024] == table[MAX_DIM]
+
+
 def test_bounded_only_where_float32_holds_the_sums():
     assert fits_float32(0.02, 1 << 20)
     assert fits_float32(0.0155, 1 << 18)

@@ -238,10 +238,10 @@ def _gather(
         "BLOCK_P": gather_columns(dim),
         "BLOCK_D": row_block(dim),
     }
-    grid = batch, plan.splits
-    launches = [_launch(Kernel(GATHER, "gather_statistics"), grid, values, 4, 1)]
+    grid, warps = (batch, plan.splits), max(4, merge_warps(dim))
+    launches = [_launch(Kernel(GATHER, "gather_statistics"), grid, values, warps, 1)]
     if settings.need_grad:
-        launches.append(_launch(Kernel(GATHER, "gather_gradient"), grid, values, 4, 1))
+        launches.append(_launch(Kernel(GATHER, "gather_gradient"), grid, values, warps, 1))
     return launches
 
 
