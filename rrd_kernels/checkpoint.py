@@ -20,7 +20,7 @@ in the checkpoints of their published code:
 """
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -152,9 +152,9 @@ def queue_state(checkpoint: Mapping[str, Any], layout: str, *, view: int = 0) ->
     if missing:
         raise ValueError(
             f"a checkpoint of layout {layout!r} must have the keys {list(needed)}; it lacks "
-            f"{missing} and has {sorted(found)[:8]}, ..."
+            f"{missing} and has {_about_queues(found)}"
         )
-    rows = entries[found[form.rows]].detach()
+    rows = check.check_tensor(form.rows, entries[found[form.rows]]).detach()
     wanted = 2 if form.views == 1 else 3
     if rows.dim() != wanted or (wanted == 3 and len(rows) != form.views):
         raise ValueError(
@@ -168,11 +168,19 @@ def queue_state(checkpoint: Mapping[str, Any], layout: str, *, view: int = 0) ->
     return {"queue": rows, "queue_ptr": start if ptr is None else ptr}
 
 
-def to_queue_layout(*states: Mapping[str, Any], layout: str) -> dict[str, Tensor]:
+def _about_queues(keys: Iterable[str]) -> str:
+    """The keys that may be a queue's, for errors."""
+    names = sorted(key for key in keys if "queue" in key or "memory" in key)
+    return f"the keys {names}" if names else "no key that names a queue"
+
+
+def to_queue_layout(
+    state: Mapping[str, Any] | Sequence[Mapping[str, Any]], layout: str
+) -> dict[str, Tensor]:
     """Converts the state of a :class:`rrd_kernels.RelationalQueue` to a published layout.
 
     Args:
-        states: ``queue.state_dict()``; with ``"mocov2plus"`` that of each of the two queues.
+        state: ``queue.state_dict()``; with ``"mocov2plus"`` those of its two queues.
         layout: the code that is to load it; :data:`QUEUE_LAYOUTS` has the names.
 
     Returns:
@@ -181,30 +189,31 @@ def to_queue_layout(*states: Mapping[str, Any], layout: str) -> dict[str, Tensor
         CompRess's, which writes row 0 first.
 
     Raises:
-        ValueError: the layout is unknown, the number of states is not that of its queues, their
-            pointers differ, or a state is not of a whole queue.
+        TypeError, ValueError: the layout is unknown, the number of states is not that of its
+            queues, their pointers differ, or a state is not of a whole queue.
 
     Source: as :func:`queue_state`.
 
     Example:
         >>> from rrd_kernels import RelationalQueue
         >>> state = RelationalQueue.for_moco(dim=8, size=32).state_dict()
-        >>> to_queue_layout(state, layout="moco")["queue"].shape
+        >>> to_queue_layout(state, "moco")["queue"].shape
         torch.Size([8, 32])
     """
     check.check_choice("layout", layout, tuple(QUEUE_LAYOUTS))
     form = QUEUE_LAYOUTS[layout]
+    states = [state] if isinstance(state, Mapping) else list(state)
     if len(states) != form.views:
         raise ValueError(f"layout {layout!r} is of {form.views} queue(s); got {len(states)}")
     rows, pointers = [], []
-    for state in states:
-        if not {"queue", "queue_ptr"} <= state.keys():
+    for one in states:
+        if not {"queue", "queue_ptr"} <= one.keys():
             raise ValueError(
-                f"a state must be RelationalQueue.state_dict(), with queue and queue_ptr; got the "
-                f"keys {sorted(state)}"
+                f"a state must be RelationalQueue.state_dict(), with queue and queue_ptr; got "
+                f"{_about_queues(one)}"
             )
-        queue = check.check_rows("queue", state["queue"]).detach()
-        pointers.append(int(state["queue_ptr"]) % len(queue))
+        queue = check.check_rows("queue", one["queue"]).detach()
+        pointers.append(int(one["queue_ptr"]) % len(queue))
         if not form.has_pointer:
             queue = queue.roll(-pointers[-1], 0)
         rows.append(

@@ -96,9 +96,19 @@ def check_target(name: str, value: Number, own_pair: bool) -> None:
     number = _checked_number(name, value)
     if 0 < number < math.inf or (own_pair and number == 0):
         return
-    what = "positive and finite, or 0 for the hard target" if own_pair else "positive and finite"
-    hint = "; 0, the hard target, needs own_pair=True" if number == 0 else ""
-    raise ValueError(f"{name} must be {what}; got {number}{hint}")
+    zero = ", or 0 for the hard target" if own_pair else ""
+    hint = ". A hard target, 0, needs own_pair=True" if number == 0 else ""
+    raise ValueError(f"{name} must be positive and finite{zero}; got {number}{hint}")
+
+
+def check_order(enqueue: str, own_pair: bool) -> None:
+    """Checks a memory's order of enqueue and loss."""
+    check_choice("enqueue", enqueue, ENQUEUES)
+    if own_pair and enqueue == "before":
+        raise ValueError(
+            "own_pair=True needs enqueue='after': with 'before' the sample's own row is in the "
+            "memory already, and would be two columns"
+        )
 
 
 def check_momentum(name: str, value: Number) -> None:

@@ -114,7 +114,7 @@ def test_forms(dtype, form, batch, dim, rows, unit_memory, device):
 
 @pytest.mark.parametrize("form", ["own pair", "own pair, kl"])
 @pytest.mark.parametrize("tau_t", [1e-4, 1e-3])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_cold_teacher(dtype, tau_t, form, device):
     """SEED's temperature: no weight of the memory's is representable beside the own pair's, unless
     a row is all but the teacher's own, as every second is here."""
@@ -122,6 +122,20 @@ def test_a_cold_teacher(dtype, tau_t, form, device):
     near = F.normalize(problem.z_t.double() + 0.02 * torch.randn_like(problem.z_t.double()), dim=1)
     problem.memory[::2] = near.to(dtype)
     check(problem, unit_memory=True)
+
+
+@pytest.mark.parametrize("tau", [0.04, 0.07])
+@pytest.mark.parametrize("own_pair", [False, True])
+def test_kl_of_a_student_that_is_all_but_the_teacher(own_pair, tau, device):
+    """What is left of four terms that cancel errs by the rounding of the logits alone: twice that
+    of a query of length 1 / tau."""
+    problem = draw(64, 128, 512, device=device, tau_s=tau, tau_t=tau, own_pair=own_pair)
+    problem.divergence = "kl"
+    problem.z_s = problem.z_t + 1e-3 * torch.randn_like(problem.z_t)
+    allowed = 2 * rounding_of("float32", device).operand / tau
+    for promised in (True, False):
+        loss, _ = compute(problem, unit_memory=promised)
+        assert (loss.double() - problem.float64()[0]).abs().max() <= allowed
 
 
 @pytest.mark.parametrize("tau", [0.014, 0.1, 10.0])

@@ -95,7 +95,8 @@ def test_a_relational_queue_is_an_rrd_loss_without_projections(device):
         z_s, z_t = embeddings(device=device)
         assert torch.equal(criterion(z_s, z_t), queue(z_s, z_t))
     assert same(state_of(criterion.memory), state_of(queue))
-    hard = RRDLoss(feat_dim=DIM, nce_k=SIZE, nce_t_t=0.0, own_pair=True, **identity)
+    form = {"own_pair": True, "enqueue": "after"}
+    hard = RRDLoss(feat_dim=DIM, nce_k=SIZE, nce_t_t=0.0, **form, **identity)
     assert hard.tau_t == 0
     assert hard.own_pair
     assert hard.divergence == "cross_entropy"
@@ -111,7 +112,6 @@ def test_a_checkpoint_continues_the_training(name, device):
     buffer.seek(0)
     other = make(name).to(device)
     other.load_state_dict(torch.load(buffer, weights_only=True))
-    assert repr(other) == repr(queue)
     third = copy.deepcopy(queue)
     for _ in range(4):
         z = embeddings(device=device)
@@ -179,7 +179,8 @@ def test_compiled_steps(name, backend, device):
 def test_warmup_changes_nothing(name, device):
     queue = make(name).to(device)
     before = state_of(queue)
-    queue.warmup(6)
+    for batch in (6, SIZE + 3) if queue.newest_first else (6,):
+        queue.warmup(batch)
     assert same(state_of(queue), before)
 
 

@@ -51,7 +51,7 @@ def relational_loss(
     precision: str | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Cross-entropy of the student's relations to a memory against the teacher's.
+    """Divergence of the student's relations to a memory from the teacher's.
 
     With s_i and t_i the normalised rows of ``z_s`` and ``z_t``, and m_j the rows of ``memory`` as
     they are::
@@ -336,7 +336,7 @@ def warmup(
 
     Args:
         batch: B, at least 1.
-        size: rows K of the memory, at least B.
+        size: rows K of the memory, at least B unless ``newest_first``.
         dim: width D.
         dtype: dtype of the embeddings. Under autocast give autocast's dtype. Default float32.
         memory_dtype: dtype of the memory. Default: ``dtype``.
@@ -372,8 +372,11 @@ def warmup(
     write: dict[str, Any] = {"newest_first": newest_first, "momentum": momentum}
     for need_grad in (True, False):
         leaf = z_s.requires_grad_(need_grad)
-        step = relational_step_(leaf, z_t, memory, ptr, enqueue=enqueue, **write, **options)
         loss = relational_loss(leaf, z_t, memory, **options)
+        if batch <= size or not newest_first:
+            loss = loss + relational_step_(
+                leaf, z_t, memory, ptr, enqueue=enqueue, **write, **options
+            )
         if need_grad:
-            torch.autograd.grad((step + loss).sum(), leaf)
-    enqueue_(memory, ptr, z_t, **write)
+            torch.autograd.grad(loss.sum(), leaf)
+    enqueue_(memory, ptr, z_t[:size], **write)

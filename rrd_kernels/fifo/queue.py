@@ -32,7 +32,8 @@ class RelationalQueue(FifoStep):
         divergence: ``"cross_entropy"`` (default), or ``"kl"``, which is smaller by the entropy of
             the teacher's softmax. The gradient is the same.
         enqueue: whether a batch's teacher rows enter the queue ``"before"`` or ``"after"``
-            (default) its similarities are computed.
+            (default) its similarities are computed. ``own_pair`` needs ``"after"``: the own row
+            would be two columns.
         newest_first: whether the ring of slots grows downwards. ``queue[ptr:]`` followed by
             ``queue[:ptr]`` is then a queue that shifts by B rows and puts the new batch first; of
             more than K rows the first K enter. Default ``False``: rows enter in order, and more
@@ -54,6 +55,7 @@ class RelationalQueue(FifoStep):
     Attributes:
         tau_s, tau_t, divergence, enqueue, slot_momentum, precision, backend: may be changed
             between steps.
+        dim, size: D and K; not to be changed, nor are ``own_pair`` and ``newest_first``.
         queue, queue_ptr, unit_memory: as in :class:`rrd_kernels.FifoMemory`.
 
     Shapes: ``queue(z_s, z_t)`` takes [B, D] embeddings (or [B, D, 1, 1]), normalised or not, of
@@ -103,6 +105,8 @@ class RelationalQueue(FifoStep):
         gather: str = "keys",
     ) -> None:
         check.check_size("dim", dim)
+        if dtype is not None:
+            check.check_dtype("dtype", dtype)
         super().__init__(
             dim,
             dim,
@@ -131,6 +135,11 @@ class RelationalQueue(FifoStep):
         """Width D of the embeddings."""
         return self.queue.shape[1]
 
+    @property
+    def size(self) -> int:
+        """Rows K."""
+        return self.nce_k
+
     def forward(
         self,
         z_s: Tensor,
@@ -150,12 +159,13 @@ class RelationalQueue(FifoStep):
     def extra_repr(self) -> str:
         shown = {
             "dim": self.dim,
-            "size": self.nce_k,
+            "size": self.size,
             "tau_s": self.tau_s,
             "tau_t": self.tau_t,
             "own_pair": self.own_pair,
             "divergence": self.divergence,
             "enqueue": self.enqueue,
+            "newest_first": self.newest_first,
         }
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 

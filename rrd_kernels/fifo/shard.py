@@ -37,8 +37,7 @@ class Shard(NamedTuple):
         if self._each * (self.ranks - 1) >= self.size:
             raise ValueError(
                 f"a memory of {self.size} rows cannot be spread over {self.ranks} ranks with "
-                f"{self._each} rows each: the last rank would have none; make the memory (nce_k) "
-                f"larger"
+                f"{self._each} rows each: the last rank would have none; make the memory larger"
             )
 
     def check_ranks(self, ranks: Ranks) -> None:

@@ -35,7 +35,6 @@ class FifoState(Embeddings):
     tau_s = number("tau_s", check.check_temperature, "Student temperature.")
     slot_momentum = number("slot_momentum", check.check_momentum, "Weight of a slot's old row.")
     nce_t_s, nce_t_t = alias("tau_s"), alias("tau_t")  # as published
-    enqueue = choice("enqueue", check.ENQUEUES)
     divergence = choice("divergence", check.DIVERGENCES)
     precision = choice("precision", (None, *check.PRECISIONS))
     backend = choice("backend", check.BACKENDS)
@@ -73,7 +72,7 @@ class FifoState(Embeddings):
         check.check_flag("own_pair", own_pair)
         check.check_target("tau_t", tau_t, own_pair)
         check.check_choice("divergence", divergence, check.DIVERGENCES)
-        check.check_choice("enqueue", enqueue, check.ENQUEUES)
+        check.check_order(enqueue, own_pair)
         check.check_flag("newest_first", newest_first)
         check.check_formats(precision, backend, memory_dtype)
         ranks = Ranks(gather, process_group)
@@ -113,6 +112,16 @@ class FifoState(Embeddings):
     def tau_t(self, value: float) -> None:
         check.check_target("tau_t", value, self._own_pair)
         self.set_number("tau_t", float(value))
+
+    @property
+    def enqueue(self) -> str:
+        """Whether a batch enters the memory "before" or "after" its similarities are computed."""
+        return self._enqueue
+
+    @enqueue.setter
+    def enqueue(self, value: str) -> None:
+        check.check_order(value, self._own_pair)
+        self._enqueue = value
 
     @property
     def own_pair(self) -> bool:

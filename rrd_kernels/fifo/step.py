@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rrd_kernels import validation as check
 from rrd_kernels.embeddings import dtype_of
 from rrd_kernels.fifo import functional
 from rrd_kernels.fifo.distributed import enqueue_, keys_step
@@ -57,6 +58,12 @@ class FifoStep(FifoState):
         self, z_s: Tensor, z_t: Tensor, writes: bool, settings: dict[str, Any]
     ) -> Tensor:
         """A step of more than K samples: the first K enter the memory."""
+        check.check_temperature("tau_s", settings["tau_s"])
+        check.check_target("tau_t", settings["tau_t"], self.own_pair)
+        # Rows of the memory itself must not change while it is written.
+        if writes and self.enqueue == "before" and not torch.compiler.is_compiling():
+            is_alias = torch._C._is_alias_of  # type: ignore[attr-defined]
+            z_s, z_t = (z.clone() if is_alias(z, self.queue) else z for z in (z_s, z_t))
         if writes and self.enqueue == "before":
             enqueue_(self, z_t)
         loss = functional.relational_loss(z_s, z_t, self.queue, **settings)
@@ -79,8 +86,8 @@ class FifoStep(FifoState):
         Args:
             batch_size: B, at least 1.
             tau_s, tau_t: temperatures of the later calls. Default: the memory's.
-            dtype: dtype of the projected embeddings. Under autocast give autocast's dtype. Default:
-                that of the weights of ``embed_s``.
+            dtype: dtype of the embeddings. Under autocast give autocast's dtype. Default: that of
+                the weights of ``embed_s``; without any, that of the memory.
         """
         dtype = dtype or dtype_of(self.embed_s) or self.queue.dtype
         tau_s = self.tau_s if tau_s is None else tau_s

@@ -7,6 +7,7 @@ the newest supported Triton. ``make kernels`` prints the registers and the share
 
 import functools
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -60,6 +61,9 @@ class Family(NamedTuple):
     #: Triton's ``input_precision`` for float32 operands. On NVIDIA's tensor cores: three products
     #: of TensorFloat-32.
     float32_products: str = "tf32x3"
+    #: By operand class and row width: where the loss alone of a hard target would spill, or not fit
+    #: into shared memory, with one more stage than ``loss_only`` has.
+    hard_alone: Mapping[tuple[str, int], Config] = MappingProxyType({})
 
 
 AMPERE = Family(
@@ -133,6 +137,7 @@ AMPERE = Family(
         },
     },
     sums_per_query=32,
+    hard_alone=dict.fromkeys((("half", 1024), ("half", 4096)), Config(64, 32, 32, 32, 4, 2)),
 )
 
 HOPPER = Family(
@@ -209,8 +214,7 @@ HOPPER = Family(
     reorders_tf32=True,
 )
 
-#: For cards that nobody has measured (sm_100, gfx942): the same sizes for both, and for all widths
-#: but the widest.
+#: For cards that nobody has measured (sm_100, gfx942): the same sizes for both and most widths.
 UNMEASURED = Family(
     attention={
         "half": dict.fromkeys(WIDTHS, (Config(64, 64, 128, 128, 4, 2),) * 2)
@@ -221,7 +225,7 @@ UNMEASURED = Family(
     },
     loss_only={
         "half": dict.fromkeys(WIDTHS, Config(64, 64, 128, 128, 4, 2))
-        | {4096: Config(64, 64, 64, 64, 4, 2)},
+        | dict.fromkeys((1024, 4096), Config(64, 64, 64, 64, 4, 2)),
         "tf32": dict.fromkeys(WIDTHS, Config(64, 32, 64, 64, 4, 2)),
         "float32": dict.fromkeys(WIDTHS, Config(64, 32, 32, 32, 4, 2)),
     },
@@ -236,8 +240,11 @@ FAMILIES = {
     "sm_80": AMPERE,
     "sm_86": AMPERE,  # has less shared memory than sm_80; newer such cards use it too
     "sm_90": HOPPER,
-    "sm_100": UNMEASURED,
-    "gfx942": UNMEASURED._replace(float32_products="ieee"),  # AMD's matrix units multiply float32
+    "sm_100": UNMEASURED._replace(hard_alone={("tf32", 256): Config(64, 32, 64, 64, 4, 2)}),
+    "gfx942": UNMEASURED._replace(
+        float32_products="ieee",  # AMD's matrix units multiply float32
+        hard_alone={("half", 256): Config(64, 64, 128, 128, 4, 2)},
+    ),
 }
 
 
@@ -307,12 +314,16 @@ def operand_class(precision: str, memory_bytes: int) -> str:
     return precision
 
 
+def width_of(dim: int) -> int:
+    """The row width of the tables for rows of ``dim`` elements."""
+    return next(width for width in WIDTHS if dim <= width)
+
+
 def look_up(
     blocks: Mapping[str, Mapping[int, Blocks]], precision: str, dim: int, memory_bytes: int
 ) -> Blocks:
     """The entry of table ``blocks`` for rows of ``dim`` elements; see :func:`operand_class`."""
-    width = next(width for width in WIDTHS if dim <= width)
-    return blocks[operand_class(precision, memory_bytes)][width]
+    return blocks[operand_class(precision, memory_bytes)][width_of(dim)]
 
 
 def input_precision(family: str, precision: str) -> str:

@@ -39,16 +39,36 @@ RRD_INLINE T dot(const T* a, const T* b, int64_t padded) {
   return horizontal_sum<T>(sum);
 }
 
+RRD_INLINE Vec<double> rounded_to_bfloat16(Vec<double> value) { return value; }
+RRD_INLINE Vec<float> rounded_to_bfloat16(Vec<float> value) {
+  typedef uint32_t Bits __attribute__((vector_size(RRD_VECTOR_BYTES)));
+  const Bits bits = reinterpret_cast<Bits>(value);
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+  return reinterpret_cast<Vec<float>>(rounded);
+}
+
 // The unit row behind the logits: scaled, rounded to bfloat16 if the kernel rounds its queries, and
 // scaled back; scale is 0 if it does not. The loss subtracts logits from their log-sum-exp: both
 // must use the same query.
-RRD_INLINE Vec<double> as_multiplied(Vec<double> unit, double) { return unit; }
-RRD_INLINE Vec<float> as_multiplied(Vec<float> unit, float scale) {
-  if (scale == 0.f) return unit;
-  typedef uint32_t Bits __attribute__((vector_size(RRD_VECTOR_BYTES)));
-  const Bits bits = reinterpret_cast<Bits>(unit * scale);
-  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
-  return reinterpret_cast<Vec<float>>(rounded) / scale;
+template <typename T>
+RRD_INLINE Vec<T> as_multiplied(Vec<T> unit, T scale) {
+  return scale == T(0) ? unit : rounded_to_bfloat16(unit * scale) / scale;
+}
+
+// A row's logit, in units of log 2, with the query as multiplied. In double: terms of the KL
+// divergence all but cancel.
+template <typename T>
+double exact_logit(const T* unit, const T* row, int64_t padded, double tau, bool rounded) {
+  const T scale = T(1.4426950408889634 / tau);
+  double sum = 0;
+  for (int64_t d = 0; d < padded; d += Vector<T>::kLanes) {
+    const Vec<T> scaled = load(unit + d) * scale, value = load(row + d);
+    const Vec<T> query = rounded ? rounded_to_bfloat16(scaled) : scaled;
+    for (int64_t lane = 0; lane < Vector<T>::kLanes; ++lane) {
+      sum += double(query[lane]) * double(value[lane]);
+    }
+  }
+  return sum;
 }
 
 template <typename T>
@@ -119,14 +139,16 @@ void merge_output(const Partial<T>& partial, const Merged& merged, int64_t query
 // - LSE(a_i) + t_i . O^t_i / tau_t.
 template <typename T>
 void combine(const CombineTask<T>& task) {
-  constexpr double kLog2E = 1.4426950408889634, kLog2 = 0.6931471805599453;
+  constexpr double kLog2 = 0.6931471805599453;
   const int64_t padded = padded_dim<T>(task.dim);
   const int64_t stride = task.split_stride * kRoles;
   const bool hard = task.tau_t == 0.0;
   const int64_t target_splits = hard ? 0 : task.splits;  // a hard target has the own pair alone
   const T inverse_tau = T(1.0 / task.tau_s);
-  const T scale_s = task.rounded_queries ? T(kLog2E / task.tau_s) : T(0);
-  const T scale_t = task.rounded_queries && !hard ? T(kLog2E / task.tau_t) : T(0);
+  const T query_scale = task.rounded_queries ? T(1.4426950408889634 / task.tau_s) : T(0);
+  const auto logit = [&](const T* row_unit, const T* column, double tau) {
+    return exact_logit(row_unit, column, padded, tau, task.rounded_queries);
+  };
   for (int64_t i = task.batch_begin; i < task.batch_end; ++i) {
     const int64_t panel = i / task.lanes, lane = i % task.lanes;
     const int64_t student = hard ? i : (panel * kRoles + kStudent) * task.lanes + lane;
@@ -137,13 +159,12 @@ void combine(const CombineTask<T>& task) {
     Merged p = hard ? Merged{0.0, 1.0} : merge(task.partial, teacher, task.splits, stride);
     double own_s = 0, own_t = 0, own_logit = 0, own_logit_t = 0;
     if (task.own_pair) {
-      own_logit = double(dot_as_multiplied(unit, target, padded, scale_s)) * kLog2E / task.tau_s;
+      own_logit = logit(unit, target, task.tau_s);
       own_s = add_column(q, own_logit);
       own_t = 1;
     }
     if (task.own_pair && !hard) {
-      own_logit_t =
-          double(dot_as_multiplied(target, target, padded, scale_t)) * kLog2E / task.tau_t;
+      own_logit_t = logit(target, target, task.tau_t);
       own_t = add_column(p, own_logit_t);
     }
     const double entropy_part = task.kl ? p.log_sum_exp() : 0;
@@ -160,9 +181,12 @@ void combine(const CombineTask<T>& task) {
     T* output_t = task.workspace + padded;
     merge_output(task.partial, q, student, task.splits, stride, padded, own_s, target, output_s);
     merge_output(task.partial, p, teacher, target_splits, stride, padded, own_t, target, output_t);
-    double mean_logit = double(dot_as_multiplied(unit, output_t, padded, scale_s)) / task.tau_s;
-    if (task.kl) {
-      mean_logit -= double(dot_as_multiplied(target, output_t, padded, scale_t)) / task.tau_t;
+    double mean_logit;
+    if (task.own_pair || task.kl) {
+      mean_logit = kLog2 * logit(unit, output_t, task.tau_s);
+      if (task.kl) mean_logit -= kLog2 * logit(target, output_t, task.tau_t);
+    } else {
+      mean_logit = double(dot_as_multiplied(unit, output_t, padded, query_scale)) / task.tau_s;
     }
     task.loss[i] = T(q.log_sum_exp() - entropy_part - mean_logit);
 

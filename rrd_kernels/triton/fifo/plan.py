@@ -3,7 +3,15 @@
 import functools
 from typing import NamedTuple
 
-from rrd_kernels.triton.cards import FAMILIES, LARGE, Config, Hardware, look_up
+from rrd_kernels.triton.cards import (
+    FAMILIES,
+    LARGE,
+    Config,
+    Hardware,
+    look_up,
+    operand_class,
+    width_of,
+)
 from rrd_kernels.triton.common.launches import (
     MAX_SPLITS,
     MERGE_RATE,
@@ -46,8 +54,12 @@ def block_sizes(
     family = FAMILIES[hardware.family]
     if not need_grad:
         config = look_up(family.loss_only, precision, dim, memory_bytes)
+        if roles == 2:
+            return config
         # One query of a sample leaves room for one more tile ahead.
-        return config if roles == 2 else config._replace(num_stages=config.num_stages + 1)
+        config = config._replace(num_stages=config.num_stages + 1)
+        place = operand_class(precision, memory_bytes), width_of(dim)
+        return family.hard_alone.get(place, config)
     small, large = look_up(family.attention, precision, dim, memory_bytes)
     return large if roles * batch * size >= LARGE else small
 
