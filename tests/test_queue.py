@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 from torch.utils.checkpoint import checkpoint
 
 from rrd_kernels import RelationalQueue, RRDLoss
+from rrd_kernels.distributed import ignore_in_ddp
 
 #: By name: a preset, and settings that bring every form and order into few rows.
 QUEUES = {
@@ -198,20 +199,22 @@ def shared(name, gather):
     return make(name.split(",")[0], size, gather=gather, dtype=torch.float64)
 
 
-def follow(module, queue, rank, world):
-    """Five steps with this rank's share of each batch."""
+def follow(module, loss_of, rank, world, queue=None):
+    """Five steps with this rank's share of each batch. ``loss_of`` is the queue, which takes the
+    embeddings, or with ``queue`` a whole model."""
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     losses = []
     for step in range(5):
         torch.manual_seed(100 + step)
         x = torch.randn(12, 5, dtype=torch.float64).chunk(world)[rank]
         z_t = torch.randn(12, DIM, dtype=torch.float64).chunk(world)[rank]
-        loss = queue(module(x), z_t)
+        loss = loss_of(module(x), z_t) if queue is None else loss_of(x, z_t)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
     weights = [weight.detach().clone() for weight in module.parameters()]
+    queue = loss_of if queue is None else queue
     rows = queue.state_dict()["queue"]
     rows = rows.full_tensor() if hasattr(rows, "full_tensor") else rows.clone()
     return torch.stack(losses), weights, rows, queue.queue_ptr % queue.nce_k
@@ -238,6 +241,44 @@ def test_ranks_train_as_one_process_does(world):
         torch.testing.assert_close(losses, wanted[0], **CLOSE)
         for rank in ranks:
             torch.testing.assert_close(rank[name, gather][1:], wanted[1:], **CLOSE)
+
+
+class Model(torch.nn.Module):
+    """As in docs/methods.md: the queue is a part of the model, whose forward returns the loss."""
+
+    def __init__(self, name, gather):
+        super().__init__()
+        self.student, self.queue = student(), shared(name, gather)
+
+    def forward(self, x, z_t):
+        return self.queue(self.student(x), z_t)
+
+
+def follow_inside(rank):
+    world = dist.get_world_size()
+    found = {}
+    for name in ("moco", "lightly"):
+        model = Model(name, "keys")
+        wrapped = DDP(ignore_in_ddp(model))
+
+        def loss(x, z_t, wrapped=wrapped):
+            return wrapped(x, z_t)
+
+        found[name] = follow(model.student, loss, rank, world, model.queue)
+    unmarked = DDP(Model("lightly", "none"))
+    try:
+        unmarked(torch.randn(3, 5, dtype=torch.float64), torch.randn(3, DIM, dtype=torch.float64))
+    except RuntimeError as error:
+        return found, str(error)
+    return found, "nothing was raised"
+
+
+def test_a_queue_inside_a_model_under_ddp():
+    alone = {name: follow(student(), shared(name, "keys"), 0, 1) for name in ("moco", "lightly")}
+    for found, message in on_ranks(2, follow_inside):
+        for name, wanted in alone.items():
+            torch.testing.assert_close(found[name][1:], wanted[1:], **CLOSE)
+        assert "ignore_in_ddp" in message
 
 
 def follow_own(rank):
