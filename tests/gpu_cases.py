@@ -584,6 +584,8 @@ def _forms(precision: str, sizes: Sizes) -> Iterator[Case]:
 def watched_cases(sizes: Sizes) -> Iterator[Case]:
     for precision in OPERANDS:
         yield Step(precision, 128, *sizes.ring, "before")
+    yield Step("bfloat16", 128, *sizes.ring, "after", form="hard target")
+    yield Step("float32", 128, *sizes.ring, "before", newest_first=True, form="kl")
     yield Loss("bfloat16", 128, *sizes.large, unit=True)
     for method in ("dense", "gather"):
         yield SampledLoss(method, "exponential", "float32", 128, *sizes.sampled)

@@ -100,6 +100,19 @@ def form_jobs():
         yield Job(card, *SMALL, 128, wanted, STORAGE[precision], ATTEND, name)
     alone = settings("bfloat16", need_grad=False, **HARD)
     yield Job("H200", *SMALL, 128, alone, torch.bfloat16, ATTEND, "hard target, loss alone")
+    # Where a card has block sizes of its own for it.
+    for card, precision, dim in (
+        ("A100", "bfloat16", 1024),
+        ("RTX 3090", "bfloat16", MAX_DIM),
+        ("B200", "tf32", 256),
+        ("MI300X", "bfloat16", 256),
+    ):
+        for bounded in (True, False):
+            alone = settings(precision, bounded=bounded, need_grad=False, **HARD)
+            label = f"hard target, loss alone, {'bounded' if bounded else 'online'}"
+            yield Job(card, *SMALL, dim, alone, STORAGE[precision], ATTEND, label)
+    alone = settings("bfloat16", need_grad=False, **WHOLE)
+    yield Job("B200", *SMALL, 1024, alone, torch.bfloat16, ATTEND, "kl, loss alone")
     # The form with the most in the last kernel, where a row is widest; and the least.
     for card, form, dim in (*((card, WHOLE, MAX_DIM) for card in CARDS), ("H200", HARD, 128)):
         name = ", ".join(form)
