@@ -18,9 +18,10 @@ def mocov2plus_loss_func(
     """InfoNCE of ``query`` against its ``key`` and a queue.
 
     Args:
-        query: [N, D] embeddings of one view. Normalised here, too.
-        key: [N, D] embeddings of the other view. Normalised here, too. Gets no gradient, also where
-            solo-learn's function would give it one; its method asks for none.
+        query: [N, D] embeddings of one view. Normalised again here; solo-learn's function does not.
+        key: [N, D] embeddings of the other view. Normalised again here; solo-learn's function does
+            not. Gets no gradient, also where solo-learn's function would give it one; its method
+            asks for none.
         queue: [D, K] earlier keys, unit columns.
         temperature: positive. Default 0.1.
 
@@ -53,8 +54,9 @@ def ressl_loss_func(
     """Cross-entropy of ``q``'s relations to a queue against ``k``'s.
 
     Args:
-        q: [N, D] embeddings of one view. Normalised here, too.
-        k: [N, D] embeddings of the other view. Normalised here, too. Gets no gradient.
+        q: [N, D] embeddings of one view. Normalised again here; solo-learn's function does not.
+        k: [N, D] embeddings of the other view. Normalised again here; solo-learn's function does
+            not. Gets no gradient.
         queue: [K, D] earlier keys, unit rows.
         temperature_q: positive. Default 0.1.
         temperature_k: positive. Default 0.04.
