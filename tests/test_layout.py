@@ -114,6 +114,7 @@ def named(document: Path) -> set[str]:
 
 #: The reader's files, and those of published code.
 OTHERS = {"train.py", "script.py", "builder.py", "main_small-patch.py", "ressl_multi.py"}
+OTHERS |= {"main_moco.py", "ressl.py", "tools/utils.py"}
 OTHERS |= {"train_isd_plus.py", "train_student_one_queue.py"}
 OTHERS |= {"solo/methods/mocov2plus.py", "solo/methods/ressl.py"}
 
