@@ -10,8 +10,10 @@ from rrd_kernels import reference
 from rrd_kernels.functional import loss_of_partials, relational_loss, relational_partials
 
 SIZES = [(5, 16, [7, 1, 40]), (70, 33, [600, 1100, 3]), (1, 1, [1, 1]), (40, 130, [70, 64])]
-if EMULATED:
-    SIZES = [size for size in SIZES if size[0] < 70]
+NAMES = list(FORMS)
+if EMULATED:  # where the own pair has no kernel: it is added to the sums
+    SIZES = [size for size in SIZES if size[0] < 40]
+    NAMES = ["cross-entropy", "hard target", "kl"]
 
 
 def merged(problem, sizes, *, bounded=False, need_grad=True, backend="auto"):
@@ -45,7 +47,7 @@ def finished(problem, sums, shifts, **options):
 
 @pytest.mark.parametrize("bounded", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", NAMES)
 @pytest.mark.parametrize(("batch", "dim", "sizes"), SIZES, ids=str)
 def test_parts_make_the_whole(batch, dim, sizes, form, dtype, bounded, device):
     problem = draw(batch, dim, sum(sizes), dtype, device, **FORMS[form])
