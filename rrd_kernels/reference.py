@@ -262,6 +262,14 @@ def enqueue_(
     ptr.copy_((ptr if newest_first else ptr + batch) % size)
 
 
+def apart(memory: Tensor, *rows: Tensor) -> list[Tensor]:
+    """Copies the ``rows`` that are rows of ``memory``: they must not change while it is written."""
+    if torch.compiler.is_compiling():
+        return list(rows)
+    is_alias = torch._C._is_alias_of  # type: ignore[attr-defined]
+    return [z.clone() if is_alias(z, memory) else z for z in rows]
+
+
 def relational_step_(
     z_s: Tensor,
     z_t: Tensor,
@@ -281,11 +289,8 @@ def relational_step_(
 
     Runs enqueue and loss one after the other.
     """
-    # Rows of the memory itself must not change while it is written.
-    if enqueue == "before" and not torch.compiler.is_compiling():
-        is_alias = torch._C._is_alias_of  # type: ignore[attr-defined]
-        z_s, z_t = (z.clone() if is_alias(z, memory) else z for z in (z_s, z_t))
     if enqueue == "before":
+        z_s, z_t = apart(memory, z_s, z_t)
         enqueue_(memory, ptr, z_t, newest_first=newest_first, momentum=momentum)
     loss = relational_loss(
         z_s,

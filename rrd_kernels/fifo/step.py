@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rrd_kernels import reference
 from rrd_kernels import validation as check
 from rrd_kernels.embeddings import dtype_of
 from rrd_kernels.fifo import functional
@@ -60,11 +61,8 @@ class FifoStep(FifoState):
         """A step of more than K samples: the first K enter the memory."""
         check.check_temperature("tau_s", settings["tau_s"])
         check.check_target("tau_t", settings["tau_t"], self.own_pair)
-        # Rows of the memory itself must not change while it is written.
-        if writes and self.enqueue == "before" and not torch.compiler.is_compiling():
-            is_alias = torch._C._is_alias_of  # type: ignore[attr-defined]
-            z_s, z_t = (z.clone() if is_alias(z, self.queue) else z for z in (z_s, z_t))
         if writes and self.enqueue == "before":
+            z_s, z_t = reference.apart(self.queue, z_s, z_t)
             enqueue_(self, z_t)
         loss = functional.relational_loss(z_s, z_t, self.queue, **settings)
         if writes and self.enqueue == "after":
