@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 namespace rrd {
@@ -25,6 +26,9 @@ struct Operator;
 
 template <Name kName, typename Result, typename... Arguments>
 struct Operator<kName, Result(Arguments...)> {
+  static constexpr bool kBothGradients =
+      std::is_same_v<Result, std::tuple<at::Tensor, at::Tensor, at::Tensor>>;
+
   static Result call(Arguments... arguments) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow(kName.text, "")
@@ -35,8 +39,7 @@ struct Operator<kName, Result(Arguments...)> {
 
 using Precision = std::optional<c10::string_view>;
 
-// Signatures of the losses for users. A backend's operator has one more argument, need_grad, and
-// returns the gradient with the loss.
+// Signatures of the losses for users.
 using Loss = at::Tensor(const at::Tensor& z_s, const at::Tensor& z_t, const at::Tensor& memory,
                         double tau_s, double tau_t, bool unit_memory, bool own_pair, bool kl,
                         Precision precision, int64_t reduction);
@@ -50,21 +53,36 @@ using SampledLoss = at::Tensor(const at::Tensor& z_s, const at::Tensor& z_t,
                                const std::optional<at::Tensor>& normalizers, double tau_s,
                                double tau_t, double nce_t, Precision precision, int64_t reduction,
                                c10::string_view method);
+using ContrastiveLoss = at::Tensor(const at::Tensor& z_s, const at::Tensor& z_t,
+                                   const at::Tensor& memory_v1, const at::Tensor& memory_v2,
+                                   const at::Tensor& contrast_idx, const at::Tensor& normalizers,
+                                   double nce_t, Precision precision, int64_t reduction,
+                                   c10::string_view method);
 
+// Results of a backend's operators: the loss, with the gradient for z_s, or for z_s and z_t.
 using LossAndGrad = std::tuple<at::Tensor, at::Tensor>;
+using LossAndGrads = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-template <Name kName, typename Signature>
+// A backend's operator has one more argument for each gradient: whether it is needed.
+template <Name kName, typename Signature, typename Computed = LossAndGrad>
 struct ForwardOf;
 
 template <Name kName, typename... Arguments>
-struct ForwardOf<kName, at::Tensor(Arguments...)> {
+struct ForwardOf<kName, at::Tensor(Arguments...), LossAndGrad> {
   using Type = Operator<kName, LossAndGrad(Arguments..., bool need_grad)>;
+};
+
+template <Name kName, typename... Arguments>
+struct ForwardOf<kName, at::Tensor(Arguments...), LossAndGrads> {
+  using Type = Operator<kName, LossAndGrads(Arguments..., bool need_grad_s, bool need_grad_t)>;
 };
 
 using LossForward = ForwardOf<"rrd_kernels::relational_loss_forward", Loss>::Type;
 using StepForward = ForwardOf<"rrd_kernels::relational_step_forward_", Step>::Type;
 using SampledLossForward =
     ForwardOf<"rrd_kernels::sampled_relational_loss_forward", SampledLoss>::Type;
+using ContrastiveLossForward = ForwardOf<"rrd_kernels::sampled_contrastive_loss_forward",
+                                         ContrastiveLoss, LossAndGrads>::Type;
 
 using Enqueue = Operator<"rrd_kernels::enqueue_",
                          void(at::Tensor& memory, at::Tensor& ptr, const at::Tensor& keys,
@@ -114,5 +132,7 @@ using ScheduledStepForward =
     TwinOf<"rrd_kernels::scheduled_relational_step_forward_", StepForward>::Type;
 using ScheduledSampledLossForward =
     TwinOf<"rrd_kernels::scheduled_sampled_relational_loss_forward", SampledLossForward>::Type;
+using ScheduledContrastiveLossForward =
+    TwinOf<"rrd_kernels::scheduled_sampled_contrastive_loss_forward", ContrastiveLossForward>::Type;
 
 }  // namespace rrd

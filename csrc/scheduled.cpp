@@ -47,6 +47,7 @@ TORCH_LIBRARY_IMPL(rrd_kernels, CompositeExplicitAutograd, m) {
   m.impl("scheduled_relational_loss_forward", Scheduled<LossForward>::call);
   m.impl("scheduled_relational_step_forward_", Scheduled<StepForward>::call);
   m.impl("scheduled_sampled_relational_loss_forward", Scheduled<SampledLossForward>::call);
+  m.impl("scheduled_sampled_contrastive_loss_forward", Scheduled<ContrastiveLossForward>::call);
   m.impl("scheduled_enqueue_", Scheduled<Enqueue>::call);
   m.impl("scheduled_estimate_normalizers_", Scheduled<EstimateNormalizers>::call);
   m.impl("scheduled_momentum_update_", Scheduled<MomentumUpdate>::call);

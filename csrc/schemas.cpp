@@ -77,6 +77,18 @@ TORCH_LIBRARY(rrd_kernels, m) {
          "float nce_t, str? precision, int reduction, str method, bool need_grad) "
          "-> (Tensor loss, Tensor grad_z_s)");
 
+  // Noise-contrastive estimation over sampled rows, of both views: z_s against memory_v2, z_t against
+  // memory_v1. Column 0 is the positive. Differentiable in z_s and z_t.
+  define(m,
+         "sampled_contrastive_loss(Tensor z_s, Tensor z_t, Tensor memory_v1, Tensor memory_v2, "
+         "Tensor contrast_idx, Tensor normalizers, float nce_t, str? precision, int reduction, "
+         "str method) -> Tensor");
+  define(m,
+         "sampled_contrastive_loss_forward(Tensor z_s, Tensor z_t, Tensor memory_v1, "
+         "Tensor memory_v2, Tensor contrast_idx, Tensor normalizers, float nce_t, str? precision, "
+         "int reduction, str method, bool need_grad_s, bool need_grad_t) "
+         "-> (Tensor loss, Tensor grad_z_s, Tensor grad_z_t)");
+
   // normalizers[i] <- mean(exp(s.m / nce_t)) * n_data of view i, if the old value is negative and
   // the new one finite.
   define(m,

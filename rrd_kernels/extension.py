@@ -25,13 +25,17 @@ TRITON_FOUND = triton_found()
 #: CUDA operators that are implemented in Python, by their folder in rrd_kernels/triton.
 OPERATORS = {
     "fifo": ("triton_step", "triton_recipe", "relational_partials", "enqueue_"),
-    "momentum": ("sampled_relational_loss_forward", "estimate_normalizers_", "momentum_update_"),
+    "momentum": (
+        *("sampled_relational_loss_forward", "sampled_contrastive_loss_forward"),
+        *("estimate_normalizers_", "momentum_update_"),
+    ),
 }
 
 #: Operators whose twin, scheduled_ and the name, takes numbers as tensors (csrc/scheduled.cpp).
 WITH_TWINS = (
     *("relational_loss", "relational_loss_forward", "relational_step_", "relational_step_forward_"),
     *("sampled_relational_loss", "sampled_relational_loss_forward"),
+    *("sampled_contrastive_loss", "sampled_contrastive_loss_forward"),
     *("enqueue_", "estimate_normalizers_", "momentum_update_"),
 )
 
@@ -91,9 +95,9 @@ def _register_fakes() -> None:
                 rows = roles * given["z_s"].shape[1] if given["need_grad"] else 0
                 return empty((batch, scalars + rows)), empty((batch, roles))
             loss = empty(() if given["reduction"] else (batch,))
-            if len(schema.returns) == 1:
-                return loss
-            return loss, empty((batch if given["need_grad"] else 0, given["z_s"].shape[1]))
+            needed = [given[n] for n in names if n.startswith("need_grad")]
+            grads = (empty((batch if need else 0, given["z_s"].shape[1])) for need in needed)
+            return (loss, *grads) if needed else loss
 
         torch.library.register_fake(f"rrd_kernels::{name}", fake)
 

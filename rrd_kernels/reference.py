@@ -25,6 +25,7 @@ __all__ = [
     "relational_loss",
     "relational_partials",
     "relational_step_",
+    "sampled_contrastive_loss",
     "sampled_relational_loss",
 ]
 
@@ -365,6 +366,44 @@ def sampled_logits(
     z_v1, z_v2 = (None, None) if normalizers is None else normalizers.detach().unbind()
     b = _sampled_logits(student, memory_v2, contrast_idx, z_v1, tau_s, nce_t)
     return b, _sampled_logits(teacher, memory_v1, contrast_idx, z_v2, tau_t, nce_t)
+
+
+#: Added to a probability's denominator in the published loss.
+CONTRASTIVE_EPS = 1e-7
+
+
+def sampled_contrastive_loss(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory_v1: Tensor,
+    memory_v2: Tensor,
+    contrast_idx: Tensor,
+    normalizers: Tensor,
+    *,
+    nce_t: Number = 0.07,
+    reduction: str = "mean",
+) -> Tensor:
+    """Reference of :func:`rrd_kernels.functional.sampled_contrastive_loss`.
+
+    Computes in float64 if an input is float64, else in float32.
+    """
+    with _without_autocast(z_s.device):
+        dtype = _compute_dtype(z_s, z_t, memory_v1, memory_v2)
+        negatives, n_data = contrast_idx.shape[1] - 1, memory_v1.shape[0]
+        noise = negatives / n_data + CONTRASTIVE_EPS
+        # What the published loss has more than a cross-entropy, as its negatives' probability is
+        # noise / (x + noise) without EPS in the numerator.
+        excess = math.log1p(CONTRASTIVE_EPS * n_data / negatives) if negatives else 0.0
+        loss = torch.full_like(z_s[:, 0], 2 * negatives * excess, dtype=dtype)
+        for z, memory, z_n in zip(
+            (z_s, z_t), (memory_v2, memory_v1), normalizers.detach().unbind(), strict=True
+        ):
+            unit = F.normalize(z.to(dtype), dim=1)
+            similarity = _sampled_logits(unit, memory, contrast_idx, None, nce_t, nce_t)
+            shift = torch.where(z_n > 0, z_n, torch.nan).to(dtype).log() + math.log(noise)
+            logits = similarity - shift
+            loss = loss + F.softplus(logits, threshold=40).sum(1) - logits[:, 0]
+    return reduced(loss, reduction)
 
 
 @outside

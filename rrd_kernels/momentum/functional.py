@@ -8,7 +8,7 @@ from rrd_kernels.extension import operator, use_fused
 from rrd_kernels.validation import Number
 
 
-def _check_views(
+def check_views(
     z_s: Tensor, z_t: Tensor, memory_v1: Tensor, memory_v2: Tensor, contrast_idx: Tensor
 ) -> Tensor:
     """Checks the inputs of a loss; returns ``contrast_idx`` in int64."""
@@ -105,7 +105,7 @@ def sampled_relational_loss(
         >>> z_s.grad.shape
         torch.Size([64, 128])
     """
-    contrast_idx = _check_views(z_s, z_t, memory_v1, memory_v2, contrast_idx)
+    contrast_idx = check_views(z_s, z_t, memory_v1, memory_v2, contrast_idx)
     for name, value in (("tau_s", tau_s), ("tau_t", tau_t), ("nce_t", nce_t)):
         check.check_temperature(name, value)
     check.check_choice("reduction", reduction, check.REDUCTIONS)
@@ -185,7 +185,7 @@ def estimate_normalizers_(
         >>> normalizers
         tensor([50., 50.])
     """
-    contrast_idx = _check_views(z_s, z_t, memory_v1, memory_v2, contrast_idx)
+    contrast_idx = check_views(z_s, z_t, memory_v1, memory_v2, contrast_idx)
     check.check_temperature("nce_t", nce_t)
     check.check_normalizers(normalizers, memory_v1)
     check.check_writable("normalizers", normalizers)
