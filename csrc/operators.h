@@ -81,8 +81,8 @@ using LossForward = ForwardOf<"rrd_kernels::relational_loss_forward", Loss>::Typ
 using StepForward = ForwardOf<"rrd_kernels::relational_step_forward_", Step>::Type;
 using SampledLossForward =
     ForwardOf<"rrd_kernels::sampled_relational_loss_forward", SampledLoss>::Type;
-using ContrastiveLossForward = ForwardOf<"rrd_kernels::sampled_contrastive_loss_forward",
-                                         ContrastiveLoss, LossAndGrads>::Type;
+using ContrastiveLossForward =
+    ForwardOf<"rrd_kernels::sampled_contrastive_loss_forward", ContrastiveLoss, LossAndGrads>::Type;
 
 using Enqueue = Operator<"rrd_kernels::enqueue_",
                          void(at::Tensor& memory, at::Tensor& ptr, const at::Tensor& keys,

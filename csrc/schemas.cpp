@@ -77,8 +77,8 @@ TORCH_LIBRARY(rrd_kernels, m) {
          "float nce_t, str? precision, int reduction, str method, bool need_grad) "
          "-> (Tensor loss, Tensor grad_z_s)");
 
-  // Noise-contrastive estimation over sampled rows, of both views: z_s against memory_v2, z_t against
-  // memory_v1. Column 0 is the positive. Differentiable in z_s and z_t.
+  // Noise-contrastive estimation over sampled rows, of both views: z_s against memory_v2, z_t
+  // against memory_v1. Column 0 is the positive. Differentiable in z_s and z_t.
   define(m,
          "sampled_contrastive_loss(Tensor z_s, Tensor z_t, Tensor memory_v1, Tensor memory_v2, "
          "Tensor contrast_idx, Tensor normalizers, float nce_t, str? precision, int reduction, "

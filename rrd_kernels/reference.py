@@ -402,7 +402,9 @@ def sampled_contrastive_loss(
             similarity = _sampled_logits(unit, memory, contrast_idx, None, nce_t, nce_t)
             shift = torch.where(z_n > 0, z_n, torch.nan).to(dtype).log() + math.log(noise)
             logits = similarity - shift
-            loss = loss + F.softplus(logits, threshold=40).sum(1) - logits[:, 0]
+            # Of -h for the positive: softplus(h) - h cancels once it is well told apart.
+            logits = torch.cat([-logits[:, :1], logits[:, 1:]], 1)
+            loss = loss + F.softplus(logits, threshold=40).sum(1)
     return reduced(loss, reduction)
 
 

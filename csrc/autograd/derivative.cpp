@@ -1,6 +1,6 @@
 // Autograd of the losses. A backend's operator computes the gradients together with the loss; this
-// file attaches them to z_s, and to z_t where the loss is differentiable in it. Backward is one multiplication: it never reads the memory, which the
-// next enqueue overwrites.
+// file attaches them to z_s, and to z_t where the loss is differentiable in it. Backward is one
+// multiplication: it never reads the memory, which the next enqueue overwrites.
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty_like.h>

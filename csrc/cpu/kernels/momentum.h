@@ -23,6 +23,15 @@ struct RelateTask {
   double derivative;  // 1 / tau_s; if exponential 1 / nce_t, to be multiplied by the logit
 };
 
+// One sample's contrastive loss in one view: the binary cross-entropy of its columns, of which the
+// first is the positive. In double, as for RelateTask: thousands of columns of noise, each with a
+// logit far below zero, add up to as much as the positive.
+struct ContrastTask {
+  double rate;   // a logit in units of log 2 is similarity * rate - shift; log2(e) / nce_t
+  double shift;  // log2(Z (K / n + 1e-7))
+  bool need_grad;
+};
+
 template <typename T>
 struct MomentumKernel {
   int64_t (*padded_count)(int64_t count);
@@ -37,14 +46,22 @@ struct MomentumKernel {
                             int64_t stride, int64_t batch, T* out, T* room);
   // out[p] = from[index[p]]
   void (*pick)(const T* from, const int64_t* index, int64_t count, double* out);
-  // out[p] = unit . row index[p]; row is room for one row, [padded_dim]
+  // Elements of `room` that the functions below need, which read rows in random order.
+  int64_t (*gather_room)(int64_t dim);
+  // out[p] = unit . row index[p]
   void (*similarities)(const MemoryView& memory, const int64_t* index, int64_t count, const T* unit,
-                       T* row, double* out);
-  // out[dim] = sum_p weights[p] * row index[p]; row is room for two rows
+                       T* room, double* out);
+  // out[dim] = sum_p weights[p] * row index[p]
   void (*weighted_rows)(const MemoryView& memory, const int64_t* index, const double* weights,
-                        int64_t count, T* row, double* out);
+                        int64_t count, T* room, double* out);
+  // Both at once for the contrastive loss, so that each row is read once: returns the loss of one
+  // sample in one view, and writes with need_grad its derivative by the unit row, times nce_t.
+  double (*contrast_rows)(const MemoryView& memory, const int64_t* index, int64_t count,
+                          const T* unit, const ContrastTask& task, T* room, double* out);
   // The sample's loss.
   double (*relate)(const RelateTask& task);
+  // The loss from all similarities, [padded_count]; they become its derivatives by the logits.
+  double (*contrast)(double* similarities, int64_t count, const ContrastTask& task);
   // sum_p 2^(similarities[p] * rate); pads the array
   double (*exponential_sum)(double* similarities, int64_t count, double rate);
 };

@@ -125,31 +125,41 @@ RRD_INLINE void prefetch_row(const MemoryView& memory, int64_t index) {
   for (int64_t d = 0; d < memory.dim; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + d);
 }
 
+// Rows whose contribution is added up in T before double, and that contrast_rows reads at a time:
+// few enough that the error stays about one rounding of T, and that they stay in a core's cache.
+constexpr int64_t kBlock = 32;
+
+template <typename T>
+int64_t gather_room(int64_t dim) {
+  return (kBlock + 1) * padded_dim<T>(dim);
+}
+
+template <typename T>
+RRD_INLINE T product(const T* unit, const T* row, int64_t dim) {
+  constexpr int64_t kLanes = Vector<T>::kLanes;
+  Vec<T> even{}, odd{};
+  int64_t d = 0;
+  for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
+    even += load(unit + d) * load(row + d);
+    odd += load(unit + d + kLanes) * load(row + d + kLanes);
+  }
+  T sum = horizontal_sum<T>(even + odd);
+  for (; d < dim; ++d) sum += unit[d] * row[d];
+  return sum;
+}
+
 template <typename T>
 void similarities(const MemoryView& memory, const int64_t* index, int64_t count, const T* unit,
                   T* room, double* out) {
-  constexpr int64_t kLanes = Vector<T>::kLanes;
-  const int64_t dim = memory.dim;
   for (int64_t p = 0; p < count; ++p) {
     if (p + kAhead < count) prefetch_row<T>(memory, index[p + kAhead]);
-    const T* row = sampled_row<T>(memory, index[p], room);
-    Vec<T> even{}, odd{};
-    int64_t d = 0;
-    for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
-      even += load(unit + d) * load(row + d);
-      odd += load(unit + d + kLanes) * load(row + d + kLanes);
-    }
-    T sum = horizontal_sum<T>(even + odd);
-    for (; d < dim; ++d) sum += unit[d] * row[d];
-    out[p] = double(sum);
+    out[p] = double(product<T>(unit, sampled_row<T>(memory, index[p], room), memory.dim));
   }
 }
 
 template <typename T>
 void weighted_rows(const MemoryView& memory, const int64_t* index, const double* weights,
                    int64_t count, T* room, double* out) {
-  // Rows added up in T before double: few enough that the error stays about one rounding of T.
-  constexpr int64_t kBlock = 32;
   const int64_t dim = memory.dim;
   T* block = room + padded_dim<T>(dim);
   for (int64_t d = 0; d < dim; ++d) out[d] = 0;
@@ -235,6 +245,100 @@ inline double relate(const RelateTask& task) {
   return loss;
 }
 
+inline double contrast(double* values, int64_t count, const ContrastTask& task, bool positive) {
+  constexpr int64_t kLanes = Vector<double>::kLanes;
+  constexpr double kLog2 = 0.6931471805599453;
+  // The softplus of a logit h is max(h, 0) + log(1 + 2^-|h|). Of many, the logarithm of the product
+  // is taken: at most 2^kFactors.
+  constexpr int64_t kFactors = 512;
+  // The positive's is that of -h: softplus(h) - h would cancel once it is well told apart.
+  if (positive) values[0] = 2 * task.shift / task.rate - values[0];
+  pad(values, count);
+  Vec<double> linear{};
+  double logarithms = 0;
+  for (int64_t begin = 0; begin < count; begin += kFactors) {
+    const int64_t end = count - begin < kFactors ? count : begin + kFactors;
+    Vec<double> factors = broadcast(1.0);
+    for (int64_t p = begin; p < end; p += kLanes) {
+      const Vec<double> logit = load(values + p) * task.rate - task.shift;
+      const auto above = logit > 0.0;
+      Vec<double> power = exp2_nonpositive<double>(above ? -logit : logit);
+      const Vec<double> factor = 1.0 + power;
+      store<double>(values + p, (above ? broadcast(1.0) : power) / factor);
+      Vec<double> excess = above ? logit : Vec<double>{};
+      if (p + kLanes > count) {
+        power = without_padding(power, count - p);
+        excess = without_padding(excess, count - p);
+      }
+      factors *= 1.0 + power;
+      linear += excess;
+    }
+    double product = 1;
+    for (int64_t lane = 0; lane < kLanes; ++lane) product *= factors[lane];
+    logarithms += __builtin_log(product);
+  }
+  if (positive) values[0] = -values[0];
+  return logarithms + horizontal_sum<double>(linear) * kLog2;
+}
+
+inline double contrast_all(double* similarities, int64_t count, const ContrastTask& task) {
+  return contrast(similarities, count, task, true);
+}
+
+// out += sum over p of weights[p] * rows[p], added up in T first
+template <int64_t kVectors, typename T>
+RRD_INLINE void add_block(const T* const* rows, const T* weights, int64_t count, int64_t d,
+                          double* out) {
+  constexpr int64_t kLanes = Vector<T>::kLanes;
+  Vec<T> sum[kVectors] = {};
+  for (int64_t p = 0; p < count; ++p) {
+    const Vec<T> weight = broadcast(weights[p]);
+#pragma GCC unroll 8
+    for (int64_t v = 0; v < kVectors; ++v) sum[v] += weight * load(rows[p] + d + v * kLanes);
+  }
+  for (int64_t v = 0; v < kVectors; ++v) {
+    for (int64_t lane = 0; lane < kLanes; ++lane)
+      out[d + v * kLanes + lane] += double(sum[v][lane]);
+  }
+}
+
+template <typename T>
+double contrast_rows(const MemoryView& memory, const int64_t* index, int64_t count, const T* unit,
+                     const ContrastTask& task, T* room, double* out) {
+  constexpr int64_t kLanes = Vector<T>::kLanes, kVectors = 4;
+  const int64_t dim = memory.dim, padded = padded_dim<T>(dim);
+  if (task.need_grad) {
+    for (int64_t d = 0; d < dim; ++d) out[d] = 0;
+  }
+  double loss = 0;
+  for (int64_t first = 0; first < count; first += kBlock) {
+    const int64_t block = count - first < kBlock ? count - first : kBlock;
+    const T* rows[kBlock];
+    double values[kBlock];
+    T weights[kBlock];
+    for (int64_t p = 0; p < block; ++p) {
+      const int64_t ahead = first + p + kAhead;
+      if (ahead < count) prefetch_row<T>(memory, index[ahead]);
+      rows[p] = sampled_row<T>(memory, index[first + p], room + p * padded);
+      values[p] = double(product<T>(unit, rows[p], dim));
+    }
+    loss += contrast(values, block, task, first == 0);
+    if (!task.need_grad) continue;
+    for (int64_t p = 0; p < block; ++p) weights[p] = T(values[p]);
+    int64_t d = 0;
+    for (; d + kVectors * kLanes <= dim; d += kVectors * kLanes) {
+      add_block<kVectors, T>(rows, weights, block, d, out);
+    }
+    for (; d + kLanes <= dim; d += kLanes) add_block<1, T>(rows, weights, block, d, out);
+    for (; d < dim; ++d) {
+      T sum = 0;
+      for (int64_t p = 0; p < block; ++p) sum += weights[p] * rows[p][d];
+      out[d] += double(sum);
+    }
+  }
+  return loss;
+}
+
 inline double exponential_sum(double* values, int64_t count, double rate) {
   constexpr int64_t kLanes = Vector<double>::kLanes;
   pad(values, count);
@@ -248,7 +352,7 @@ inline double exponential_sum(double* values, int64_t count, double rate) {
 
 template <typename T>
 constexpr MomentumKernel<T> momentum_kernel() {
-  return {padded_count,         tile_room<T>, all_similarities<T>,
-          all_weighted_rows<T>, pick<T>,      similarities<T>,
-          weighted_rows<T>,     relate,       exponential_sum};
+  return {padded_count,     tile_room<T>,   all_similarities<T>, all_weighted_rows<T>,
+          pick<T>,          gather_room<T>, similarities<T>,     weighted_rows<T>,
+          contrast_rows<T>, relate,         contrast_all,        exponential_sum};
 }
