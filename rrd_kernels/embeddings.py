@@ -67,6 +67,8 @@ class TakenByDDP:
 class Embeddings(Settings):
     """Projects student and teacher features to embeddings of one width.
 
+    The student's projection is trained, the teacher's only by classes that say so.
+
     Args:
         s_dim: width of the student's features. Required without ``embed_s``.
         t_dim: width of the teacher's features. Required without ``embed_t``.
@@ -77,7 +79,7 @@ class Embeddings(Settings):
 
     Attributes:
         embed_s: projects the student's features and is trained. Another module may be assigned.
-        embed_t: projects the teacher's features, without a gradient. Its parameters get
+        embed_t: projects the teacher's features. Where it is not trained, its parameters get
             ``requires_grad=False``, except those that it shares with ``embed_s``. Another module
             may be assigned.
 
@@ -86,6 +88,9 @@ class Embeddings(Settings):
 
     Source: the published code of arXiv 2407.12073.
     """
+
+    #: The projections that are trained.
+    TRAINED: tuple[str, ...] = ("embed_s",)
 
     #: What a step calls its two inputs, for errors.
     INPUTS = ("f_s", "f_t")
@@ -121,7 +126,7 @@ class Embeddings(Settings):
         # seeds give equal state.
         for name, width, module in (("embed_s", s_dim, embed_s), ("embed_t", t_dim, embed_t)):
             if module is None and width is not None:
-                module = nn.Linear(width, int(feat_dim), device=device, dtype=dtype)
+                module = self.make_projection(width, int(feat_dim), device=device, dtype=dtype)
             setattr(self, name, module)
             has = self._widths[name]
             if width is not None and has not in (None, width):
@@ -139,7 +144,7 @@ class Embeddings(Settings):
             return
         # A lazy layer has none yet: 0.
         self._widths[name] = (isinstance(value, nn.Linear) and value.in_features) or None
-        if name == "embed_t":
+        if name == "embed_t" and name not in self.TRAINED:
             trained = {id(weight) for weight in self.embed_s.parameters()}
             for weight in self.embed_t.parameters():
                 if id(weight) not in trained:
@@ -149,6 +154,15 @@ class Embeddings(Settings):
                 object.__setattr__(
                     value, "_ddp_params_and_buffers_to_ignore", TakenByDDP(self.embed_t, ignored)
                 )
+
+    def make_projection(self, width: int, feat_dim: int, **options: Any) -> nn.Module:
+        """The default projection of features of this width."""
+        return nn.Linear(width, feat_dim, **options)
+
+    def trained(self) -> list[nn.Parameter]:
+        """The trained projections' parameters that require a gradient, each once."""
+        weights = [w for name in self.TRAINED for w in getattr(self, name).parameters()]
+        return list({id(weight): weight for weight in weights if weight.requires_grad}.values())
 
     def unwrap_keys_(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         """Removes the names of wrappers of this module, or of a projection, from the keys."""
@@ -174,9 +188,9 @@ class Embeddings(Settings):
 
     def project(self, f_s: Tensor, f_t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the embeddings z_s and z_t [B, D], unnormalised, for a memory of ``rows`` [K, D].
-        z_t has no gradient."""
+        One of a projection that is not trained has no gradient."""
         z_s = _project("embed_s", self.embed_s, f_s)
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "embed_t" in self.TRAINED):
             z_t = _project("embed_t", self.embed_t, f_t)
         batch = f_s.shape[0]
         check.check_embeddings("embed_s", z_s, batch, rows)

@@ -12,6 +12,7 @@ from rrd_kernels import validation as check
 from rrd_kernels.distributed.ddp import ignore_in_ddp
 from rrd_kernels.fifo.memory import FifoMemory
 from rrd_kernels.momentum.memory import MomentumMemory
+from rrd_kernels.opt import Published, read
 from rrd_kernels.settings import Settings, alias
 
 if TYPE_CHECKING:
@@ -45,27 +46,6 @@ def _refuse(memory_type: str, settings: dict[str, Any]) -> None:
         raise ValueError(
             f"memory_type={memory_type!r} does not take {names}; use memory_type={other!r}"
         )
-
-
-def _is_plain(mapping: Mapping[Any, Any]) -> bool:
-    """Whether a mapping's entries are not attributes too, as those of configuration objects are."""
-    if hasattr(type(mapping), "__getattr__"):
-        return False
-    named = [key for key in mapping if isinstance(key, str)]
-    if not named:  # with nothing to read: whether it could have attributes
-        return not hasattr(mapping, "__dict__")
-    return not all(hasattr(mapping, name) for name in named)
-
-
-def _read(opt: object, name: str) -> Any:
-    """``opt.name``, or ``None`` if there is none."""
-    # Some configuration objects invent an attribute for each name that they lack.
-    if isinstance(opt, Mapping) and name not in opt:
-        return None
-    try:
-        return getattr(opt, name, None)
-    except KeyError:  # of a class that looks attributes up in a dict
-        return None
 
 
 class RRDLoss(Settings):
@@ -196,24 +176,13 @@ class RRDLoss(Settings):
         published = PROTOCOLS[protocol]
         keywords = {"protocol": protocol, "similarity": similarity, "enqueue": enqueue}
         for name, given in (keywords | {"slot_momentum": slot_momentum}).items():
-            if (value := _read(opt, name)) is not None and str(value) != str(given):
+            if (value := read(opt, name)) is not None and str(value) != str(given):
                 warnings.warn(
                     f"opt.{name} is {value!r}, but is not read: pass RRDLoss(opt, {name}=...)",
                     stacklevel=2,
                 )
 
-        if isinstance(opt, int | float | str) or (isinstance(opt, Mapping) and _is_plain(opt)):
-            raise TypeError(
-                f"opt must be an object with attributes, such as a namespace; got "
-                f"{type(opt).__name__}. For a dict pass types.SimpleNamespace(**opt)"
-            )
-
-        def setting(name: str, given: Any, default: Any = None, needed: bool = True) -> Any:
-            value = given if given is not None else _read(opt, name)
-            if value is None and default is None and needed:
-                raise ValueError(f"{name} must be given, as a keyword or as opt.{name}")
-            return default if value is None else value
-
+        setting = Published(opt).setting
         tau_s = setting("nce_t_s", nce_t_s, published.tau_s)
         tau_t = setting("nce_t_t", nce_t_t, published.tau_t)
         check.check_temperature("nce_t_s", tau_s)
@@ -269,7 +238,7 @@ class RRDLoss(Settings):
         for_momentum["n_data"] = setting("n_data", n_data)
         for name in ("nce_t", "nce_m"):
             given = for_momentum[name]
-            for_momentum[name] = _read(opt, name) if given is None else given
+            for_momentum[name] = read(opt, name) if given is None else given
         self.memory = MomentumMemory(**_given(for_momentum), **common)
         ignore_in_ddp(self)
 

@@ -1,6 +1,7 @@
 """Argument checks, before anything is computed or written; and the default precision."""
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -54,7 +55,7 @@ def _checked_number(name: str, value: Number) -> float:
     return 0.5 if torch.compiler.is_compiling() else float(value)
 
 
-def floats(settings: dict[str, Any]) -> dict[str, Any]:
+def floats(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with floats in the place of tensors, in eager code."""
     return {
         name: float(value) if isinstance(value, Tensor) else value

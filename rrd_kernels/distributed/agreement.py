@@ -121,7 +121,7 @@ def _whole(digest: bytes) -> int:
 
 def check_projections(ranks: Ranks, device: torch.device, memory: Embeddings) -> None:
     """Checks that both projections have the same bits on all ranks. Training never aligns them:
-    ``embed_t`` gets no gradient, and averaged gradients keep a difference in ``embed_s``.
+    averaged gradients keep a difference, and where there are none it stays.
 
     All ranks must call this; it waits for the device. A projection of which a rank holds only a
     part (a DTensor) is not compared.

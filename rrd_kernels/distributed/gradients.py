@@ -1,4 +1,4 @@
-"""Averages the gradients of ``embed_s`` over ranks, where no DistributedDataParallel does.
+"""Averages the projections' gradients over ranks, where no DistributedDataParallel does.
 
 DDP averages what belongs to the module whose forward runs. The published ImageNet script wraps each
 projection in a DDP of its own and calls the criterion beside them: these average nothing.
@@ -16,13 +16,14 @@ from rrd_kernels.embeddings import Embeddings
 
 
 def _is_averaged(memory: Embeddings) -> bool:
-    """Whether a DDP whose forward runs averages the gradients of this memory's ``embed_s``."""
+    """Whether a DDP whose forward runs averages the gradients of this memory's projections."""
     active = DistributedDataParallel._active_ddp_module
     return active is not None and any(module is memory for module in active.module.modules())
 
 
 class Averaging:
-    """Hooks on the parameters of one memory's ``embed_s``. A copy has none until its first step."""
+    """Hooks on the trained parameters of one memory's projections. A copy has none until its first
+    step."""
 
     def __init__(self) -> None:
         self._ranks: Ranks | None = None
@@ -38,7 +39,7 @@ class Averaging:
         """
         shares = ranks.gather != "none" and not _is_averaged(memory)
         self._ranks = ranks if shares else None
-        trained = [weight for weight in memory.embed_s.parameters() if weight.requires_grad]
+        trained = memory.trained()
         hooked = [weight for weight, _ in self._hooked]
         if not shares or list(map(id, trained)) == list(map(id, hooked)):
             return

@@ -23,7 +23,7 @@ def sampled_contrastive_loss(
     method: str = "auto",
     backend: str = "auto",
 ) -> Tensor:
-    """CRD: noise-contrastive estimation of each sample against sampled rows, for student and teacher.
+    """CRD's noise-contrastive loss of student and teacher against sampled rows.
 
     Each embedding is to tell its positive, column 0, from K = P - 1 columns of noise. With v_i a
     normalised row of ``z_s``, U the rows of ``memory_v2``, Z = ``normalizers[0]``, and c_ij the row

@@ -1,6 +1,6 @@
 """A training step on a momentum memory of which every rank has a copy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,30 +15,11 @@ from rrd_kernels.momentum import functional
 from rrd_kernels.momentum.state import MomentumState, Views
 
 
-def _alike(memory: MomentumState, z_s: Tensor, z_t: Tensor) -> dict[str, Any]:
-    """Settings that must be equal on all ranks, under the names used in errors."""
-    rows = memory.contrast
-    return {
-        "memory_type": "momentum",
-        "n_data": memory.n_data,
-        "(nce_k, nce_t, nce_m)": rows.given,
-        "dict of numbers set since construction": rows.scheduled,
-        "feat_dim": rows.memory_v1.shape[1],
-        "memory_dtype": rows.memory_v1.dtype,
-        "dtype of z_s": z_s.dtype,
-        "dtype of z_t": z_t.dtype,
-        "similarity": memory.similarity,
-        "precision": memory.precision,
-        "backend": memory.backend,
-    }
-
-
 @torch._disable_dynamo  # as for keys_step
 def shared_step(
     memory: MomentumState,
     embed: Callable[[], tuple[Tensor, Views, bool]],
-    tau_s: check.Number,
-    tau_t: check.Number,
+    temperatures: Mapping[str, check.Number],
     *,
     draws: bool,
 ) -> Tensor:
@@ -48,7 +29,7 @@ def shared_step(
         memory: the memory; written.
         embed: checks this rank's input; returns its samples' indices, the inputs of the loss and
             whether the samples' rows are updated.
-        tau_s, tau_t: the temperatures.
+        temperatures: those of the loss, by their names.
         draws: whether the columns are drawn here rather than given.
 
     Returns:
@@ -61,8 +42,8 @@ def shared_step(
     embedded: list[tuple[Tensor, Views, bool]] = []
 
     def share() -> Share:
-        check.check_temperature("tau_s", tau_s)
-        check.check_temperature("tau_t", tau_t)
+        for name, value in temperatures.items():
+            check.check_temperature(name, value)
         if ranks.are_others() and rows.standing == Standing.ALIKE:
             rows.standing = Standing.STALE
         embedded.append(embed())
@@ -70,8 +51,8 @@ def shared_step(
         use_fused(memory.backend, rows.params.device)
         check.check_has_columns(contrast_idx)
         check.check_range("contrast_idx", contrast_idx, len(memory_v1))
-        alike = _alike(memory, z_s, z_t) | {"update": writes}
-        alike |= check.floats({"tau_s": tau_s, "tau_t": tau_t})
+        alike: dict[str, Any] = memory.alike() | check.floats(temperatures)
+        alike |= {"update": writes, "dtype of z_s": z_s.dtype, "dtype of z_t": z_t.dtype}
         # Drawn columns are K + 1; a state that only some ranks loaded may have changed K there.
         alike["P, the columns of contrast_idx,"] = "drawn" if draws else contrast_idx.shape[1]
         return Share(len(idx), alike, standing=rows.standing)
@@ -97,7 +78,7 @@ def shared_step(
     if normalizers is not None and not rows.normalized:
         _estimate_(memory, normalizers, views)
         rows.normalized = writes and not bool((normalizers < 0).any())
-    loss = memory.loss(views, normalizers, tau_s, tau_t)
+    loss = memory.loss(views, normalizers, **temperatures)
     if samples is not None and moved is not None:
         memory.move_rows(samples.wait(), *moved.wait().chunk(2, dim=1))
     rows.mark_read()

@@ -1,18 +1,18 @@
 """The momentum memory as a module: a student and a teacher row for each training sample."""
 
-import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rrd_kernels import validation as check
-from rrd_kernels.embeddings import dtype_of
 from rrd_kernels.momentum import functional
-from rrd_kernels.momentum.distributed import shared_step
-from rrd_kernels.momentum.state import MomentumState
+from rrd_kernels.momentum.state import Views
+from rrd_kernels.momentum.step import MomentumStep
+from rrd_kernels.settings import alias, choice, number
 
 
-class MomentumMemory(MomentumState):
+class MomentumMemory(MomentumStep):
     """A student row and a teacher row for each training sample, updated with momentum.
 
     The student is compared with teacher rows, and the teacher with student rows, at sampled
@@ -76,6 +76,31 @@ class MomentumMemory(MomentumState):
         torch.Size([])
     """
 
+    tau_s = number("tau_s", check.check_temperature, "Student temperature.")
+    tau_t = number("tau_t", check.check_temperature, "Teacher temperature.")
+    nce_t_s, nce_t_t = alias("tau_s"), alias("tau_t")  # as published
+    similarity = choice("similarity", check.SIMILARITIES)
+
+    @torch.inference_mode(False)  # as in Settings._apply
+    def __init__(
+        self,
+        s_dim: int | None = None,
+        t_dim: int | None = None,
+        feat_dim: int = 128,
+        size: int = 16384,
+        *,
+        tau_s: float = 0.1,
+        tau_t: float = 0.02,
+        similarity: str = "exponential",
+        **settings: Any,
+    ) -> None:
+        check.check_temperature("tau_s", tau_s)
+        check.check_temperature("tau_t", tau_t)
+        check.check_choice("similarity", similarity, check.SIMILARITIES)
+        super().__init__(s_dim, t_dim, feat_dim, size, **settings)
+        self.tau_s, self.tau_t = tau_s, tau_t
+        self.similarity = similarity
+
     def forward(
         self,
         f_s: Tensor,
@@ -96,23 +121,8 @@ class MomentumMemory(MomentumState):
         """
         tau_s = self.number("tau_s") if tau_s is None else tau_s
         tau_t = self.number("tau_t") if tau_t is None else tau_t
-        embed = functools.partial(self.embed, f_s, f_t, idx, contrast_idx, update)
-        if self.ranks.count > 1 and self.ranks.gather == "keys" and self.training:
-            return shared_step(self, embed, tau_s, tau_t, draws=contrast_idx is None)
-        check.check_temperature("tau_s", tau_s)
-        check.check_temperature("tau_t", tau_t)
-        samples, views, writes = embed()
-        rows = self.contrast
-        same = rows.unchanged()
-        normalizers = self.normalizers(writes, views)
-        loss = self.loss(views, normalizers, tau_s, tau_t)
-        if writes:
-            self.move_rows(samples, *views[:2])
-        rows.mark_read()
-        return loss if same is None else torch.where(same, loss, torch.nan)
+        return self.step(f_s, f_t, idx, contrast_idx, update, tau_s=tau_s, tau_t=tau_t)
 
-    @torch.inference_mode(False)
-    @torch.enable_grad()
     def warmup(
         self,
         batch_size: int,
@@ -129,26 +139,26 @@ class MomentumMemory(MomentumState):
             dtype: dtype of the projected embeddings. Under autocast give autocast's dtype. Default:
                 that of the weights of ``embed_s``.
         """
-        check.check_size("batch_size", batch_size)
         tau_s = self.tau_s if tau_s is None else tau_s
         tau_t = self.tau_t if tau_t is None else tau_t
-        rows = self.contrast
-        device = rows.params.device
-        dtype = dtype or dtype_of(self.embed_s) or rows.memory_v1.dtype
-        z_s, z_t = torch.zeros(2, batch_size, rows.memory_v1.shape[1], dtype=dtype, device=device)
-        contrast_idx = torch.zeros(batch_size, rows.size + 1, dtype=torch.int64, device=device)
-        for need_grad in (True, False):
-            leaf = z_s.detach().requires_grad_(need_grad)
-            views = (leaf, z_t, rows.memory_v1, rows.memory_v2, contrast_idx)
-            normalizers = None
-            if self.similarity == "exponential":
-                normalizers = torch.full_like(rows.params[2:4], -1)
-                functional.estimate_normalizers_(
-                    normalizers, *views, nce_t=rows.nce_t, backend=self.backend
-                )
-            loss = self.loss(views, normalizers, tau_s, tau_t)
-            if need_grad:
-                torch.autograd.grad(loss, leaf)
-        few = rows.memory_v1[:1].clone()
-        index = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        functional.momentum_update_(few, index, z_t, rows.nce_m, backend=self.backend)
+        self.compile_kernels(batch_size, dtype, tau_s=tau_s, tau_t=tau_t)
+
+    def stored_normalizers(self, writes: bool) -> Tensor | None:
+        return super().stored_normalizers(writes) if self.similarity == "exponential" else None
+
+    def loss(self, views: Views, normalizers: Tensor | None, **temperatures: Any) -> Tensor:
+        return functional.sampled_relational_loss(
+            *views,
+            normalizers,
+            **temperatures,
+            nce_t=self.contrast.number("nce_t"),
+            precision=self.precision,
+            method=self.method,
+            backend=self.backend,
+        )
+
+    def alike(self) -> dict[str, object]:
+        return {"memory_type": "momentum", "similarity": self.similarity} | super().alike()
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, similarity={self.similarity!r}"

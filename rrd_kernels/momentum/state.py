@@ -1,4 +1,4 @@
-"""State of a momentum memory, rows and projections: construction, checks, updates."""
+"""What the losses with a momentum memory share: rows and projections, checks, a step, updates."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from rrd_kernels.embeddings import Embeddings
 from rrd_kernels.momentum import functional
 from rrd_kernels.momentum.negatives import draw_contrast_idx
 from rrd_kernels.momentum.rows import MomentumRows, check_state
-from rrd_kernels.settings import alias, choice, number
+from rrd_kernels.settings import alias, choice
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -26,12 +26,9 @@ Views = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class MomentumState(Embeddings):
-    """State of a :class:`rrd_kernels.MomentumMemory`, which documents the arguments."""
+    """A module with a momentum memory. :class:`rrd_kernels.MomentumMemory` documents the arguments,
+    and the subclass adds the loss."""
 
-    tau_s = number("tau_s", check.check_temperature, "Student temperature.")
-    tau_t = number("tau_t", check.check_temperature, "Teacher temperature.")
-    nce_t_s, nce_t_t = alias("tau_s"), alias("tau_t")  # as published
-    similarity = choice("similarity", check.SIMILARITIES)
     method = choice("method", check.METHODS)
     precision = choice("precision", (None, *check.PRECISIONS))
     backend = choice("backend", check.BACKENDS)
@@ -48,13 +45,10 @@ class MomentumState(Embeddings):
         size: int = 16384,
         *,
         n_data: int,
-        tau_s: float = 0.1,
-        tau_t: float = 0.02,
         embed_s: nn.Module | None = None,
         embed_t: nn.Module | None = None,
         nce_t: float = 0.07,
         nce_m: float = 0.5,
-        similarity: str = "exponential",
         precision: str | None = None,
         method: str = "auto",
         backend: str = "auto",
@@ -69,23 +63,20 @@ class MomentumState(Embeddings):
         check.check_size("n_data", n_data)
         check.check_temperature("nce_t", nce_t)
         check.check_momentum("nce_m", nce_m)
-        check.check_temperature("tau_s", tau_s)
-        check.check_temperature("tau_t", tau_t)
-        check.check_choice("similarity", similarity, check.SIMILARITIES)
         check.check_choice("method", method, check.METHODS)
         check.check_formats(precision, backend, memory_dtype)
         ranks = Ranks(gather, process_group)
         if gather == "shard":
             raise ValueError(
-                "the momentum memory cannot be spread over ranks: gather='shard' needs "
-                "memory_type='fifo'; use gather='keys' or 'none'"
+                "the momentum memory cannot be spread over ranks: gather='shard' is for a queue, "
+                "as memory_type='fifo' has; use gather='keys' or 'none', and "
+                "memory_dtype=torch.bfloat16 to halve its rows"
             )
         super().__init__(
             s_dim, t_dim, feat_dim, embed_s=embed_s, embed_t=embed_t, device=device, dtype=dtype
         )
-        self.tau_s, self.tau_t = tau_s, tau_t
         self.ranks = ranks
-        self.similarity, self.method = similarity, method
+        self.method = method
         self.precision, self.backend = precision, backend
         self.generator = generator
         self.contrast = MomentumRows(
@@ -160,9 +151,7 @@ class MomentumState(Embeddings):
         return draw_contrast_idx(idx, self.n_data, self.contrast.size, generator=self.generator)
 
     def stored_normalizers(self, writes: bool) -> Tensor | None:
-        """(Z_v1, Z_v2), as a copy unless ``writes``; ``None`` for the cosine similarity."""
-        if self.similarity != "exponential":
-            return None
+        """(Z_v1, Z_v2), as a copy unless ``writes``; ``None`` for a loss without them."""
         stored = self.contrast.params[2:4]
         return stored if writes else stored.clone()
 
@@ -185,27 +174,24 @@ class MomentumState(Embeddings):
                 memory, idx, new.detach(), rows.number("nce_m"), backend=self.backend
             )
 
-    def loss(
-        self,
-        views: Views,
-        normalizers: Tensor | None,
-        tau_s: check.Number,
-        tau_t: check.Number,
-    ) -> Tensor:
+    def loss(self, views: Views, normalizers: Tensor | None, **temperatures: Any) -> Tensor:
         """The mean loss with these normalizers, a scalar."""
-        return functional.sampled_relational_loss(
-            *views,
-            normalizers,
-            tau_s=tau_s,
-            tau_t=tau_t,
-            nce_t=self.contrast.number("nce_t"),
-            precision=self.precision,
-            method=self.method,
-            backend=self.backend,
-        )
+        raise NotImplementedError
+
+    def alike(self) -> dict[str, object]:
+        """Settings that must be equal on ranks that share the memory, under their names."""
+        return {
+            "n_data": self.n_data,
+            "(nce_k, nce_t, nce_m)": self.contrast.given,
+            "dict of numbers set since construction": self.contrast.scheduled,
+            "feat_dim": self.contrast.memory_v1.shape[1],
+            "memory_dtype": self.contrast.memory_v1.dtype,
+            "precision": self.precision,
+            "backend": self.backend,
+        }
 
     def extra_repr(self) -> str:
         return (
             f"size={self.contrast.size}, n_data={self.n_data}, "
-            f"feat_dim={self.contrast.memory_v1.shape[1]}, similarity={self.similarity!r}"
+            f"feat_dim={self.contrast.memory_v1.shape[1]}"
         )
