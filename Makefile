@@ -86,8 +86,8 @@ test: $(BUILT)
 	@$(BIN)/python $(PYTEST) $(ARGS)
 
 # One process, as each that xdist starts imports PyTorch. No compilations, processes, large sizes, or GPU.
-FAST := bad_input determinism enqueue family golden gradients loss momentum momentum_bad_input momentum_indices \
-  momentum_loss momentum_negatives momentum_update options partials properties step
+FAST := bad_input contrastive_loss crd determinism enqueue family golden gradients loss momentum momentum_bad_input \
+  momentum_indices momentum_loss momentum_negatives momentum_update options partials properties step
 test-fast: $(BUILT)
 	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q -k "not (compile or ranks or 16384 or offsets or many_rows)" \
 	  $(FAST:%=tests/test_%.py) $(ARGS)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rrd_kernels import RRDLoss
+from rrd_kernels import CRDLoss, RRDLoss
 
 N_DATA, SAMPLES, STEPS = 50, 12, 10
 SIZES = {"s_dim": 10, "t_dim": 9, "feat_dim": 8}
@@ -23,17 +23,18 @@ MEMORIES: dict[str, dict[str, Any]] = {
         "nce_k": 6,
         "similarity": "cosine",
     },
+    "crd": {"loss": CRDLoss, "n_data": N_DATA, "nce_k": 6},
 }
 
 
 class Distiller(nn.Module):
-    """A student and the relational loss; called with a batch, it returns the loss."""
+    """A student and a criterion; called with a batch, it returns the loss."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, loss: type[nn.Module] = RRDLoss, **settings: Any) -> None:
         super().__init__()
         torch.manual_seed(3)
         self.student = nn.Sequential(nn.Linear(6, 10), nn.Tanh()).double()
-        self.criterion = RRDLoss(**SIZES, dtype=torch.float64, **settings)
+        self.criterion = loss(**SIZES, dtype=torch.float64, **settings)
 
     def forward(self, x: Tensor, f_t: Tensor, *samples: Tensor, **options: Any) -> Tensor:
         return self.criterion(self.student(x), f_t, *samples, **options)

@@ -15,7 +15,7 @@ BUILD = ROOT / "build" / "sanitize"
 TESTS = (
     *("test_properties", "test_enqueue", "test_random_problems"),
     *("test_step", "test_gradients", "test_golden", "test_family", "test_bad_input"),
-    *("test_momentum_loss", "test_momentum_update", "test_partials"),
+    *("test_momentum_loss", "test_momentum_update", "test_contrastive_loss", "test_partials"),
 )
 
 

@@ -40,7 +40,7 @@ def run_tests(capability, *names):
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_each_instruction_set(capability):
-    run_tests(capability, "test_gradients.py", "test_golden.py")
+    run_tests(capability, "test_gradients.py", "test_golden.py", "test_contrastive_loss.py")
 
 
 @pytest.mark.long

@@ -8,7 +8,11 @@ from ranks import on_ranks
 from benchmarks.measuring.memory import CLEAR_REFS, peak_extra_memory
 from rrd_kernels import RRDLoss
 from rrd_kernels.fifo.start import ROWS_AT_ONCE
-from rrd_kernels.functional import relational_loss, sampled_relational_loss
+from rrd_kernels.functional import (
+    relational_loss,
+    sampled_contrastive_loss,
+    sampled_relational_loss,
+)
 
 MIB = 1 << 20
 THREADS = 2
@@ -81,23 +85,20 @@ class TestPeak:
         assert peak(64, 128, rows, backend="reference") > 4 * 64 * rows * 4
 
 
-def measure_sampled(method, stored, backend):
+def measure_sampled(function, method, stored, backend):
     """The momentum memory at its official size: the published code gathers two tensors of 537 MB.
     Of the reference, 200 columns."""
     torch.set_num_threads(THREADS)
     batch, columns, rows, dim = 64, 16385, 50000, 128
-    z_s, z_t = torch.randn(2, batch, dim)
-    z_s.requires_grad_()
+    z = torch.randn(2, batch, dim).requires_grad_()
     memories = (torch.randn(2, rows, dim) / dim**0.5).to(stored)
     columns = 200 if backend == "reference" else columns
     contrast_idx = torch.randint(rows, (batch, columns))
     normalizers = torch.full((2,), 1e5)
 
     def step():
-        loss = sampled_relational_loss(
-            z_s, z_t, *memories, contrast_idx, normalizers, method=method, backend=backend
-        )
-        torch.autograd.grad(loss, z_s)
+        loss = function(*z, *memories, contrast_idx, normalizers, method=method, backend=backend)
+        torch.autograd.grad(loss, z)
 
     step()
     print(min(peak_extra_memory(step) for _ in range(3)))
@@ -107,12 +108,14 @@ def measure_sampled(method, stored, backend):
 class TestSampledPeak:
     @pytest.mark.parametrize("stored", DTYPES[:2], ids=str)
     @pytest.mark.parametrize("method", ["dense", "gather"])
-    def test_within_64_mib(self, method, stored):
-        assert printed(measure_sampled, method, stored, "fused") <= 64 * MIB
+    @pytest.mark.parametrize("function", [sampled_relational_loss, sampled_contrastive_loss])
+    def test_within_64_mib(self, function, method, stored):
+        assert printed(measure_sampled, function, method, stored, "fused") <= 64 * MIB
 
     def test_the_measure_sees_gathered_rows(self):
         """Two tensors of B x P x D."""
-        assert printed(measure_sampled, "auto", torch.float32, "reference") > 2 * 64 * 200 * 128 * 4
+        shape = (sampled_relational_loss, "auto", torch.float32, "reference")
+        assert printed(measure_sampled, *shape) > 2 * 64 * 200 * 128 * 4
 
 
 def spread_over_ranks(rank, rows, dim):

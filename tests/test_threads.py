@@ -43,6 +43,10 @@ def operators(batch: int, rows: int, drawn: int, dim: int) -> dict[str, Callable
         settings = (None, *taus, 0.07, precision, mean, method, True)
         return ops.sampled_relational_loss_forward(*views, *settings)
 
+    def contrastive(method: str) -> object:
+        settings = (torch.ones(2), 0.07, precision, mean, method, True, True)
+        return ops.sampled_contrastive_loss_forward(*views, *settings)
+
     return {
         "relational_loss": lambda: loss(fifo),
         # Not unit rows, as it is told: there is a second pass, with a running maximum.
@@ -53,6 +57,8 @@ def operators(batch: int, rows: int, drawn: int, dim: int) -> dict[str, Callable
         "enqueue_": lambda: ops.enqueue_(fifo, ptr, z_t, False, 0.0),
         "dense": lambda: sampled("dense"),
         "gather": lambda: sampled("gather"),
+        "contrastive, dense": lambda: contrastive("dense"),
+        "contrastive, gather": lambda: contrastive("gather"),
         "estimate_normalizers_": lambda: ops.estimate_normalizers_(unset, *views, 0.07),
         "momentum_update_": lambda: ops.momentum_update_(v1, idx, z_t, 0.5),
     }
@@ -65,11 +71,12 @@ NONE = dict.fromkeys(NAMES, 0)
 STEP = dict.fromkeys(NAMES, 1) | {"enqueue_": 0, "momentum_update_": 0}
 REGIONS = {
     (8, 64, 16, 16): NONE,
-    (64, 64, 64, 128): dict.fromkeys(NAMES, 0) | {"gather": 1, "estimate_normalizers_": 1},
+    (64, 64, 64, 128): NONE
+    | dict.fromkeys(("gather", "contrastive, gather", "estimate_normalizers_"), 1),
     (64, 4096, 513, 128): STEP,
     # The check of so many indices is a region of its own, since it comes before all else.
     (1024, 4096, 513, 128): dict.fromkeys(NAMES, 1)
-    | dict.fromkeys(("dense", "gather", "estimate_normalizers_"), 2),
+    | {name: 2 for name in NAMES if name.endswith(("dense", "gather", "estimate_normalizers_"))},
 }
 
 
