@@ -259,6 +259,22 @@ def test_no_second_derivative_and_no_forward_mode(device):
             )
 
 
+def test_forward_mode_and_vmap_are_the_references(device):
+    problem = draw(4, 12, 20, 8, dtype=torch.float64, device=device)
+
+    def function(z_t, backend="auto"):
+        return dataclasses.replace(problem, z_t=z_t).call(backend=backend)
+
+    z_t = problem.z_t.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(z_t), z_t)
+    _, found = torch.func.jvp(function, (problem.z_t,), (torch.ones_like(problem.z_t),))
+    torch.testing.assert_close(found, gradient.sum())
+    each = torch.vmap(function)(torch.stack([problem.z_t, 2 * problem.z_t]))
+    torch.testing.assert_close(each, function(problem.z_t).expand(2))
+    with pytest.raises(RuntimeError, match="need backend='reference'"):
+        torch.vmap(lambda z_t: function(z_t, "fused"))(problem.z_t[None])
+
+
 @pytest.mark.parametrize("wrong", [-1, 20, 2**62])
 @pytest.mark.parametrize("place", [0, 5])
 @method
