@@ -1,15 +1,18 @@
 """The momentum memory as a module: a student and a teacher row for each training sample."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rrd_kernels import validation as check
 from rrd_kernels.momentum import functional
 from rrd_kernels.momentum.state import Views
 from rrd_kernels.momentum.step import MomentumStep
 from rrd_kernels.settings import alias, choice, number
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class MomentumMemory(MomentumStep):
@@ -89,15 +92,47 @@ class MomentumMemory(MomentumStep):
         feat_dim: int = 128,
         size: int = 16384,
         *,
+        n_data: int,
         tau_s: float = 0.1,
         tau_t: float = 0.02,
+        embed_s: nn.Module | None = None,
+        embed_t: nn.Module | None = None,
+        nce_t: float = 0.07,
+        nce_m: float = 0.5,
         similarity: str = "exponential",
-        **settings: Any,
+        precision: str | None = None,
+        method: str = "auto",
+        backend: str = "auto",
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        memory_dtype: torch.dtype | None = None,
+        process_group: "ProcessGroup | None" = None,
+        gather: str = "keys",
     ) -> None:
         check.check_temperature("tau_s", tau_s)
         check.check_temperature("tau_t", tau_t)
         check.check_choice("similarity", similarity, check.SIMILARITIES)
-        super().__init__(s_dim, t_dim, feat_dim, size, **settings)
+        super().__init__(
+            s_dim,
+            t_dim,
+            feat_dim,
+            size,
+            n_data=n_data,
+            nce_t=nce_t,
+            nce_m=nce_m,
+            embed_s=embed_s,
+            embed_t=embed_t,
+            precision=precision,
+            method=method,
+            backend=backend,
+            generator=generator,
+            device=device,
+            dtype=dtype,
+            memory_dtype=memory_dtype,
+            process_group=process_group,
+            gather=gather,
+        )
         self.tau_s, self.tau_t = tau_s, tau_t
         self.similarity = similarity
 
