@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.cases.inputs import draw
-from benchmarks.cases.sizes import CASES, FAMILY, Case
+from benchmarks.cases.sizes import CASES, CRD, FAMILY, Case
 from benchmarks.implementations import implementations
 from benchmarks.implementations.step import Step
 from benchmarks.measuring import clocks, hardware
@@ -17,7 +17,7 @@ NAMES = str.maketrans(" ×", "-x")  # as pytest can select them
 STEPS = [
     pytest.param(device, case, kind, id=f"{device}-{case.name}-{kind.name}".translate(NAMES))
     for device in map(torch.device, ["cpu", "cuda"][: 1 + torch.cuda.is_available()])
-    for case in (*CASES[device.type], *FAMILY[device.type])
+    for case in (*CASES[device.type], *FAMILY[device.type], *CRD[device.type])
     for kind in implementations(case, device)
 ]
 

@@ -8,9 +8,11 @@ import torch
 
 from benchmarks.cases.inputs import draw
 from benchmarks.cases.sizes import (
+    CONTRASTIVE_CASES,
     CPU_CASES,
     CUDA_CASES,
     FAMILY_CASES,
+    QUICK_CONTRASTIVE,
     QUICK_FAMILY,
     Case,
     MomentumCase,
@@ -19,7 +21,12 @@ from benchmarks.implementations import implementations
 from benchmarks.implementations.family import PUBLISHED, Products, SoftLoss
 from benchmarks.implementations.fifo import Compiled, Fused, PublishedEager
 from benchmarks.implementations.libraries import LibraryStep, LinearCrossEntropy
-from benchmarks.implementations.momentum import FusedMomentum, PublishedMomentum
+from benchmarks.implementations.momentum import (
+    FusedContrastive,
+    FusedMomentum,
+    PublishedContrastive,
+    PublishedMomentum,
+)
 from benchmarks.implementations.sdpa import CpuFlash
 from benchmarks.measuring.agreement import Agreement
 from rrd_kernels import RelationalQueue
@@ -29,6 +36,7 @@ SMALL = Case(16, 512, "float32")
 FORMATS = [replace(SMALL, format=name) for name in ("float32", "tf32", "bfloat16", "float16")]
 MOMENTUM = MomentumCase(8, 64, "float32", n_data=500)
 MOCO, SEED, RESSL, ISD, LIGHTLY = QUICK_FAMILY
+CRD, CRD_BFLOAT16, CRD_LOSS = QUICK_CONTRASTIVE
 
 
 def judged(case, kinds, device=CPU):
@@ -39,7 +47,10 @@ def judged(case, kinds, device=CPU):
     return {step.name: judge(step.case).check(step) for step in steps}
 
 
-@pytest.mark.parametrize("case", [*FORMATS, MOMENTUM, *QUICK_FAMILY], ids=lambda case: case.name)
+AGREEING = [*FORMATS, MOMENTUM, *QUICK_FAMILY, *QUICK_CONTRASTIVE]
+
+
+@pytest.mark.parametrize("case", AGREEING, ids=lambda case: case.name)
 def test_every_implementation_agrees(case, device, monkeypatch):
     # Inductor takes seconds for what is seen here: the writes in a graph, the numbers.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
@@ -57,6 +68,10 @@ def wrong_loss(step, batch, returned, before):
 
 def wrong_gradient(step, batch, returned, before):
     return returned[0], 1.001 * returned[1]
+
+
+def wrong_gradient_of_the_teacher(step, batch, returned, before):
+    return returned[0], torch.stack([returned[1][0], 1.001 * returned[1][1]])
 
 
 def writes_nothing(step, batch, returned, before):
@@ -84,7 +99,7 @@ def swaps_the_normalizers(step, batch, returned, before):
     step.state[2][2:4] = before[2][2:4].flip(0)
     for memory, value in zip(step.state, before[:2], strict=False):
         memory.copy_(value)
-    return PublishedMomentum.__call__(step, *batch)
+    return type(step).__base__.__call__(step, *batch)
 
 
 WRONG = [
@@ -97,6 +112,10 @@ WRONG = [
     *((LIGHTLY, PUBLISHED["LightlyTrain"], spoil) for spoil in (wrong_loss, writes_nothing)),
     *((LIGHTLY, Fused, spoil) for spoil in (writes_raw, leaves_the_pointer)),
     *((MOMENTUM, PublishedMomentum, spoil) for spoil in (wrong_loss, swaps_the_normalizers)),
+    *((CRD, PublishedContrastive, spoil) for spoil in (wrong_loss, swaps_the_normalizers)),
+    *((CRD, FusedContrastive, spoil) for spoil in (wrong_loss, wrong_gradient_of_the_teacher)),
+    *((case, FusedContrastive, writes_nothing) for case in (CRD, CRD_BFLOAT16)),
+    *((CRD_LOSS, FusedContrastive, spoil) for spoil in (wrong_loss, writes_elsewhere)),
 ]
 
 
@@ -193,7 +212,8 @@ def test_the_first_samples_alone_are_looked_at():
 
 @pytest.mark.parametrize("cases", [CPU_CASES, CUDA_CASES])
 def test_cases_are_told_apart_by_their_names(cases):
-    assert len({case.name for case in (*cases, *FAMILY_CASES)}) == len(cases) + len(FAMILY_CASES)
+    every = (*cases, *FAMILY_CASES, *CONTRASTIVE_CASES)
+    assert len({case.name for case in every}) == len(every)
     assert any(case.name == "float32 256×131072 D=512" for case in cases)
 
 

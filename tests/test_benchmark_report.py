@@ -11,7 +11,7 @@ import stand_in_gpu
 import torch
 from stand_in_gpu import GPU
 
-from benchmarks.cases.sizes import AXES, CASES, FAMILY, Case
+from benchmarks.cases.sizes import AXES, CASES, CRD, FAMILY, Case
 from benchmarks.implementations import implementations
 from benchmarks.implementations.family import Products, SoftLoss
 from benchmarks.implementations.fifo import Fused, PublishedEager
@@ -103,19 +103,34 @@ class TestQuickReport:
                 assert f"| {row['case']} | {row['implementation']} | {row['figure']} |" in text
 
 
-def test_every_implementation_of_a_family_s_case_is_timed(tmp_path, monkeypatch):
+def rows_of_report(path, monkeypatch, *arguments):
+    """Of all implementations, in the quick sizes."""
     monkeypatch.setattr(report, "run_case", partial(run_case, memory=False))
     monkeypatch.setattr(report, "implementations", implementations)  # not a few
-    arguments = ["--device", "cpu", "--quick", "--cases", "MoCo", "--record-only"]
-    path = tmp_path / "record.json"
+    arguments = ["--device", "cpu", "--quick", "--record-only", *arguments]
     assert report.main([*arguments, "--output", str(path)]) == 0
     rows = load(path)["rows"]
+    assert all(row["median"] > 0 for row in rows)
+    return rows
+
+
+def test_every_implementation_of_a_family_s_case_is_timed(tmp_path, monkeypatch):
+    rows = rows_of_report(tmp_path / "record.json", monkeypatch, "--cases", "MoCo")
     kinds = implementations(FAMILY["quick"][0], torch.device("cpu"))
     assert [row["implementation"] for row in rows] == [kind.name for kind in kinds]
-    assert all(row["median"] > 0 and row["method"] == "MoCo" for row in rows)
+    assert all(row["method"] == "MoCo" for row in rows)
     # RRD's loss has a teacher's half, which the hard target does not need.
     operations = {row["implementation"]: row["operations"] for row in rows}
     assert operations[SoftLoss.name] == 2 * operations[Fused.name]
+
+
+def test_every_case_of_crd_is_timed(tmp_path, monkeypatch):
+    arguments = ("--parts", "crd", "--compile", "none")
+    rows = rows_of_report(tmp_path / "record.json", monkeypatch, *arguments)
+    kinds = (PublishedEager, Fused)
+    assert [(row["case"], row["implementation"]) for row in rows] == [
+        (case.name, kind.name) for case in CRD["quick"] for kind in kinds
+    ]
 
 
 #: How many times as long as ours: what meets each target just so, at most of 0.01 more.
@@ -150,7 +165,7 @@ def record_of_family(path, times=1.0, extra=0):
 )
 def test_targets_are_met_or_missed(times, extra, missed, tmp_path):
     path = record_of_family(tmp_path / "record.json", times, extra)
-    found = targets.targets_table(tables.frame(load(path)))
+    found = targets.targets_table(tables.frame(load(path)), "relational family")
     # SDPA's and that of memory for each of five methods, and five of some. What is four times as
     # long has some to spare where less is asked for.
     assert found.result.value_counts().get("met", 0) == 15 - sum(missed.values())
@@ -158,6 +173,27 @@ def test_targets_are_met_or_missed(times, extra, missed, tmp_path):
     assert {start: missing.str.startswith(start).sum() for start in missed} == missed
     for text in (documents.section("relational family", path), tables.document(load(path))):
         assert tables.markdown(found) in text
+
+
+@pytest.mark.parametrize(
+    ("times", "extra", "missed"), [(10.0, 0, []), (9.9, 0, ["takes"]), (10.0, 1, ["at most"] * 4)]
+)
+def test_targets_of_crd_are_met_or_missed(times, extra, missed, tmp_path):
+    path, record = tmp_path / "record.json", load(RECORD)
+    record["rows"] = [
+        case.fields()
+        | {"figure": "step", "implementation": kind.name, "rounds": 7}
+        | {"median": 0.1, "times_ours": ratio, "extra_bytes": (64 << 20) + extra}
+        for case in CRD["cpu"]
+        for kind, ratio in ((PublishedEager, times), (Fused, 1.0))
+    ]
+    path.write_text(json.dumps(record))
+    found = targets.targets_table(tables.frame(load(path)), "CRD")
+    assert len(found) == 6  # two of time, and memory's of four cases
+    missing = found.target[found.result == "missed"]
+    assert len(missing) == len(missed)
+    assert all(word in target for word, target in zip(missed, missing, strict=True))
+    assert tables.markdown(found) in documents.section("CRD", path)
 
 
 def test_the_table_of_the_methods_is_that_of_the_record(tmp_path):

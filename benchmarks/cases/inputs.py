@@ -40,7 +40,8 @@ def draw(
 
     # Memories that each sample has passed through once, and an epoch, in which it occurs once.
     classes = labels(case.n_data)
-    v1, v2 = (F.normalize(rows.float(), dim=1).to(case.dtype) for rows in embeddings(classes))
+    units = (F.normalize(rows.float(), dim=1) for rows in embeddings(classes))
+    v1, v2 = (rows.to(case.memory_dtype) for rows in units)
     sampler = ContrastSampler(classes, case.rows, **options)
     epoch = torch.randperm(case.n_data, **options)[: sets * case.batch].split(case.batch)
     batches = [(*embeddings(classes[idx]), idx, sampler(idx)) for idx in epoch]

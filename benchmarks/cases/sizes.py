@@ -30,6 +30,11 @@ class Case:
         return f"{self.format} {self.batch}×{self.rows}{width}"
 
     @property
+    def trained(self) -> int:
+        """How many of the embeddings have a gradient: z_s first."""
+        return 1
+
+    @property
     def dtype(self) -> torch.dtype:
         return torch.float32 if self.format == "tf32" else getattr(torch, self.format)
 
@@ -85,16 +90,50 @@ class MomentumCase(Case):
         return f"{self.format} momentum {self.batch}×{self.rows} of {self.n_data}"
 
     @property
+    def memory_dtype(self) -> torch.dtype:
+        return self.dtype
+
+    @property
     def operations(self) -> int:
         """Of the drawn rows alone: a similarity to each view, and a product for the gradient."""
         return 6 * self.batch * (self.rows + 1) * self.dim
 
     @property
     def bytes(self) -> int:
-        """Distinct drawn rows of both memories, indices, embeddings, gradient; rows that move."""
+        """Distinct drawn rows of both memories, indices, embeddings, gradients; rows that move."""
         drawn = self.n_data * (1 - (1 - (self.rows + 1) / self.n_data) ** self.batch)
-        vectors = 2 * round(drawn) + (3 + 4) * self.batch
-        return vectors * self.dim * self.dtype.itemsize + 8 * self.batch * (self.rows + 1)
+        moved = 4 * self.batch if self.trained else 0
+        rows = (2 * round(drawn) + moved) * self.memory_dtype.itemsize
+        vectors = (2 + self.trained) * self.batch * self.dtype.itemsize
+        return (rows + vectors) * self.dim + 8 * self.batch * (self.rows + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveCase(MomentumCase):
+    """One size of CRD's step, or of its loss alone: nothing has a gradient and no row moves."""
+
+    section = "CRD"
+    memory: str = "float32"  # the dtype of its rows
+    loss_alone: bool = False
+
+    @property
+    def name(self) -> str:
+        rows = "" if self.memory == self.format else f", {self.memory} rows"
+        alone = ", loss alone" if self.loss_alone else ""
+        return f"CRD {self.batch}×{self.rows} of {self.n_data}{rows}{alone}"
+
+    @property
+    def trained(self) -> int:
+        return 0 if self.loss_alone else 2
+
+    @property
+    def memory_dtype(self) -> torch.dtype:
+        return getattr(torch, self.memory)
+
+    @property
+    def operations(self) -> int:
+        """Of the drawn rows: a similarity to each view, and as much again for its gradient."""
+        return (4 if self.loss_alone else 8) * self.batch * (self.rows + 1) * self.dim
 
 
 def _cases(format: str, *sizes: tuple[int, int], dim: int = 128) -> list[Case]:
@@ -129,6 +168,13 @@ FAMILY_CASES = (
     _published("ISD", 128000, 512, 0.02, 0.02, divergence="kl", enqueue="after"),
     _published("LightlyTrain", 8192, 768, 0.07, 0.07, divergence="kl", newest_first=True),
 )
+#: Of CIFAR-100 and of ImageNet, with CRD's K and with a quarter of it.
+CONTRASTIVE_CASES = (
+    ContrastiveCase(*SMALL, "float32", n_data=50000),
+    ContrastiveCase(*SMALL, "float32", n_data=50000, memory="bfloat16"),
+    ContrastiveCase(*SMALL, "float32", n_data=50000, loss_alone=True),
+    ContrastiveCase(64, 4096, "float32", n_data=1280000),
+)
 #: Small enough that waiting for a thread without a core would show.
 BUSY_CASES = (Case(64, 4096, "float32"), MomentumCase(64, 512, "float32", n_data=5000))
 #: The most wanted first: time on a GPU may end before all have been measured.
@@ -145,6 +191,9 @@ CUDA_CASES: tuple[Case, ...] = (
 )
 #: Tiny, to show that all of it runs: their figures mean nothing.
 QUICK_FAMILY = tuple(replace(case, batch=16, rows=512, dim=32) for case in FAMILY_CASES)
+QUICK_CONTRASTIVE = tuple(
+    replace(case, batch=8, rows=64, n_data=500) for case in CONTRASTIVE_CASES[:3]
+)
 QUICK_CASES: tuple[Case, ...] = (
     *(Case(16, 512, format) for format in ("float32", "bfloat16")),
     MomentumCase(8, 64, "float32", n_data=500),
@@ -168,3 +217,5 @@ AXES = {
 CASES = {"cpu": CPU_CASES, "cuda": CUDA_CASES, "quick": QUICK_CASES}
 FAMILY: dict[str, tuple[FamilyCase, ...]]
 FAMILY = {"cpu": FAMILY_CASES, "cuda": (), "quick": QUICK_FAMILY}
+CRD: dict[str, tuple[ContrastiveCase, ...]]
+CRD = {"cpu": CONTRASTIVE_CASES, "cuda": (), "quick": QUICK_CONTRASTIVE}

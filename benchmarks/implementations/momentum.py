@@ -1,4 +1,4 @@
-"""The momentum memory's step: as published, compiled, and this package's."""
+"""The steps of the momentum memory, RRD's and CRD's: as published, compiled, and this package's."""
 
 from typing import Any
 
@@ -11,6 +11,11 @@ from benchmarks.cases.sizes import Case
 from benchmarks.implementations import fifo
 from benchmarks.implementations.step import AutogradStep
 from rrd_kernels import functional
+
+
+def exponentials(rows: Tensor, unit: Tensor, nce_t: Any) -> Tensor:
+    """exp(unit.row / T), [B, P, 1], of gathered rows; in the embeddings' format."""
+    return torch.exp(torch.bmm(rows.to(unit.dtype), unit[:, :, None]) / nce_t)
 
 
 class PublishedMomentum(AutogradStep):
@@ -27,22 +32,28 @@ class PublishedMomentum(AutogradStep):
     def loss(
         self, z_s: Tensor, z_t: Tensor, idx: Tensor, contrast_idx: Tensor, *state: Any
     ) -> Tensor:
-        """Of similarities exp(s.m / T) / Z, [B, P], before the rows at idx move. ``state`` is both
-        memories and the constants, on the host or on the device."""
+        """Of similarities exp(s.m / T) / Z, [B, P], before the rows at idx move, if anything is
+        trained. ``state`` is both memories and the constants, on the host or on the device."""
         memory_v1, memory_v2, (_, nce_t, z_v1, z_v2, nce_m) = state
         student, teacher = F.normalize(z_s, dim=1), F.normalize(z_t, dim=1)
         shape = (*contrast_idx.shape, memory_v1.shape[1])
         # Both are there at once, until this function ends.
         rows_v1 = torch.index_select(memory_v1, 0, contrast_idx.view(-1)).view(shape)
-        out_t = torch.exp(torch.bmm(rows_v1, teacher[:, :, None]) / nce_t) / z_v2
+        out_t = exponentials(rows_v1, teacher, nce_t) / z_v2
         rows_v2 = torch.index_select(memory_v2, 0, contrast_idx.view(-1)).view(shape)
-        out_s = torch.exp(torch.bmm(rows_v2, student[:, :, None]) / nce_t) / z_v1
-        with torch.no_grad():
-            for memory, unit in ((memory_v1, student), (memory_v2, teacher)):
-                rows = torch.index_select(memory, 0, idx)
-                rows.mul_(nce_m).add_(unit * (1 - nce_m))
-                memory.index_copy_(0, idx, rows / rows.pow(2).sum(dim=1, keepdim=True).pow(0.5))
-        return fifo.cross_entropy(out_s.squeeze(2) / self.tau_s, out_t.squeeze(2) / self.tau_t)
+        out_s = exponentials(rows_v2, student, nce_t) / z_v1
+        if self.case.trained:
+            with torch.no_grad():
+                for memory, unit in ((memory_v1, student), (memory_v2, teacher)):
+                    rows = torch.index_select(memory, 0, idx)
+                    rows.mul_(nce_m).add_(unit * (1 - nce_m))
+                    norm = rows.pow(2).sum(dim=1, keepdim=True).pow(0.5)
+                    memory.index_copy_(0, idx, rows / norm)
+        return self.compared(out_s.squeeze(2), out_t.squeeze(2), len(memory_v1))
+
+    def compared(self, out_s: Tensor, out_t: Tensor, n_data: int) -> Tensor:
+        """The mean loss of similarities [B, P]."""
+        return fifo.cross_entropy(out_s / self.tau_s, out_t / self.tau_t)
 
 
 class CompiledMomentum(fifo.CompiledStep, PublishedMomentum):
@@ -66,8 +77,39 @@ class FusedMomentum(AutogradStep):
         views: Any = (z_s, z_t, *memories, contrast_idx)
         options: Any = {"nce_t": self.nce_t, "backend": "fused"}
         functional.estimate_normalizers_(params[2:4], *views, **options)
-        options |= {"tau_s": self.tau_s, "tau_t": self.tau_t, "normalizers": params[2:4]}
-        loss = functional.sampled_relational_loss(*views, **options)
-        for memory, rows in zip(memories, (z_s.detach(), z_t), strict=True):
-            functional.momentum_update_(memory, idx, rows, self.nce_m, backend="fused")
+        loss = self.loss(*views, params[2:4], **options)
+        for memory, z in zip(memories, (z_s, z_t), strict=True) if self.case.trained else ():
+            functional.momentum_update_(memory, idx, z.detach(), self.nce_m, backend="fused")
         return loss
+
+    def loss(self, *views: Tensor, **options: Any) -> Tensor:
+        options |= {"tau_s": self.tau_s, "tau_t": self.tau_t}
+        return functional.sampled_relational_loss(*views, **options)
+
+
+class PublishedContrastive(PublishedMomentum):
+    """As CRD's published code: both similarities have a gradient, and a binary loss each."""
+
+    cancels = True
+
+    def compared(self, out_s: Tensor, out_t: Tensor, n_data: int) -> Tensor:
+        return self.binary(out_s, n_data) + self.binary(out_t, n_data)
+
+    def binary(self, out: Tensor, n_data: int) -> Tensor:
+        """Column 0 is to be told from K draws of noise, each of which has probability 1 / n."""
+        noise = (out.shape[1] - 1) / n_data
+        positive, negatives = out[:, 0], out[:, 1:]
+        from_data = torch.div(positive, positive + (noise + 1e-7)).log()
+        from_noise = torch.div(torch.full_like(negatives, noise), negatives + (noise + 1e-7)).log()
+        return -(from_data.sum() + from_noise.sum()) / len(out)
+
+
+class CompiledContrastive(CompiledMomentum, PublishedContrastive):
+    """Likewise of CRD."""
+
+
+class FusedContrastive(FusedMomentum):
+    """Likewise of CRD's module."""
+
+    def loss(self, *views: Tensor, **options: Any) -> Tensor:
+        return functional.sampled_contrastive_loss(*views, **options)

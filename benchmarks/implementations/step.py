@@ -13,8 +13,8 @@ from benchmarks.cases.sizes import Case
 
 
 class Step(ABC):
-    """Mean loss, its gradient with respect to z_s, and what is written to the memory. Each owns a
-    copy of the drawn ``state``, which its calls go on changing."""
+    """Mean loss, its gradient with respect to the embeddings that are trained, and what is written
+    to the memory. Each owns a copy of the drawn ``state``, which its calls go on changing."""
 
     name: ClassVar[str]
     waits_for_device = False  #: in the middle, which a CUDA graph cannot hold
@@ -22,6 +22,7 @@ class Step(ABC):
     sums_otherwise = False  #: in a library's order and format
     grows = True  #: measured as sizes grow: not what compiles, nor others with B×K matrices
     compares_loss = True  #: not a divergence's, which lacks the teacher's entropy
+    cancels = False  #: in logarithms of numbers near one, which the reference does not take
 
     def __init__(self, case: Case, state: State) -> None:
         self.state = tuple(tensor.clone() for tensor in state)
@@ -32,7 +33,8 @@ class Step(ABC):
 
     @abstractmethod
     def __call__(self, *batch: Any) -> tuple[Tensor, Tensor]:
-        """The loss, a scalar, and the gradient [B, D] times loss_scale."""
+        """The loss, a scalar, and the gradient times loss_scale: [B, D], [2, B, D] where both
+        embeddings are trained, empty where none is."""
 
     def twin(self) -> Self:
         """The same with a copy of its state as it is now; what has been compiled is shared."""
@@ -57,12 +59,15 @@ class Step(ABC):
 
 class AutogradStep(Step):
     def __call__(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        z_s, *others = batch
-        z_s = z_s.detach().requires_grad_()
-        loss = self.forward(z_s, *others)
+        trained = self.case.trained
+        leaves = [z.detach().requires_grad_() for z in batch[:trained]]
+        loss = self.forward(*leaves, *batch[trained:])
+        if not leaves:
+            return loss, loss.new_zeros(0)
         loss.backward(torch.full_like(loss, self.loss_scale))
-        assert z_s.grad is not None
-        return loss.detach(), z_s.grad
+        grads = [leaf.grad for leaf in leaves if leaf.grad is not None]
+        assert len(grads) == trained
+        return loss.detach(), grads[0] if trained == 1 else torch.stack(grads)
 
     @abstractmethod
     def forward(self, *batch: Any) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cases.inputs import Batch, State
-from benchmarks.cases.sizes import Case, FamilyCase, MomentumCase
+from benchmarks.cases.sizes import Case, ContrastiveCase, FamilyCase, MomentumCase
 from benchmarks.implementations.step import Step, enqueue
 from rrd_kernels import reference
 
@@ -20,8 +20,9 @@ CUT_OFF = 32 * 2.0**-24
 
 
 def relative(value: Tensor, expected: Tensor) -> float:
-    """The error in the Frobenius norm."""
-    return float((value.double() - expected).norm() / expected.norm())
+    """The error in the Frobenius norm; 0 if there is none, where nothing is expected too."""
+    error = (value.double() - expected).norm()
+    return float(error / expected.norm()) if error else 0.0
 
 
 def factor(case: Case, step: Step) -> float:
@@ -39,7 +40,7 @@ def factor(case: Case, step: Step) -> float:
 
 class Agreement:
     """Compares steps that are made with ``state`` and called once with ``batch``: the "loss", the
-    "gradient" [B, D] and the "memory", what written rows change by. They are ``expected`` as in
+    "gradient" and the "memory", what written rows change by. They are ``expected`` as in
     float64; ``plain`` is what plain PyTorch errs by in the case's format. With ``samples``, for
     sizes at which the reference takes minutes, the gradient of so many is compared, and no loss."""
 
@@ -56,7 +57,8 @@ class Agreement:
         roundoff = torch.finfo(case.dtype).eps
         products = TF32 if case.format == "tf32" else roundoff
         # At least one, should plain PyTorch come out exact by luck.
-        least = {"loss": products, "gradient": products, "memory": roundoff}
+        written = torch.finfo(state[0].dtype).eps
+        least = {"loss": products, "gradient": products, "memory": written}
         errors = {key: relative(rounded[key], value) for key, value in self.expected.items()}
         self.plain = {key: max(error, least[key]) for key, error in errors.items()}
         granted = CUT_OFF if case.format == "float32" else 0.0
@@ -78,6 +80,11 @@ class Agreement:
             found["loss"] = relative(loss, self.expected["loss"])
         times = factor(self.case, step)
         limits = {key: times * self.plain[key] + self.granted[key] for key in found}
+        if step.cancels:
+            # ln(c / (x + c)) for each of K columns and two views: as x is much less than c, it errs
+            # by the roundings of both c, of the sum and of the quotient.
+            roundings = 2 * self.case.rows * 4 * torch.finfo(self.case.dtype).eps / 2
+            limits["loss"] += roundings / float(self.expected["loss"])
         if not all(error <= limits[key] for key, error in found.items()):  # not if NaN
             errors = (f"{key} {found[key]:.1e}, allowed {limits[key]:.1e}" for key in found)
             raise ArithmeticError(f"{step.name} errs by {'; '.join(errors)}")
@@ -101,8 +108,9 @@ class Agreement:
     def _plain(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Loss, gradient and changes of the memory, in plain PyTorch and in ``dtype``."""
         case, last = self.case, self.state[-1].clone()
-        memories = [memory.to(dtype, copy=True) for memory in self.state[:-1]]
-        z_s, z_t = (z.to(dtype, copy=True) for z in self.batch[:2])
+        exact = dtype == torch.float64  # else the memory has a format of its own
+        memories = [memory.to(dtype if exact else None, copy=True) for memory in self.state[:-1]]
+        z_s, z_t = leaves = [z.to(dtype, copy=True) for z in self.batch[:2]]
         momentum = isinstance(case, MomentumCase)
 
         def write(when: str) -> None:
@@ -111,21 +119,22 @@ class Agreement:
                 written(memories[0], last, z_t, newest_first=case.newest_first)
 
         write("before")
-        z_s.requires_grad_()
+        trained = [z.requires_grad_() for z in leaves[: case.trained]]
         loss = torch.zeros((), dtype=torch.float64, device=z_s.device)
         # A few samples at a time: B×K matrices, or B×K gathered rows, would fill gigabytes.
         batch = (tensor[: self.samples] for tensor in (z_s, z_t, *self.batch[3:]))
         parts = (tensor.split(8 if momentum else 128) for tensor in batch)
         for part in zip(*parts, strict=True):
             total = _sum_of_losses(case, memories, last, *part)
-            total.backward()
+            if trained:
+                total.backward()
             loss += total.detach() / case.batch
-        assert z_s.grad is not None
         write("after")
-        if isinstance(case, MomentumCase):
-            for memory, unit in zip(memories, (z_s.detach(), z_t), strict=True):
-                reference.momentum_update_(memory, self.rows, unit, case.nce_m)
-        gradient = z_s.grad[: self.samples].double() / case.batch
+        if isinstance(case, MomentumCase) and trained:
+            for memory, z in zip(memories, leaves, strict=True):
+                reference.momentum_update_(memory, self.rows, z.detach(), case.nce_m)
+        grads = [z.grad[: self.samples].double() for z in trained if z.grad is not None]
+        gradient = torch.stack(grads).squeeze(0) / case.batch if grads else loss.new_zeros(0)
         return {"loss": loss, "gradient": gradient, "memory": self._changes((*memories, last))}
 
 
@@ -134,6 +143,8 @@ def _sum_of_losses(case: Case, memories: list[Tensor], last: Tensor, *batch: Ten
     taus: Any = {"tau_s": case.tau_s, "tau_t": case.tau_t, "reduction": "sum"}
     if isinstance(case, MomentumCase):
         views = (z_s, z_t, *memories, *idx, last[2:4])
+        if isinstance(case, ContrastiveCase):
+            return reference.sampled_contrastive_loss(*views, nce_t=case.nce_t, reduction="sum")
         return reference.sampled_relational_loss(*views, nce_t=case.nce_t, **taus)
     if isinstance(case, FamilyCase) and not case.softmax:
         # What has the products' gradient, (s M' - t M') M, or s M' M - t with the hard target.

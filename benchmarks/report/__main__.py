@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cases.sizes import AXES, BUSY_CASES, CASES, FAMILY
+from benchmarks.cases.sizes import AXES, BUSY_CASES, CASES, CRD, FAMILY
 from benchmarks.implementations import implementations
 from benchmarks.measuring import growth, hardware
 from benchmarks.measuring.breakdown import breakdown, host_time
@@ -22,11 +22,12 @@ from benchmarks.report.record import Record, default_path, new_record, write_who
 from rrd_kernels.extension import EXTENSION_ERROR
 
 STARTED = time.monotonic()
-PARTS = ("cases", "family", "host", "breakdown", "busy", "growth")
+PARTS = ("cases", "family", "crd", "host", "breakdown", "busy", "growth")
 PARTS_HELP = (
     "cases: time and memory of each case; family: the steps of other methods that compare with a "
-    "queue, on a CPU only; host: the host's time by layer; breakdown: a step by operator or "
-    "kernel; busy: beside busy processes, on a CPU only; growth: with K and with B"
+    "queue, on a CPU only; crd: those of CRD, on a CPU only; host: the host's time by layer; "
+    "breakdown: a step by operator or kernel; busy: beside busy processes, on a CPU only; growth: "
+    "with K and with B"
 )
 Part = tuple[str, Callable[[], Iterable[Row]]]  # its name, and what returns the rows
 ENDS = (OUT_OF_MEMORY, NOT_MEASURED)  # of the growth, ours or the reference's
@@ -46,7 +47,7 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
         "--parts",
         nargs="+",
         choices=PARTS,
-        help=f"{PARTS_HELP} (default: all; with --cases: cases, family)",
+        help=f"{PARTS_HELP} (default: all; with --cases: cases, family, crd)",
     )
     text = "only the cases whose name contains TEXT, such as momentum or 64x16384 (default: all)"
     add("--cases", default="", metavar="TEXT", help=text)
@@ -71,15 +72,16 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     if EXTENSION_ERROR is not None:
         parser.error(f"{EXTENSION_ERROR}; make setup builds it")
     chosen.device = torch.device(chosen.device)
-    chosen.parts = chosen.parts or (["cases", "family"] if chosen.cases else PARTS)
+    chosen.parts = chosen.parts or (PARTS[:3] if chosen.cases else PARTS)
     chosen.seconds *= not chosen.quick
     sizes = "quick" if chosen.quick else chosen.device.type
     wanted = chosen.cases.replace("x", "×")
-    chosen.cases, chosen.family = (
-        [case for case in found[sizes] if wanted in case.name] for found in (CASES, FAMILY)
+    every = (CASES[sizes], FAMILY[sizes], CRD[sizes])
+    chosen.cases, chosen.family, chosen.crd = (
+        [case for case in cases if wanted in case.name] for cases in every
     )
-    if not chosen.cases + chosen.family:
-        known = ", ".join(case.name for case in (*CASES[sizes], *FAMILY[sizes]))
+    if not chosen.cases + chosen.family + chosen.crd:
+        known = ", ".join(case.name for cases in every for case in cases)
         parser.error(f"--cases: no case's name contains {wanted!r}; the cases are {known}")
     try:
         path = default_path(chosen.device, "quick-" if chosen.quick else "")
@@ -104,18 +106,22 @@ def progress(text: str) -> None:
 def parts_of(chosen: argparse.Namespace) -> Iterator[Part]:
     """What is measured one after another."""
     device, quick, seconds = chosen.device, chosen.quick, chosen.seconds
-    cases = [*chosen.cases, *(chosen.family if device.type == "cpu" else ())]
-    kinds = {case: implementations(case, device, chosen.compile == "all") for case in cases}
-    for case in cases:
-        if ("family" if case in chosen.family else "cases") in chosen.parts:
-            yield case.name, partial(run_case, case, kinds[case], seconds, device)
+    parts = {"cases": chosen.cases}
+    if device.type == "cpu":
+        parts |= {"family": chosen.family, "crd": chosen.crd}
+    compiled = chosen.compile == "all"
+    for part in filter(chosen.parts.__contains__, parts):
+        for case in parts[part]:
+            kinds = implementations(case, device, compiled)
+            yield case.name, partial(run_case, case, kinds, seconds, device)
     if "host" in chosen.parts:
         yield "the host's time", partial(host_time, device, 0.0 if quick else 4.0)
     if "breakdown" in chosen.parts:
         steps = 1 if quick else {"cpu": 5, "cuda": 20}[device.type]
         for _, of_memory in groupby(chosen.cases, lambda case: case.section):
             case = next(of_memory)
-            yield f"{case.name} by operator", partial(breakdown, case, kinds[case], device, steps)
+            kinds = implementations(case, device, compiled)
+            yield f"{case.name} by operator", partial(breakdown, case, kinds, device, steps)
     if "busy" in chosen.parts and device.type == "cpu":
         for case in chosen.cases if quick else BUSY_CASES:
             rows = partial(beside_busy, case, implementations(case, device, False), seconds)
@@ -156,7 +162,8 @@ def main(
 
     def look(when: str) -> None:
         progress("rates of torch.mm and of a copy")
-        found = hardware.look_at_machine(chosen.cases + chosen.family, chosen.device, chosen.quick)
+        cases = [*chosen.cases, *chosen.family, *chosen.crd]
+        found = hardware.look_at_machine(cases, chosen.device, chosen.quick)
         if (found["busy_cores"] or 0) > 0.1:
             busy = found["busy_cores"]
             progress(f"warning: other processes keep {busy:.1f} cores busy; times will be too long")

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.cases.sizes import Case, FamilyCase
+from benchmarks.cases.sizes import Case
 from benchmarks.distributed.__main__ import text_of
 from benchmarks.measuring.hardware import ROOT
 from benchmarks.measuring.run import HOST
 from benchmarks.report import pictures, tables
 from benchmarks.report.record import load
-from benchmarks.report.targets import targets_table
+from benchmarks.report.targets import SECTIONS, targets_table
 
 PICTURES = ROOT / "docs" / "pictures"
 #: A mark, with what its table is of and the record's place, and what follows it up to the next.
@@ -59,8 +59,8 @@ def section(of: str, path: Path) -> str:
         tables.source_text(record),
         tables.markdown(tables.cases_table(rows, of, between="<br>")),
     ]
-    if of == FamilyCase.section:
-        parts.append(tables.markdown(targets_table(rows)))
+    if of in SECTIONS:
+        parts.append(tables.markdown(targets_table(rows, of)))
     if of == Case.section:
         for figure, title in pictures.TITLES.items():
             if figure in rows.figure.unique():

@@ -10,7 +10,7 @@ from rich.markdown import Markdown
 from benchmarks.cases.sizes import Case, FamilyCase
 from benchmarks.measuring.run import GRAPH, GROWTH, OPERATOR, OURS, STEP
 from benchmarks.report.record import Record
-from benchmarks.report.targets import targets_table
+from benchmarks.report.targets import SECTIONS, targets_table
 
 #: Every field that a table asks for; rows of one kind or of older records lack some.
 WORDS = """figure section case method format implementation axis name outcome reason not_captured
@@ -175,8 +175,8 @@ def document(record: Record) -> str:
     parts = ["# Time and memory of a step\n", source_text(record)]
     for section in rows.section[rows.figure == STEP].unique():
         parts.append(markdown(cases_table(rows, section)))
-        if section == FamilyCase.section:
-            parts.append(markdown(targets_table(rows)))
+        if section in SECTIONS:
+            parts.append(markdown(targets_table(rows, section)))
     rows = pd.concat([rows[rows.figure != OPERATOR], operators(rows)])
     for figure, some in rows.groupby("figure", sort=False):
         parts += [f"## {figure}\n", markdown(listing(some))]
