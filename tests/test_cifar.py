@@ -62,6 +62,7 @@ KINDS = {
         *("--distill", "rrd", "--memory_type", "momentum", "--nce_k", "32"),
         *("--mode", "relax", "--similarity", "cosine"),
     ],
+    "crd, relaxed and kd": ["--distill", "crd", "-a", "1", "--nce_k", "32", "--mode", "relax"],
     "none": ["--distill", "none"],
     "workers": ["--distill", "kd", "--loader", "workers"],
     "bf16": ["--distill", "rrd", "--nce_k", "64", "--amp", "bf16", "--channels_last"],
@@ -96,6 +97,28 @@ def test_students(options, teacher, tmp_path):
 
 def state_of(run):
     return torch.load(run / "resnet8_last.pth", weights_only=True)
+
+
+def test_crd_trains_both_projections_and_saves_the_published_state(teacher, tmp_path):
+    """Under the prefix of the whole criterion."""
+    run = student(teacher, tmp_path, "--distill", "crd", "--nce_k", "32")
+    assert run.name.startswith("CRD_digits_S_resnet8_T_resnet14_r_1_a_0_b_0.8_trial_1")
+    saved = state_of(run)
+    rows = {"contrast.params": (5,)} | {f"contrast.memory_v{view}": (80, 128) for view in (1, 2)}
+    widths = {"embed_s": 64, "embed_t": 64}
+    projections = {f"{name}.linear.weight": (128, width) for name, width in widths.items()}
+    projections |= {f"{name}.linear.bias": (128,) for name in widths}
+    found = {name: tuple(value.shape) for name, value in saved["criterion"].items()}
+    assert found == {f"crd.{name}": shape for name, shape in (rows | projections).items()}
+    size, _, *normalizers, _ = saved["criterion"]["crd.contrast.params"].tolist()
+    assert size == 32
+    assert min(normalizers) > 0
+    # SGD keeps a momentum of what has had a gradient; the criterion's parameters come last.
+    optimizer = saved["optimizer"]
+    (parameters,) = (group["params"] for group in optimizer["param_groups"])
+    assert all(optimizer["state"][each]["momentum_buffer"].any() for each in parameters[-4:])
+    with (run / "epochs.csv").open(newline="") as file:
+        assert all(float(row["train_crd"]) > 0 for row in csv.DictReader(file))
 
 
 def assert_equal(a, b, name="state"):

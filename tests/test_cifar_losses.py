@@ -32,23 +32,24 @@ def test_kd_is_the_divergence_of_softened_classes():
 
 
 class Constant(torch.nn.Module):
-    """In the place of the relational loss."""
+    """In the place of the loss of features."""
 
     def forward(self, f_s, f_t, idx, contrast_idx):
         assert contrast_idx is None
         return (f_s.sum() - f_t.sum()) * idx.sum()
 
 
-def test_the_total_is_the_weighted_sum_of_its_terms():
+@pytest.mark.parametrize("of_features", ["rrd", "crd"])
+def test_the_total_is_the_weighted_sum_of_its_terms(of_features):
     labels, idx = torch.arange(B), torch.arange(B)
     student, teacher = (torch.ones(B, DIM), logits(0)), (torch.zeros(B, DIM), logits(1))
     parts = {
         "ce": torch.nn.functional.cross_entropy(student[1], labels),
         "kd": kd_loss(student[1], teacher[1], T),
-        "rrd": torch.tensor(150.0),  # 5·3 ones times 0 + 1 + 2 + 3 + 4
+        of_features: torch.tensor(150.0),  # 5·3 ones times 0 + 1 + 2 + 3 + 4
     }
     for weights in ((2.0, 3.0, 5.0), (1.0, 0.0, 5.0), (0.5, 3.0, 0.0)):
-        total, terms = DistillationLoss(*weights, T, Constant())(
+        total, terms = DistillationLoss(*weights, T, **{of_features: Constant()})(
             student, teacher, labels, idx, None
         )
         wanted = sum(weight * part for weight, part in zip(weights, parts.values(), strict=True))
@@ -127,6 +128,19 @@ def test_defaults_are_the_published(script):
     options.learning_rate = engine.flags.learning_rate_of(model, options.learning_rate)
     for name, value in PUBLISHED[script].items():
         assert getattr(options, name) == value, name
+
+
+@pytest.mark.parametrize(("distill", "beta"), [("kd", 0.0), ("rrd", 1.0), ("crd", 0.8)])
+def test_the_default_weights_are_the_published(distill, beta):
+    options = train_student.parse_arguments(["--path_t", "x", "--distill", distill])
+    assert (options.gamma, options.alpha, options.beta) == (1.0, float(distill == "kd"), beta)
+
+
+def test_crd_takes_and_ignores_flags_of_the_relational_loss():
+    """As kd does: nothing is asked of a memory that it does not have."""
+    others = ["--nce_k", "32", "--protocol", "2024", "--memory_type", "momentum"]
+    options = train_student.parse_arguments(["--path_t", "x", "--distill", "crd", *others])
+    assert (options.nce_k, options.beta) == (32, 0.8)
 
 
 @pytest.mark.parametrize("model", ["MobileNetV2", "ShuffleV1", "ShuffleV2"])

@@ -58,6 +58,7 @@ KINDS = {
         *("--distill", "rrd", "--memory_type", "momentum", "--nce_k", "32"),
         *("--similarity", "cosine", "--save_steps", "2", "-a", "1"),
     ],
+    "crd": ["--distill", "crd", "--nce_k", "32", "--save_steps", "2"],
 }
 
 

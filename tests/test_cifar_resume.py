@@ -31,6 +31,7 @@ __all__ = ["as_a_process_of_its_own", "teacher"]
 RESUMED = {
     "fifo": ["--save_steps", "2"],
     "momentum": ["--save_steps", "2", "--memory_type", "momentum", "--similarity", "cosine"],
+    "crd": ["--save_steps", "2", "--distill", "crd"],
     "fp16": ["--save_steps", "2", "--amp", "fp16"],
     "all at once": [
         *("--save_steps", "1", "--accumulate", "2", "--amp", "bf16", "--loader", "workers"),
@@ -45,7 +46,7 @@ RESUMED = {
 LEFT = {3: 8, 5: 5, 7: 3}
 
 
-SHORT = [("fifo", 3), ("momentum", 5), ("all at once", 7)]
+SHORT = [("fifo", 3), ("crd", 3), ("momentum", 5), ("all at once", 7)]
 #: float16 once: a CPU takes ten times as long for it.
 ALL = [*itertools.product(sorted(RESUMED.keys() - {"fp16"}), LEFT), ("fp16", 3)]
 

@@ -1,10 +1,8 @@
-"""The total loss r·CE + a·KD + b·RRD."""
+"""The total loss r·CE + a·KD + b·RRD, or b·CRD."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from rrd_kernels import RRDLoss
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -26,12 +24,13 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 
 
 class DistillationLoss(nn.Module):
-    """r·CE + a·KD + b·RRD, and each of the three.
+    """r·CE + a·KD + b·(loss of features), and each of the three.
 
     Args:
         r, a, b: weights; a term of weight zero is not computed.
         kd_temperature: T of KD.
-        rrd: the relational loss, where b is not zero.
+        of_features: the loss that b weighs, by the name of its term, ``rrd`` or ``crd``; none
+            where b is zero.
 
     Shapes: called with logits [B, classes] and features [B, dim] of both, int64 labels [B], the
     samples' numbers [B] and their columns [B, P] or None; returns the total, and a dict of the
@@ -39,12 +38,13 @@ class DistillationLoss(nn.Module):
     """
 
     def __init__(
-        self, r: float, a: float, b: float, kd_temperature: float, rrd: RRDLoss | None
+        self, r: float, a: float, b: float, kd_temperature: float, **of_features: nn.Module
     ) -> None:
         super().__init__()
         self.r, self.a, self.b = r, a, b
         self.kd_temperature = kd_temperature
-        self.rrd = rrd
+        for name, loss in of_features.items():
+            self.add_module(name, loss)
 
     def forward(
         self,
@@ -63,9 +63,9 @@ class DistillationLoss(nn.Module):
         if self.a:
             terms["kd"] = kd_loss(logits, teacher_logits, self.kd_temperature)
             total = total + self.a * terms["kd"]
-        if self.b and self.rrd is not None:
-            terms["rrd"] = self.rrd(features, teacher_features, idx, contrast_idx)
-            total = total + self.b * terms["rrd"]
+        for name, of_features in self.named_children() if self.b else ():
+            terms[name] = of_features(features, teacher_features, idx, contrast_idx)
+            total = total + self.b * terms[name]
         return total, terms
 
 

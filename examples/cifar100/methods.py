@@ -8,6 +8,8 @@ from typing import Any
 METHODS = {
     "student": ("--distill", "none"),
     "KD": ("--distill", "kd", "-r", "0.1", "-a", "0.9"),
+    "CRD": ("--distill", "crd"),
+    "CRD+KD": ("--distill", "crd", "-a", "1"),
     "RRD 2024": ("--distill", "rrd", "--protocol", "2024"),
     "RRD 2025": ("--distill", "rrd"),
     "RRD+KD 2024": ("--distill", "rrd", "-a", "1", "--protocol", "2024"),
@@ -17,13 +19,15 @@ METHODS = {
 
 def method_of(settings: Mapping[str, Any]) -> str | None:
     """Which of them a run with these resolved settings is; None where the weights are others, or
-    the memory is."""
+    the memory or CRD's positives are."""
     weights = tuple(settings[name] for name in ("gamma", "alpha", "beta"))
-    kinds = {(1, 0, 0): "student", (0.1, 0.9, 0): "KD", (1, 0, 1): "RRD", (1, 1, 1): "RRD+KD"}
-    kind = kinds.get(weights)
-    if kind is None or not kind.startswith("RRD"):
-        return kind
-    return f"{kind} {settings['protocol']}" if settings["memory_type"] == "fifo" else None
+    loss = settings["distill"] if settings["beta"] else None
+    if loss == "rrd" and settings["memory_type"] == "fifo":
+        kind = {(1, 0, 1): "RRD", (1, 1, 1): "RRD+KD"}.get(weights)
+        return kind and f"{kind} {settings['protocol']}"
+    if loss == "crd" and settings["mode"] == "exact":
+        return {(1, 0, 0.8): "CRD", (1, 1, 0.8): "CRD+KD"}.get(weights)
+    return {(1, 0, 0): "student", (0.1, 0.9, 0): "KD"}.get(weights)
 
 
 def trial_flags(method: str, seed: int) -> list[str]:

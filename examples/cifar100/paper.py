@@ -27,13 +27,12 @@ from output import print_table
 from rrd_kernels.loss import PROTOCOLS
 
 PUBLISHED = json.loads((Path(__file__).parent / "published_results.json").read_text())
-#: As the table has them; CRD is quoted, not implemented.
-COLUMNS = ("teacher", "student", "KD", "CRD", *(name for name in METHODS if "RRD" in name))
+COLUMNS = ("teacher", *METHODS)
 #: Settings that a run of the table has at their defaults.
 COURSE = (
     *("dataset", "images", "batch_size", "accumulate", "learning_rate", "lr_decay_epochs"),
     *("lr_decay_rate", "weight_decay", "momentum"),
-    *("kd_T", "feat_dim", "nce_k", "nce_t_s", "nce_t_t"),
+    *("kd_T", "feat_dim", "nce_k", "nce_t_s", "nce_t_t", "nce_t", "nce_m"),
 )
 
 
@@ -98,7 +97,7 @@ def _as_published(settings: Mapping[str, Any]) -> bool:
         "dataset": "cifar100",
         "learning_rate": flags.learning_rate_of(model, None),
     }
-    if settings.get("beta"):
+    if settings.get("beta") and settings["distill"] == "rrd":
         protocol = PROTOCOLS[settings["protocol"]]
         wanted |= {"nce_t_s": protocol.tau_s, "nce_t_t": protocol.tau_t}
     return all(settings[name] == wanted[name] for name in COURSE if name in wanted)
@@ -122,8 +121,9 @@ def commands(pair: Pair, seeds: int, save_folder: Path) -> Iterator[list[str]]:
         path = [] if method == "student" else ["--path_t", str(save_folder / "models" / trained)]
         for seed in range(seeds):
             script = ["python", "train_student.py", "--model_s", pair.student, *own_flags]
-            # The published code of 2025 leaves a smaller last batch out, that of 2024 does not.
-            last = [] if method.endswith("2024") else ["--drop_last"]
+            # The published code of 2025 leaves a smaller last batch out; that of 2024 does not, nor
+            # does CRD's loader.
+            last = [] if method.startswith("CRD") or method.endswith("2024") else ["--drop_last"]
             yield [*script, *path, *last, *trial_flags(method, seed), *common]
 
 
@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = published()
     if options.pair:
         rows = {pair: numbers for pair, numbers in rows.items() if pair == tuple(options.pair)}
-    print_table(table(rows, own(options.save_folder)), width=132)
+    print_table(table(rows, own(options.save_folder)), width=156)
     print(f"source of the published figures: {PUBLISHED['source']}")
 
 

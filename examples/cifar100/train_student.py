@@ -1,8 +1,10 @@
-"""Distils a teacher into a student with the loss r·CE + a·KD + b·RRD.
+"""Distils a teacher into a student with the loss r·CE + a·KD + b·RRD, or b·CRD in its place.
 
     python examples/cifar100/train_student.py --dataset cifar100 \\
         --path_t save/models/resnet32x4_vanilla/ckpt_epoch_240.pth \\
         --model_s resnet8x4 --distill rrd -r 1 -a 0 -b 1
+
+CRD is --distill crd, whose -b is 0.8 by default as published, and CRD+KD --distill crd -a 1.
 
 The name of the run's folder holds its settings, here
 save/student_model/RRD_cifar100_S_resnet8x4_T_resnet32x4_r_1_a_0_b_1_trial_1.
@@ -13,6 +15,7 @@ equal part of every batch.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +26,13 @@ from data import DATA_SETS, ImageSet
 from engine import Step, Trainer, make_data, prepare
 from losses import DistillationLoss
 from models import ImageClassifier, make_model
-from rrd_kernels import ContrastSampler, RRDLoss
+from rrd_kernels import ContrastSampler, CRDLoss, RRDLoss
 from rrd_kernels.momentum.negatives import MODES
 from run import Run
 from teacher import architecture_of, load_teacher
+
+#: The published weights b of the losses of features; others have none.
+BETA = {"rrd": 1.0, "crd": 0.8}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -43,9 +49,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--distill",
         default="kd",
-        choices=("kd", "rrd", "none"),
-        help="kd: CE and KD; rrd: CE and RRD, and KD too with -a; none: CE alone, without a "
-        "teacher",
+        choices=("kd", "rrd", "crd", "none"),
+        help="kd: CE and KD; rrd: CE and RRD, and KD too with -a; crd: CE and CRD, and KD too with "
+        "-a; none: CE alone, without a teacher",
     )
     group.add_argument(
         "-r",
@@ -67,12 +73,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--beta",
         type=float,
         metavar="B",
-        help="weight b of RRD (default: 1 with --distill rrd, else 0)",
+        help="weight b of RRD or CRD (default: 1 with --distill rrd, 0.8 with crd, else 0)",
     )
     group.add_argument(
         "--kd_T", default=4.0, type=float, metavar="T", help="temperature of KD, positive"
     )
-    group = parser.add_argument_group("relational loss (RRD)")
+    group = parser.add_argument_group("relational loss (RRD), contrastive loss (CRD)")
     group.add_argument(
         "--feat_dim",
         default=128,
@@ -85,60 +91,62 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=16384,
         type=int,
         metavar="K",
-        help="fifo: rows of the memory, at least --batch_size; momentum: negatives per image, "
-        "at least 1",
+        help="RRD with fifo: rows of the memory, at least --batch_size; with momentum, and CRD: "
+        "negatives per image, at least 1",
     )
     group.add_argument(
         "--nce_t_s",
         type=float,
         metavar="T",
-        help="student's temperature, positive (default: 0.1 with protocol 2025, 0.04 with 2024)",
+        help="RRD: student's temperature, positive (default: 0.1 with protocol 2025, 0.04 with "
+        "2024)",
     )
     group.add_argument(
         "--nce_t_t",
         type=float,
         metavar="T",
-        help="teacher's temperature, positive (default: 0.02 with protocol 2025, 0.1 with 2024)",
+        help="RRD: teacher's temperature, positive (default: 0.02 with protocol 2025, 0.1 with "
+        "2024)",
     )
     group.add_argument(
         "--protocol",
         default="2025",
         choices=("2025", "2024"),
-        help="published code to match: that of 2025, or that of July to September 2024",
+        help="RRD: published code to match: that of 2025, or that of July to September 2024",
     )
     group.add_argument(
         "--memory_type",
         default="fifo",
         choices=("fifo", "momentum"),
-        help="fifo: the latest K teacher rows; momentum: a student and a teacher row for each "
-        "training image, with protocol 2025 only",
+        help="RRD: fifo: the latest K teacher rows; momentum: a student and a teacher row for each "
+        "training image, with protocol 2025 only. CRD always has such rows",
     )
     group.add_argument(
         "--nce_t",
         default=0.07,
         type=float,
         metavar="T",
-        help="momentum memory: temperature of the exponential similarity, positive",
+        help="momentum memory and CRD: temperature of the exponential similarity, positive",
     )
     group.add_argument(
         "--nce_m",
         default=0.5,
         type=float,
         metavar="M",
-        help="momentum memory: weight of the old row in an update, in [0, 1)",
+        help="momentum memory and CRD: weight of the old row in an update, in [0, 1)",
     )
     group.add_argument(
         "--similarity",
         default="exponential",
         choices=("exponential", "cosine"),
-        help="momentum memory: exponential, the published exp(s·m/T)/Z, or cosine, s·m",
+        help="RRD with momentum: exponential, the published exp(s·m/T)/Z, or cosine, s·m",
     )
     group.add_argument(
         "--mode",
         default="exact",
         choices=MODES,
-        help="momentum memory: the first column is the image itself (exact) or any image of its "
-        "class (relax)",
+        help="momentum memory and CRD: the first column is the image itself (exact) or any image "
+        "of its class (relax)",
     )
     flags.add_data(parser, tuple(DATA_SETS))
     flags.add_optimization(parser)
@@ -148,19 +156,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.alpha is None:
         options.alpha = float(options.distill == "kd")
     if options.beta is None:
-        options.beta = float(options.distill == "rrd")
+        options.beta = BETA.get(options.distill, 0.0)
     if options.distill == "none" and (options.alpha or options.beta):
         weights = f"-a {options.alpha:g} and -b {options.beta:g}"
         parser.error(f"--distill none takes no -a and no -b; got {weights}")
     if options.distill == "kd" and options.beta:
         parser.error(
-            f"--distill kd takes no -b; got -b {options.beta:g}. --distill rrd takes -a and -b"
+            f"--distill kd takes no -b; got -b {options.beta:g}. --distill rrd and crd take -a and "
+            f"-b"
         )
-    if options.beta and options.memory_type == "fifo" and options.nce_k < options.batch_size:
+    memory = options.memory_type if options.distill == "rrd" and options.beta else None
+    if memory == "fifo" and options.nce_k < options.batch_size:
         parser.error(
             f"--nce_k must be at least --batch_size, {options.batch_size}; got {options.nce_k}"
         )
-    if options.beta and options.memory_type == "momentum" and options.protocol == "2024":
+    if memory == "momentum" and options.protocol == "2024":
         parser.error(
             "--protocol 2024 has no momentum memory; give --protocol 2025 or --memory_type fifo"
         )
@@ -172,30 +182,38 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def make_rrd(
+def make_loss_of_features(
     options: argparse.Namespace,
     student: ImageClassifier,
     teacher: ImageClassifier,
     train: ImageSet,
     device: torch.device,
-) -> tuple[RRDLoss, ContrastSampler | None]:
-    """The relational loss, and what draws its negatives where it needs any."""
-    momentum = options.memory_type == "momentum"
-    # --similarity has a default here, and RRDLoss warns of one in opt, which it does not read.
-    opt = {name: value for name, value in vars(options).items() if name != "similarity"}
-    criterion = RRDLoss(
-        argparse.Namespace(**opt),
-        s_dim=student.feature_dim,
-        t_dim=teacher.feature_dim,
-        protocol=options.protocol,
-        n_data=len(train) if momentum else None,
-        similarity=options.similarity if momentum else None,
-        device="cpu",  # whose random numbers are the same wherever it trains
-    ).to(device)
-    if not momentum:
-        return criterion, None
-    sampler = ContrastSampler(train.labels, options.nce_k, mode=options.mode, device=device)
-    return criterion, sampler
+) -> tuple[RRDLoss | CRDLoss, ContrastSampler | None]:
+    """RRD or CRD, and what draws the columns where there is a row for each image."""
+    by_image = options.distill == "crd" or options.memory_type == "momentum"
+    common: dict[str, Any] = {
+        "s_dim": student.feature_dim,
+        "t_dim": teacher.feature_dim,
+        "n_data": len(train) if by_image else None,
+        "device": "cpu",  # whose random numbers are the same wherever it trains
+    }
+    criterion: RRDLoss | CRDLoss
+    if options.distill == "crd":
+        criterion = CRDLoss(options, **common)
+    else:
+        # --similarity has a default here, and RRDLoss warns of one in opt, which it does not read.
+        opt = {name: value for name, value in vars(options).items() if name != "similarity"}
+        criterion = RRDLoss(
+            argparse.Namespace(**opt),
+            **common,
+            protocol=options.protocol,
+            similarity=options.similarity if by_image else None,
+        )
+        options.nce_t_s, options.nce_t_t = criterion.tau_s, criterion.tau_t
+    sampler = None
+    if by_image:
+        sampler = ContrastSampler(train.labels, options.nce_k, mode=options.mode, device=device)
+    return criterion.to(device), sampler
 
 
 def make_step(
@@ -245,12 +263,13 @@ def train_student(options: argparse.Namespace, device: torch.device) -> Path:
         teacher = load_teacher(options.path_t, classes, options.model_t).to(device)
         options.model_t = options.model_t or architecture_of(options.path_t)
         options.teacher_digest = flags.digest_of(teacher)
-    rrd, sampler = None, None
+    of_features: dict[str, Any] = {}
+    sampler = None
     if teacher is not None and options.beta:
-        rrd, sampler = make_rrd(options, student, teacher, train, device)
-        options.nce_t_s, options.nce_t_t = rrd.tau_s, rrd.tau_t
+        loss, sampler = make_loss_of_features(options, student, teacher, train, device)
+        of_features[options.distill] = loss
     weights = (options.gamma, options.alpha, options.beta)
-    criterion = DistillationLoss(*weights, options.kd_T, rrd).to(device)
+    criterion = DistillationLoss(*weights, options.kd_T, **of_features).to(device)
     if processes.rank() > 0:  # the same weights in all processes, but negatives of its own in each
         torch.manual_seed(options.seed + processes.rank())
 
