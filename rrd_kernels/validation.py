@@ -345,6 +345,21 @@ def check_range(name: str, index: Tensor, rows: int, what: str = "") -> None:
         raise IndexError(f"{name} must be in [0, {rows}{what}); got {low if low < 0 else high}")
 
 
+def check_views(
+    z_s: Tensor, z_t: Tensor, memory_v1: Tensor, memory_v2: Tensor, contrast_idx: Tensor
+) -> Tensor:
+    """Checks what functions of the momentum memory take first; returns ``contrast_idx`` in
+    int64."""
+    rows = {"z_s": z_s, "z_t": z_t, "memory_v1": memory_v1, "memory_v2": memory_v2}
+    for name, value in rows.items():
+        check_rows(name, value)
+    check_alike("z_s", z_s, "z_t", z_t, same_rows=True)
+    check_alike("memory_v1", memory_v1, "memory_v2", memory_v2, same_rows=True)
+    check_alike("z_s", z_s, "memory_v1", memory_v1, same_rows=False)
+    check_not_empty("memory_v1", memory_v1)
+    return check_index("contrast_idx", contrast_idx, z_s, dims=2)
+
+
 def check_normalizers(normalizers: object, memory: Tensor) -> None:
     """Checks that ``normalizers`` is a tensor of (Z_v1, Z_v2), on the memories' device."""
     wanted = (torch.float64, torch.float32)

@@ -5,7 +5,6 @@ from torch import Tensor
 from rrd_kernels import reference
 from rrd_kernels import validation as check
 from rrd_kernels.extension import operator, use_fused
-from rrd_kernels.momentum.functional import check_views
 from rrd_kernels.validation import Number
 
 
@@ -78,7 +77,7 @@ def sampled_contrastive_loss(
         >>> sampled_contrastive_loss(*views, normalizers).shape
         torch.Size([])
     """
-    contrast_idx = check_views(z_s, z_t, memory_v1, memory_v2, contrast_idx)
+    contrast_idx = check.check_views(z_s, z_t, memory_v1, memory_v2, contrast_idx)
     check.check_temperature("nce_t", nce_t)
     check.check_choice("reduction", reduction, check.REDUCTIONS)
     check.check_choice("method", method, check.METHODS)

@@ -8,20 +8,6 @@ from rrd_kernels.extension import operator, use_fused
 from rrd_kernels.validation import Number
 
 
-def check_views(
-    z_s: Tensor, z_t: Tensor, memory_v1: Tensor, memory_v2: Tensor, contrast_idx: Tensor
-) -> Tensor:
-    """Checks the inputs of a loss; returns ``contrast_idx`` in int64."""
-    rows = {"z_s": z_s, "z_t": z_t, "memory_v1": memory_v1, "memory_v2": memory_v2}
-    for name, value in rows.items():
-        check.check_rows(name, value)
-    check.check_alike("z_s", z_s, "z_t", z_t, same_rows=True)
-    check.check_alike("memory_v1", memory_v1, "memory_v2", memory_v2, same_rows=True)
-    check.check_alike("z_s", z_s, "memory_v1", memory_v1, same_rows=False)
-    check.check_not_empty("memory_v1", memory_v1)
-    return check.check_index("contrast_idx", contrast_idx, z_s, dims=2)
-
-
 def sampled_relational_loss(
     z_s: Tensor,
     z_t: Tensor,
@@ -105,7 +91,7 @@ def sampled_relational_loss(
         >>> z_s.grad.shape
         torch.Size([64, 128])
     """
-    contrast_idx = check_views(z_s, z_t, memory_v1, memory_v2, contrast_idx)
+    contrast_idx = check.check_views(z_s, z_t, memory_v1, memory_v2, contrast_idx)
     for name, value in (("tau_s", tau_s), ("tau_t", tau_t), ("nce_t", nce_t)):
         check.check_temperature(name, value)
     check.check_choice("reduction", reduction, check.REDUCTIONS)
@@ -185,7 +171,7 @@ def estimate_normalizers_(
         >>> normalizers
         tensor([50., 50.])
     """
-    contrast_idx = check_views(z_s, z_t, memory_v1, memory_v2, contrast_idx)
+    contrast_idx = check.check_views(z_s, z_t, memory_v1, memory_v2, contrast_idx)
     check.check_temperature("nce_t", nce_t)
     check.check_normalizers(normalizers, memory_v1)
     check.check_writable("normalizers", normalizers)
