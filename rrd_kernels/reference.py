@@ -387,25 +387,45 @@ def sampled_contrastive_loss(
 
     Computes in float64 if an input is float64, else in float32.
     """
+    views = z_s, z_t, memory_v1, memory_v2, contrast_idx
+    _, excess = contrastive_constants(contrast_idx.shape[1] - 1, memory_v1.shape[0])
     with _without_autocast(z_s.device):
-        dtype = _compute_dtype(z_s, z_t, memory_v1, memory_v2)
-        negatives, n_data = contrast_idx.shape[1] - 1, memory_v1.shape[0]
-        noise = negatives / n_data + CONTRASTIVE_EPS
-        # What the published loss has more than a cross-entropy, as its negatives' probability is
-        # noise / (x + noise) without EPS in the numerator.
-        excess = math.log1p(CONTRASTIVE_EPS * n_data / negatives) if negatives else 0.0
-        loss = torch.full_like(z_s[:, 0], 2 * negatives * excess, dtype=dtype)
-        for z, memory, z_n in zip(
-            (z_s, z_t), (memory_v2, memory_v1), normalizers.detach().unbind(), strict=True
-        ):
-            unit = F.normalize(z.to(dtype), dim=1)
-            similarity = _sampled_logits(unit, memory, contrast_idx, None, nce_t, nce_t)
-            shift = torch.where(z_n > 0, z_n, torch.nan).to(dtype).log() + math.log(noise)
-            logits = similarity - shift
-            # Of -h for the positive: softplus(h) - h cancels once it is well told apart.
-            logits = torch.cat([-logits[:, :1], logits[:, 1:]], 1)
-            loss = loss + F.softplus(logits, threshold=40).sum(1)
+        logits = torch.cat(contrastive_logits(*views, normalizers, nce_t), 1)
+        loss = F.softplus(logits, threshold=40).sum(1) + 2 * excess
     return reduced(loss, reduction)
+
+
+def contrastive_constants(negatives: int, n_data: int) -> tuple[float, float]:
+    """K / n_data + EPS, which x is compared with; and what the published loss of a view has more
+    than a cross-entropy, as a negative's probability has K / n_data alone in the numerator."""
+    noise = negatives / n_data + CONTRASTIVE_EPS
+    if not negatives:
+        return noise, 0.0
+    return noise, negatives * math.log1p(CONTRASTIVE_EPS * n_data / negatives)
+
+
+def contrastive_logits(
+    z_s: Tensor,
+    z_t: Tensor,
+    memory_v1: Tensor,
+    memory_v2: Tensor,
+    contrast_idx: Tensor,
+    normalizers: Tensor,
+    nce_t: Number,
+) -> list[Tensor]:
+    """Both views' logits [B, P], the student's first, of :func:`sampled_contrastive_loss`; the
+    positive's negated, because softplus(h) - h cancels once it is well told apart."""
+    dtype = _compute_dtype(z_s, z_t, memory_v1, memory_v2)
+    noise, _ = contrastive_constants(contrast_idx.shape[1] - 1, memory_v1.shape[0])
+    found = []
+    views = zip((z_s, z_t), (memory_v2, memory_v1), normalizers.detach().unbind(), strict=True)
+    for z, memory, z_n in views:
+        unit = F.normalize(z.to(dtype), dim=1)
+        similarity = _sampled_logits(unit, memory, contrast_idx, None, nce_t, nce_t)
+        shift = torch.where(z_n > 0, z_n, torch.nan).to(dtype).log() + math.log(noise)
+        logits = similarity - shift
+        found.append(torch.cat([-logits[:, :1], logits[:, 1:]], 1))
+    return found
 
 
 @outside

@@ -32,17 +32,16 @@ def dtype_of(precision: str) -> torch.dtype:
 
 
 def in_batches(
-    some: Callable[..., tuple[Tensor, Tensor]], elements: int, *tensors: Tensor
-) -> tuple[Tensor, Tensor]:
+    some: Callable[..., tuple[Tensor, ...]], elements: int, *tensors: Tensor
+) -> tuple[Tensor, ...]:
     """``some`` of all samples, in batches; a sample's matrix has ``elements`` elements."""
     batches = (tensor.split(max(1, BATCH_ELEMENTS // elements)) for tensor in tensors)
-    first, second = zip(*map(some, *batches), strict=True)
-    return torch.cat(first), torch.cat(second)
+    return tuple(map(torch.cat, zip(*map(some, *batches), strict=True)))
 
 
-def both_reduced(losses: Tensor, grad: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
-    """Losses [B] and their gradient [B, D], reduced; ``reduction`` is an at::Reduction."""
+def all_reduced(reduction: int, losses: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
+    """Losses [B] and their gradients [B, D], reduced; ``reduction`` is an at::Reduction."""
     if reduction == 0:
-        return losses, grad
+        return losses, *grads
     sample_weight = 1 / max(losses.shape[0], 1) if reduction == 1 else 1.0
-    return losses.sum() * sample_weight, grad * sample_weight
+    return losses.sum() * sample_weight, *(grad * sample_weight for grad in grads)

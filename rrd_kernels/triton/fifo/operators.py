@@ -12,7 +12,7 @@ from rrd_kernels import reference
 from rrd_kernels.triton.cards import MAX_DIM, MAX_ROWS, hardware_of
 from rrd_kernels.triton.common.launches import cdiv
 from rrd_kernels.triton.common.operators import (
-    both_reduced,
+    all_reduced,
     dtype_of,
     in_batches,
     on_device,
@@ -204,7 +204,8 @@ def plain_partials(
         divergence=settings.divergence,
         need_grad=settings.need_grad,
     )
-    return in_batches(some, memory.shape[0], z_s.to(dtype), z_t.to(dtype))
+    sums, shifts = in_batches(some, memory.shape[0], z_s.to(dtype), z_t.to(dtype))
+    return sums, shifts
 
 
 @torch.no_grad()
@@ -223,6 +224,6 @@ def plain_forward(
         z_t=z_t if settings.own_pair else None,
         divergence=settings.divergence,
     )
-    return both_reduced(
-        losses, sums.new_empty(0, z_s.shape[1]) if grad is None else grad, settings.reduction
-    )
+    grad = sums.new_empty(0, z_s.shape[1]) if grad is None else grad
+    loss, grad = all_reduced(settings.reduction, losses, grad)
+    return loss, grad

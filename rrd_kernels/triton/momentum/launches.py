@@ -168,7 +168,7 @@ def _shared(
     }
 
 
-def _launch(
+def launch_of(
     kernel: Kernel, grid: tuple[int, ...], values: dict[str, Any], warps: int, stages: int
 ) -> Launch:
     """A launch with the ``values`` that the kernel takes; names in capitals are constants."""
@@ -176,6 +176,42 @@ def _launch(
     arguments = {name: value for name, value in taken.items() if not name.isupper()}
     constants = {name: value for name, value in taken.items() if name.isupper()}
     return Launch(kernel, grid, arguments, constants, warps, stages)
+
+
+def counted(contrast_idx: Tensor, n_data: int) -> tuple[Tensor, Launch]:
+    """How often each sample's columns name each row, [B, > n_data], and the launch that counts."""
+    batch, columns = contrast_idx.shape
+    # One count for each row and one for missing rows, rounded up to whole vectors.
+    stride, blocks = cdiv(n_data + 1, 16) * 16, cdiv(columns, COUNTED)
+    counts = torch.zeros((batch, stride), dtype=torch.int32, device=contrast_idx.device)
+    arguments = {
+        "contrast_idx": contrast_idx,
+        "counts": counts,
+        "blocks": blocks,
+        "columns": columns,
+        "n_data": n_data,
+        "contrast_row": contrast_idx.stride(0),
+        "contrast_dim": contrast_idx.stride(1),
+        "counts_row": stride,
+    }
+    kernel = Kernel(DENSE, "count_columns")
+    return counts, Launch(kernel, (batch * blocks,), arguments, {"BLOCK_P": COUNTED}, 4)
+
+
+def dense_constants(
+    config: Config, n_data: int, precision: str, hardware: Hardware
+) -> dict[str, Any]:
+    """Constants of kernels that multiply all rows."""
+    return {
+        "OPERAND": operand_dtype(precision),
+        "INPUT_PRECISION": input_precision(hardware.family, precision),
+        "EVEN": n_data % config.block_n == 0,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "BLOCK_D": config.block_d,
+        "STAGES": config.num_stages,
+    }
 
 
 def _dense(
@@ -187,30 +223,20 @@ def _dense(
     hardware: Hardware,
 ) -> list[Launch]:
     (batch, dim), n_data = inputs.z_s.shape, inputs.memory_v1.shape[0]
-    # One count for each row and one for missing rows, rounded up to whole vectors.
-    stride = cdiv(n_data + 1, 16) * 16
+    counts, count = counted(inputs.contrast_idx, n_data)
     values = {
         **_shared(inputs, buffers, plan, settings),
-        "counts": torch.zeros((batch, stride), dtype=torch.int32, device=inputs.z_s.device),
-        "counts_row": stride,
-        "blocks": cdiv(inputs.contrast_idx.shape[1], COUNTED),
+        "counts": counts,
+        "counts_row": counts.stride(0),
         "tiles_per_split": plan.per_split,
-        "OPERAND": operand_dtype(settings.precision),
-        "INPUT_PRECISION": input_precision(hardware.family, settings.precision),
-        "EVEN": n_data % config.block_n == 0,
         "SPLIT_BLOCK": 2048 // config.block_m,
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
-        "BLOCK_D": config.block_d,
-        "BLOCK_P": COUNTED,
-        "STAGES": config.num_stages,
+        **dense_constants(config, n_data, settings.precision, hardware),
     }
     blocks = cdiv(batch, config.block_m)
     warps, stages = config.num_warps, config.num_stages
     launches = [
-        _launch(Kernel(DENSE, "count_columns"), (batch * values["blocks"],), values, 4, 1),
-        _launch(
+        count,
+        launch_of(
             Kernel(DENSE, "dense_statistics"),
             (blocks, plan.splits),
             values,
@@ -220,7 +246,7 @@ def _dense(
     ]
     if settings.need_grad:
         grid = blocks, plan.splits, cdiv(dim, config.block_d)
-        launches.append(_launch(Kernel(DENSE, "dense_gradient"), grid, values, warps, stages))
+        launches.append(launch_of(Kernel(DENSE, "dense_gradient"), grid, values, warps, stages))
     return launches
 
 
@@ -239,9 +265,9 @@ def _gather(
         "BLOCK_D": row_block(dim),
     }
     grid, warps = (batch, plan.splits), max(4, merge_warps(dim))
-    launches = [_launch(Kernel(GATHER, "gather_statistics"), grid, values, warps, 1)]
+    launches = [launch_of(Kernel(GATHER, "gather_statistics"), grid, values, warps, 1)]
     if settings.need_grad:
-        launches.append(_launch(Kernel(GATHER, "gather_gradient"), grid, values, warps, 1))
+        launches.append(launch_of(Kernel(GATHER, "gather_gradient"), grid, values, warps, 1))
     return launches
 
 
@@ -272,4 +298,4 @@ def _combine(
         "BLOCK_D": row_block(dim),
         **merge_constants(dim, plan.splits, settings.need_grad, settings.reduction),
     }
-    return _launch(Kernel(COMBINE, "momentum_combine"), (batch,), values, merge_warps(dim), 1)
+    return launch_of(Kernel(COMBINE, "momentum_combine"), (batch,), values, merge_warps(dim), 1)

@@ -68,6 +68,22 @@ def load_counts(
 
 
 @triton.jit
+def add_rows(output, largest, weights, tile, OPERAND: tl.constexpr, INPUT_PRECISION: tl.constexpr):
+    """Adds the rows of ``tile`` times ``weights`` [M, N] to ``output`` [M, D]; returns these sums,
+    for float16 in units of ``largest`` / 2^15, and the largest weight [M] so far."""
+    if OPERAND == tl.float16:
+        # Scales the weights into the range of float16: the largest so far becomes 2^15.
+        larger = tl.maximum(largest, tl.max(tl.abs(weights), axis=1))
+        weights *= (32768.0 / larger)[:, None]
+        output *= (largest / larger)[:, None]
+        largest = larger
+    if INPUT_PRECISION == "tf32" and OPERAND == tl.float32:
+        weights = round_to_tf32(weights)
+    output = tl.dot(weights.to(OPERAND), tile, output, input_precision=INPUT_PRECISION)
+    return output, largest
+
+
+@triton.jit
 def both_logits(
     q_s,
     q_t,
@@ -238,15 +254,7 @@ def dense_gradient(
             )
         wanted = load_counts(counts, samples, batch, first, n_data, counts_row, EVEN, BLOCK_N)
         weights = weights_of(b, a, wanted, shift_s, share_s, shift_t, share_t, EXPONENTIAL)
-        if OPERAND == tl.float16:
-            # Scales the weights into the range of float16: the largest so far becomes 2^15.
-            larger = tl.maximum(largest, tl.max(tl.abs(weights), axis=1))
-            weights *= (32768.0 / larger)[:, None]
-            output *= (largest / larger)[:, None]
-            largest = larger
-        if INPUT_PRECISION == "tf32" and OPERAND == tl.float32:
-            weights = round_to_tf32(weights)
-        output = tl.dot(weights.to(OPERAND), tile, output, input_precision=INPUT_PRECISION)
+        output, largest = add_rows(output, largest, weights, tile, OPERAND, INPUT_PRECISION)
 
     if OPERAND == tl.float16:
         output *= (largest / 32768.0)[:, None]
