@@ -22,6 +22,7 @@ from rrd_kernels.triton.cards import FAMILIES, MAX_DIM, UNMEASURED, WIDTHS, Hard
 from rrd_kernels.triton.fifo.launches import FifoSettings, enqueue_launches, step_launches
 from rrd_kernels.triton.fifo.partials import partials_launches
 from rrd_kernels.triton.fifo.plan import FifoPlan
+from rrd_kernels.triton.momentum.contrastive import ContrastiveSettings, contrastive_launches
 from rrd_kernels.triton.momentum.launches import MomentumInputs, MomentumSettings, loss_launches
 from rrd_kernels.triton.momentum.updates import normalizer_launches, update_launch
 from rrd_kernels.triton.runtime.compiler import compile_kernel
@@ -165,12 +166,12 @@ class Job:
 
 @dataclass(frozen=True)
 class MomentumJob:
-    """One kernel of the sampled loss to compile."""
+    """One kernel of a loss over sampled rows to compile."""
 
     card: str  # a key of CARDS
     size: int  # of the memories
     dim: int
-    settings: MomentumSettings
+    settings: MomentumSettings | ContrastiveSettings
     exponential: bool
     memory_dtype: torch.dtype
     kernel: str  # its name
@@ -189,9 +190,10 @@ class MomentumJob:
     def __str__(self) -> str:
         similarity = "exponential" if self.exponential else "cosine"
         memory = str(self.memory_dtype).removeprefix("torch.")
+        needed = (value for name, value in self.settings._asdict().items() if "need_grad" in name)
         return (
             f"{self.kernel} {self.card} {self.settings.precision} D={self.dim} {similarity}, "
-            f"memory {memory}" + ("" if self.settings.need_grad else ", loss alone")
+            f"memory {memory}" + ("" if any(needed) else ", loss alone")
         )
 
 
@@ -232,12 +234,15 @@ def sampled(
     card: Card,
     size: int,
     dim: int,
-    settings: MomentumSettings,
+    settings: MomentumSettings | ContrastiveSettings,
     exponential: bool,
     memory_dtype: torch.dtype,
 ) -> list[Launch]:
     inputs = momentum_inputs(size, dim, exponential, memory_dtype)
-    return loss_launches(inputs, settings, Hardware(card.family, card.multiprocessors))[1]
+    hardware = Hardware(card.family, card.multiprocessors)
+    if isinstance(settings, ContrastiveSettings):
+        return contrastive_launches(inputs, settings, hardware)[1]
+    return loss_launches(inputs, settings, hardware)[1]
 
 
 def compile_job(job: AnyJob) -> Code:

@@ -24,6 +24,7 @@ from machine_code import (
 
 from rrd_kernels.triton.cards import MAX_DIM, WIDTHS
 from rrd_kernels.triton.common.launches import STORAGE
+from rrd_kernels.triton.momentum.contrastive import ContrastiveSettings
 from rrd_kernels.triton.momentum.launches import MomentumSettings
 from rrd_kernels.triton.runtime.launch import specialize
 
@@ -31,11 +32,15 @@ pytestmark = pytest.mark.skipif(EMULATED, reason="not of what is emulated")
 
 #: Rows of a memory that fill every tile, and that do not.
 EVEN, ODD = 49984, 50000 + 5
-DENSE = ("dense_statistics", "dense_gradient")
-GATHER = ("gather_statistics", "gather_gradient")
+DENSE = ("dense_statistics", "dense_gradient", "dense_contrast")
+GATHER = ("gather_statistics", "gather_gradient", "gather_contrast")
 
 
-def settings(precision, method, need_grad=True) -> MomentumSettings:
+def settings(
+    precision, method, need_grad=True, kernel=""
+) -> MomentumSettings | ContrastiveSettings:
+    if "contrast" in kernel:
+        return ContrastiveSettings(0.07, precision, 1, method, need_grad, need_grad)
     return MomentumSettings(0.1, 0.02, 0.07, precision, 1, method, need_grad)
 
 
@@ -44,13 +49,14 @@ def dense_jobs():
     for (card, dim), precision, exponential, kernel in itertools.product(
         cards_and_widths(), STORAGE, (False, True), DENSE
     ):
-        # The cosine's kernels are those that spill first: one card is enough for the others.
-        if exponential and card != "H200":
+        # The cosine's kernels are those that spill first: one card is enough for the others. The
+        # contrastive loss has the exponential alone.
+        if (exponential and card != "H200") if "contrast" not in kernel else not exponential:
             continue
         # Only the number of passes of the loops over D differs from 1024, not the block sizes.
         if dim == MAX_DIM and (card, 1024) in compiled:
             continue
-        wanted = settings(precision, "dense")
+        wanted = settings(precision, "dense", kernel=kernel)
         yield MomentumJob(card, EVEN, dim, wanted, exponential, STORAGE[precision], kernel)
 
 
@@ -64,7 +70,8 @@ def mixed_jobs():
     for card, (precision, dtype), dim, kernel in itertools.product(
         CARDS, pairs, (128, 1024), DENSE
     ):
-        yield MomentumJob(card, EVEN, dim, settings(precision, "dense"), True, dtype, kernel)
+        wanted = settings(precision, "dense", kernel=kernel)
+        yield MomentumJob(card, EVEN, dim, wanted, True, dtype, kernel)
 
 
 @each(mixed_jobs())
@@ -78,7 +85,7 @@ def masked_jobs():
     for card, (size, dim), precision, kernel in itertools.product(
         ("A100", "H200"), shapes, ("bfloat16", "float32"), DENSE
     ):
-        wanted = settings(precision, "dense")
+        wanted = settings(precision, "dense", kernel=kernel)
         yield MomentumJob(card, size, dim, wanted, True, STORAGE[precision], kernel)
 
 
@@ -95,7 +102,8 @@ def gather_jobs():
     for card, dim, dtype, kernel in itertools.product(
         CARDS, (*WIDTHS, 100), (torch.float32, torch.bfloat16), GATHER
     ):
-        yield MomentumJob(card, ODD, dim, settings("float32", "gather"), True, dtype, kernel)
+        wanted = settings("float32", "gather", kernel=kernel)
+        yield MomentumJob(card, ODD, dim, wanted, True, dtype, kernel)
 
 
 @each(gather_jobs())
@@ -104,10 +112,14 @@ def test_gather(job, report):
 
 
 def end_jobs():
+    kernels = ("prepare", "count_columns", "momentum_combine")
+    kernels += ("contrastive_combine", "dense_contrast")
     for card, dim, need_grad, kernel in itertools.product(
-        CARDS, (128, MAX_DIM), (False, True), ("prepare", "count_columns", "momentum_combine")
+        CARDS, (128, MAX_DIM), (False, True), kernels
     ):
-        wanted = settings("bfloat16", "dense", need_grad)
+        if kernel == "dense_contrast" and need_grad:
+            continue
+        wanted = settings("bfloat16", "dense", need_grad, kernel)
         yield MomentumJob(card, ODD, dim, wanted, True, torch.float32, kernel)
 
 
@@ -127,13 +139,12 @@ def test_update_and_estimate(name, dim, report):
 
 def test_sizes_make_no_new_code():
     """The memory's size is not compiled in, but for tiles that are all full."""
-    for method in ("dense", "gather"):
+    for method, kernel in itertools.product(("dense", "gather"), ("", "contrast")):
+        wanted = settings("tf32", method, kernel=kernel)
         sources = [
             [
                 specialize(launch)
-                for launch in sampled(
-                    CARDS["H200"], size, 128, settings("tf32", method), True, torch.float32
-                )
+                for launch in sampled(CARDS["H200"], size, 128, wanted, True, torch.float32)
             ]
             for size in (EVEN, 12800)
         ]
