@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 from emulated import EMULATED
 from machine_code import (
     CARDS,
+    FOR_ROWS,
     MomentumJob,
     cards_and_widths,
     compile_for,
@@ -100,7 +101,7 @@ def test_masks(job, report):
 
 def gather_jobs():
     for card, dim, dtype, kernel in itertools.product(
-        CARDS, (*WIDTHS, 100), (torch.float32, torch.bfloat16), GATHER
+        FOR_ROWS, (*WIDTHS, 100), (torch.float32, torch.bfloat16), GATHER
     ):
         wanted = settings("float32", "gather", kernel=kernel)
         yield MomentumJob(card, ODD, dim, wanted, True, dtype, kernel)
