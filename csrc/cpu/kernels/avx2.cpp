@@ -1,6 +1,7 @@
 // The kernels of attention_simd.inl and momentum_simd.inl for AVX2.
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "cpu/kernels/attention.h"
 #include "cpu/kernels/momentum.h"

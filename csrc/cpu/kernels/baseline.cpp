@@ -2,6 +2,7 @@
 // set.
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "cpu/kernels/attention.h"
 #include "cpu/kernels/momentum.h"

@@ -115,14 +115,13 @@ RRD_INLINE const T* sampled_row(const MemoryView& memory, int64_t index, T* room
 }
 
 // Rows to prefetch ahead: the hardware cannot predict sampled rows, which are in random order.
-constexpr int64_t kAhead = 12;
+constexpr int64_t kAhead = 8;
 
-template <typename T>
 RRD_INLINE void prefetch_row(const MemoryView& memory, int64_t index) {
-  const Element own = sizeof(T) == sizeof(float) ? Element::kFloat : Element::kDouble;
-  if (memory.element != own || memory.column_stride != 1) return;
-  const T* row = static_cast<const T*>(memory.data) + index * memory.row_stride;
-  for (int64_t d = 0; d < memory.dim; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + d);
+  if (memory.column_stride != 1) return;
+  const int64_t element = bytes_of(memory.element);
+  const char* data = static_cast<const char*>(memory.data);
+  prefetch_bytes(data + index * memory.row_stride * element, memory.dim * element);
 }
 
 // Rows whose contribution is added up in T before double, and that contrast_rows reads at a time:
@@ -152,7 +151,7 @@ template <typename T>
 void similarities(const MemoryView& memory, const int64_t* index, int64_t count, const T* unit,
                   T* room, double* out) {
   for (int64_t p = 0; p < count; ++p) {
-    if (p + kAhead < count) prefetch_row<T>(memory, index[p + kAhead]);
+    if (p + kAhead < count) prefetch_row(memory, index[p + kAhead]);
     out[p] = double(product<T>(unit, sampled_row<T>(memory, index[p], room), memory.dim));
   }
 }
@@ -167,7 +166,7 @@ void weighted_rows(const MemoryView& memory, const int64_t* index, const double*
     const int64_t last = first + kBlock < count ? first + kBlock : count;
     for (int64_t d = 0; d < dim; ++d) block[d] = 0;
     for (int64_t p = first; p < last; ++p) {
-      if (p + kAhead < count) prefetch_row<T>(memory, index[p + kAhead]);
+      if (p + kAhead < count) prefetch_row(memory, index[p + kAhead]);
       const T* row = sampled_row<T>(memory, index[p], room);
       const T weight = T(weights[p]);
       for (int64_t d = 0; d < dim; ++d) block[d] += weight * row[d];
@@ -285,6 +284,48 @@ inline double contrast_all(double* similarities, int64_t count, const ContrastTa
   return contrast(similarities, count, task, true);
 }
 
+template <typename V, std::size_t... kLane>
+RRD_INLINE V add_neighbours(V a, V b, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector(a, b, (2 * kLane)...) +
+         __builtin_shufflevector(a, b, (2 * kLane + 1)...);
+}
+
+// The sums of as many vectors as one has lanes: fewer steps than to add up each by itself.
+template <typename T>
+RRD_INLINE Vec<T> sums_of(Vec<T> (&vectors)[Vector<T>::kLanes]) {
+#pragma GCC unroll 8
+  for (int64_t count = Vector<T>::kLanes; count > 1; count /= 2) {
+#pragma GCC unroll 8
+    for (int64_t k = 0; k < count / 2; ++k) {
+      vectors[k] = add_neighbours(vectors[2 * k], vectors[2 * k + 1],
+                                  std::make_index_sequence<Vector<T>::kLanes>());
+    }
+  }
+  return vectors[0];
+}
+
+// out[p] = unit . rows[p] for as many rows as a vector has lanes
+template <typename T>
+RRD_INLINE void products(const T* unit, const T* const* rows, int64_t dim, double* out) {
+  constexpr int64_t kLanes = Vector<T>::kLanes, kRows = kLanes < 8 ? kLanes : 8;
+  Vec<T> sums[kLanes] = {};
+  int64_t d = 0;
+#pragma GCC unroll 4
+  for (int64_t first = 0; first < kLanes; first += kRows) {
+    for (d = 0; d + kLanes <= dim; d += kLanes) {
+      const Vec<T> own = load(unit + d);
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < kRows; ++r) sums[first + r] += own * load(rows[first + r] + d);
+    }
+  }
+  const Vec<T> total = sums_of<T>(sums);
+  for (int64_t r = 0; r < kLanes; ++r) {
+    T sum = total[r];
+    for (int64_t rest = d; rest < dim; ++rest) sum += unit[rest] * rows[r][rest];
+    out[r] = double(sum);
+  }
+}
+
 // out += sum over p of weights[p] * rows[p], added up in T first
 template <int64_t kVectors, typename T>
 RRD_INLINE void add_block(const T* const* rows, const T* weights, int64_t count, int64_t d,
@@ -318,10 +359,11 @@ double contrast_rows(const MemoryView& memory, const int64_t* index, int64_t cou
     T weights[kBlock];
     for (int64_t p = 0; p < block; ++p) {
       const int64_t ahead = first + p + kAhead;
-      if (ahead < count) prefetch_row<T>(memory, index[ahead]);
+      if (ahead < count) prefetch_row(memory, index[ahead]);
       rows[p] = sampled_row<T>(memory, index[first + p], room + p * padded);
-      values[p] = double(product<T>(unit, rows[p], dim));
     }
+    for (int64_t p = block; p < kBlock; ++p) rows[p] = rows[0];
+    for (int64_t p = 0; p < block; p += kLanes) products<T>(unit, rows + p, dim, values + p);
     loss += contrast(values, block, task, first == 0);
     if (!task.need_grad) continue;
     for (int64_t p = 0; p < block; ++p) weights[p] = T(values[p]);
