@@ -93,12 +93,14 @@ struct DenseBlocks {
   DenseBlocks(int64_t batch, int64_t rows, int64_t dim) {
     constexpr int64_t kBlockBytes = 32 << 20;  // of both views
     samples = std::clamp<int64_t>(kBlockBytes / (2 * rows * int64_t(sizeof(T))), 1, batch);
+    width = kRoles * select_kernel<T>(false).lanes;
+    // A panel is multiplied whole, however many of its samples there are.
+    if (samples < batch && samples > width) samples -= samples % width;
     // The same for one to four threads, as in cpu/fifo/attention_pass.h.
     constexpr int64_t kSplitRows = 512;
     const int64_t most = 2 * std::max<int64_t>(4, at::get_num_threads());
     splits = std::clamp<int64_t>(rows / kSplitRows, 1, most);
     split_rows = ranges(rows, splits);
-    width = kRoles * select_kernel<T>(false).lanes;
     panel_bytes = ranges(samples, width) * select_kernel<T>(false).panel_bytes(dim);
   }
 
