@@ -18,6 +18,7 @@ from rrd_kernels.triton.cards import MAX_DIM, Hardware, family_of_capability
 from rrd_kernels.triton.common.launches import FEWEST_SPLITS, STORAGE
 from rrd_kernels.triton.fifo.launches import FifoSettings, enqueue_launches, step_launches
 from rrd_kernels.triton.fifo.partials import partials_launches
+from rrd_kernels.triton.momentum.contrastive import ContrastiveSettings, contrastive_launches
 from rrd_kernels.triton.momentum.launches import MomentumInputs, MomentumSettings, loss_launches
 from rrd_kernels.triton.momentum.updates import normalizer_launches, update_launch
 from rrd_kernels.triton.runtime.installed import triton_found
@@ -28,11 +29,12 @@ from rrd_kernels.triton.runtime.pack import VARIABLE, write
 MULTIPROCESSORS = 132
 
 EXPLANATION = f"""\
-Compiles the kernels that training with rrd_kernels.RRDLoss or RelationalQueue needs (forward,
-backward and evaluation) for each combination of the given sizes and dtypes. Smaller batches are
-included. The machine code goes into DIR/ARCH. Set {VARIABLE}=DIR on the machine with the GPU to use
-these kernels: no compiler is needed or imported. Triton compiles a kernel that the pack lacks at
-its first use. A pack that is older than the package's kernels is refused with an error.
+Compiles the kernels that training with rrd_kernels.RRDLoss, CRDLoss or RelationalQueue needs
+(forward, backward and evaluation) for each combination of the given sizes and dtypes. Smaller
+batches are included. The machine code goes into DIR/ARCH. Set {VARIABLE}=DIR on the machine
+with the GPU to use these kernels: no compiler is needed or imported. Triton compiles a kernel that
+the pack lacks at its first use. A pack that is older than the package's kernels is refused with an
+error.
 
 Example for an H200 and the published settings:
 
@@ -115,12 +117,14 @@ def momentum_launches(
     momentum: float = 0.5,
     method: str = "auto",
 ) -> Iterator[Launch]:
-    """Launches of training and evaluation with a momentum memory, for both similarities.
+    """Launches of training and evaluation with a momentum memory, for both similarities and for
+    CRD's loss.
 
     Args:
         batch, columns, n_data, dim: B, P, n_data, D.
         dtype, memory_dtype, precision, hardware: as in :func:`fifo_launches`.
-        momentum, method: ``nce_m`` and ``method`` of :class:`rrd_kernels.MomentumMemory`.
+        momentum, method: ``nce_m`` and ``method`` of :class:`rrd_kernels.MomentumMemory` and
+            :class:`rrd_kernels.CRDLoss`.
     """
     z_s, z_t = (_shape(batch, dim, dtype=dtype) for _ in range(2))
     memory_v1, memory_v2 = (_shape(n_data, dim, dtype=memory_dtype) for _ in range(2))
@@ -130,6 +134,10 @@ def momentum_launches(
     for of_exponentials, need_grad in itertools.product((normalizers, None), (True, False)):
         settings = MomentumSettings(0.1, 0.02, 0.07, precision, 1, method, need_grad)
         yield from loss_launches(MomentumInputs(*views, of_exponentials), settings, hardware)[1]
+    for need_grad in (True, False):
+        contrastive = ContrastiveSettings(0.07, precision, 1, method, need_grad, need_grad)
+        inputs = MomentumInputs(*views, normalizers)
+        yield from contrastive_launches(inputs, contrastive, hardware)[1]
     yield from normalizer_launches(normalizers, *views, 0.07, hardware)
     yield update_launch(memory_v1, index, z_t, momentum)
 

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
+import contrastive_problems
 import momentum_problems
 import torch
 import torch.nn.functional as F
+from contrastive_problems import Contrastive
 from momentum_problems import Sampled
 from problems import FORMS, Problem, Rounding, in_float64
 from torch import Tensor
@@ -412,6 +414,55 @@ class SampledLoss:
 
 
 @dataclass(frozen=True)
+class ContrastiveLoss:
+    """sampled_contrastive_loss by one method: losses and both gradients, or losses alone."""
+
+    method: str
+    precision: str
+    dim: int
+    batch: int
+    columns: int
+    rows: int
+    need_grad: bool = True
+
+    @property
+    def name(self) -> str:
+        size = f"{self.batch}×{self.columns} of {self.rows}"
+        alone = "" if self.need_grad else ", loss alone"
+        return f"contrastive {self.method}: {self.precision} D={self.dim} {size}{alone}"
+
+    def draw(self) -> Contrastive:
+        shape = self.precision, self.dim, self.batch, self.columns, self.rows
+        drawn = SampledLoss(self.method, "exponential", *shape).draw()
+        assert drawn.normalizers is not None
+        return Contrastive(*momentum_problems.views(drawn), drawn.normalizers)
+
+    def _named(self, losses: Tensor, *gradients: Tensor) -> Results:
+        names = ("student's gradient", "teacher's gradient")
+        return {"loss": losses, **dict(zip(names, gradients, strict=False))}
+
+    def fused(self, drawn: Contrastive) -> Results:
+        options = {"precision": self.precision, "method": self.method, "backend": "fused"}
+        if self.need_grad:
+            return self._named(*drawn.results(**options))
+        return self._named(drawn.call(reduction="none", **options))
+
+    def exact(self, drawn: Contrastive) -> Results:
+        return self._named(*drawn.float64()[: 3 if self.need_grad else 1])
+
+    def bounds(self, drawn: Contrastive, exact: Results) -> Mapping[str, float]:
+        """Each weight errs by about as much as its similarity over T, and by its own roundings."""
+        rounding = Rounding(0, 0, ROUNDING["float32"], 0)
+        student, teacher = contrastive_problems.error_bound(drawn, rounding)
+        own = (student[0] + teacher[0], student[1], teacher[1])
+        return {
+            name: of_similarities(self.precision, self.dim, drawn.nce_t)
+            + (bound.norm() / value.norm()).item()
+            for (name, value), bound in zip(exact.items(), own, strict=False)
+        }
+
+
+@dataclass(frozen=True)
 class Update:
     """momentum_update_ where some indices occur twice."""
 
@@ -563,6 +614,17 @@ def _others(precision: str, sizes: Sizes) -> Iterator[Case]:
             yield SampledLoss("gather", "exponential", precision, dim, *sizes.sampled)
         yield SampledLoss("gather", "cosine", precision, 128, *sizes.sampled)
         yield SampledLoss("gather", "exponential", precision, 128, *sizes.sampled, need_grad=False)
+    yield from _contrastive(precision, sizes)
+
+
+def _contrastive(precision: str, sizes: Sizes) -> Iterator[Case]:
+    batch, columns, rows = sizes.sampled
+    methods = ("dense", "gather") if precision == "float32" else ("dense",)
+    for method, dim in itertools.product(methods, DIMS[:5]):
+        yield ContrastiveLoss(method, precision, dim, *sizes.sampled)
+    yield ContrastiveLoss("dense", precision, 128, batch, columns, rows + sizes.odd)
+    for method in methods if precision in ("bfloat16", "float32") else ():
+        yield ContrastiveLoss(method, precision, 128, *sizes.sampled, need_grad=False)
 
 
 def _forms(precision: str, sizes: Sizes) -> Iterator[Case]:
@@ -589,3 +651,4 @@ def watched_cases(sizes: Sizes) -> Iterator[Case]:
     yield Loss("bfloat16", 128, *sizes.large, unit=True)
     for method in ("dense", "gather"):
         yield SampledLoss(method, "exponential", "float32", 128, *sizes.sampled)
+        yield ContrastiveLoss(method, "float32", 128, *sizes.sampled)

@@ -9,7 +9,7 @@ if __name__ == "__main__":
 
 import torch
 
-from rrd_kernels import RRDLoss, functional
+from rrd_kernels import CRDLoss, RRDLoss, functional
 from rrd_kernels.pack import fifo_launches, momentum_launches
 from rrd_kernels.triton.cards import Hardware
 from rrd_kernels.triton.runtime import run
@@ -29,7 +29,7 @@ def launches() -> list[Launch]:
     return found
 
 
-def train(criterion: RRDLoss, batch: int, *idx: torch.Tensor) -> None:
+def train(criterion: RRDLoss | CRDLoss, batch: int, *idx: torch.Tensor) -> None:
     """A step and an evaluation, for which a warm-up has loaded all."""
     criterion.warmup(BATCH)
     warm = run._loaded.copy()
@@ -63,6 +63,8 @@ def main() -> None:
                 similarity=similarity,
             )
             train(criterion, BATCH, torch.arange(BATCH))
+        contrastive = CRDLoss(**sizes, n_data=N_DATA, nce_k=columns - 1)
+        train(contrastive, BATCH, torch.arange(BATCH))
     loaded = [kernel for kernel in run._loaded.values() if kernel is not None]
     functions = [Function.from_address(kernel.function) for kernel in loaded]
     try:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 pytest.importorskip("triton")
+import contrastive_problems
+from contrastive_problems import Contrastive
 from emulated import executed
 from momentum_problems import Sampled, draw, views
 from problems import clear_of_ties, in_float64, loaded, rounded_query
@@ -166,7 +168,7 @@ def losses() -> Iterator[Loss]:
         yield Loss("gather", "float32", 128, similarity, batch=3, columns=1030, rows=1500)
 
 
-def marked(case: Loss) -> object:
+def marked(case: "Loss | ContrastiveLoss") -> object:
     short = case.dim in (32, 64, 128) and case.columns < 100
     return pytest.param(case, marks=[] if short else pytest.mark.long, id=str(case))
 
@@ -196,6 +198,180 @@ def test_a_column_that_is_no_row_makes_its_sample_nan(method, arch):
     )
     assert loss.isnan().tolist() == [False, True, False, False, True]
     assert grad.isnan().all(dim=1).tolist() == [False, True, False, False, True]
+
+
+@dataclass(frozen=True)
+class ContrastiveLoss:
+    """One call of CRD's loss."""
+
+    method: str
+    precision: str
+    dim: int
+    reduction: int = 1
+    need_grads: tuple[bool, bool] = (True, True)
+    strided: bool = False
+    multiprocessors: int = 1
+    stored: torch.dtype | None = None  # of the memories, if not the precision's
+    batch: int = 5
+    columns: int = 40
+    rows: int = 150
+
+    def __str__(self) -> str:
+        words = [self.method, self.precision, f"D={self.dim}"]
+        words += [("none", "mean", "sum")[self.reduction]]
+        words += [side for side, need in zip("st", self.need_grads, strict=True) if need]
+        words += ["strided"] * self.strided + ["split"] * (self.multiprocessors > 1)
+        words += [str(self.stored).replace("torch.", "memory-")] if self.stored else []
+        return " ".join([*words, f"{self.batch}x{self.columns}"])
+
+    @property
+    def multiplied(self) -> str:
+        return self.precision if self.method == "dense" else "float32"
+
+
+def contrastive_problem_of(case: ContrastiveLoss) -> Contrastive:
+    dtype = STORED.get(case.precision, torch.float32)
+    sizes = (case.batch, case.columns, case.rows, case.dim)
+    problem = contrastive_problems.draw(*sizes, dtype, memory_dtype=case.stored)
+    for z in (problem.z_s, problem.z_t):
+        clear_of_ties(z, case.multiplied, problem.nce_t)
+    if case.strided:
+        names = ("z_s", "z_t", "memory_v1", "memory_v2")
+        return replace(problem, **{name: strided(getattr(problem, name)) for name in names})
+    return problem
+
+
+def exact_view(case: ContrastiveLoss, problem: Contrastive, view: int) -> tuple[torch.Tensor, ...]:
+    """In float64, of operands as rounded: a view's losses and gradients, and how far off both may
+    be. The positive's operands are float32.
+
+    A logit's products and their sum err as in exact(), and the logit by the rounding of the shift
+    and of the difference. A loss and a weight then have at most sixteen roundings of their own, and
+    as many from sums. Rounded weights are granted six standard deviations, as in exact().
+    """
+    z, memory = ((problem.z_s, problem.memory_v2), (problem.z_t, problem.memory_v1))[view]
+    z, idx, precision = z.double(), problem.contrast_idx, case.multiplied
+    unit, norm = F.normalize(z, dim=1), z.norm(dim=1, keepdim=True)
+    negatives = case.columns - 1
+    noise = negatives / case.rows + 1e-7
+    shift = (problem.normalizers[view].double() * noise).log()
+    scale = math.log2(math.e) / problem.nce_t
+
+    def signed_logits(precision: str, idx: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        query = rounded_query(unit * scale, precision) * math.log(2)
+        rows = loaded(memory, precision)[idx]
+        h = torch.einsum("bd,bpd->bp", query, rows) - shift
+        per_logit = (math.sqrt(case.dim / 8) + 2) * ROUNDOFF + OMITTED.get(precision, 0.0)
+        off = per_logit * torch.einsum("bd,bpd->bp", query.abs(), rows.abs())
+        return h, off + 2 * ROUNDOFF * (1 + shift.abs() + h.abs()), rows
+
+    first, others = signed_logits("float32", idx[:, :1]), signed_logits(precision, idx[:, 1:])
+    h = torch.cat([-first[0], others[0]], 1)
+    off, rows = (torch.cat(pair, 1) for pair in zip(first[1:], others[1:], strict=True))
+    losses, weights = F.softplus(h, threshold=40), h.sigmoid()
+    excess = negatives * math.log1p(1e-7 * case.rows / max(1, negatives))
+    loss = losses.sum(1) + excess
+    loss_bound = (weights * off.expm1()).sum(1) + 32 * ROUNDOFF * loss
+
+    signs = torch.ones(case.columns, dtype=torch.float64).index_fill(0, torch.tensor(0), -1.0)
+    grad = torch.einsum("bp,bpd->bd", weights * signs, rows) / problem.nce_t
+    # Columns that name one row are one weight.
+    weight = torch.zeros(case.batch, case.rows, dtype=torch.float64)
+    weight = weight.scatter_add(1, idx[:, 1:], weights[:, 1:])
+    longest = loaded(memory, precision).norm(dim=1)
+    rounded = (weight * longest).square().sum(1).sqrt() * WEIGHT[precision] / math.sqrt(3)
+    each = weights * (off.expm1() + 32 * ROUNDOFF) * rows.norm(dim=2)
+    grad_bound = (6 * rounded + each.sum(1)) / problem.nce_t + 8 * ROUNDOFF * grad.norm(dim=1)
+    grad = (grad - (grad * unit).sum(1, keepdim=True) * unit) / norm
+    return loss, grad, loss_bound, grad_bound / norm[:, 0]
+
+
+def check_contrastive(case: ContrastiveLoss, problem: Contrastive, arch: str) -> None:
+    choices = (problem.nce_t, case.precision, case.reduction, case.method, *case.need_grads)
+    loss, *found = executed(
+        "sampled_contrastive_loss_forward", *problem.tensors, *choices,
+        arch=arch, multiprocessors=case.multiprocessors,
+    )  # fmt: skip
+    views = [exact_view(case, problem, view) for view in range(2)]
+    weight = 1 / case.batch if case.reduction == 1 else 1.0
+    wanted, bound = views[0][0] + views[1][0], views[0][2] + views[1][2]
+    if case.reduction:
+        wanted, bound = wanted.sum() * weight, bound.sum() * weight
+    assert ((loss.double() - wanted).abs() <= bound).all()
+    for grad, needed, (_, exact, _, off) in zip(found, case.need_grads, views, strict=False):
+        if needed:
+            error = (grad.double() - exact * weight).norm(dim=1)
+            assert (error <= off * weight).all()
+        else:
+            assert grad.shape == (0, case.dim)
+
+
+def contrastive_losses() -> Iterator[ContrastiveLoss]:
+    """Every method, precision and width, and the other choices in turn."""
+    kinds = [("dense", precision) for precision in OPERANDS]
+    kinds += [("gather", "bfloat16"), ("gather", "float32")]
+    for d, dim in enumerate((32, 100, 300)):
+        for k, (method, precision) in enumerate(kinds):
+            yield ContrastiveLoss(
+                method,
+                precision,
+                dim,
+                reduction=(d + k) % 3,
+                need_grads=((True, True), (True, False), (True, True), (False, True))[(d + k) % 4],
+                strided=(d + k // 2) % 2 == 1,
+                multiprocessors=1 if (d + k) % 3 else 4,
+                stored=torch.float16 if (method, dim) == ("gather", 100) else None,
+                rows=150 if dim < 300 else 70,
+            )
+    yield ContrastiveLoss("dense", "float32", 20, stored=torch.bfloat16)
+    yield ContrastiveLoss("dense", "bfloat16", 32, need_grads=(False, False))
+    yield ContrastiveLoss("dense", "float32", 32, columns=1)  # by gather: there is none to count
+    yield ContrastiveLoss("dense", "float16", 64, batch=70, columns=300, rows=400)
+
+
+@archs
+@pytest.mark.parametrize("case", list(map(marked, contrastive_losses())))
+def test_contrastive_losses(case, arch):
+    check_contrastive(case, contrastive_problem_of(case), arch)
+
+
+@archs
+@pytest.mark.parametrize("kind", [("dense", "bfloat16"), ("gather", "float32")], ids=" ".join)
+def test_negatives_that_are_told_apart_well(kind, arch):
+    """Each adds about 1e-9: the loss of all is as exact."""
+    case = ContrastiveLoss(*kind, 128, reduction=0)
+    problem = replace(contrastive_problem_of(case), nce_t=0.02)
+    problem.normalizers.fill_(math.exp(20.0) * case.rows / case.columns)
+    problem.contrast_idx[:, 1:].remainder_(case.rows - case.batch)
+    problem.contrast_idx[:, 0] = torch.arange(case.rows - case.batch, case.rows)
+    for z, memory in ((problem.z_s, problem.memory_v2), (problem.z_t, problem.memory_v1)):
+        clear_of_ties(z, case.multiplied, problem.nce_t)
+        memory[-case.batch :] = F.normalize(z, dim=1)
+    check_contrastive(case, problem, arch)
+
+
+@archs
+@pytest.mark.parametrize("method", ["dense", "gather"])
+def test_what_makes_a_contrastive_loss_nan(method, arch):
+    """A column that is no row, the positive or another; and a normalizer that is not set."""
+    case = ContrastiveLoss(method, "bfloat16", 32, reduction=0)
+    problem = contrastive_problem_of(case)
+    problem.contrast_idx[1, 3], problem.contrast_idx[4, 0] = -1, case.rows + 7
+    choices = (problem.nce_t, case.precision, case.reduction, case.method, True, True)
+
+    def call() -> list[torch.Tensor]:
+        name = "sampled_contrastive_loss_forward"
+        return executed(name, *problem.tensors, *choices, arch=arch)[:3]
+
+    loss, *grads = call()
+    assert loss.isnan().tolist() == [False, True, False, False, True]
+    for grad in grads:
+        assert grad.isnan().all(dim=1).tolist() == [False, True, False, False, True]
+        assert grad.isnan().any(dim=1).tolist() == [False, True, False, False, True]
+    problem.normalizers[0] = -1.0
+    loss, grad_s, _ = call()
+    assert loss.isnan().all()
+    assert grad_s.isnan().all()
 
 
 @archs

@@ -28,6 +28,7 @@ FILES = [
                 "partials",
             ),
             ("sm_90", "random_problems", "momentum_loss -k not against and not low_precision"),
+            ("sm_80", "contrastive_loss -k not against and not low_precision"),
         )
     ),
 ]

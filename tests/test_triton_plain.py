@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import contrastive_problems
 import momentum_problems
 import pytest
 import torch
@@ -15,6 +16,7 @@ from rrd_kernels.triton.common import operators as common
 from rrd_kernels.triton.fifo import operators as fifo_operators
 from rrd_kernels.triton.fifo.launches import FifoSettings
 from rrd_kernels.triton.momentum import operators as momentum_operators
+from rrd_kernels.triton.momentum.contrastive import ContrastiveSettings
 from rrd_kernels.triton.momentum.launches import MomentumInputs, MomentumSettings
 
 #: Products, and widths: what has no kernels for one reason or the other.
@@ -54,6 +56,16 @@ def sampled_loss_and_gradient(problem, precision, reduction=0, need_grad=True):
     taus = (problem.tau_s, problem.tau_t, problem.nce_t)
     settings = MomentumSettings(*taus, precision, reduction, "auto", need_grad)
     return momentum_operators.plain_forward(MomentumInputs(*tensors), settings)
+
+
+def contrastive(precision, dim, device):
+    return with_special_rows(contrastive_problems.draw(7, 9, 13, dim, device=device), precision)
+
+
+def contrastive_loss_and_gradients(problem, precision, reduction=0, need_grad=True):
+    inputs = MomentumInputs(*problem.tensors)
+    settings = ContrastiveSettings(0.07, precision, reduction, "auto", need_grad, need_grad)
+    return momentum_operators.plain_contrastive_forward(inputs, settings)
 
 
 def chunks_of(monkeypatch, name, elements):
@@ -110,6 +122,29 @@ def test_sampled_against_float64(precision, dim, similarity, rows, chunks, devic
     assert within(problem, (loss, grad), precision)
 
 
+@pytest.mark.parametrize(("rows", "chunks"), [(100, [7]), (2.5, [2, 2, 2, 1])])
+@cases
+def test_contrastive_against_float64(precision, dim, rows, chunks, device, monkeypatch):
+    problem = contrastive(precision, dim, device)
+    found = chunks_of(monkeypatch, "contrastive_logits", int(rows * 9 * dim))
+    results = contrastive_loss_and_gradients(problem, precision)
+    assert found == chunks
+    assert {value.dtype for value in results} == {DTYPE[precision]}
+    assert contrastive_problems.within(problem, results, precision)
+
+
+@pytest.mark.parametrize("column", [0, 5])
+def test_a_column_that_is_not_there(column, device):
+    problem = contrastive("float64", 20, device)
+    wanted = contrastive_loss_and_gradients(problem, "float64")
+    problem.contrast_idx[3, column] = 13
+    others = [0, 1, 2, 4, 5, 6]
+    results = contrastive_loss_and_gradients(problem, "float64")
+    for value, expected in zip(results, wanted, strict=True):
+        assert value[3].isnan().all()
+        assert torch.equal(value[others], expected[others])
+
+
 @similarity
 @pytest.mark.parametrize("wrong", [-1, 13, 2**62])
 def test_a_row_that_is_not_there(wrong, similarity, device):
@@ -132,25 +167,29 @@ def on_sampled(precision, device):
     return lambda *options: sampled_loss_and_gradient(problem, precision, *options)
 
 
-both = pytest.mark.parametrize("problem", [on_fifo, on_sampled])
+def on_contrastive(precision, device):
+    problem = contrastive(precision, 20, device)
+    return lambda *options: contrastive_loss_and_gradients(problem, precision, *options)
 
 
-@both
+every = pytest.mark.parametrize("problem", [on_fifo, on_sampled, on_contrastive])
+
+
+@every
 @pytest.mark.parametrize("precision", DTYPE)
 def test_reductions_and_the_loss_alone(precision, problem, device):
     call = problem(precision, device)
-    losses, grad = call()
+    losses, *grads = call()
     for reduction, weight in ((1, 1 / 7), (2, 1.0)):
-        loss, weighted = call(reduction)
+        loss, *weighted = call(reduction)
         torch.testing.assert_close(loss, losses.sum() * weight)
-        torch.testing.assert_close(weighted, grad * weight)
-    alone, nothing = call(0, False)
+        torch.testing.assert_close(weighted, [grad * weight for grad in grads])
+    alone, *nothing = call(0, False)
     assert torch.equal(alone, losses)
-    assert nothing.shape == (0, 20)
-    assert nothing.dtype == DTYPE[precision]
+    assert {(grad.shape, grad.dtype) for grad in nothing} == {((0, 20), DTYPE[precision])}
 
 
-@both
+@every
 def test_autocast_rounds_nothing(problem, device):
     call = problem("float32", device)
     wanted = call()

@@ -22,6 +22,7 @@ from rrd_kernels.triton.common.launches import STORAGE
 from rrd_kernels.triton.fifo import autotune
 from rrd_kernels.triton.fifo.launches import FifoSettings, allocate
 from rrd_kernels.triton.fifo.plan import make_plan
+from rrd_kernels.triton.momentum.contrastive import ContrastiveSettings
 from rrd_kernels.triton.momentum.launches import MomentumInputs, MomentumSettings
 from rrd_kernels.triton.runtime.launch import specialize
 
@@ -191,6 +192,8 @@ def test_settings_are_in_the_order_of_the_schemas():
         assert arguments(name) == (*tensors, *FifoSettings._fields)
     names = (*MomentumInputs._fields, *MomentumSettings._fields)
     assert arguments("sampled_relational_loss_forward") == names
+    names = (*MomentumInputs._fields, *ContrastiveSettings._fields)
+    assert arguments("sampled_contrastive_loss_forward") == names
 
 
 def test_a_device_without_kernels_is_named():
