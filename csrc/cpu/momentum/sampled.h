@@ -181,7 +181,7 @@ struct DenseView {
 struct Costs {
   double row;             // reading a row, once for each block of samples
   double row_and_sample;  // its products with one sample
-  double wanted;          // one sampled row
+  double wanted;          // one sampled row, less what dense takes to pick and scatter
 
   static constexpr double kMeasuredDim = 128;
 

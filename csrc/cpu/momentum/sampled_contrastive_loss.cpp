@@ -16,7 +16,7 @@
 namespace rrd::cpu {
 namespace {
 
-constexpr Costs kCosts{.row = 200, .row_and_sample = 8, .wanted = 60};
+constexpr Costs kCosts{.row = 290, .row_and_sample = 13, .wanted = 42};
 
 // The published constant, beside a probability in a denominator.
 constexpr double kEps = 1e-7;
