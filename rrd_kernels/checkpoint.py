@@ -92,8 +92,8 @@ def to_layout(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
     foreign = [key for key in state_dict if not key.startswith(_PREFIX)]
     if foreign:
         raise ValueError(
-            f"state_dict must be RRDLoss.state_dict(), whose keys begin with 'memory.'; got the "
-            f"keys {foreign}"
+            f"state_dict must be RRDLoss.state_dict(), whose keys begin with 'memory.' (that of "
+            f"CRDLoss has the published keys already); got the keys {foreign}"
         )
     if layout == "2025":
         return state_dict

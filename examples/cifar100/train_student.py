@@ -146,7 +146,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default="exact",
         choices=MODES,
         help="momentum memory and CRD: the first column is the image itself (exact) or any image "
-        "of its class (relax)",
+        "of its class (relax); the run's folder does not name it: give --trial too",
     )
     flags.add_data(parser, tuple(DATA_SETS))
     flags.add_optimization(parser)

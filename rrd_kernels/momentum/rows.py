@@ -97,6 +97,7 @@ class MomentumRows(Settings):
         for name in ("memory_v1", "memory_v2"):
             rows = torch.rand(n_data, feat_dim, device=device, dtype=dtype)
             self.register_buffer(name, rows.mul_(2 * reach).add_(-reach).to(memory_dtype))
+            del rows  # before the next ones are drawn
         #: K, nce_t and nce_m as constructed: a state may have been loaded on some ranks only.
         self.given = (int(size), float(nce_t), float(nce_m))
         for name, value in zip(_PARAMS, self.given, strict=True):
