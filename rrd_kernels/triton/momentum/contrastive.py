@@ -269,5 +269,4 @@ def _combine(
         **merge_constants(dim, plan.splits, False, settings.reduction),
     }
     kernel = Kernel(KERNELS, "contrastive_combine")
-    # Twice the warps of the other losses: a program holds a row of the memory too.
-    return launch_of(kernel, (batch,), values, 2 * merge_warps(dim), 1)
+    return launch_of(kernel, (batch,), values, merge_warps(dim), 1)

@@ -202,6 +202,8 @@ def end_view(
     BLOCK_D: tl.constexpr,
 ):
     """The loss of sample ``i`` in a view. Writes its gradient, times ``sample_weight``."""
+    if NEED_GRAD:  # first: later it would have the rows beside it in registers
+        negatives = added(partials, i, batch, splits, SPLIT_BLOCK, DIM_PAD, BLOCK_D)
     unit, norm = unit_row(load_row(z, i, z_row, z_dim, DIM, BLOCK_D))
     row = load_row(memory, own, memory_row, memory_dim, DIM, BLOCK_D)
     h = tl.sum(unit * row, axis=0) * scale - shift_of(normalizer, noise)
@@ -212,7 +214,6 @@ def end_view(
     loss = loss_of(-h) + tl.sum(tl.load(address, mask=split < splits, other=0.0), axis=0)
     if NEED_GRAD:
         d = tl.arange(0, BLOCK_D)
-        negatives = added(partials, i, batch, splits, SPLIT_BLOCK, DIM_PAD, BLOCK_D)
         grad = through_norm((negatives - weight_of(-h) * row) * slope, unit, norm) * sample_weight
         # NaN loss, NaN gradient: the partials hold no NaN for a row that does not exist.
         grad = tl.where(loss == loss, grad, loss)
