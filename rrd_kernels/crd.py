@@ -1,6 +1,5 @@
 """CRDLoss: the drop-in replacement for RepDistiller's class of the same name."""
 
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +13,18 @@ from rrd_kernels.opt import Published
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+class Projection(nn.Module):
+    """A linear layer under its published name, ``linear``, for features of any shape [B, ...]."""
+
+    def __init__(self, width: int, feat_dim: int, **options: Any) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, feat_dim, **options)
+
+    def forward(self, features: Tensor) -> Tensor:
+        embedding: Tensor = self.linear(features.flatten(1))
+        return embedding
 
 
 class CRDLoss(MomentumStep):
@@ -37,8 +48,9 @@ class CRDLoss(MomentumStep):
         nce_m: weight of the old row in an update, in [0, 1). Default 0.5.
         embed_s, embed_t: the projections: modules that map [B, s_dim] and [B, t_dim] to
             [B, feat_dim]. They are used as they are, on their own device. Default: a module whose
-            only layer, ``linear``, is an ``nn.Linear``, as published. For a teacher's projection
-            that is not trained, give one whose parameters have ``requires_grad=False``.
+            only layer, ``linear``, is an ``nn.Linear``, as published; it does not normalise. For a
+            teacher's projection that is not trained, give one whose parameters have
+            ``requires_grad=False``.
         precision, method, backend: as in
             :func:`rrd_kernels.functional.sampled_relational_loss`.
         generator, memory_dtype: as in :class:`rrd_kernels.MomentumMemory`.
@@ -126,8 +138,7 @@ class CRDLoss(MomentumStep):
         )
 
     def make_projection(self, width: int, feat_dim: int, **options: Any) -> nn.Module:
-        # The name is in the published state_dict.
-        return nn.Sequential(OrderedDict(linear=nn.Linear(width, feat_dim, **options)))
+        return Projection(width, feat_dim, **options)
 
     def forward(
         self,
@@ -168,6 +179,3 @@ class CRDLoss(MomentumStep):
             method=self.method,
             backend=self.backend,
         )
-
-    def alike(self) -> dict[str, object]:
-        return {"loss": "CRD"} | super().alike()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rrd_kernels import CRDLoss, RRDLoss
+from rrd_kernels import CRDLoss, RRDLoss, crd
 
 np = pytest.importorskip("numpy")
 
@@ -130,6 +130,70 @@ def test_keywords_and_opt_mean_the_same():
         CRDLoss({"s_dim": 4})
     with pytest.raises(ValueError, match="cannot be spread over ranks"):
         make(gather="shard")
+
+
+def test_defaults_are_the_published_ones():
+    criterion = CRDLoss(s_dim=4, t_dim=4, n_data=3)
+    assert (criterion.nce_k, criterion.nce_m) == (16384, 0.5)
+    assert criterion.nce_t == pytest.approx(0.07)
+    assert criterion.contrast.memory_v1.shape == (3, 128)
+
+
+def test_keywords_reach_what_they_are_for():
+    generator = torch.Generator()
+    criterion = make(
+        precision="float64", method="gather", backend="fused", generator=generator,
+        memory_dtype=torch.bfloat16, gather="none",
+    )  # fmt: skip
+    assert criterion.generator is generator
+    assert criterion.contrast.memory_v1.dtype == torch.bfloat16
+    assert criterion.ranks.gather == "none"
+    with pytest.raises(TypeError, match="process_group must be"):
+        make(process_group="gloo")
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crd, "sampled_contrastive_loss", lambda *_, **options: seen.append(options))
+        criterion(*batch_of(), update=False)
+    (options,) = seen
+    del options["nce_t"]
+    assert options == {"precision": "float64", "method": "gather", "backend": "fused"}
+
+
+def test_feature_maps_are_flattened_as_published(device):
+    criterion = make(device).eval()
+    f_s, f_t, idx, contrast_idx = batch_of(device=device)
+    wanted = criterion(f_s, f_t, idx, contrast_idx)
+    maps = f_s.view(10, 3, 2, 2), f_t.view(10, 5, 4)
+    assert torch.equal(criterion(*maps, idx, contrast_idx), wanted)
+    pooled = f_s.view(10, 12, 1, 1), f_t.view(10, 20, 1, 1)
+    assert torch.equal(criterion(*pooled, idx, contrast_idx), wanted)
+    assert torch.equal(criterion.embed_s(pooled[0]), criterion.embed_s(f_s))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_normalizer_that_float32_does_not_hold_is_not_set(backend, device):
+    criterion = make(device, nce_t=0.005, backend=backend)
+    f_s, f_t, idx, contrast_idx = batch_of(device=device)
+    with torch.no_grad():  # the student's own rows: exp(1 / 0.005) is 7e86
+        rows = torch.nn.functional.normalize(criterion.embed_s(f_s), dim=1)
+        criterion.contrast.memory_v2[idx] = rows
+    assert criterion(f_s, f_t, idx, contrast_idx).isnan()
+    assert criterion.contrast.params[2] == -1
+    assert criterion.contrast.memory_v1.isfinite().all()
+
+
+def test_embeddings_that_are_rows_of_a_memory(device):
+    """The teacher's must not change while the students' rows are written."""
+    identities = {"embed_s": torch.nn.Identity(), "embed_t": torch.nn.Identity()}
+    found = []
+    for alone in (False, True):
+        torch.manual_seed(6)
+        criterion = CRDLoss(n_data=50, feat_dim=16, nce_k=24, **identities).to(device)
+        f_s, idx = torch.randn(4, 16, device=device), torch.arange(2, 6, device=device)
+        f_t = criterion.contrast.memory_v1[2:6]
+        criterion(f_s, f_t.clone() if alone else f_t, idx, torch.arange(4).view(4, 1).to(device))
+        found.append(criterion.contrast.memory_v2)
+    assert torch.equal(*found)
 
 
 def test_a_training_step_trains_both_projections_and_moves_the_batch_s_rows(device):
@@ -287,7 +351,17 @@ def test_settings_that_a_schedule_changes(device):
 def test_warmup_changes_nothing(device):
     criterion = make(device)
     before = copy.deepcopy(criterion.state_dict())
-    criterion.warmup(4)
+    needs, loss = [], crd.sampled_contrastive_loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            crd,
+            "sampled_contrastive_loss",
+            lambda *views, **options: (
+                needs.append([z.requires_grad for z in views[:2]]) or loss(*views, **options)
+            ),
+        )
+        criterion.warmup(4)
+    assert needs == [[True, True], [False, False]]  # of training, of evaluation
     assert same_state(before, criterion.state_dict())
     assert all(weight.grad is None for weight in criterion.parameters())
 

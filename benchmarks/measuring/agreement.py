@@ -73,7 +73,8 @@ class Agreement:
     def check(self, step: Step) -> dict[str, float]:
         """The errors of ``step``, before its first call; more than it may is an ArithmeticError."""
         loss, grad = step(*self.batch)
-        gradient = grad[: self.samples] / step.loss_scale
+        gradient = grad[..., : self.samples, :] if grad.dim() > 1 else grad
+        gradient = gradient / step.loss_scale
         found = {"memory": self._written(step.as_drawn())}
         if self.case.trained:
             found["gradient"] = relative(gradient, self.expected["gradient"])

@@ -50,7 +50,7 @@ def sampled_contrastive_loss(
             positive first. The kernels read int64; another dtype costs a copy.
         normalizers: [2] float64 or float32, (Z_v1, Z_v2); see
             :func:`rrd_kernels.functional.estimate_normalizers_`. They receive no gradient. The loss
-            is NaN while one of them is not positive.
+            is NaN while one of them is not positive. They must be finite in float32.
         nce_t: temperature T, positive: a number, or a CPU tensor with one element and without a
             gradient. Default 0.07.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``. For B = 0 the mean is zero.

@@ -169,6 +169,7 @@ class MomentumState(Embeddings):
     def move_rows(self, idx: Tensor, z_s: Tensor, z_t: Tensor) -> None:
         """Moves the rows ``idx`` of both memories towards ``z_s`` and ``z_t`` [B, D]."""
         rows = self.contrast
+        (z_t,) = reference.apart(rows.memory_v1, z_t)  # which is written first
         for memory, new in ((rows.memory_v1, z_s), (rows.memory_v2, z_t)):
             functional.momentum_update_(
                 memory, idx, new.detach(), rows.number("nce_m"), backend=self.backend

@@ -39,7 +39,10 @@ void estimate(const at::Tensor& normalizers, const Views<T>& views, double nce_t
     const auto begin = sums.begin() + int64_t(k) * batch;
     const double mean = std::accumulate(begin, begin + batch, 0.0) / double(views.index.numel());
     const double value = mean * double(views.rows());
-    if (std::isfinite(value)) normalizers.select(0, unset[k]).fill_(value);
+    // In the dtype that keeps it: a mean that is too large for float32 is not set.
+    const bool finite = normalizers.scalar_type() == at::kDouble ? std::isfinite(value)
+                                                                 : std::isfinite(float(value));
+    if (finite) normalizers.select(0, unset[k]).fill_(value);
   }
 }
 
