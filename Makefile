@@ -127,8 +127,8 @@ test-oldest: oldest-tree
 
 # With the oldest versions: what depends on them, and all that their Triton makes of an H200's kernels.
 test-all: test test-long oldest-tree
-	@$(WITH_OLDEST) -k "not (benchmark or scaling or gpu_ or capability or memory_use)"
-	@$(WITH_OLDEST) -m long -k "compile and H200 or ptx_fifo or ptx_momentum and not 1000" tests/test_triton_compile.py \
+	@$(WITH_OLDEST) -k "not (benchmark or scaling or gpu_ or capability or memory_use or traffic)"
+	@$(WITH_OLDEST) -m long -k "compile and H200 or (ptx_fifo or ptx_momentum) and not (1000 or sm_80)" tests/test_triton_compile.py \
 	  tests/test_triton_momentum_compile.py tests/test_ptx_fifo.py tests/test_ptx_momentum.py
 
 lint: $(BUILT)

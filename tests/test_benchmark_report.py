@@ -444,7 +444,7 @@ class TestDocuments:
     def test_every_kind_of_table_is_shown(self):
         kinds = {of for text in DOCUMENTS.values() for _, of, _ in documents.MARKED.findall(text)}
         ranks = {"measured ranks", "simulated ranks"}
-        families = {"family", "relational family"}
+        families = {"family", "relational family", "CRD"}
         assert kinds == {"gain", "errors", "FIFO memory", "momentum memory", *families, *ranks}
 
     def test_pictures_are_those_that_the_documents_show(self):

@@ -66,10 +66,6 @@ CHANGES = [
      MOMENTUM, "test_losses and gather and 32 and sm_90"),
     ("momentum/contrastive", "LOG_2 + x * series", "LOG_2 - tl.log2(1.0 - s) * LOG_2",
      MOMENTUM, "told_apart and gather and sm_90"),
-    ("momentum/contrastive", "(index >= 0) & (index < n_data)", "index >= 0",
-     MOMENTUM, "contrastive_loss_nan and gather and sm_90"),
-    ("momentum/contrastive", "tl.where(missing > 0,", "tl.where(missing > 1,",
-     MOMENTUM, "contrastive_loss_nan and dense and sm_90"),
     ("momentum/contrastive", "output *= (largest / 32768.0)[:, None]", "output /= 32768.0",
      MOMENTUM, "contrastive_losses and float16 and 32 and sm_90"),
 ]  # fmt: skip

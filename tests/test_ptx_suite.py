@@ -20,7 +20,7 @@ FILES = [
     *(
         pytest.param(files, marks=pytest.mark.long)
         for files in (
-            ("sm_80", "golden", "loss", "gradients"),
+            ("sm_80", "golden", "gradients"),
             ("sm_90", "step", "momentum", "loss"),
             (
                 "sm_80",
