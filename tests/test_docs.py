@@ -139,6 +139,8 @@ def test_code_of_a_document_runs(name, tmp_path, monkeypatch):
         if re.search(rf"^(from|import) {package}\b", "".join(SCRIPTS[name]), re.MULTILINE):
             pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)  # where examples write
+    if "torch._dynamo" in sys.modules:  # as in a process of its own, where no other test compiled
+        sys.modules["torch._dynamo"].reset()
     run_script(name)
 
 
