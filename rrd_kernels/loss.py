@@ -237,8 +237,7 @@ class RRDLoss(Settings):
             return
         for_momentum["n_data"] = setting("n_data", n_data)
         for name in ("nce_t", "nce_m"):
-            given = for_momentum[name]
-            for_momentum[name] = read(opt, name) if given is None else given
+            for_momentum[name] = setting(name, for_momentum[name], needed=False)
         self.memory = MomentumMemory(**_given(for_momentum), **common)
         ignore_in_ddp(self)
 

@@ -175,3 +175,18 @@ def within(problem: Sampled, found: tuple[Tensor, Tensor], precision: str | Roun
     return bool(
         ((loss.double() - wanted).abs() <= loss_bound).all() and (errors <= grad_bound).all()
     )
+
+
+def batch_of(batch=10, device="cpu", dtype=torch.float32):
+    """Inputs of a criterion with 12 and 20 features, 50 samples and 24 negatives."""
+    f_s = torch.randn(batch, 12, device=device).to(dtype).requires_grad_()
+    f_t = torch.randn(batch, 20, device=device).to(dtype)
+    idx = torch.randperm(50)[:batch].to(device)
+    contrast_idx = torch.randint(50, (batch, 25)).to(device)
+    contrast_idx[:, 0] = idx
+    return f_s, f_t, idx, contrast_idx
+
+
+def same_state(a, b):
+    """Whether two state_dicts hold the same bits."""
+    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))

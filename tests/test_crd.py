@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from momentum_problems import batch_of, same_state
 from torch import Tensor
 
 from rrd_kernels import CRDLoss, RRDLoss, crd
@@ -100,19 +101,6 @@ def test_training_follows_the_published_one(name, dtype, backend, device):
 
 def make(device="cpu", **settings):
     return CRDLoss(**(SIZES | settings)).to(device)
-
-
-def batch_of(batch=10, device="cpu"):
-    f_s = torch.randn(batch, 12, device=device, requires_grad=True)
-    f_t = torch.randn(batch, 20, device=device)
-    idx = torch.randperm(50)[:batch].to(device)
-    contrast_idx = torch.randint(50, (batch, 25)).to(device)
-    contrast_idx[:, 0] = idx
-    return f_s, f_t, idx, contrast_idx
-
-
-def same_state(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
 
 
 def test_keywords_and_opt_mean_the_same():

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from emulated import EMULATED
-from momentum_problems import SIMILARITIES
+from momentum_problems import SIMILARITIES, batch_of, same_state
 
 from rrd_kernels import MomentumMemory, RRDLoss
 
@@ -35,19 +35,6 @@ KEYS = [
 
 def make(device="cpu", **settings):
     return RRDLoss(**(SIZES | settings)).to(device)
-
-
-def batch_of(batch=10, device="cpu", dtype=torch.float32):
-    f_s = torch.randn(batch, 12, device=device).to(dtype).requires_grad_()
-    f_t = torch.randn(batch, 20, device=device).to(dtype)
-    idx = torch.randperm(50)[:batch].to(device)
-    contrast_idx = torch.randint(50, (batch, 25)).to(device)
-    contrast_idx[:, 0] = idx
-    return f_s, f_t, idx, contrast_idx
-
-
-def same_state(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
 
 
 def test_opt_and_keywords_mean_the_same():

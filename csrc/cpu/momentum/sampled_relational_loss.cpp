@@ -39,10 +39,9 @@ RelateTask relate_task(const Settings& settings, int64_t count) {
 }
 
 // One thread's arrays for one sample.
-template <typename T>
 struct Workspace {
   Workspace(int64_t padded_count, int64_t dim)
-      : values(3 * padded_count + dim), rows(2 * (dim + 64)), stride(padded_count) {}
+      : values(3 * padded_count + dim), stride(padded_count) {}
   double* output() const { return values.data + 3 * stride; }
   RelateTask of(RelateTask settings) const {
     settings.student = values.data;
@@ -51,7 +50,6 @@ struct Workspace {
     return settings;
   }
   Buffer<double> values;
-  Buffer<T> rows;
   int64_t stride;
 };
 
@@ -63,15 +61,16 @@ void gather(const Views<T>& views, const RelateTask& settings, double sample_wei
   const MemoryView v1 = view_of(teacher.memory), v2 = view_of(student.memory);
   in_phases(kCosts.gather(views), views.batch(), [&](Worker& worker) {
     views.normalize(worker);
-    const Workspace<T> space(kernel.padded_count(views.count()), views.dim());
+    const Workspace space(kernel.padded_count(views.count()), views.dim());
+    const Buffer<T> room(kernel.gather_room(views.dim()));
     worker.run(views.batch(), [&](int64_t i) {
       const int64_t* wanted = views.wanted(i);
       const RelateTask task = space.of(settings);
-      kernel.similarities(v2, wanted, task.count, student.row(i), space.rows.data, task.student);
-      kernel.similarities(v1, wanted, task.count, teacher.row(i), space.rows.data, task.teacher);
+      kernel.similarities(v2, wanted, task.count, student.row(i), room.data, task.student);
+      kernel.similarities(v1, wanted, task.count, teacher.row(i), room.data, task.teacher);
       losses[i] = kernel.relate(task);
       if (!task.need_grad) return;
-      kernel.weighted_rows(v2, wanted, task.student, task.count, space.rows.data, space.output());
+      kernel.weighted_rows(v2, wanted, task.student, task.count, room.data, space.output());
       student.write_gradient(i, space.output(), sample_weight, grad + i * views.dim());
     });
   });
@@ -88,7 +87,7 @@ void dense(const Views<T>& views, const RelateTask& settings, double sample_weig
   const int64_t tasks = std::max(ranges(rows, blocks.kRowsAtOnce), blocks.samples);
   in_phases(kCosts.dense(views), tasks, [&](Worker& worker) {
     views.normalize(worker);
-    const Workspace<T> space(kernel.padded_count(views.count()), dim);
+    const Workspace space(kernel.padded_count(views.count()), dim);
     const Buffer<T> room(kernel.tile_room(dim));
     for (int64_t first = 0; first < views.batch(); first += blocks.samples) {
       const int64_t count = std::min(blocks.samples, views.batch() - first);
