@@ -1,5 +1,6 @@
 """The image sets of examples/cifar100, from small files in the official formats."""
 
+import gzip
 import hashlib
 import pickle
 import shutil
@@ -20,6 +21,9 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 import data
+import engine
+import fashion_mnist
+import options
 import tiny_imagenet
 
 RANDOM = np.random.default_rng(0)
@@ -27,11 +31,12 @@ WNIDS = ["n01443537", "n01629819"]
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch):
+def offline(monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise urllib.error.URLError("no network in tests")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(fashion_mnist, "INSTALLED", tmp_path / "installed")
 
 
 def pixels(*shape):
@@ -222,9 +227,118 @@ def killed(*args):
     raise KeyboardInterrupt
 
 
+def idx_file(array):
+    """uint8 in the format of MNIST's files: a magic number, the sizes, the bytes."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return (0x800 + array.ndim).to_bytes(4, "big") + sizes + array.tobytes()
+
+
+def write_fashion_mnist(folder, packed):
+    """Torchvision's files, or with ``packed`` the Debian package's; images and labels by part."""
+    folder.mkdir(parents=True)
+    written = {}
+    for part, count in (("train", 5), ("t10k", 3)):
+        images, labels = pixels(count, 28, 28), RANDOM.integers(10, size=count, dtype=np.uint8)
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            content = idx_file(array)
+            path = folder / f"{part}-{name}-ubyte{'.gz' if packed else ''}"
+            path.write_bytes(gzip.compress(content) if packed else content)
+        written[part] = images, labels
+    return written
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["torchvision's files", "Debian's package"])
+def test_fashion_mnist(tmp_path, packed):
+    raw = tmp_path / "root" / "FashionMNIST" / "raw"
+    written = write_fashion_mnist(fashion_mnist.INSTALLED if packed else raw, packed)
+    for part, train in (("train", True), ("t10k", False)):
+        loaded = data.load("fashion-mnist", tmp_path / "root", train)
+        images, labels = written[part]
+        expected = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+        for channel in range(3):
+            assert torch.equal(loaded.images[:, channel], torch.from_numpy(expected))
+        assert loaded.labels.tolist() == labels.tolist()
+        assert loaded.labels.dtype == torch.int64
+        assert loaded.classes[9] == "Ankle boot"
+        assert loaded.augmentation.flip
+    assert len([*raw.iterdir()]) == 4
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["FashionMNIST"]
+
+
+def test_a_fashion_mnist_that_is_not_whole_is_refused(tmp_path):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    write_fashion_mnist(raw, packed=False)
+    images = raw / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"damaged; remove the folder .*raw"):
+        data.load("fashion-mnist", tmp_path)
+    assert len(data.load("fashion-mnist", tmp_path, train=False)) == 3
+
+
+def test_fashion_mnist_is_normalised_with_its_own_pixels():
+    files = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
+    if not files.exists():
+        pytest.skip("needs Debian's dataset-fashion-mnist")
+    # The constants are rounded to four digits.
+    values = np.frombuffer(gzip.decompress(files.read_bytes()), np.uint8, offset=16) / 255
+    assert values.mean() == pytest.approx(0.2860, abs=5e-5)
+    assert values.std() == pytest.approx(0.3530, abs=5e-5)
+
+
+def test_images_held_out_and_a_part_of_the_classes():
+    digits = data.load("digits")
+    digits = data.replace(digits, images=digits.images[:101], labels=digits.labels[:101])
+    kept, held_out = digits.split(20)
+    assert (len(kept), len(held_out)) == (81, 20)
+    # Evenly spaced, none in both, and all in their order.
+    numbers = [number * 101 // 20 for number in range(20)]
+    others = [number for number in range(101) if number not in numbers]
+    for part, expected in ((held_out, numbers), (kept, others)):
+        assert torch.equal(part.images, digits.images[expected])
+        assert torch.equal(part.labels, digits.labels[expected])
+    with pytest.raises(ValueError, match="101 images cannot be held out of 101"):
+        digits.split(101)
+
+    part = digits.of_classes((7, 2))
+    assert part.classes == ("7", "2")
+    expected = [number for number in range(101) if digits.labels[number] in (2, 7)]
+    assert torch.equal(part.images, digits.images[expected])
+    assert part.labels.tolist() == [int(digits.labels[n] == 2) for n in expected]
+    assert digits.of_classes(None) is digits
+    with pytest.raises(ValueError, match="0 to 9; got"):
+        digits.of_classes((3, 10))
+
+
+def test_classes_as_an_option(capsys):
+    parser = options.parser_of("")
+    options.add_data(parser, ["digits"])
+    assert parser.parse_args(["--classes", "0-4,7"]).classes == (0, 1, 2, 3, 4, 7)
+    for text in ("3", "1-", "4-2", "0-2,1", "a,b"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--classes", text])
+        assert "at least two different classes" in capsys.readouterr().err
+
+
+def test_what_is_held_out_takes_the_test_images_place():
+    parser = options.parser_of("")
+    options.add_data(parser, ["digits"])
+    arguments = ["--held_out", "300", "--classes", "1,8", "--images", "40", "--batch_size", "8"]
+    chosen = parser.parse_args(arguments)
+    chosen.seed = 0
+    kept, held_out = data.load("digits").of_classes((1, 8)).split(200)
+    with pytest.raises(ValueError, match="300 images cannot be held out of 2"):
+        engine.make_data(chosen, torch.device("cpu"))
+    chosen.held_out = 200
+    train, (_, tested) = engine.make_data(chosen, torch.device("cpu"))
+    assert torch.equal(train.images, kept.thinned(40).images)
+    assert torch.equal(tested.images.images, held_out.thinned(40).images)
+    assert torch.equal(tested.images.labels, held_out.thinned(40).labels)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
+        ("fashion-mnist", ["FashionMNIST/raw", "package dataset-fashion-mnist", "http"]),
         ("cifar100", ["cifar-100-python", "train, test and meta", datasets.CIFAR100.url]),
         ("cifar10", ["cifar-10-batches-py", "data_batch_1", datasets.CIFAR10.url]),
         ("stl10", ["stl10_binary", "train_X.bin", datasets.STL10.url]),

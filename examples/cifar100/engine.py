@@ -63,11 +63,18 @@ def device_of(options: argparse.Namespace) -> torch.device:
 def make_data(
     options: argparse.Namespace, device: torch.device
 ) -> tuple[ImageSet, tuple[TrainLoader, EvaluationLoader]]:
-    """The training images, and the loaders of training and test images, as the options say."""
-    train, test = (
-        load(options.dataset, options.data_folder, part).thinned(options.images)
-        for part in (True, False)
-    )
+    """The training images, and the loaders of them and of those that the network is tested on, as
+    the options say.
+
+    Raises:
+        ValueError: the data set has not so many images to hold out, or not such classes.
+    """
+    train = load(options.dataset, options.data_folder, train=True).of_classes(options.classes)
+    if options.held_out:
+        train, test = train.split(options.held_out)
+    else:
+        test = load(options.dataset, options.data_folder, train=False).of_classes(options.classes)
+    train, test = (part.thinned(options.images) for part in (train, test))
     batches = train_loader(
         options.loader,
         train,

@@ -53,6 +53,22 @@ def _epochs(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def _classes(text: str) -> tuple[int, ...]:
+    """'0-4,7' as numbers."""
+    numbers: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            numbers += range(int(first), int(last or first) + 1)
+    except ValueError:
+        numbers = []
+    if len(numbers) < 2 or len({*numbers}) < len(numbers):
+        raise argparse.ArgumentTypeError(
+            f"must be at least two different classes by number, such as 0-4 or 1,3,5; got {text!r}"
+        )
+    return tuple(numbers)
+
+
 def at_least(least: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
     """An argument's type: a number that is not below ``least``."""
 
@@ -89,7 +105,8 @@ def add_data(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
         default="digits",
         choices=datasets,
         help="data set: digits comes with scikit-learn, the others are downloaded if they are not "
-        "in --data_folder; tinyimagenet is another name of tiny-imagenet",
+        "in --data_folder, and fashion-mnist is also found where Debian's dataset-fashion-mnist is "
+        "installed; tinyimagenet is another name of tiny-imagenet",
     )
     group.add_argument(
         "--data_folder",
@@ -103,6 +120,20 @@ def add_data(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
         type=at_least(1),
         metavar="N",
         help="use at most N training and N test images, evenly spaced, at least 1 (default: all)",
+    )
+    group.add_argument(
+        "--held_out",
+        type=at_least(1),
+        metavar="N",
+        help="hold N training images out, evenly spaced, and test on them in place of the test "
+        "images: to choose settings by them, at least 1 (default: none)",
+    )
+    group.add_argument(
+        "--classes",
+        type=_classes,
+        metavar="N,N,...",
+        help="use the images of these classes only, such as 0-4 or 1,3,5; the run's folder does "
+        "not name them: give --trial too (default: all)",
     )
     group.add_argument(
         "--batch_size",
