@@ -37,7 +37,6 @@ RANGE = "## Call CompiledFxGraph"
 #: Tests that a CPU cannot pass for a GPU, and what they would have of one.
 UNABLE = {
     "test_export_of_the_functional_loss": "a device that a trace can be of",
-    "test_graph_replays_over_the_wrap": "captures that run nothing",
     "test_launches": "a profile of kernels",
     "test_the_global_setting_chooses_tf32": "TF32",
     "test_unit_memory_beyond_the_bounded_range_falls_back": "products in float16",
@@ -98,20 +97,46 @@ class OnGpu(TorchFunctionMode):
         return self.real if named else value
 
 
+#: Operators for which the host waits, as no capture allows.
+WAITS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal)
+
+
 class Graph(TorchDispatchMode):
-    """torch.cuda.CUDAGraph: ``replay()`` does what was done under it again, into its tensors."""
+    """torch.cuda.CUDAGraph: what is done under it is undone, random draws too, and ``replay()``
+    does it, into its tensors."""
 
     def __init__(self) -> None:
         super().__init__()
         self.recorded: list[tuple[Callable[..., Any], Any, Any, Any]] = []
+        #: What storages held that were there before, by address.
+        self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self._own: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func.overloadpacket in WAITS:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        for storage in _storages((args, kwargs)):  # batch norm's schema does not say what it writes
+            if storage.data_ptr() not in self._own:
+                self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
         returned = func(*args, **kwargs or {})
+        self._own |= {storage.data_ptr() for storage in _storages(returned)} - self._before.keys()
         self.recorded.append((func, args, kwargs or {}, returned))
         return returned
 
+    def __enter__(self) -> "Graph":
+        self._random = torch.get_rng_state()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for storage, content in self._before.values():
+            storage.copy_(content)
+        self._before.clear()
+        torch.set_rng_state(self._random)
+
+    @torch.no_grad()
     def replay(self) -> None:
         for func, args, kwargs, returned in self.recorded:
             again = func(*args, **kwargs)
@@ -119,6 +144,12 @@ class Graph(TorchDispatchMode):
                 # Views, and what is written in place, are the same memory already.
                 if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
+
+
+def _storages(value: Any) -> list[torch.UntypedStorage]:
+    """Of all tensors in it that have values."""
+    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return [tensor.untyped_storage() for tensor in tensors if not tensor.is_meta]
 
 
 class Event:
@@ -178,7 +209,9 @@ class Profile:
 
 
 @contextlib.contextmanager
-def _capturing(graph: Graph, stream: object = None) -> Iterator[None]:
+def _capturing(
+    graph: Graph, stream: object = None, capture_error_mode: str = "global"
+) -> Iterator[None]:
     with graph:
         yield
 
@@ -254,8 +287,8 @@ def in_place(real: torch.device = CPU) -> Iterator[None]:
         "Event": Event,
         "CUDAGraph": Graph,
         "graph": _capturing,
-        "Stream": lambda: stream,
-        "current_stream": lambda: stream,
+        "Stream": lambda device=None: stream,
+        "current_stream": lambda device=None: stream,
         "set_stream": lambda stream: None,
         "stream": lambda stream: contextlib.nullcontext(),
         "_sleep": lambda cycles: None,
@@ -263,6 +296,8 @@ def in_place(real: torch.device = CPU) -> Iterator[None]:
         "current_device": lambda: 0,
         "set_device": lambda device: None,
         "set_sync_debug_mode": lambda mode: None,
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
         "mem_get_info": lambda device=None: (1 << 30, 1 << 30),
     }
     with contextlib.ExitStack() as stack:

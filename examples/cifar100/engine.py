@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 import checkpoint
+import graphed
 import options as flags
 import processes
 from data import ImageSet, load
@@ -36,9 +37,11 @@ def prepare(options: argparse.Namespace, *, together: bool = False) -> torch.dev
         together: whether several processes may train one model.
 
     Raises:
-        ValueError: torchrun has started several, and they may not.
+        ValueError: torchrun has started several, and they may not; or --graph cannot be had.
     """
     device = device_of(options)
+    if options.graph:
+        graphed.check(options, device)
     if together:
         device = processes.start(device)
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -165,6 +168,11 @@ class Trainer:
             weight_decay=options.weight_decay,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
+        self.graphed = (
+            graphed.GraphedStep(self._update, options.batch_size, self.optimizer, device)
+            if options.graph
+            else None
+        )
         self.epoch, self.batch, self.count = 1, 0, 0
         self.best, self.accuracy = -1.0, 0.0
         self.sums = Sums(device)
@@ -325,8 +333,6 @@ class Trainer:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if self.options.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        with self.amp():
-            loss, terms, logits = self.step(images, labels, idx)
         # The last batches of an epoch may be fewer than the others' steps have.
         accumulate = self.options.accumulate
         first = self.batch // accumulate * accumulate
@@ -335,15 +341,30 @@ class Trainer:
         size, images_in_all = self.options.batch_size, self.train_loader.samples
         in_group = min((first + together) * size, images_in_all) - first * size
         in_batch = len(labels) * processes.size()  # as many in each process
-        self.scaler.scale(loss * (in_batch / in_group)).backward()
         self.batch += 1
-        if self.batch - first == together:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
+        if self.graphed is not None:  # where each batch is a group of its own
+            loss, terms, right = self.graphed(images, labels, idx)
+        else:
+            last = self.batch - first == together
+            loss, terms, right = self._update(images, labels, idx, in_batch / in_group, last)
         self.count += in_batch
         self.sums.add("loss", loss * len(labels))
         for name, value in terms.items():
             self.sums.add(name, value * len(labels))
-        self.sums.add("acc", 100 * correct(logits.detach(), labels, 1))
-        return loss.detach(), terms
+        self.sums.add("acc", 100 * right)
+        return loss, terms
+
+    def _update(
+        self, images: Tensor, labels: Tensor, idx: Tensor, share: float = 1.0, last: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Forward and backward, and with the ``last`` batch of a group, of which this one has a
+        ``share``, the optimizer's step; the loss, its terms and how many labels were right."""
+        with self.amp():
+            loss, terms, logits = self.step(images, labels, idx)
+        self.scaler.scale(loss * share).backward()
+        if last:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        terms = {name: value.detach() for name, value in terms.items()}
+        return loss.detach(), terms, correct(logits.detach(), labels, 1)

@@ -263,6 +263,13 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "--compile", action="store_true", help="torch.compile the network that is trained"
     )
     group.add_argument(
+        "--graph",
+        action="store_true",
+        default=None,  # as in the settings of runs that were begun before there was this flag
+        help="on one GPU, replay the training step of full batches as one CUDA graph; no GPU has "
+        "run this yet",
+    )
+    group.add_argument(
         "--deterministic",
         action="store_true",
         help="use deterministic algorithms: the same bits from run to run on a GPU too",

@@ -127,7 +127,9 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
     Raises:
         RuntimeError: the two losses do not agree at their first step.
     """
-    device = prepare(argparse.Namespace(device=options.device, seed=0, deterministic=False))
+    device = prepare(
+        argparse.Namespace(device=options.device, seed=0, deterministic=False, graph=None)
+    )
     student = make_model(options.model_s, 100).to(device).train()
     teacher = make_model(options.model_t, 100).to(device).eval().requires_grad_(False)
     criterion = RRDLoss(
