@@ -27,6 +27,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import gpu_cases
 import torch
+import whole_step
 from gpu_cases import Case, Results, Sizes
 from torch import Tensor
 
@@ -187,7 +188,8 @@ def jobs(sizes: Sizes) -> list[Job]:
         [Job(case.name, partial(repeated, case)) for case in cases(sizes)]
         for cases in (gpu_cases.first_cases, gpu_cases.further_cases)
     )
-    return [*first, *watched, *further]
+    whole = Job("whole step in a graph", whole_step.in_a_graph)
+    return [*first, *watched, whole, *further]
 
 
 def merged(before: Entry | None, entry: Entry) -> Entry:

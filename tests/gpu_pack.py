@@ -20,6 +20,7 @@ import recorded
 import run_files
 import sanitizer_case
 import torch
+import whole_step
 from gpu_cases import Sizes
 from stand_in_gpu import CPU, GPU
 
@@ -88,7 +89,7 @@ CALLS: dict[str, tuple[Callable[[], None], ...]] = {
     "rest": (partial(fifo, CUDA_CASES), host),
 }
 REAL_CALLS: dict[str, tuple[Callable[[], None], ...]] = {
-    "first": (smoke,),
+    "first": (smoke, partial(whole_step.in_a_graph, 1)),
     "rest": (smoke, partial(momentum, CUDA_CASES)),
 }
 

@@ -12,6 +12,7 @@ import gpu_correctness
 import pytest
 import stand_in_gpu
 import torch
+import whole_step
 from gpu_cases import Sizes
 from gpu_correctness import Job, attempt, check, repeated, what_is_wrong
 from problems import FORMS, Problem
@@ -178,3 +179,11 @@ def test_the_bounds_see_mistakes(mistake, form, precision):
     wrong.fused = fused
     assert not what_is_wrong(attempt(Job("", partial(repeated, right)), 1))
     assert what_is_wrong(attempt(Job("", partial(repeated, wrong)), 1))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_whole_step_that_misses_something_has_moved(monkeypatch):
+    assert whole_step.in_a_graph(3) == {"repeats": 3, "moved": 0}
+    # Of the first learning rate, where the last replay has another.
+    monkeypatch.setattr(whole_step.GraphedStep, "_settings", lambda self: [])
+    assert whole_step.in_a_graph(3) == {"repeats": 3, "moved": 1}
