@@ -1,6 +1,7 @@
 """The published table of examples/cifar100, its commands, and one's own runs in it."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,23 @@ def test_the_readme_quotes_the_published_numbers():
         sum(row[f"CRD{kd}"] > row[f"RRD{kd} 2025"] for row in rows) for kd in ("", "+KD")
     )
     assert f"CRD is above RRD 2025 in {alone} of the 13 rows" in text
-    assert f"and CRD+KD above RRD+KD 2025 in {with_kd}." in text
+    assert f"and CRD+KD above RRD+KD\n  2025 in {with_kd}." in text
+
+
+def test_the_readme_counts_the_rows_that_each_method_wins():
+    best = []
+    for row in paper.published().values():
+        methods = {name: value for name, value in row.items() if name != "teacher"}
+        best.append({name for name in methods if methods[name] == max(methods.values())})
+    wins = Counter(method for methods in best for method in methods)
+    level = sum({"RRD+KD 2025", "RRD+KD 2024"} == methods for methods in best)
+    text = " ".join((Path(paper.__file__).parent / "README.md").read_text().split())
+    assert wins.keys() == {"RRD+KD 2025", "RRD+KD 2024", "CRD+KD", "CRD"}
+    assert level == wins["RRD+KD 2024"]
+    assert (
+        f"RRD+KD 2025 is the highest of all methods in {wins['RRD+KD 2025']} rows (in {level} of "
+        f"them level with RRD+KD 2024), CRD+KD in {wins['CRD+KD']}, CRD in {wins['CRD']}."
+    ) in text
 
 
 def test_each_command_is_a_method_of_its_own():
