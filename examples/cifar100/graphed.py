@@ -49,7 +49,8 @@ class GraphedStep:
             any nesting. It may not wait for the device, and leaves no gradients behind.
         batch_size: of a full batch.
         optimizer: the step's, whose settings are constants of a graph: if one changes, such as the
-            learning rate, the step is captured anew.
+            learning rate, the step is captured anew. As a tensor the rate would need the fused SGD,
+            which rounds otherwise: PyTorch's others read it on the host.
         device: the GPU.
 
     Calling it returns what ``step`` returns. The next call writes over these tensors.
