@@ -239,7 +239,14 @@ class Trainer:
         self.console.print(f"resuming in epoch {self.epoch}, after {self.batch} batches")
 
     def fit(self) -> float:
-        """Trains to the last epoch; the best test accuracy in percent."""
+        """Trains to the last epoch; the best test accuracy in percent. Ends with the run's
+        :meth:`Run.release`."""
+        try:
+            return self._fit()
+        finally:
+            self.run.release()
+
+    def _fit(self) -> float:
         self.resume()
         if self.run.writes:
             flags.write_settings(self.options, self.run.folder / "settings.json")

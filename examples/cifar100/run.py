@@ -7,6 +7,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 import checkpoint
+import lock
 import processes
 
 
@@ -18,10 +19,12 @@ class Run:
         name: of the model, for its checkpoints ``<name>_best.pth`` and ``<name>_last.pth``.
         resume: go on with what the folder holds; else a folder that holds a checkpoint is refused.
 
-    The first process alone reads and writes here; the others may be on other machines.
+    The first process alone reads and writes here; the others may be on other machines. It holds
+    the folder's lock until :meth:`release`.
 
     Raises:
         FileExistsError: the folder holds a run already, and ``resume`` is false.
+        ValueError: another training is at work in the folder.
     """
 
     def __init__(self, folder: Path, name: str, *, resume: bool) -> None:
@@ -30,21 +33,24 @@ class Run:
         self.best = folder / f"{name}_best.pth"
         self.last = folder / f"{name}_last.pth"
         self.epochs = folder / "epochs.csv"
-        if not resume:
-            processes.of_first(self._check_unused)
         self._writer: SummaryWriter | None = None
-        if not self.writes:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob(".*.pth.*"):  # of a process that was killed while it wrote
-            unfinished.unlink()
+        processes.of_first(lambda: self._take(resume))
 
-    def _check_unused(self) -> None:
-        if self.last.exists():
+    def _take(self, resume: bool) -> None:
+        if not resume and self.last.exists():
             raise FileExistsError(
                 f"{self.folder} holds a run already; continue it with --resume, or start a new run "
                 f"with another --trial"
             )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock.hold(self.folder)
+        for unfinished in self.folder.glob(".*.pth.*"):  # of a process killed while it wrote
+            unfinished.unlink()
+
+    def release(self) -> None:
+        """Leaves the folder to other processes."""
+        if self.writes:
+            lock.release(self.folder)
 
     def saved(self) -> dict[str, Any] | None:
         """The last checkpoint, if there is one, in all processes."""
