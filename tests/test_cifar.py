@@ -342,19 +342,3 @@ def test_speed_refuses_losses_that_differ(monkeypatch):
     options = speed.parse_arguments(["--model_t", "resnet8", "--batch_size", "4", "--nce_k", "64"])
     with pytest.raises(RuntimeError, match="differ"):
         speed.measure(options)
-
-
-def test_compare(teacher, tmp_path, capsys, monkeypatch):
-    methods = {name: compare.METHODS[name] for name in ("student", "RRD+KD 2024")}
-    monkeypatch.setattr(compare, "METHODS", methods)
-    record = tmp_path / "record.json"
-    arguments = ["--seeds", "2", "--path_t", str(teacher), "--save_folder", str(tmp_path)]
-    arguments += ["--output", str(record), *SMALL, "--nce_k", "64"]
-    compare.main(arguments)
-    first = json.loads(record.read_text())["accuracy"]
-    assert {name: len(values) for name, values in first.items()} == dict.fromkeys(methods, 2)
-    assert "±" in capsys.readouterr().out
-    # What is there is not trained again.
-    monkeypatch.setattr(engine.Trainer, "_train_epoch", lambda self: pytest.fail("trained again"))
-    compare.main(arguments)
-    assert json.loads(record.read_text())["accuracy"] == first

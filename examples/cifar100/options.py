@@ -298,6 +298,16 @@ def add_output(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_jobs(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--jobs",
+        type=at_least(1),
+        metavar="N",
+        help="trainings at a time, at least 1, which share the cores (default: one for each core; "
+        "on a GPU 1)",
+    )
+
+
 def add_seconds(group: argparse._ActionsContainer, seconds: float) -> None:
     group.add_argument(
         "--seconds",

@@ -18,10 +18,14 @@ def print_table(table: Table, width: int = 100) -> None:
     (console if console.is_terminal else Console(width=width)).print(table)
 
 
-def write_record(path: Path | None, device: torch.device, fields: Mapping[str, Any]) -> None:
-    """``fields`` as JSON with the machine and the versions; nowhere for None."""
+def write_record(
+    path: Path | None, device: torch.device, fields: Mapping[str, Any], *, quiet: bool = False
+) -> None:
+    """``fields`` as JSON with the machine and the versions; nowhere for None. Says so unless
+    ``quiet``."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**environment(device), **fields}, indent=2) + "\n")
-    print(f"record written to {path}")
+    if not quiet:
+        print(f"record written to {path}")

@@ -238,6 +238,22 @@ def make_step(
     return step
 
 
+def folder_of(options: argparse.Namespace) -> Path:
+    """Where a run with these options writes.
+
+    Raises:
+        ValueError: the teacher's architecture is neither given nor in its folder's name.
+    """
+    teacher = options.model_t
+    if teacher is None and options.distill != "none":
+        teacher = architecture_of(options.path_t)
+    name = (
+        f"{options.distill.upper()}_{options.dataset}_S_{options.model_s}_T_{teacher}"
+        f"_r_{options.gamma:g}_a_{options.alpha:g}_b_{options.beta:g}_trial_{options.trial}"
+    )
+    return options.save_folder / "student_model" / name
+
+
 def main(arguments: list[str] | None = None) -> Path:
     """Runs the script; the run's folder."""
     options = parse_arguments(arguments)
@@ -273,12 +289,7 @@ def train_student(options: argparse.Namespace, device: torch.device) -> Path:
     if processes.rank() > 0:  # the same weights in all processes, but negatives of its own in each
         torch.manual_seed(options.seed + processes.rank())
 
-    name = (
-        f"{options.distill.upper()}_{options.dataset}_S_{options.model_s}_T_{options.model_t}"
-        f"_r_{options.gamma:g}_a_{options.alpha:g}_b_{options.beta:g}_trial_{options.trial}"
-    )
-    folder = options.save_folder / "student_model" / name
-    run = Run(folder, options.model_s, resume=options.resume)
+    run = Run(folder_of(options), options.model_s, resume=options.resume)
     flags.apply_to_model(options, student)
     if teacher is not None and options.channels_last:
         teacher = teacher.to(memory_format=torch.channels_last)

@@ -73,6 +73,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def folder_of(options: argparse.Namespace) -> Path:
+    """Where a run with these options writes."""
+    name = f"{options.path_s.absolute().parent.name}_to_{options.dataset}_{options.trial}"
+    return options.save_folder / "transfer" / name
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     device = prepare(options)
@@ -83,8 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.student_digest = flags.digest_of(student)
     probe = Probe(student, len(train.classes)).to(device)
 
-    name = f"{options.path_s.absolute().parent.name}_to_{options.dataset}_{options.trial}"
-    run = Run(options.save_folder / "transfer" / name, "probe", resume=options.resume)
+    run = Run(folder_of(options), "probe", resume=options.resume)
     flags.apply_to_model(options, probe)
 
     def step(

@@ -1,0 +1,232 @@
+"""The table and the picture of a comparison, from its JSON record."""
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from methods import mean_and_deviation
+from paired import paired_difference, present, with_interval
+
+#: What the others are compared with, and the colour and style of its line in the picture. These and
+#: the dots' are from the colours that Okabe and Ito chose for all kinds of colour vision
+#: (jfly.uni-koeln.de/color).
+REFERENCES = {"student": ("#D55E00", "--"), "KD": ("#009E73", "-.")}
+DOT, MEAN = "#56B4E9", "#000000"
+DPI = 150
+
+
+def summary(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each method with a finished run, the most accurate first.
+
+    Args:
+        record: ``accuracy``: for each method a number for each seed from 0 on, in percent, None
+            where the run is missing; ``agreement`` and ``seconds_per_epoch`` likewise, if it has
+            them.
+
+    Returns:
+        Of each: ``method``, ``mean``, ``deviation`` (None of one seed), ``differences`` to each of
+        ``REFERENCES`` that there is as :func:`paired.paired_difference` has them, ``agreement``,
+        the mean, and ``seconds_per_epoch``, the median; None where they are not known.
+    """
+    accuracy = record["accuracy"]
+    rows = []
+    for method, by_seed in accuracy.items():
+        values = present(by_seed)
+        if not values:
+            continue
+        agreement = present(record.get("agreement", {}).get(method, ()))
+        seconds = present(record.get("seconds_per_epoch", {}).get(method, ()))
+        differences = {
+            other: paired_difference(by_seed, accuracy[other])
+            for other in _references(record)
+            if other != method
+        }
+        row = {
+            "method": method,
+            "mean": statistics.mean(values),
+            "deviation": statistics.stdev(values) if len(values) > 1 else None,
+            "differences": differences,
+            "agreement": statistics.mean(agreement) if agreement else None,
+            "seconds_per_epoch": statistics.median(seconds) if seconds else None,
+        }
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["mean"])
+
+
+def _references(record: Mapping[str, Any]) -> list[str]:
+    """Those that have a figure, unless there is nothing else to compare with them."""
+    known = {method for method, by_seed in record["accuracy"].items() if present(by_seed)}
+    return [other for other in REFERENCES if other in known and known != {other}]
+
+
+def seeds_in_words(by_seed: Sequence[float | None]) -> str:
+    """The figures of the seeds in their order."""
+    return ", ".join("–" if value is None else f"{value:.2f}" for value in by_seed)
+
+
+def missing_note(record: Mapping[str, Any]) -> list[str]:
+    """A note that names the runs without a figure; none where there are none."""
+    absent = [
+        f"{method}, seed {seed}"
+        for method, by_seed in record["accuracy"].items()
+        for seed, value in enumerate(by_seed)
+        if value is None
+    ]
+    return [f"**Missing**, not finished or failed: {'; '.join(absent)}."] if absent else []
+
+
+def markdown(record: Mapping[str, Any], picture: str | None) -> str:
+    """The table with what its columns mean.
+
+    Args:
+        record: as :func:`summary` takes it.
+        picture: the file name of the picture, which is then shown below.
+    """
+    rows, others = summary(record), _references(record)
+    with_agreement = any(row["agreement"] is not None for row in rows)
+    with_seconds = any(row["seconds_per_epoch"] is not None for row in rows)
+    titles = ["method", "mean ± standard deviation", "by seed", *(f"− {o}" for o in others)]
+    titles += ["agreement, %"] * with_agreement + ["s per epoch"] * with_seconds
+    lines = [titles, ["---", "--:", "---", *["--:"] * (len(titles) - 3)]]
+    for row in rows:
+        by_seed = record["accuracy"][row["method"]]
+        cells = [row["method"], mean_and_deviation(present(by_seed))]
+        cells.append(seeds_in_words(by_seed))
+        cells += [with_interval(row["differences"].get(other)) for other in others]
+        if with_agreement:
+            cells.append("–" if row["agreement"] is None else f"{row['agreement']:.2f}")
+        if with_seconds:
+            seconds = row["seconds_per_epoch"]
+            cells.append("–" if seconds is None else f"{seconds:.1f}")
+        lines.append(cells)
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    notes = []
+    if others:
+        columns = " and ".join(f"“− {other}”" for other in others)
+        notes.append(
+            f"{columns}: mean difference in accuracy to that method with the same seed, in points, "
+            f"and its 95 % interval by Student's t with n − 1 degrees of freedom for n seeds (none "
+            f"for one seed). It is of the seeds alone, not of the choice of images, and each is "
+            f"taken by itself: of twenty intervals one is expected to miss."
+        )
+    if with_agreement:
+        notes.append(
+            "“agreement”: images, of those that the accuracy is measured on, for which student and "
+            "teacher predict the same class, after the last epoch, mean of the seeds."
+        )
+    if with_seconds:
+        together = ""
+        if "jobs" in record:
+            together = (
+                f", {record['jobs']} trainings at a time with {record['threads_per_run']} CPU "
+                f"thread(s) each"
+            )
+        notes.append(
+            f"“s per epoch”: wall clock of the training without the evaluation, median of the "
+            f"epochs, then of the seeds, on shared cores{together}."
+        )
+    notes += missing_note(record)
+    text = f"{record.get('heading', 'Top-1 accuracy after the last epoch, in percent.')}\n\n{table}"
+    if notes:
+        text += "\n\n" + "\n".join(f"- {note}" for note in notes)
+    if picture:
+        text += f"\n\n![Accuracy of each method, by seed, with mean and interval]({picture})"
+    return text + "\n"
+
+
+def draw(record: Mapping[str, Any]) -> Figure:
+    """Methods down the side as in the table: above, a dot for each seed; below, the mean, and the
+    interval of the difference to the student alone, which meets the student's line where it
+    contains zero."""
+    rows = summary(record)
+    means = {row["method"]: row["mean"] for row in rows}
+    figure = Figure(figsize=(8, 1.6 + 0.34 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    intervals = False
+    for at, row in enumerate(rows):
+        values = present(record["accuracy"][row["method"]])
+        axes.plot(values, [at - 0.17] * len(values), "o", color=DOT, markersize=5)
+        difference = row["differences"].get("student")
+        if difference is not None and difference["low"] is not None:
+            ends = [means["student"] + difference[end] for end in ("low", "high")]
+            axes.plot(ends, [at + 0.17] * 2, "|-", color=MEAN, linewidth=1)
+            intervals = True
+        axes.plot(row["mean"], at + 0.17, "D", color=MEAN, markersize=4)
+    axes.plot([], [], "o", color=DOT, label="a seed")
+    axes.plot([], [], "D", color=MEAN, label="mean")
+    if intervals:
+        label = "95 % interval of the difference to the student"
+        axes.plot([], [], "|-", color=MEAN, linewidth=1, label=label)
+    for row in rows:
+        if row["method"] in REFERENCES:
+            draw_level(axes.axvline, row["method"], row["mean"])
+    axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("top-1 accuracy after the last epoch, %")
+    tidy(axes, "x")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+def draw_level(line: Any, method: str, value: float) -> None:
+    """A method's mean as a line: ``axvline`` or ``axhline`` of the axes."""
+    colour, style = REFERENCES.get(method, ("#CC79A7", ":"))
+    name = "student alone" if method == "student" else method
+    line(value, color=colour, linestyle=style, linewidth=1.2, zorder=1, label=f"mean of {name}")
+
+
+def tidy(axes: Axes, along: Literal["x", "y"]) -> None:
+    """Lines across one axis, no frame."""
+    axes.grid(axis=along, color="#dddddd")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+class Report(NamedTuple):
+    """How a kind of record is shown.
+
+    Attributes:
+        field: that such records have.
+        markdown: from a record, and the file name of its picture or None, to the table.
+        draw: from a record to the picture.
+    """
+
+    field: str
+    markdown: Callable[[Mapping[str, Any], str | None], str]
+    draw: Callable[[Mapping[str, Any]], Figure]
+
+    def write(self, record: Mapping[str, Any], path: Path) -> None:
+        """The table as X.md and the picture as X.png, beside the record X.json."""
+        picture = path.with_suffix(".png")
+        path.with_suffix(".md").write_text(self.markdown(record, picture.name))
+        self.draw(record).savefig(picture, dpi=DPI)
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """A record.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it holds something else.
+        """
+        try:
+            record = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON record: {error}") from error
+        if not isinstance(record, dict) or self.field not in record:
+            raise ValueError(f"{path} is no record of this kind: it has no {self.field!r}")
+        return record
+
+    def show(self, path: Path) -> None:
+        """Prints the table of the record that ``path`` holds, and writes both; raises as
+        :meth:`read` does."""
+        record = self.read(path)
+        self.write(record, path)
+        print(self.markdown(record, None))
+
+
+COMPARISON = Report("accuracy", markdown, draw)
