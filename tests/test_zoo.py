@@ -11,6 +11,7 @@ from torch import nn
 
 from models import model_dict
 from models.resnet import ResNet
+from models.shufflenet import channel_shuffle
 from models.vgg import VGG
 from models.wide_resnet import WideResNet
 
@@ -143,3 +144,25 @@ def test_convolutions_start_kaiming_normal(name):
 def test_impossible_depths_are_refused(make):
     with pytest.raises(ValueError, match="depth must be"):
         make()
+
+
+#: From what stands before a stage's last ReLU to its output; the other families have none there.
+FINISH = {"MobileNetV2": lambda x: x, "ShuffleV2": lambda x: channel_shuffle(x.relu(), 2)}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_preactivations_become_the_features(name):
+    network, images = recorded_network(name), recorded_images()
+    features, _ = network(images, is_feat=True)
+    before = network.preactivations(images)
+    if name.startswith("wrn"):  # after the norm of what follows
+        norms = network.block2.layer[0].bn1, network.block3.layer[0].bn1, network.bn1
+        wanted = [norm(x) for norm, x in zip(norms, features[1:-1], strict=True)]
+        found = before
+        assert torch.equal(before[-1].relu().mean(dim=(2, 3)), features[-1])
+    else:
+        wanted, found = features[1:-1], [FINISH.get(name, torch.relu)(x) for x in before]
+    assert all(map(torch.equal, found, wanted))
+    assert len(found) == len(wanted)
+    assert name == "MobileNetV2" or all((x < 0).any() for x in before)

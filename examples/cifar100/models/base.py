@@ -1,7 +1,9 @@
 """What the families share: how a network is called, how stages are built, the first weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -15,6 +17,11 @@ class ImageClassifier(nn.Module):
     """
 
     def features(self, images: Tensor) -> list[Tensor]:
+        raise NotImplementedError
+
+    def preactivations(self, images: Tensor) -> list[Tensor]:
+        """The stages' outputs, ``features[1:-1]``, before the ReLU that they end in; the families
+        that end in none say what stands there. For networks in evaluation mode."""
         raise NotImplementedError
 
     @property
@@ -35,12 +42,26 @@ class ImageClassifier(nn.Module):
         return (features, logits) if is_feat else logits
 
 
-def run_stages(x: Tensor, stages: list[nn.Module]) -> list[Tensor]:
+def run_stages(x: Tensor, stages: Sequence[nn.Module]) -> list[Tensor]:
     """``x`` and what each stage makes of what the one before it made."""
     features = [x]
     for stage in stages:
         features.append(stage(features[-1]))
     return features
+
+
+def run_before_relu(
+    x: Tensor, stages: Sequence[nn.Sequential], finish: Callable[[Tensor], Tensor] = F.relu
+) -> list[Tensor]:
+    """What each stage's last block has before its last ReLU; ``finish`` makes the stage's output
+    of it."""
+    found = []
+    for stage in stages:
+        last: Any = stage[-1]
+        before = last.before_relu(stage[:-1](x))
+        found.append(before)
+        x = finish(before)
+    return found
 
 
 def pool(feature_map: Tensor) -> Tensor:

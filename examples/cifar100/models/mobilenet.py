@@ -80,3 +80,7 @@ class MobileNetV2(ImageClassifier):
     def features(self, images: Tensor) -> list[Tensor]:
         stem, *stages = run_stages(self.conv1(images), list(self.blocks))
         return [stem, *(stages[i] for i in FEATURE_STAGES), pool(self.conv2(stages[-1]))]
+
+    def preactivations(self, images: Tensor) -> list[Tensor]:
+        """The features themselves, which end in no ReLU."""
+        return self.features(images)[1:-1]

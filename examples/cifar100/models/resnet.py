@@ -9,6 +9,7 @@ from .base import (
     make_shortcut,
     make_stage,
     pool,
+    run_before_relu,
     run_stages,
 )
 
@@ -28,8 +29,11 @@ class BasicBlock(nn.Module):
         self.downsample = make_shortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.before_relu(x))
+
+    def before_relu(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.downsample(x))
+        return self.bn2(self.conv2(out)) + self.downsample(x)
 
 
 class ResNet(ImageClassifier):
@@ -58,6 +62,11 @@ class ResNet(ImageClassifier):
         return self.fc
 
     def features(self, images: Tensor) -> list[Tensor]:
-        stem = F.relu(self.bn1(self.conv1(images)))
-        maps = run_stages(stem, [self.layer1, self.layer2, self.layer3])
+        maps = run_stages(self._stem(images), [self.layer1, self.layer2, self.layer3])
         return [*maps, pool(maps[-1])]
+
+    def preactivations(self, images: Tensor) -> list[Tensor]:
+        return run_before_relu(self._stem(images), [self.layer1, self.layer2, self.layer3])
+
+    def _stem(self, images: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(images)))

@@ -9,6 +9,7 @@ from .base import (
     make_shortcut,
     make_stage,
     pool,
+    run_before_relu,
     run_stages,
 )
 
@@ -29,9 +30,12 @@ class Bottleneck(nn.Module):
         self.shortcut = make_shortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.before_relu(x))
+
+    def before_relu(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
-        return F.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+        return self.bn3(self.conv3(out)) + self.shortcut(x)
 
 
 class ResNet50(ImageClassifier):
@@ -56,6 +60,14 @@ class ResNet50(ImageClassifier):
         return self.linear
 
     def features(self, images: Tensor) -> list[Tensor]:
-        stem = F.relu(self.bn1(self.conv1(images)))
-        maps = run_stages(stem, [self.layer1, self.layer2, self.layer3, self.layer4])
+        maps = run_stages(self._stem(images), self._stages())
         return [*maps, pool(maps[-1])]
+
+    def preactivations(self, images: Tensor) -> list[Tensor]:
+        return run_before_relu(self._stem(images), self._stages())
+
+    def _stem(self, images: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(images)))
+
+    def _stages(self) -> list[nn.Sequential]:
+        return [self.layer1, self.layer2, self.layer3, self.layer4]

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import ImageClassifier, make_stage, pool, run_stages
+from .base import ImageClassifier, make_stage, pool, run_before_relu, run_stages
 
 GROUPS = 3
 STEM_CHANNELS = 24
@@ -35,12 +35,15 @@ class ShuffleUnit(nn.Module):
         self.bn3 = nn.BatchNorm2d(branch)
 
     def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.before_relu(x))
+
+    def before_relu(self, x: Tensor) -> Tensor:
         out = channel_shuffle(F.relu(self.bn1(self.conv1(x))), self.groups)
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         if self.stride == 1:
-            return F.relu(out + x)
-        return F.relu(torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], dim=1))
+            return out + x
+        return torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], dim=1)
 
 
 class ShuffleV1(ImageClassifier):
@@ -63,6 +66,11 @@ class ShuffleV1(ImageClassifier):
         return self.linear
 
     def features(self, images: Tensor) -> list[Tensor]:
-        stem = F.relu(self.bn1(self.conv1(images)))
-        maps = run_stages(stem, [self.layer1, self.layer2, self.layer3])
+        maps = run_stages(self._stem(images), [self.layer1, self.layer2, self.layer3])
         return [*maps, pool(maps[-1])]
+
+    def preactivations(self, images: Tensor) -> list[Tensor]:
+        return run_before_relu(self._stem(images), [self.layer1, self.layer2, self.layer3])
+
+    def _stem(self, images: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(images)))

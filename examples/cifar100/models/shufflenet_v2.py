@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import ImageClassifier, pool, run_stages
+from .base import ImageClassifier, pool, run_before_relu, run_stages
 from .shufflenet import channel_shuffle
 
 
@@ -19,11 +19,19 @@ class Unit(nn.Module):
         self.conv3, self.bn3 = _pointwise(half, half)
 
     def forward(self, x: Tensor) -> Tensor:
+        passed, out = self._halves(x)
+        return channel_shuffle(torch.cat([passed, F.relu(out)], dim=1), 2)
+
+    def before_relu(self, x: Tensor) -> Tensor:
+        """Its channels are not shuffled yet, as in the published code. The half that passes has
+        been through a ReLU already, which a second one leaves as it is."""
+        return torch.cat(self._halves(x), dim=1)
+
+    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         passed, out = x.chunk(2, dim=1)
         out = F.relu(self.bn1(self.conv1(out)))
         out = self.bn2(self.conv2(out))
-        out = F.relu(self.bn3(self.conv3(out)))
-        return channel_shuffle(torch.cat([passed, out], dim=1), 2)
+        return passed, self.bn3(self.conv3(out))
 
 
 class DownUnit(nn.Module):
@@ -67,9 +75,17 @@ class ShuffleV2(ImageClassifier):
         return self.linear
 
     def features(self, images: Tensor) -> list[Tensor]:
-        stem = F.relu(self.bn1(self.conv1(images)))
-        maps = run_stages(stem, [self.layer1, self.layer2, self.layer3])
+        maps = run_stages(self._stem(images), [self.layer1, self.layer2, self.layer3])
         return [*maps, pool(F.relu(self.bn2(self.conv2(maps[-1]))))]
+
+    def preactivations(self, images: Tensor) -> list[Tensor]:
+        stages = [self.layer1, self.layer2, self.layer3]
+        return run_before_relu(
+            self._stem(images), stages, lambda before: channel_shuffle(F.relu(before), 2)
+        )
+
+    def _stem(self, images: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(images)))
 
 
 def _pointwise(in_channels: int, out_channels: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:

@@ -49,6 +49,13 @@ class VGG(ImageClassifier):
         maps.append(self.block4(maps[-1]))
         return [*maps, pool(maps[-1])]
 
+    def preactivations(self, images: Tensor) -> list[Tensor]:
+        x, found = self.block0(images), []
+        for block in (self.block1, self.block2, self.block3, self.block4):
+            found.append(block[:-1](x if block is self.block4 else F.max_pool2d(x, 2)))
+            x = F.relu(found[-1])
+        return found
+
 
 def _block(in_channels: int, out_channels: int, convolutions: int) -> nn.Sequential:
     layers: list[nn.Module] = []

@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from .base import ImageClassifier, initialise_convolutions, make_stage, pool, run_stages
 
@@ -60,6 +61,17 @@ class WideResNet(ImageClassifier):
     def features(self, images: Tensor) -> list[Tensor]:
         maps = run_stages(self.conv1(images), [self.block1, self.block2, self.block3])
         return [*maps, pool(F.relu(self.bn1(maps[-1])))]
+
+    def preactivations(self, images: Tensor) -> list[Tensor]:
+        """After the norm that follows each stage. The last norm is not trained by them, as in the
+        published code, which counts it to the classifier."""
+        _, first, second, third, _ = self.features(images)
+        fixed = {name: parameter.detach() for name, parameter in self.bn1.named_parameters()}
+        return [
+            self.block2.get_submodule("layer.0.bn1")(first),
+            self.block3.get_submodule("layer.0.bn1")(second),
+            functional_call(self.bn1, fixed, (third,)),
+        ]
 
 
 def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
