@@ -42,7 +42,9 @@ class Constant(torch.nn.Module):
 @pytest.mark.parametrize("of_features", ["rrd", "crd"])
 def test_the_total_is_the_weighted_sum_of_its_terms(of_features):
     labels, idx = torch.arange(B), torch.arange(B)
-    student, teacher = (torch.ones(B, DIM), logits(0)), (torch.zeros(B, DIM), logits(1))
+    # RRD and CRD get the last features alone.
+    student = ([torch.full((B, 2), 9.0), torch.ones(B, DIM)], logits(0))
+    teacher = ([torch.full((B, 4), 9.0), torch.zeros(B, DIM)], logits(1))
     parts = {
         "ce": torch.nn.functional.cross_entropy(student[1], labels),
         "kd": kd_loss(student[1], teacher[1], T),

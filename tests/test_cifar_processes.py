@@ -59,6 +59,7 @@ KINDS = {
         *("--similarity", "cosine", "--save_steps", "2", "-a", "1"),
     ],
     "crd": ["--distill", "crd", "--nce_k", "32", "--save_steps", "2"],
+    "vid": ["--distill", "vid", "--save_steps", "2"],
 }
 
 

@@ -25,8 +25,8 @@ from run import Run
 #: Of the loss's value, on a GPU, where each look waits for the device.
 STEPS_BETWEEN_LOOKS = 50
 
-#: From a batch to the loss, its terms and the logits.
-Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor], Tensor]]
+#: From a batch to the loss, its terms and the logits, where it has any.
+Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor], Tensor | None]]
 
 
 def prepare(options: argparse.Namespace, *, together: bool = False) -> torch.device:
@@ -140,7 +140,7 @@ class Trainer:
         model: what is trained and evaluated, on ``device``.
         modules: everything with a state, by its key in a checkpoint; ``model`` among them.
         step: from a batch to the loss.
-        loaders: of training and test images.
+        loaders: of training and test images; no test images: no evaluation.
         device: of all tensors.
         learning_rate: the first.
     """
@@ -152,7 +152,7 @@ class Trainer:
         model: nn.Module,
         modules: Mapping[str, nn.Module],
         step: Step,
-        loaders: tuple[TrainLoader, EvaluationLoader],
+        loaders: tuple[TrainLoader, EvaluationLoader | None],
         device: torch.device,
         learning_rate: float,
     ) -> None:
@@ -258,7 +258,9 @@ class Trainer:
             seconds = time.perf_counter() - started
             images_per_second = (self.count - seen) / seconds
             trained = self.sums.means(self.count)
-            tested = evaluate(self.model, self.test_loader, self.device, self.amp())
+            tested = {}
+            if self.test_loader is not None:
+                tested = evaluate(self.model, self.test_loader, self.device, self.amp())
             values = (
                 {f"train_{name}": value for name, value in trained.items()}
                 | {f"test_{name}": value for name, value in tested.items()}
@@ -267,9 +269,10 @@ class Trainer:
                     "images_per_second": images_per_second,
                 }
             )
-            self._check_weights(tested["loss"])
-            best = tested["acc"] > self.best
-            self.best, self.accuracy = max(self.best, tested["acc"]), tested["acc"]
+            self._check_weights(tested.get("loss", 0.0))
+            self.accuracy = tested.get("acc", self.accuracy)
+            best = tested.get("acc", self.best) > self.best
+            self.best = max(self.best, tested.get("acc", self.best))
             epoch = self.epoch
             # The state at the start of the next epoch.
             self.epoch, self.batch, self.count, self.sums = epoch + 1, 0, 0, Sums(self.device)
@@ -280,9 +283,14 @@ class Trainer:
             if epoch % self.options.save_freq == 0:
                 self.run.keep(epoch, state)
             self.run.save(state, best=best)
+            accuracy = ""
+            if tested:
+                accuracy = (
+                    f"accuracy: train {trained['acc']:.2f} %, test {tested['acc']:.2f} %, best "
+                    f"{self.best:.2f} %  "
+                )
             self.console.print(
-                f"epoch {epoch:3d}  loss {trained['loss']:.4f}  accuracy: train "
-                f"{trained['acc']:.2f} %, test {tested['acc']:.2f} %, best {self.best:.2f} %  "
+                f"epoch {epoch:3d}  loss {trained['loss']:.4f}  {accuracy}"
                 f"{images_per_second:.0f} images/s",
                 highlight=False,
             )
@@ -358,14 +366,16 @@ class Trainer:
         self.sums.add("loss", loss * len(labels))
         for name, value in terms.items():
             self.sums.add(name, value * len(labels))
-        self.sums.add("acc", 100 * right)
+        if right is not None:
+            self.sums.add("acc", 100 * right)
         return loss, terms
 
     def _update(
         self, images: Tensor, labels: Tensor, idx: Tensor, share: float = 1.0, last: bool = True
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """Forward and backward, and with the ``last`` batch of a group, of which this one has a
-        ``share``, the optimizer's step; the loss, its terms and how many labels were right."""
+        ``share``, the optimizer's step; the loss, its terms and how many labels were right,
+        None without logits."""
         with self.amp():
             loss, terms, logits = self.step(images, labels, idx)
         self.scaler.scale(loss * share).backward()
@@ -374,4 +384,5 @@ class Trainer:
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
         terms = {name: value.detach() for name, value in terms.items()}
-        return loss.detach(), terms, correct(logits.detach(), labels, 1)
+        right = None if logits is None else correct(logits.detach(), labels, 1)
+        return loss.detach(), terms, right

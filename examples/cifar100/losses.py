@@ -1,8 +1,10 @@
-"""The total loss r·CE + a·KD + b·RRD, or b·CRD."""
+"""The total loss r·CE + a·KD + b·(loss of features)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from feature_losses import FeatureLoss, Features
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -29,12 +31,12 @@ class DistillationLoss(nn.Module):
     Args:
         r, a, b: weights; a term of weight zero is not computed.
         kd_temperature: T of KD.
-        of_features: the loss that b weighs, by the name of its term, ``rrd`` or ``crd``; none
-            where b is zero.
+        of_features: the loss that b weighs, by the name of its term; none where b is zero. A
+            :class:`FeatureLoss` gets all features, another one, RRD or CRD, the last.
 
-    Shapes: called with logits [B, classes] and features [B, dim] of both, int64 labels [B], the
-    samples' numbers [B] and their columns [B, P] or None; returns the total, and a dict of the
-    terms, all scalars.
+    Shapes: called with the features, as ``model(images, is_feat=True)`` returns them, and logits
+    [B, classes] of both, int64 labels [B], the samples' numbers [B] and their columns [B, P] or
+    None; returns the total, and a dict of the terms, all scalars.
     """
 
     def __init__(
@@ -48,8 +50,8 @@ class DistillationLoss(nn.Module):
 
     def forward(
         self,
-        student: tuple[Tensor, Tensor],
-        teacher: tuple[Tensor, Tensor] | None,
+        student: tuple[Features, Tensor],
+        teacher: tuple[Features, Tensor] | None,
         labels: Tensor,
         idx: Tensor,
         contrast_idx: Tensor | None,
@@ -64,7 +66,11 @@ class DistillationLoss(nn.Module):
             terms["kd"] = kd_loss(logits, teacher_logits, self.kd_temperature)
             total = total + self.a * terms["kd"]
         for name, of_features in self.named_children() if self.b else ():
-            terms[name] = of_features(features, teacher_features, idx, contrast_idx)
+            if isinstance(of_features, FeatureLoss):
+                terms[name] = of_features(features, teacher_features)
+            else:
+                last = features[-1], teacher_features[-1]
+                terms[name] = of_features(*last, idx, contrast_idx)
             total = total + self.b * terms[name]
         return total, terms
 

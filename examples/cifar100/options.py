@@ -230,7 +230,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="keep a checkpoint ckpt_epoch_<epoch>.pth every N epochs, at least 1",
     )
-    for unused in ("--print_freq", "--tb_freq", "--init_epochs", "--hint_layer"):
+    for unused in ("--print_freq", "--tb_freq"):
         group.add_argument(
             unused, action=_Ignored, default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )

@@ -22,12 +22,12 @@ from rich.table import Table
 import options as flags
 import train_student
 import train_teacher
-from methods import METHODS, mean_and_deviation, method_of, trial_flags
+from methods import PUBLISHED_TABLE, mean_and_deviation, method_of, trial_flags
 from output import print_table
 from rrd_kernels.loss import PROTOCOLS
 
 PUBLISHED = json.loads((Path(__file__).parent / "published_results.json").read_text())
-COLUMNS = ("teacher", *METHODS)
+COLUMNS = ("teacher", *PUBLISHED_TABLE)
 #: Settings that a run of the table has at their defaults.
 COURSE = (
     *("dataset", "images", "batch_size", "accumulate", "learning_rate", "lr_decay_epochs"),
@@ -83,7 +83,7 @@ def _places(settings: Mapping[str, Any]) -> list[tuple[Pair, str]]:
     method, student = method_of(settings), settings["model_s"]
     if method == "student":
         return [(pair, method) for pair in published() if pair.student == student]
-    return [(Pair(settings["model_t"], student), method)] if method else []
+    return [(Pair(settings["model_t"], student), method)] if method in PUBLISHED_TABLE else []
 
 
 def _as_published(settings: Mapping[str, Any]) -> bool:
@@ -117,7 +117,7 @@ def commands(pair: Pair, seeds: int, save_folder: Path) -> Iterator[list[str]]:
     common = ["--dataset", "cifar100", "--save_folder", str(save_folder), "--resume"]
     yield ["python", "train_teacher.py", "--model", pair.teacher, "--drop_last", *common]
     trained = f"{pair.teacher}_cifar100_trial_0/{pair.teacher}_last.pth"
-    for method, own_flags in METHODS.items():
+    for method, own_flags in PUBLISHED_TABLE.items():
         path = [] if method == "student" else ["--path_t", str(save_folder / "models" / trained)]
         for seed in range(seeds):
             script = ["python", "train_student.py", "--model_s", pair.student, *own_flags]

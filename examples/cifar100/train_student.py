@@ -1,10 +1,11 @@
-"""Distils a teacher into a student with the loss r·CE + a·KD + b·RRD, or b·CRD in its place.
+"""Distils a teacher into a student with the loss r·CE + a·KD + b·(loss of features).
 
     python examples/cifar100/train_student.py --dataset cifar100 \\
         --path_t save/models/resnet32x4_vanilla/ckpt_epoch_240.pth \\
         --model_s resnet8x4 --distill rrd -r 1 -a 0 -b 1
 
-CRD is --distill crd, whose -b is 0.8 by default as published, and CRD+KD --distill crd -a 1.
+--distill names the loss of features as the published script does, with the published weight for
+-b; docs/distillation-methods.md has its formula. With -a 1 KD is added.
 
 The name of the run's folder holds its settings, here
 save/student_model/RRD_cifar100_S_resnet8x4_T_resnet32x4_r_1_a_0_b_1_trial_1.
@@ -24,15 +25,15 @@ import options as flags
 import processes
 from data import DATA_SETS, ImageSet
 from engine import Step, Trainer, make_data, prepare
+from feature_methods import make_feature_loss
 from losses import DistillationLoss
+from methods import FEATURES, HINT_LAYER, INIT_EPOCHS, TWO_STAGES
 from models import ImageClassifier, make_model
 from rrd_kernels import ContrastSampler, CRDLoss, RRDLoss
 from rrd_kernels.momentum.negatives import MODES
 from run import Run
 from teacher import architecture_of, load_teacher
-
-#: The published weights b of the losses of features; others have none.
-BETA = {"rrd": 1.0, "crd": 0.8}
+from two_stages import TwoStageLoss, train_first_stage
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -49,9 +50,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--distill",
         default="kd",
-        choices=("kd", "rrd", "crd", "none"),
-        help="kd: CE and KD; rrd: CE and RRD, and KD too with -a; crd: CE and CRD, and KD too with "
-        "-a; none: CE alone, without a teacher",
+        choices=("kd", *FEATURES, "none"),
+        help="kd: CE and KD; none: CE alone, without a teacher; the others: CE and a loss of "
+        f"features, and KD too with -a: "
+        f"{', '.join(f'{name} ({each.name})' for name, each in FEATURES.items())}",
     )
     group.add_argument(
         "-r",
@@ -73,10 +75,26 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--beta",
         type=float,
         metavar="B",
-        help="weight b of RRD or CRD (default: 1 with --distill rrd, 0.8 with crd, else 0)",
+        help="weight b of the loss of features (default: "
+        f"{', '.join(f'{name} {each.b:g}' for name, each in FEATURES.items())}, else 0). After "
+        "their first stage abound and fsp have no such loss, whatever B is",
     )
     group.add_argument(
         "--kd_T", default=4.0, type=float, metavar="T", help="temperature of KD, positive"
+    )
+    group.add_argument(
+        "--hint_layer",
+        type=int,
+        choices=range(5),
+        metavar="N",
+        help=f"hint: the feature map, 0 to 4; 0 is the stem's (default: {HINT_LAYER})",
+    )
+    group.add_argument(
+        "--init_epochs",
+        type=flags.at_least(0),
+        metavar="N",
+        help=f"{', '.join(TWO_STAGES)}: epochs of the first stage, before --epochs, at least 0 "
+        f"(default: {INIT_EPOCHS})",
     )
     group = parser.add_argument_group("relational loss (RRD), contrastive loss (CRD)")
     group.add_argument(
@@ -84,7 +102,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=128,
         type=int,
         metavar="D",
-        help="width of the embeddings that the loss compares, at least 1",
+        help="width of the embeddings that the loss compares, also of correlation, at least 1",
     )
     group.add_argument(
         "--nce_k",
@@ -156,14 +174,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.alpha is None:
         options.alpha = float(options.distill == "kd")
     if options.beta is None:
-        options.beta = BETA.get(options.distill, 0.0)
+        options.beta = FEATURES[options.distill].b if options.distill in FEATURES else 0.0
+    # What other methods do not read is no setting of theirs.
+    for name, value, methods in (
+        ("hint_layer", HINT_LAYER, ("hint",)),
+        ("init_epochs", INIT_EPOCHS, TWO_STAGES),
+    ):
+        given = getattr(options, name)
+        value = value if given is None else given
+        setattr(options, name, value if options.distill in methods else None)
     if options.distill == "none" and (options.alpha or options.beta):
         weights = f"-a {options.alpha:g} and -b {options.beta:g}"
         parser.error(f"--distill none takes no -a and no -b; got {weights}")
     if options.distill == "kd" and options.beta:
         parser.error(
-            f"--distill kd takes no -b; got -b {options.beta:g}. --distill rrd and crd take -a and "
-            f"-b"
+            f"--distill kd takes no -b; got -b {options.beta:g}. The losses of features take -a "
+            f"and -b"
         )
     memory = options.memory_type if options.distill == "rrd" and options.beta else None
     if memory == "fifo" and options.nce_k < options.batch_size:
@@ -230,9 +256,9 @@ def make_step(
         if teacher is not None:
             with torch.no_grad():
                 teacher_features, teacher_logits = teacher(images, is_feat=True)
-            taught = (teacher_features[-1], teacher_logits)
+            taught = (teacher_features, teacher_logits)
         contrast_idx = sampler(idx) if sampler is not None else None
-        loss, terms = criterion((features[-1], logits), taught, labels, idx, contrast_idx)
+        loss, terms = criterion((features, logits), taught, labels, idx, contrast_idx)
         return loss, terms, logits
 
     return step
@@ -270,6 +296,11 @@ def train_student(options: argparse.Namespace, device: torch.device) -> Path:
     options.device = device.type  # which of several is no part of the run
     options.learning_rate = flags.learning_rate_of(options.model_s, options.learning_rate)
     if processes.size() > 1:
+        if options.distill in TWO_STAGES:
+            raise ValueError(
+                f"--distill {options.distill} has two stages, which train in one process; start "
+                f"it with python, not torchrun"
+            )
         options.processes = processes.size()
     train, loaders = make_data(options, device)
     classes = len(train.classes)
@@ -281,9 +312,17 @@ def train_student(options: argparse.Namespace, device: torch.device) -> Path:
         options.teacher_digest = flags.digest_of(teacher)
     of_features: dict[str, Any] = {}
     sampler = None
-    if teacher is not None and options.beta:
-        loss, sampler = make_loss_of_features(options, student, teacher, train, device)
-        of_features[options.distill] = loss
+    first: TwoStageLoss | None = None
+    if teacher is not None and options.distill in ("rrd", "crd") and options.beta:
+        of_features[options.distill], sampler = make_loss_of_features(
+            options, student, teacher, train, device
+        )
+    elif teacher is not None and options.distill in FEATURES:
+        loss = make_feature_loss(options, student, teacher).to(device)
+        if isinstance(loss, TwoStageLoss):
+            first = loss
+        if options.beta and (first is None or first.in_second_stage):
+            of_features[options.distill] = loss
     weights = (options.gamma, options.alpha, options.beta)
     criterion = DistillationLoss(*weights, options.kd_T, **of_features).to(device)
     if processes.rank() > 0:  # the same weights in all processes, but negatives of its own in each
@@ -294,6 +333,8 @@ def train_student(options: argparse.Namespace, device: torch.device) -> Path:
     if teacher is not None and options.channels_last:
         teacher = teacher.to(memory_format=torch.channels_last)
 
+    if first is not None and teacher is not None:
+        train_first_stage(options, run, first, (student, teacher), loaders[0], device)
     modules = {"model": student, "criterion": criterion}
     together = processes.together(student), processes.together(criterion)
     step = make_step(together[0], teacher, together[1], sampler)
