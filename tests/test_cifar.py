@@ -311,6 +311,20 @@ def test_a_teacher_in_a_folder_of_any_name_needs_its_architecture(teacher, tmp_p
     assert found.name == wanted.name
 
 
+def test_a_learning_rate_of_projections_needs_projections(teacher, tmp_path):
+    with pytest.raises(ValueError, match="trains nothing beside the student"):
+        student(teacher, tmp_path, "--distill", "kd", "--projection_lr", "0.1")
+    assert not any(tmp_path.iterdir())
+    still = ["--distill", "rrd", "--nce_k", "80", "--projection_lr", "0"]
+    states = [
+        state_of(student(teacher, tmp_path / epochs, *still, "--epochs", epochs))
+        for epochs in ("1", "2")
+    ]
+    projections = [state["criterion"]["rrd.memory.embed_s.weight"] for state in states]
+    assert torch.equal(*projections)
+    assert not torch.equal(*(state["model"]["fc.weight"] for state in states))
+
+
 def test_speed(tmp_path, capsys):
     record = tmp_path / "speed.json"
     small = ["--model_t", "resnet14", "--model_s", "resnet8", "--batch_size", "4"]

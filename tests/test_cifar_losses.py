@@ -83,6 +83,21 @@ def test_the_learning_rate_follows_the_published_schedule(epoch, factor, tmp_pat
     assert (group["momentum"], group["weight_decay"]) == (0.9, 5e-4)
 
 
+def test_projections_may_have_a_learning_rate_of_their_own(tmp_path):
+    options = train_student.parse_arguments(["--distill", "none"])
+    modules = {"model": torch.nn.Linear(1, 2), "criterion": torch.nn.Linear(2, 3)}
+    run = engine.Run(tmp_path, "linear", resume=False)
+    device = torch.device("cpu")
+    model = modules["model"]
+    trainer = engine.Trainer(options, run, model, modules, None, (None, None), device, 0.05, 0.2)
+    trainer.epoch = 151
+    trainer._set_learning_rate()
+    found = {group["lr"]: group["params"] for group in trainer.optimizer.param_groups}
+    assert [*found] == pytest.approx([0.005, 0.02])
+    for parameters, module in zip(found.values(), modules.values(), strict=True):
+        assert [*map(id, parameters)] == [*map(id, module.parameters())]
+
+
 #: Of the published scripts; --dataset alone is another here, digits.
 PUBLISHED = {
     train_student: {

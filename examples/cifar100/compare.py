@@ -15,7 +15,7 @@ from typing import Any
 
 import options as flags
 from comparison_report import COMPARISON, summary
-from methods import METHODS, trial_flags
+from methods import METHODS, PUBLISHED_TABLE, trial_flags
 from trials import (
     add_common,
     add_table,
@@ -25,12 +25,6 @@ from trials import (
     students,
 )
 
-#: Those of the paper's table.
-DEFAULT = [
-    *("student", "KD", "CRD", "CRD+KD"),
-    *("RRD 2024", "RRD 2025", "RRD+KD 2024", "RRD+KD 2025"),
-]
-
 
 def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = flags.parser_of(__doc__)
@@ -38,11 +32,10 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, li
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=DEFAULT,
+        default=[*PUBLISHED_TABLE],
         choices=METHODS,
         metavar="NAME",
-        help=f"methods, of {', '.join(map(repr, METHODS))} (default: the eight of the paper's "
-        f"table)",
+        help=f"methods, of {', '.join(map(repr, METHODS))} (default: the first eight)",
     )
     parser.add_argument(
         "--seeds",

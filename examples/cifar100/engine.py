@@ -5,7 +5,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -143,6 +143,7 @@ class Trainer:
         loaders: of training and test images; no test images: no evaluation.
         device: of all tensors.
         learning_rate: the first.
+        projection_lr: that of the modules beside the model, where it is another.
     """
 
     def __init__(
@@ -155,15 +156,22 @@ class Trainer:
         loaders: tuple[TrainLoader, EvaluationLoader | None],
         device: torch.device,
         learning_rate: float,
+        projection_lr: float | None = None,
     ) -> None:
         self.options, self.run, self.device = options, run, device
         self.model, self.modules, self.step = model, modules, step
         self.train_loader, self.test_loader = loaders
-        self.learning_rate = learning_rate
-        parameters = [p for module in modules.values() for p in module.parameters()]
+
+        def trained(keys: Iterable[str]) -> list[nn.Parameter]:
+            return [p for key in keys for p in modules[key].parameters() if p.requires_grad]
+
+        groups = [(learning_rate, trained(modules))]
+        if projection_lr is not None:
+            others = trained(key for key in modules if key != "model")
+            groups = [(learning_rate, trained(["model"])), (projection_lr, others)]
+        self.learning_rates = [rate for rate, _ in groups]
         self.optimizer = torch.optim.SGD(
-            [p for p in parameters if p.requires_grad],
-            lr=learning_rate,
+            [{"params": parameters, "lr": rate} for rate, parameters in groups],
             momentum=options.momentum,
             weight_decay=options.weight_decay,
         )
@@ -315,8 +323,9 @@ class Trainer:
     def _set_learning_rate(self) -> None:
         options = self.options
         steps = sum(self.epoch > epoch for epoch in options.lr_decay_epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * options.lr_decay_rate**steps
+        groups = zip(self.optimizer.param_groups, self.learning_rates, strict=True)
+        for group, rate in groups:
+            group["lr"] = rate * options.lr_decay_rate**steps
 
     def _train_epoch(self) -> None:
         for module in self.modules.values():

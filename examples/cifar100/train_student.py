@@ -83,6 +83,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--kd_T", default=4.0, type=float, metavar="T", help="temperature of KD, positive"
     )
     group.add_argument(
+        "--projection_lr",
+        type=flags.at_least(0, float),
+        metavar="RATE",
+        help="first learning rate of what the loss trains beside the student, projections and "
+        "regressors, at least 0 (default: the student's)",
+    )
+    group.add_argument(
         "--hint_layer",
         type=int,
         choices=range(5),
@@ -325,6 +332,10 @@ def train_student(options: argparse.Namespace, device: torch.device) -> Path:
             of_features[options.distill] = loss
     weights = (options.gamma, options.alpha, options.beta)
     criterion = DistillationLoss(*weights, options.kd_T, **of_features).to(device)
+    if options.projection_lr is not None and not any(
+        p.requires_grad for p in criterion.parameters()
+    ):
+        raise ValueError("--projection_lr: this loss trains nothing beside the student")
     if processes.rank() > 0:  # the same weights in all processes, but negatives of its own in each
         torch.manual_seed(options.seed + processes.rank())
 
@@ -338,7 +349,8 @@ def train_student(options: argparse.Namespace, device: torch.device) -> Path:
     modules = {"model": student, "criterion": criterion}
     together = processes.together(student), processes.together(criterion)
     step = make_step(together[0], teacher, together[1], sampler)
-    trainer = Trainer(options, run, student, modules, step, loaders, device, options.learning_rate)
+    rates = options.learning_rate, options.projection_lr
+    trainer = Trainer(options, run, student, modules, step, loaders, device, *rates)
     best = trainer.fit()
     if run.writes:
         print(f"best test accuracy {best:.2f} %, checkpoint {run.best}")
