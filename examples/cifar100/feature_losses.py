@@ -51,9 +51,12 @@ def _at_least_float32(features: Features) -> list[Tensor]:
 
 
 def of_one_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps, the larger one averaged to the pixels of the smaller."""
-    size = min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3])
-    return F.adaptive_avg_pool2d(a, size), F.adaptive_avg_pool2d(b, size)
+    """Two maps [B, C, H, H], the larger one averaged to the pixels of the smaller, of whose size
+    its own is a multiple."""
+    size = min(a.shape[2], b.shape[2])
+    # Adaptive pooling has no deterministic gradient on a GPU.
+    a, b = (f if f.shape[2] == size else F.avg_pool2d(f, f.shape[2] // size) for f in (a, b))
+    return a, b
 
 
 def stages_of(student: list[Tensor], teacher: list[Tensor]) -> list[tuple[Tensor, Tensor]]:

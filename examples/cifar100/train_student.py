@@ -51,6 +51,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--distill",
         default="kd",
         choices=("kd", *FEATURES, "none"),
+        metavar="METHOD",
         help="kd: CE and KD; none: CE alone, without a teacher; the others: CE and a loss of "
         f"features, and KD too with -a: "
         f"{', '.join(f'{name} ({each.name})' for name, each in FEATURES.items())}",

@@ -116,7 +116,9 @@ class FactorLoss(TwoStageLoss):
     ) -> Tensor:
         with torch.no_grad():
             taught, _ = teacher(images, is_feat=True)
-        return F.mse_loss(self.paraphraser(taught[-2]).float(), taught[-2].float())
+        with torch.autocast(images.device.type, enabled=False):
+            wanted = taught[-2].float()
+            return F.mse_loss(self.paraphraser(wanted), wanted)
 
     def end_first_stage(self) -> None:
         self.paraphraser.requires_grad_(False)
@@ -138,8 +140,8 @@ def train_first_stage(
     """Trains ``--init_epochs`` epochs in a run of their own, the folder ``first_stage`` in the
     student's; or goes on with them. If the second stage has a checkpoint, that has the weights.
 
-    As published: the learning rate does not decay, the student's batch norms stay in evaluation
-    mode, and FT takes a rate of 0.01 where the student is a residual network.
+    As published: the learning rate does not decay, norms after the student's last map stay in
+    evaluation mode, and FT takes a rate of 0.01 where the student is a residual network.
 
     Args:
         options: the command line's, resolved.
@@ -159,10 +161,13 @@ def train_first_stage(
         def step(
             images: Tensor, labels: Tensor, idx: Tensor
         ) -> tuple[Tensor, dict[str, Tensor], None]:
-            student.eval()  # which the trainer puts into training mode at each epoch's start
+            for name in student.after_maps:  # after the trainer has called train()
+                student.get_submodule(name).eval()
             return loss.first_stage(student, teacher, images), {}, None
 
         stage = Run(run.folder / "first_stage", options.model_s, resume=options.resume)
         modules = {"model": student, "criterion": loss}
+        print(f"first stage: {options.init_epochs} epochs")
         Trainer(own, stage, student, modules, step, (loader, None), device, rate).fit()
+        print(f"second stage: {options.epochs} epochs")
     loss.end_first_stage()

@@ -16,12 +16,15 @@ class ImageClassifier(nn.Module):
     item the pooled feature [B, feature_dim] of which the logits are made.
     """
 
+    #: Children between the last map and the pooled feature.
+    after_maps: tuple[str, ...] = ()
+
     def features(self, images: Tensor) -> list[Tensor]:
         raise NotImplementedError
 
     def preactivations(self, images: Tensor) -> list[Tensor]:
         """The stages' outputs, ``features[1:-1]``, before the ReLU that they end in; the families
-        that end in none say what stands there. For networks in evaluation mode."""
+        that end in none say what stands there."""
         raise NotImplementedError
 
     @property

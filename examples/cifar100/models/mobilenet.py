@@ -54,6 +54,8 @@ class MobileNetV2(ImageClassifier):
     deviation 0.01 and zero biases. The ReLU is not capped at 6.
     """
 
+    after_maps = ("conv2",)
+
     def __init__(self, num_classes: int = 100) -> None:
         super().__init__()
         channels = 16

@@ -61,6 +61,8 @@ class ShuffleV2(ImageClassifier):
     All weights start as PyTorch makes them: Kaiming-uniform convolutions, norms at one and zero.
     """
 
+    after_maps = ("conv2", "bn2")
+
     def __init__(self, num_classes: int = 100) -> None:
         super().__init__()
         self.conv1, self.bn1 = _pointwise(3, 24)

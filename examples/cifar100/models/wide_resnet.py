@@ -39,6 +39,8 @@ class WideResNet(ImageClassifier):
     makes it and its bias at zero.
     """
 
+    after_maps = ("bn1",)
+
     def __init__(self, depth: int, widen: int, num_classes: int = 100) -> None:
         super().__init__()
         if depth < 10 or depth % 6 != 4:
