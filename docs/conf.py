@@ -50,6 +50,7 @@ INCLUDED = {
     "../CONTRIBUTING.md": "contributing.md",
     "../CHANGELOG.md": "changelog.md",
     "../examples/cifar100/README.md": "full-distillation.md",
+    "../examples/cifar100/RESULTS.md": "distillation-results.md",
 }
 
 

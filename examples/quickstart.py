@@ -46,9 +46,7 @@ BENCHMARK = (
 )
 CPU = torch.device("cpu")
 
-PUBLISHED = (
-    "This is a tiny data set. Published CIFAR-100 results: the table in examples/cifar100/README.md"
-)
+PUBLISHED = "This is a tiny data set. Published CIFAR-100 results: see examples/cifar100/RESULTS.md"
 
 #: Columns of output that is not a terminal.
 WIDTH = 100

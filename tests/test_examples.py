@@ -27,5 +27,5 @@ def test_quickstart(tmp_path):
         assert method in done.stdout
     last = done.stdout.splitlines()[-1]
     assert last.startswith("This is a tiny data set.")
-    assert last.endswith("examples/cifar100/README.md")
+    assert last.endswith("examples/cifar100/RESULTS.md")
     assert min(Image.open(picture).size) > 300

@@ -104,9 +104,11 @@ def add_data(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
         "--dataset",
         default="digits",
         choices=datasets,
-        help="data set: digits comes with scikit-learn, the others are downloaded if they are not "
-        "in --data_folder, and fashion-mnist is also found where Debian's dataset-fashion-mnist is "
-        "installed; tinyimagenet is another name of tiny-imagenet",
+        metavar="NAME",
+        help=f"data set: {', '.join(datasets)}. digits comes with scikit-learn, the others are "
+        "downloaded if they are not in --data_folder, and fashion-mnist is also found where "
+        "Debian's dataset-fashion-mnist is installed; tinyimagenet is another name of "
+        "tiny-imagenet",
     )
     group.add_argument(
         "--data_folder",

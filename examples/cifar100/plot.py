@@ -204,7 +204,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
             "--dataset",
             default="digits",
             choices=tuple(DATA_SETS),
-            help="data set that the networks were trained on",
+            metavar="NAME",
+            help=f"data set that the networks were trained on: {', '.join(DATA_SETS)}",
         )
         picture.add_argument(
             "--data_folder", default="data", type=Path, metavar="DIR", help="folder of the data set"
