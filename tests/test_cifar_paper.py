@@ -181,6 +181,13 @@ def quoted(*cells, page="README.md"):
     return f"| {' | '.join(cells)} |\n" in text
 
 
+def test_the_results_quote_the_published_transfer():
+    published = {**paper.PUBLISHED["transfer_2025"]}
+    assert quoted("method", *published.pop("datasets"), page="RESULTS.md")
+    for method, figures in published.items():
+        assert quoted(method, *map(str, figures), page="RESULTS.md")
+
+
 def test_the_results_quote_the_accuracies_of_its_record():
     found = json.loads((RESULTS / "digits.json").read_text())["accuracy"]
     assert found.keys() == PUBLISHED_TABLE.keys()
