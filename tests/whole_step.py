@@ -38,9 +38,7 @@ class Training:
         features, logits = self.student(images, is_feat=True)
         with torch.no_grad():
             taught, teacher_logits = self.teacher(images, is_feat=True)
-        loss, _ = self.criterion(
-            (features[-1], logits), (taught[-1], teacher_logits), labels, idx, None
-        )
+        loss, _ = self.criterion((features, logits), (taught, teacher_logits), labels, idx, None)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -17,8 +17,7 @@ import options as flags
 from comparison_report import COMPARISON, summary
 from methods import METHODS, PUBLISHED_TABLE, trial_flags
 from trials import (
-    add_common,
-    add_table,
+    add_students,
     carry_out,
     heading_of_students,
     parse_common,
@@ -37,20 +36,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, li
         metavar="NAME",
         help=f"methods, of {', '.join(map(repr, METHODS))} (default: the first eight)",
     )
-    parser.add_argument(
-        "--seeds",
-        default=3,
-        type=flags.at_least(1),
-        metavar="N",
-        help="students per method, with seeds 0 to N − 1, at least 1",
-    )
-    parser.add_argument(
-        "--path_t",
-        metavar="PATH",
-        help="teacher's checkpoint, a .pth file; required unless --table is given",
-    )
-    add_common(parser)
-    add_table(parser)
+    add_students(parser, seeds=3)
     return parse_common(parser, arguments, "path_t")
 
 

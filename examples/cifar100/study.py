@@ -23,8 +23,7 @@ from rrd_kernels.loss import PROTOCOLS
 from study_report import DEFAULTS, STUDY
 from trials import (
     Key,
-    add_common,
-    add_table,
+    add_students,
     carry_out,
     heading_of_students,
     parse_common,
@@ -65,13 +64,6 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, li
         "be given several times",
     )
     parser.add_argument(
-        "--seeds",
-        default=1,
-        type=flags.at_least(1),
-        metavar="N",
-        help="students for each value, with seeds 0 to N − 1, at least 1",
-    )
-    parser.add_argument(
         "--levels",
         nargs="+",
         default=(),
@@ -80,13 +72,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, li
         help="methods of compare.py whose accuracy is a line in the picture, such as student KD "
         "(default: none)",
     )
-    parser.add_argument(
-        "--path_t",
-        metavar="PATH",
-        help="teacher's checkpoint, a .pth file; required unless --table is given",
-    )
-    add_common(parser)
-    add_table(parser)
+    add_students(parser, seeds=1)
     options, others = parse_common(parser, arguments, "path_t")
     names = [name for name, _ in options.vary]
     if options.table is None and (not names or len(set(names)) < len(names)):

@@ -167,7 +167,21 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     flags.add_output(parser)
 
 
-def add_table(parser: argparse.ArgumentParser) -> None:
+def add_students(parser: argparse.ArgumentParser, seeds: int) -> None:
+    """The options of the scripts that train students, with a default number of seeds."""
+    parser.add_argument(
+        "--seeds",
+        default=seeds,
+        type=flags.at_least(1),
+        metavar="N",
+        help="students of each kind, with seeds 0 to N − 1, at least 1",
+    )
+    parser.add_argument(
+        "--path_t",
+        metavar="PATH",
+        help="teacher's checkpoint, a .pth file; required unless --table is given",
+    )
+    add_common(parser)
     parser.add_argument(
         "--table",
         type=Path,
