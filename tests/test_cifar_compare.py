@@ -324,6 +324,22 @@ def test_a_study(teacher, tmp_path, started, capsys):
     assert capsys.readouterr().out.strip() == STUDY.markdown(record, None).strip()
 
 
+@pytest.mark.parametrize(
+    ("given", "name", "default"),
+    [
+        ([], "nce_t_t", 0.02),
+        (["--protocol", "2024"], "nce_t_t", 0.1),
+        (["--nce_t_t", "0.3"], "nce_t_t", 0.3),
+        ([], "projection_lr", 0.05),
+        (["--learning_rate", "0.2"], "projection_lr", 0.2),
+        (["--model_s", "ShuffleV1"], "learning_rate", 0.01),
+    ],
+)
+def test_defaults_that_a_run_resolves(given, name, default):
+    settings = train_student.parse_arguments(["--distill", "rrd", "--path_t", "x", *given])
+    assert study.default_of(name, settings) == default
+
+
 def test_probes_of_a_comparison(teacher, tmp_path, started):
     """Of the weights after the last epoch; a run that is missing in the comparison is here too."""
     compare.main(arguments_of(teacher, tmp_path, "--seeds", "2", "--methods", "student"))

@@ -86,8 +86,8 @@ def default_of(name: str, settings: argparse.Namespace) -> Any:
     if value is None and name in ("nce_t_s", "nce_t_t") and settings.distill == "rrd":
         protocol = PROTOCOLS[settings.protocol]
         return protocol.tau_s if name == "nce_t_s" else protocol.tau_t
-    if value is None and name == "learning_rate":
-        return flags.learning_rate_of(settings.model_s, None)
+    if value is None and name in ("learning_rate", "projection_lr"):
+        return flags.learning_rate_of(settings.model_s, settings.learning_rate)
     return value
 
 
