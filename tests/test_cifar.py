@@ -311,6 +311,15 @@ def test_a_teacher_in_a_folder_of_any_name_needs_its_architecture(teacher, tmp_p
     assert found.name == wanted.name
 
 
+@pytest.mark.parametrize("distill", ["rrd", "crd"])
+def test_a_loss_of_weight_zero_is_left_out(distill, teacher, tmp_path):
+    run = student(teacher, tmp_path, "--distill", distill, "-b", "0", "-a", "1", "--epochs", "1")
+    (row,) = csv.DictReader((run / "epochs.csv").open())
+    assert float(row["train_kd"]) > 0
+    assert f"train_{distill}" not in row
+    assert state_of(run)["criterion"] == {}
+
+
 def test_a_learning_rate_of_projections_needs_projections(teacher, tmp_path):
     with pytest.raises(ValueError, match="trains nothing beside the student"):
         student(teacher, tmp_path, "--distill", "kd", "--projection_lr", "0.1")

@@ -128,7 +128,8 @@ def test_a_comparison_of_two_methods(teacher, tmp_path, started, capsys, monkeyp
     assert record["summary"] == summary(record)
     table = (tmp_path / "X.md").read_text()
     assert table == markdown(record, "X.png")
-    assert f"teacher resnet8 of {accuracy:.2f} %, digits: 16 training images, 2 epochs." in table
+    assert f"teacher resnet8 of {accuracy:.2f} %, digits: 16 training images of 10 classes" in table
+    assert "2 epochs, batches of 8." in table
     assert "on 16 test images" in table
     assert min(Image.open(tmp_path / "X.png").size) > 300
     assert markdown(record, None) in capsys.readouterr().out
@@ -186,9 +187,10 @@ def test_an_agreement_of_other_weights_or_images_is_not_used(teacher, tmp_path):
     path = tmp_path / "resnet8_last.pth"
     images = load("digits", train=False).thinned(40)
 
-    def found(images):
+    def found(images, amp=None):
         loader = EvaluationLoader(images, 64)
-        return agreement.Agreement(teacher, None, loader, torch.device("cpu")).of(path, "resnet8")
+        computed = agreement.Agreement(teacher, None, loader, torch.device("cpu"), amp)
+        return computed.of(path, "resnet8")["agreement"]
 
     torch.save({"model": student.state_dict()}, path)
     before = found(images)
@@ -196,6 +198,7 @@ def test_an_agreement_of_other_weights_or_images_is_not_used(teacher, tmp_path):
     assert saved["agreement"] == before
     (tmp_path / "agreement.json").write_text(json.dumps(saved | {"agreement": 12.5}))
     assert found(images) == 12.5
+    assert found(images, "bf16") != 12.5
     # The teacher's own weights agree with it everywhere.
     torch.save(torch.load(teacher, weights_only=True), path)
     assert found(images) == 100
@@ -246,11 +249,21 @@ def test_a_table_by_hand(tmp_path):
     assert "| RRD+KD 2025 | 79.02 ± 6.43 |" in markdown(COMPARISON.read(digits), None)
 
 
+PATH = ["--path_t", "resnet8_x/x.pth"]
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "text"),
     [
         (compare, [], "give --path_t, or --table with a record"),
-        (compare, ["--path_t", "x", "--methods", "kd"], "invalid choice: 'kd'"),
+        (compare, ["--path_t", "x", "--methods", "kd"], "no method is called 'kd'"),
+        (compare, [*PATH, "--methods", "KD", "-a", "1"], "sets alpha of the runs, here 0.9"),
+        (compare, [*PATH, "--seed", "7"], "sets seed of the runs, here 0: give it without seed 7"),
+        (compare, [*PATH, "--methods", "RRD 2025", "--protocol", "2024"], "sets protocol"),
+        (compare, [*PATH, "--methods", "CRD -b 0.1", "-b", "2"], "sets beta of the runs, here 0.1"),
+        (compare, [*PATH, "--output", "/proc/here/X.json"], "cannot write to /proc/here: No such"),
+        (study, [*PATH, "--vary", "nce_k=64", "--trial", "a"], "sets trial of the runs"),
+        (study, [*PATH, "--vary", "hint_layer=1"], "hint_layer=1 changes nothing with"),
         (compare, ["--path_t", "x", "--seeds", "0"], "must be at least 1; got 0"),
         (compare, ["--path_t", "x", "--jobs", "0"], "must be at least 1; got 0"),
         (compare, ["--path_t", "x", "--output", "x.md"], "must end in .json; got x.md"),
@@ -287,6 +300,15 @@ def test_other_files_are_no_records(tmp_path):
         path.write_text(content)
         with pytest.raises(ValueError, match=text):
             STUDY.read(path)
+    path.write_text(json.dumps({"accuracy": {}, "factors": {}}))
+    with pytest.raises(ValueError, match="no record of this kind"):
+        COMPARISON.read(path)
+    path.write_text(json.dumps({"accuracy": {}}))
+    with pytest.raises(ValueError, match="is not a record of students"):
+        transfer_compare.main([str(path)])
+    path.write_text(json.dumps({"accuracy": {}, "student_digest": {}}))
+    with pytest.raises(ValueError, match="would replace the record"):
+        transfer_compare.main([str(path), "--output", str(path)])
 
 
 def test_a_study(teacher, tmp_path, started, capsys):
@@ -340,6 +362,32 @@ def test_defaults_that_a_run_resolves(given, name, default):
     assert study.default_of(name, settings) == default
 
 
+def test_a_method_with_options_of_its_own_is_a_row(teacher, tmp_path, started):
+    methods = ["RRD 2025", "RRD 2025 -b 2 --nce_t_s 0.5"]
+    compare.main(arguments_of(teacher, tmp_path, "--seeds", "1", "--methods", *methods))
+    record = json.loads((tmp_path / "X.json").read_text())
+    found = {name: (each["beta"], each["nce_t_s"]) for name, each in record["settings"].items()}
+    assert found == dict(zip(methods, [(1, 0.1), (2, 0.5)], strict=True))
+    assert "| RRD 2025 -b 2 --nce_t_s 0.5 | " in (tmp_path / "X.md").read_text()
+
+
+def test_a_run_without_its_files_is_a_failure(teacher, tmp_path, started, monkeypatch):
+    real = train_student.main
+
+    def main(arguments):
+        real(arguments)
+        if "student_0" in arguments:
+            (folder,) = tmp_path.glob("student_model/*student_0")
+            (folder / "settings.json").unlink()
+
+    monkeypatch.setattr(train_student, "main", main)
+    with pytest.raises(SystemExit, match=r"student, seed 0: .* lacks epoch 2 in epochs.csv, or"):
+        compare.main(arguments_of(teacher, tmp_path, "--seeds", "2", "--methods", "student"))
+    found = json.loads((tmp_path / "X.json").read_text())["accuracy"]["student"]
+    assert found[0] is None
+    assert found[1] is not None
+
+
 def test_probes_of_a_comparison(teacher, tmp_path, started):
     """Of the weights after the last epoch; a run that is missing in the comparison is here too."""
     compare.main(arguments_of(teacher, tmp_path, "--seeds", "2", "--methods", "student"))
@@ -359,6 +407,10 @@ def test_probes_of_a_comparison(teacher, tmp_path, started):
     assert found["accuracy"] == {"student": [None, probed]}
     assert found["students"] == record["settings"]
     assert "Linear probe of students resnet8 on digits" in (tmp_path / "Y.md").read_text()
+    record["student_digest"]["student"][1] = "another"
+    (tmp_path / "X.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"resnet8_last.pth has been trained anew"):
+        transfer_compare.main([str(tmp_path / "X.json"), "--dataset", "digits", *common])
     with pytest.raises(FileNotFoundError, match=r"no student of student, seed 1, .*--save_folder"):
         transfer_compare.main([str(tmp_path / "X.json"), "--save_folder", str(tmp_path / "other")])
 

@@ -538,8 +538,20 @@ def test_a_tiny_run(distill, teacher, tmp_path):
         (row,) = rows_of(run / "first_stage")
         assert float(row["train_loss"]) > 0
         assert "train_acc" not in row
-        # One that has a small loss to learn from, at the published rate.
-        assert float(row["learning_rate"]) == 0.01
+
+
+@pytest.mark.parametrize(
+    ("distill", "model", "rate"),
+    [("factor", "resnet8", 0.01), ("factor", "vgg8", 0.02), ("fsp", "resnet8", 0.02)],
+)
+def test_the_first_stage_has_a_constant_rate(distill, model, rate, teacher, tmp_path):
+    """FT's is 0.01 with a residual student, as published."""
+    own = ["--distill", distill, "--model_s", model, "--images", "16", "--init_epochs", "2"]
+    own += ["--learning_rate", "0.02", "--lr_decay_epochs", "1"]
+    run = student(teacher, tmp_path, *own)
+    for folder, wanted in ((run / "first_stage", [rate, rate]), (run, [0.02, 0.002])):
+        found = [float(row["learning_rate"]) for row in rows_of(folder)]
+        assert found == pytest.approx(wanted, rel=1e-6)  # the file has six digits
 
 
 #: The steps of the two stages of four and four batches at which a run stops.

@@ -158,6 +158,9 @@ OTHER = (
     {"kd_T": 1.0},
     {"nce_t_t": 9.0},
     {"nce_m": 0.9},
+    {"held_out": 5000},
+    {"classes": [0, 1]},
+    {"projection_lr": 9.0},
 )
 
 

@@ -27,6 +27,9 @@ import lock
 folder, epochs, go = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 if epochs == 0:
     sys.exit("error: no epochs\\n")
+if go.name == "held" and not go.exists():
+    go.touch()
+    sys.exit(lock.HELD)
 lock.hold(folder)
 path = folder / "epochs.csv"
 rows = path.read_text().splitlines() if path.exists() else ["epoch"]
@@ -161,6 +164,24 @@ def test_after_kill_9_what_still_trains_is_waited_for(tmp_path):
     assert what_of([*before, again, end]) == whole(4)
     assert {process for _, process, _ in [*before, cut]} == {str(victim)}
     assert all(runner.is_finished(task) for task in tasks)
+
+
+def test_a_run_that_found_its_folder_held_is_tried_again(tmp_path):
+    (task,) = tasks_in(tmp_path, 1, 2, "held")
+    ended = []
+    assert run_all([task], 1, 1, ended.append) == []
+    assert ended == [task]
+    assert what_of(diary(task)) == whole(2)
+
+
+def test_what_a_caller_refuses_is_a_failure(tmp_path):
+    def refuse(task):
+        raise ValueError("it has no figures")
+
+    tasks = tasks_in(tmp_path, 1, 1)
+    (failure,) = run_all(tasks, 1, 1, refuse)
+    assert str(failure).startswith("run 0: it has no figures")
+    assert not runner.is_finished(tasks[0])
 
 
 def test_an_end_on_request_ends_the_trainings(tmp_path):

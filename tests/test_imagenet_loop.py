@@ -1,8 +1,8 @@
 """The published ImageNet training, whose own RRDLoss cannot run, with this one in its place.
 
-Its shape is written from its description: which modules are collected, trained and wrapped, the
-names of its options, and the order of a step. The published arithmetic is that of the CIFAR class,
-which the ImageNet class was meant to have.
+Its shape is that of github.com/giakoumoglou/distillers at a2ee80b: which modules are collected,
+trained and wrapped, the names of its options, and the order of a step. The published arithmetic is
+that of the CIFAR class, which the ImageNet class was meant to have.
 """
 
 from argparse import Namespace

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import files
 import options as flags
+from engine import autocast
 from loaders import EvaluationLoader
 from models import ImageClassifier
 from runner import read_json
@@ -23,7 +25,8 @@ class Agreement:
         path_t: the teacher's checkpoint.
         model_t: its architecture; None: from its folder's name.
         loader: of N images with ``classes`` classes.
-        device: where the networks run, in float32.
+        device: where the networks run.
+        amp: autocast, as the runs are evaluated: ``"bf16"``, ``"fp16"`` or None.
 
     Attributes:
         teacher: its ``architecture``, the ``digest`` of its weights, and its ``accuracy`` in
@@ -34,9 +37,14 @@ class Agreement:
     """
 
     def __init__(
-        self, path_t: Path, model_t: str | None, loader: EvaluationLoader, device: torch.device
+        self,
+        path_t: Path,
+        model_t: str | None,
+        loader: EvaluationLoader,
+        device: torch.device,
+        amp: str | None = None,
     ) -> None:
-        self.loader, self.device = loader, device
+        self.loader, self.device, self.amp = loader, device, amp
         self.classes = len(loader.images.classes)
         self._teacher = load_teacher(path_t, self.classes, model_t)
         self.teacher: dict[str, Any] = {
@@ -48,6 +56,7 @@ class Agreement:
         self._source = {
             "teacher_digest": self.teacher["digest"],
             "images_digest": images.hexdigest()[:16],
+            "amp": amp,
         }
 
     @cached_property
@@ -61,13 +70,15 @@ class Agreement:
     def _predictions(self, network: ImageClassifier) -> Tensor:
         """int64 [N], on the CPU."""
         network.to(self.device)
-        parts = [network(batch.images).argmax(dim=1).cpu() for batch in self.loader]
+        with autocast(self.amp, self.device):
+            parts = [network(batch.images).argmax(dim=1).cpu() for batch in self.loader]
         network.cpu()
         return torch.cat(parts)
 
-    def of(self, checkpoint: Path, model: str) -> float:
-        """In percent of the images, with the student of a checkpoint: from agreement.json beside
-        it, where that is of these weights and images; else computed and written there."""
+    def of(self, checkpoint: Path, model: str) -> dict[str, Any]:
+        """With the student of a checkpoint: ``agreement`` in percent of the images, and
+        ``student_digest``, of its weights. From agreement.json beside it, where that is of these
+        weights and images; else computed and written there."""
         student = load_teacher(checkpoint, self.classes, model)
         source = {"student_digest": flags.digest_of(student), **self._source}
         path = checkpoint.with_name("agreement.json")
@@ -76,6 +87,6 @@ class Agreement:
             agreement = self._percent(self._predictions(student))
             accuracy = self._percent(self.loader.images.labels)
             saved = source | {"agreement": agreement, "teacher_accuracy": accuracy}
-            path.write_text(json.dumps(saved, indent=2) + "\n")
+            files.write_text(path, json.dumps(saved, indent=2) + "\n")
         self.teacher["accuracy"] = saved["teacher_accuracy"]
-        return saved["agreement"]
+        return saved

@@ -11,6 +11,7 @@ anew whenever a run has ended.
 """
 
 import argparse
+import shlex
 from typing import Any
 
 import options as flags
@@ -22,35 +23,59 @@ from trials import (
     heading_of_students,
     parse_common,
     students,
+    with_others,
 )
 
 
-def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def arguments_of(method: str) -> list[str]:
+    """Of 'NAME' or 'NAME -FLAG VALUE ...', for train_student.py.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    name, dash, flags_of_it = method.partition(" -")
+    if name not in METHODS:
+        known = ", ".join(METHODS)
+        raise ValueError(f"no method is called {name!r}; known methods: {known}")
+    return [*METHODS[name], *shlex.split(dash + flags_of_it)]
+
+
+def _method(text: str) -> str:
+    try:
+        arguments_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = flags.parser_of(__doc__)
-    parser.allow_abbrev = False
     parser.add_argument(
         "--methods",
         nargs="+",
         default=[*PUBLISHED_TABLE],
-        choices=METHODS,
+        type=_method,
         metavar="NAME",
-        help=f"methods, of {', '.join(map(repr, METHODS))} (default: the first eight)",
+        help=f"methods, of {', '.join(map(repr, METHODS))}; or one with options of its own, which "
+        "is a row of its own, such as 'CRD -b 0.1' (default: the first eight)",
     )
     add_students(parser, seeds=3)
-    return parse_common(parser, arguments, "path_t")
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options, others = parse_arguments(arguments)
+    parser = make_parser()
+    options, others = parse_common(parser, arguments, "path_t")
     if options.table is not None:
         COMPARISON.show(options.table)
         return
     runs = {}
     for method in dict.fromkeys(options.methods):
-        own = METHODS[method]
+        own = arguments_of(method)
         path = [] if "none" in own else ["--path_t", options.path_t]
         for seed in range(options.seeds):
-            runs[method, seed] = [*others, *own, *path, *trial_flags(method, seed)]
+            mine = [*own, *path, *trial_flags(method, seed)]
+            runs[method, seed] = with_others(parser, mine, others)
     trials = students(runs, options.path_t, options.save_folder, options.jobs)
 
     def record_of() -> dict[str, Any]:

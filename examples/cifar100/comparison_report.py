@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+import files
 from methods import mean_and_deviation
 from paired import paired_difference, present, with_interval
 
@@ -127,8 +128,9 @@ def markdown(record: Mapping[str, Any], picture: str | None) -> str:
                 f"thread(s) each"
             )
         notes.append(
-            f"“s per epoch”: wall clock of the training without the evaluation, median of the "
-            f"epochs, then of the seeds, on shared cores{together}."
+            f"“s per epoch”: wall clock of the training without the evaluation, and without a "
+            f"first stage where the method has one; median of the epochs, then of the seeds, on "
+            f"shared cores{together}."
         )
     notes += missing_note(record)
     text = f"{record.get('heading', 'Top-1 accuracy after the last epoch, in percent.')}\n\n{table}"
@@ -203,8 +205,9 @@ class Report(NamedTuple):
     def write(self, record: Mapping[str, Any], path: Path) -> None:
         """The table as X.md and the picture as X.png, beside the record X.json."""
         picture = path.with_suffix(".png")
-        path.with_suffix(".md").write_text(self.markdown(record, picture.name))
-        self.draw(record).savefig(picture, dpi=DPI)
+        files.write_text(path.with_suffix(".md"), self.markdown(record, picture.name))
+        with files.replacing(picture) as temporary:
+            self.draw(record).savefig(temporary, dpi=DPI)
 
     def read(self, path: Path) -> dict[str, Any]:
         """A record.
@@ -217,8 +220,10 @@ class Report(NamedTuple):
             record = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path} is no JSON record: {error}") from error
-        if not isinstance(record, dict) or self.field not in record:
-            raise ValueError(f"{path} is no record of this kind: it has no {self.field!r}")
+        known = record if isinstance(record, dict) else {}
+        found = [field for field in ("factors", "accuracy") if field in known]
+        if found[:1] != [self.field]:  # a study has both
+            raise ValueError(f"{path} is no record of this kind")
         return record
 
     def show(self, path: Path) -> None:

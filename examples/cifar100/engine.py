@@ -110,6 +110,12 @@ class Sums:
         return {name: value.item() / max(count, 1) for name, value in self.total().items()}
 
 
+def autocast(amp: str | None, device: torch.device) -> contextlib.AbstractContextManager:
+    """As ``--amp`` says."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp or "")
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -189,9 +195,7 @@ class Trainer:
         )
 
     def amp(self) -> contextlib.AbstractContextManager:
-        """Autocast, where it is asked for."""
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.options.amp)
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+        return autocast(self.options.amp, self.device)
 
     def state(self) -> dict[str, Any]:
         """Everything that what comes next depends on, in the published layout and beyond it; of all

@@ -28,8 +28,8 @@ def find(root: Path, train: bool) -> FashionMNIST:
     if not all((raw / Path(name).stem).exists() for name, _ in FashionMNIST.resources):
         try:
             _fetch(root, raw)
-        except (OSError, HTTPException, RuntimeError) as error:
-            reason = str(error).splitlines()[-1]
+        except (EOFError, OSError, HTTPException, RuntimeError) as error:
+            reason = str(error).strip().rpartition("\n")[2]
             raise FileNotFoundError(
                 f"Fashion-MNIST is not in {raw}: install the Debian package {PACKAGE}, or download "
                 f"its four files to there from {FashionMNIST.mirrors[0]} and unpack them, which "

@@ -1,8 +1,8 @@
 """Losses of features: the published methods beside KD, CRD and RRD.
 
 Source: github.com/HobbitLong/RepDistiller at b84f547, for whose losses the published weights are;
-docs/distillation-methods.md says where they are not the papers' formulas. torchdistill has five of
-them.
+docs/distillation-methods.md says where they are not the papers' formulas, and which of them
+torchdistill computes.
 """
 
 import importlib

@@ -13,6 +13,8 @@ import processes
 #: Full batches that are trained before the graph is captured. One would do for the optimizer's
 #: momenta; PyTorch's notes on CUDA graphs take a few.
 WARM_UP = 3
+#: Methods whose losses select by a mask, or decompose matrices: the host waits for their outcome.
+WAITING = ("rkd", "pkt", "kdsvd")
 
 
 def check(options: argparse.Namespace, device: torch.device) -> None:
@@ -21,6 +23,7 @@ def check(options: argparse.Namespace, device: torch.device) -> None:
     Raises:
         ValueError: it cannot; the message names the setting.
     """
+    distill = getattr(options, "distill", None)
     several = max(processes.size(), int(os.environ.get("WORLD_SIZE", "1"))) > 1
     hindrances = {
         f"needs a GPU; the device is {device}": device.type != "cuda",
@@ -30,6 +33,7 @@ def check(options: argparse.Namespace, device: torch.device) -> None:
         "takes no --accumulate, as every batch must be a whole step": options.accumulate > 1,
         "takes no --compile": options.compile,
         "runs in one process; start the script with python, not torchrun": several,
+        f"takes no --distill {distill}, whose loss waits for the GPU": distill in WAITING,
     }
     for hindrance, there in hindrances.items():
         if there:

@@ -5,11 +5,22 @@ does not hold it. Windows has none; there nothing is locked.
 """
 
 import sys
+import time
 from pathlib import Path
 from typing import IO
 
 if sys.platform != "win32":
     import fcntl
+
+#: The exit status of a script that finds its folder held (EX_TEMPFAIL of sysexits.h).
+HELD = 75
+#: Attempts to lock, as :func:`held_by_another` of another process holds a lock for a moment too.
+ATTEMPTS = 5
+
+
+class HeldError(ValueError):
+    """Another process writes to the folder."""
+
 
 #: What this process holds. Closing any of its files of a path would release that lock.
 _held: dict[Path, IO[str]] = {}
@@ -35,14 +46,18 @@ def hold(folder: Path) -> None:
     """Locks a folder that exists, until :func:`release` or the end of the process.
 
     Raises:
-        ValueError: another process holds it.
+        HeldError: another process holds it.
     """
     path = _path(folder)
     if path in _held:
         return
-    file = _lock(path)
-    if file is None:
-        raise ValueError(
+    for _ in range(ATTEMPTS):
+        file = _lock(path)
+        if file is not None:
+            break
+        time.sleep(0.05)
+    else:
+        raise HeldError(
             f"another process is training in {folder}; wait for its end, or start a new run with "
             f"another --trial"
         )

@@ -67,6 +67,7 @@ def method_of(settings: Mapping[str, Any]) -> str | None:
             "crd": settings["mode"] == "exact",
             "hint": settings.get("hint_layer") == HINT_LAYER,
         }.get(distill, settings.get("init_epochs") in (None, INIT_EPOCHS))
+        as_published = as_published and settings.get("projection_lr") is None
         if not as_published or (b != published.b and published.b):
             return None
         year = f" {settings['protocol']}" if distill == "rrd" else ""

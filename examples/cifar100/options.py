@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+import files
+import lock
 from models import model_dict
 
 #: The help of --model_t, here and in plot.py.
@@ -128,7 +130,9 @@ def add_data(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
         type=at_least(1),
         metavar="N",
         help="hold N training images out, evenly spaced, and test on them in place of the test "
-        "images: to choose settings by them, at least 1 (default: none)",
+        "images: to choose settings by them, with a teacher that was trained with the same N; the "
+        "run's folder does not name it: give --trial or --save_folder too; at least 1 (default: "
+        "none)",
     )
     group.add_argument(
         "--classes",
@@ -374,15 +378,13 @@ def check_unchanged(options: argparse.Namespace, saved: dict[str, Any]) -> None:
     if changed:
         raise ValueError(
             f"--resume needs the settings that the run began with: {'; '.join(changed)}. Give the "
-            f"old values, or start a new run with another --trial"
+            f"old values, or start a new run with another --trial or --save_folder"
         )
 
 
 def write_settings(options: argparse.Namespace, path: Path) -> None:
     """The resolved settings as JSON beside the run."""
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(plain_settings(options), indent=2) + "\n")
-    temporary.replace(path)
+    files.write_text(path, json.dumps(plain_settings(options), indent=2) + "\n")
 
 
 def digest_of(model: nn.Module) -> str:
@@ -398,5 +400,8 @@ def run_script(main: Callable[[], object]) -> None:
     """``main`` with what a user can mend as one line in place of a traceback."""
     try:
         main()
-    except (FileExistsError, FileNotFoundError, FloatingPointError, ValueError) as error:
+    except (FloatingPointError, OSError, ValueError) as error:
+        if isinstance(error, lock.HeldError):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(lock.HELD)
         sys.exit(f"error: {error}")

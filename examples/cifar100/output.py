@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import files
 from benchmarks.measuring.hardware import environment
 
 
@@ -26,6 +27,6 @@ def write_record(
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**environment(device), **fields}, indent=2) + "\n")
+    files.write_text(path, json.dumps({**environment(device), **fields}, indent=2) + "\n")
     if not quiet:
         print(f"record written to {path}")

@@ -100,6 +100,9 @@ def _as_published(settings: Mapping[str, Any]) -> bool:
     if settings.get("beta") and settings["distill"] == "rrd":
         protocol = PROTOCOLS[settings["protocol"]]
         wanted |= {"nce_t_s": protocol.tau_s, "nce_t_t": protocol.tau_t}
+    others = ("held_out", "classes", "projection_lr")
+    if any(settings.get(name) is not None for name in others):
+        return False
     return all(settings[name] == wanted[name] for name in COURSE if name in wanted)
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+import files
 import lock
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -33,6 +34,7 @@ class Task(NamedTuple):
         checkpoint: its last, in the folder.
         epochs: how many it is to have in the end.
         inputs: files that it depends on, besides data sets.
+        before: epochs of a first stage, in the folder ``first_stage``.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Task(NamedTuple):
     checkpoint: Path
     epochs: int
     inputs: tuple[Path, ...] = ()
+    before: int = 0
 
     @property
     def log(self) -> Path:
@@ -132,7 +135,8 @@ def run_all(
         tasks: started in this order, each in a folder of its own.
         jobs: processes at a time.
         threads: of each process, as OMP_NUM_THREADS.
-        on_end: called with each task that has ended well, while the others go on.
+        on_end: called with each task that has ended well, while the others go on. A ValueError is
+            the task's failure.
 
     Returns:
         The failures. The other tasks are finished.
@@ -153,14 +157,12 @@ def run_all(
                 waiting.remove(task)
                 running[task] = _start(task, threads)
             for task, status in statuses.items():
-                if status and lock.held_by_another(task.folder):
-                    waiting.append(task)  # someone has started it at the same moment
-                elif status:
-                    failures.append(_failure(task, status))
-                    progress.say(f"failed: {failures[-1]}")
-                else:
-                    _mark(task).write_text(json.dumps(_what_finished(task), indent=2) + "\n")
-                    on_end(task)
+                if status == lock.HELD:  # someone has started it at the same moment
+                    waiting.append(task)
+                    continue
+                if failure := _end(task, status, on_end):
+                    failures.append(failure)
+                    progress.failed(failure)
             progress.show(running, waiting, others)
             if running or others:
                 time.sleep(PAUSE)
@@ -174,10 +176,21 @@ def run_all(
     return failures
 
 
-def _failure(task: Task, status: int) -> Failure:
+def _end(task: Task, status: int, on_end: Callable[[Task], None]) -> Failure | None:
+    """Marks a task as finished, unless its process or ``on_end`` has failed."""
+    if status:
+        return Failure(task, status, _last_line(task))
+    try:
+        on_end(task)
+    except ValueError as error:
+        return Failure(task, status, str(error))
+    files.write_text(_mark(task), json.dumps(_what_finished(task), indent=2) + "\n")
+    return None
+
+
+def _last_line(task: Task) -> str:
     lines = task.log.read_text(errors="replace").split("\n")
-    last = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
-    return Failure(task, status, last.strip())
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
 class _Progress:
@@ -187,8 +200,7 @@ class _Progress:
         self.tasks = tasks
         self.started = time.monotonic()
         # Of the finished no file is read again.
-        self.unfinished = tuple(waiting)
-        self.total = sum(task.epochs for task in waiting)
+        self.unfinished = list(waiting)
         self.before = self._epochs()
         self.ended = -1
         self.console = Console()
@@ -197,7 +209,11 @@ class _Progress:
             self.status.start()
 
     def _epochs(self) -> int:
-        return sum(min(len(epochs_of(task.folder)), task.epochs) for task in self.unfinished)
+        return sum(
+            min(len(epochs_of(task.folder)), task.epochs)
+            + min(len(epochs_of(task.folder / "first_stage")), task.before)
+            for task in self.unfinished
+        )
 
     def show(self, running: Collection[Task], waiting: Collection[Task], others: int) -> None:
         ended = len(self.tasks) - len(running) - len(waiting)
@@ -207,7 +223,8 @@ class _Progress:
         epochs = self._epochs()
         left = "not known yet"
         if new := epochs - self.before:
-            seconds = (time.monotonic() - self.started) * (self.total - epochs) / new
+            total = sum(task.epochs + task.before for task in self.unfinished)
+            seconds = (time.monotonic() - self.started) * (total - epochs) / new
             left = str(timedelta(seconds=round(seconds)))
         line = f"{ended} of {len(self.tasks)} runs; time left: {left}"
         if running:
@@ -219,7 +236,12 @@ class _Progress:
         else:
             print(line, flush=True)
 
-    def say(self, line: str) -> None:
+    def failed(self, failure: Failure) -> None:
+        # Its epochs count no more, neither those that are there nor those that are not.
+        before = self._epochs()
+        self.unfinished.remove(failure.task)
+        self.before -= before - self._epochs()
+        line = f"failed: {failure}"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:

@@ -5,11 +5,10 @@
         --levels student KD --output results/X.json
     python examples/cifar100/study.py --table results/X.json
 
-The loss is --distill rrd unless another is given. All other options go to train_student.py
-unchanged, and are the defaults that the study varies around; its --help lists them. A finished run
-is not repeated; an unfinished one is resumed. The second command prints the table of a record, and
-draws its picture again. With --output X.json, X.json, the table X.md and the picture X.png are
-written anew whenever a run has ended.
+All other options go to train_student.py unchanged, and are the defaults that the study varies
+around; its --help lists them. A finished run is not repeated; an unfinished one is resumed. The
+second command prints the table of a record, and draws its picture again. With --output X.json,
+X.json, the table X.md and the picture X.png are written anew whenever a run has ended.
 """
 
 import argparse
@@ -28,12 +27,13 @@ from trials import (
     heading_of_students,
     parse_common,
     students,
+    with_others,
 )
 
 #: Options that a study sets itself, that change no result, or that are the same in all its runs.
 FIXED = (
     *(*flags.MAY_CHANGE, "seed", "trial", "device", "distill", "model_s", "model_t"),
-    *("dataset", "images", "held_out", "classes"),
+    *("dataset", "images", "held_out", "classes", "lr_decay_epochs"),
 )
 
 
@@ -52,8 +52,15 @@ def _factor(text: str) -> tuple[str, list[str]]:
     return name, found
 
 
-def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def make_parser() -> argparse.ArgumentParser:
     parser = flags.parser_of(__doc__)
+    parser.add_argument(
+        "--method",
+        default="RRD 2025",
+        choices=METHODS,
+        metavar="NAME",
+        help=f"method of compare.py whose options are varied, of {', '.join(map(repr, METHODS))}",
+    )
     parser.add_argument(
         "--vary",
         action="append",
@@ -73,11 +80,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, li
         "(default: none)",
     )
     add_students(parser, seeds=1)
-    options, others = parse_common(parser, arguments, "path_t")
-    names = [name for name, _ in options.vary]
-    if options.table is None and (not names or len(set(names)) < len(names)):
-        parser.error("give --vary NAME=V,V,... once for each option that is to be varied")
-    return options, others
+    return parser
 
 
 def default_of(name: str, settings: argparse.Namespace) -> Any:
@@ -100,11 +103,15 @@ def same(a: Any, b: Any) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options, others = parse_arguments(arguments)
+    parser = make_parser()
+    options, others = parse_common(parser, arguments, "path_t")
     if options.table is not None:
         STUDY.show(options.table)
         return
-    base = ["--distill", "rrd", *others, "--path_t", options.path_t]
+    names = [name for name, _ in options.vary]
+    if not names or len(set(names)) < len(names):
+        parser.error("give --vary NAME=V,V,... once for each option that is to be varied")
+    base = with_others(parser, [*METHODS[options.method], "--path_t", options.path_t], others)
     settings = train_student.parse_arguments(base)
     own: dict[str, Sequence[str]] = {DEFAULTS: base}
     factors: dict[str, dict[str, Any]] = {}
@@ -114,10 +121,15 @@ def main(arguments: list[str] | None = None) -> None:
         if default is not None and DEFAULTS not in runs.values():
             runs[f"{default:g}" if isinstance(default, float) else str(default)] = DEFAULTS
         factors[name] = {"default": default, "runs": runs}
-        own |= {run: [*base, f"--{name}={v}"] for v, run in runs.items() if run != DEFAULTS}
+        for value, run in runs.items():
+            if run == DEFAULTS:
+                continue
+            own[run] = [*base, f"--{name}={value}"]
+            if train_student.parse_arguments([*own[run]]) == settings:
+                parser.error(f"{run} changes nothing with --method {options.method!r}")
     for method in options.levels:
         path = [] if method == "student" else ["--path_t", options.path_t]
-        own[method] = [*others, *METHODS[method], *path]
+        own[method] = with_others(parser, [*METHODS[method], *path], others)
     all_runs: dict[Key, Sequence[str]] = {
         (run, seed): [*arguments, *trial_flags(run, seed)]
         for run, arguments in own.items()

@@ -42,7 +42,7 @@ def load_teacher(path: str | Path, num_classes: int, model: str | None = None) -
     if mismatch:
         raise ValueError(
             f"{path} does not fit {architecture} with {num_classes} classes: {mismatch}. Check the "
-            f"architecture (--model_t, --model_s) and the number of classes (--dataset)"
+            f"architecture (--model_t, --model_s) and the number of classes (--dataset, --classes)"
         )
     teacher.load_state_dict(state)
     return teacher.eval().requires_grad_(False)

@@ -318,25 +318,22 @@ def train_student(options: argparse.Namespace, device: torch.device) -> Path:
         teacher = load_teacher(options.path_t, classes, options.model_t).to(device)
         options.model_t = options.model_t or architecture_of(options.path_t)
         options.teacher_digest = flags.digest_of(teacher)
-    of_features: dict[str, Any] = {}
+    loss: nn.Module | None = None
     sampler = None
-    first: TwoStageLoss | None = None
-    if teacher is not None and options.distill in ("rrd", "crd") and options.beta:
-        of_features[options.distill], sampler = make_loss_of_features(
-            options, student, teacher, train, device
-        )
-    elif teacher is not None and options.distill in FEATURES:
-        loss = make_feature_loss(options, student, teacher).to(device)
-        if isinstance(loss, TwoStageLoss):
-            first = loss
-        if options.beta and (first is None or first.in_second_stage):
-            of_features[options.distill] = loss
+    if teacher is not None and options.distill in FEATURES:
+        if options.distill not in ("rrd", "crd"):
+            loss = make_feature_loss(options, student, teacher).to(device)
+        elif options.beta:
+            loss, sampler = make_loss_of_features(options, student, teacher, train, device)
+    has_own = loss is not None and next(loss.parameters(), None) is not None
+    if options.projection_lr is not None and not has_own:
+        raise ValueError("--projection_lr: this loss trains nothing beside the student")
+    first = loss if isinstance(loss, TwoStageLoss) else None
+    of_features: dict[str, Any] = {}
+    if loss is not None and options.beta and (first is None or first.in_second_stage):
+        of_features[options.distill] = loss
     weights = (options.gamma, options.alpha, options.beta)
     criterion = DistillationLoss(*weights, options.kd_T, **of_features).to(device)
-    if options.projection_lr is not None and not any(
-        p.requires_grad for p in criterion.parameters()
-    ):
-        raise ValueError("--projection_lr: this loss trains nothing beside the student")
     if processes.rank() > 0:  # the same weights in all processes, but negatives of its own in each
         torch.manual_seed(options.seed + processes.rank())
 
@@ -349,7 +346,8 @@ def train_student(options: argparse.Namespace, device: torch.device) -> Path:
         train_first_stage(options, run, first, (student, teacher), loaders[0], device)
     modules = {"model": student, "criterion": criterion}
     together = processes.together(student), processes.together(criterion)
-    step = make_step(together[0], teacher, together[1], sampler)
+    taught = teacher if options.alpha or of_features else None
+    step = make_step(together[0], taught, together[1], sampler)
     rates = options.learning_rate, options.projection_lr
     trainer = Trainer(options, run, student, modules, step, loaders, device, *rates)
     best = trainer.fit()

@@ -18,6 +18,7 @@ import transfer_student
 from comparison_report import COMPARISON, summary
 from methods import trial_flags
 from runner import Task
+from teacher import classes_of, load_teacher
 from trials import Key, Trials, add_common, carry_out, parse_common
 
 
@@ -30,12 +31,14 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, li
     return parse_common(parser, arguments)
 
 
-def student_of(settings: dict[str, Any], method: str, seed: int, save_folder: Path) -> Path:
-    """The last checkpoint of a student, whose method has these settings in the record.
+def student_of(comparison: dict[str, Any], method: str, seed: int, save_folder: Path) -> Path:
+    """The last checkpoint of a student in the record of a comparison.
 
     Raises:
         FileNotFoundError: it is not there.
+        ValueError: it has other weights than the record's.
     """
+    settings = comparison["settings"][method]
     trial = trial_flags(method, seed)[-1]
     own = argparse.Namespace(**settings | {"save_folder": save_folder, "trial": trial})
     path = train_student.folder_of(own) / f"{own.model_s}_last.pth"
@@ -43,19 +46,25 @@ def student_of(settings: dict[str, Any], method: str, seed: int, save_folder: Pa
         raise FileNotFoundError(
             f"no student of {method}, seed {seed}, at {path}; give compare.py's --save_folder"
         )
+    student = load_teacher(path, classes_of(path), own.model_s)
+    if flags.digest_of(student) != comparison["student_digest"][method][seed]:
+        raise ValueError(f"{path} has been trained anew since the record was written")
     return path
 
 
 def main(arguments: list[str] | None = None) -> None:
     options, others = parse_arguments(arguments)
     comparison = COMPARISON.read(options.record)
+    if "student_digest" not in comparison:
+        raise ValueError(f"{options.record} is not a record of students")
+    if options.output is not None and options.output.resolve() == options.record.resolve():
+        raise ValueError(f"--output would replace the record {options.record}; name another file")
     tasks: dict[Key, Task] = {}
     for method, by_seed in comparison["accuracy"].items():
         for seed, accuracy in enumerate(by_seed):
             if accuracy is None:
                 continue
-            settings = comparison["settings"][method]
-            path = student_of(settings, method, seed, options.save_folder)
+            path = student_of(comparison, method, seed, options.save_folder)
             own = [*others, "--path_s", str(path), "--seed", str(seed)]
             own += ["--save_folder", str(options.save_folder), "--resume", "--quiet"]
             probe = transfer_student.parse_arguments(own)

@@ -3,6 +3,7 @@
 import argparse
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from runner import Failure, Task, epochs_of, is_finished, read_json, run_all, sh
 
 #: A name, such as a method's, and a seed.
 Key = tuple[str, int]
+#: What the name and the seed of a student stand for.
+OWN = (
+    *("distill", "gamma", "alpha", "beta", "protocol", "memory_type", "similarity", "mode"),
+    *("seed", "trial", "path_t"),
+)
 
 
 class Trials:
@@ -57,6 +63,11 @@ class Trials:
     def _figures(self, task: Task) -> dict[str, Any]:
         rows = {int(row["epoch"]): row for row in epochs_of(task.folder)}
         settings = read_json(task.folder / "settings.json")
+        if task.epochs not in rows or settings is None:
+            raise ValueError(
+                f"{task.folder} lacks epoch {task.epochs} in epochs.csv, or settings.json; remove "
+                f"the folder to train the run again"
+            )
         trained_on = len(self.train)
         if settings["drop_last"]:
             trained_on -= trained_on % settings["batch_size"]
@@ -68,7 +79,8 @@ class Trials:
             "settings": settings,
         }
         if self.agreement is not None:
-            figures["agreement"] = self.agreement.of(task.checkpoint, self.options.model_s)
+            found = self.agreement.of(task.checkpoint, self.options.model_s)
+            figures |= {name: found[name] for name in ("agreement", "student_digest")}
         return figures
 
     def by_seed(self, field: str) -> dict[str, list[Any]]:
@@ -81,18 +93,20 @@ class Trials:
 
     def images_in_words(self) -> str:
         """Which data, for how long, and what the accuracy is measured on."""
-        kind = "held-out training" if getattr(self.options, "held_out", None) else "test"
+        kind = "held-out training" if self.options.held_out else "test"
+        amp = f", {self.options.amp} autocast" if self.options.amp else ""
         return (
-            f"{self.options.dataset}: {len(self.train)} training images, {self.options.epochs} "
-            f"epochs. Top-1 accuracy in percent after the last epoch, on {len(self.images.images)} "
-            f"{kind} images."
+            f"{self.options.dataset}: {len(self.train)} training images of "
+            f"{len(self.train.classes)} classes, {self.options.epochs} epochs, batches of "
+            f"{self.options.batch_size}{amp}. Top-1 accuracy in percent after the last epoch, on "
+            f"{len(self.images.images)} {kind} images."
         )
 
     def figures(self) -> dict[str, Any]:
         """For the record: the figures by seed, how they were trained, the settings of each name."""
         fields = ["accuracy", "seconds_per_epoch"]
         if self.agreement is not None:
-            fields.insert(1, "agreement")
+            fields[1:1] = ["agreement", "student_digest"]
         settings = {
             name: _kept([each for each in by_seed if each])
             for name, by_seed in self.by_seed("settings").items()
@@ -141,10 +155,11 @@ def students(
             checkpoint=folder / f"{options.model_s}_last.pth",
             epochs=options.epochs,
             inputs=() if options.path_t is None else (options.path_t,),
+            before=options.init_epochs or 0,
         )
     trials = Trials(tasks, options, jobs)
     model_t = options.model_t
-    trials.agreement = Agreement(Path(path_t), model_t, trials.images, trials.device)
+    trials.agreement = Agreement(Path(path_t), model_t, trials.images, trials.device, options.amp)
     return trials
 
 
@@ -208,7 +223,32 @@ def parse_common(
     for path in (table, options.output):
         if path is not None and path.suffix != ".json":
             parser.error(f"a record's name must end in .json; got {path}")
+    if options.output is not None:  # before any training
+        try:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=options.output.parent):
+                pass
+        except OSError as error:
+            parser.error(f"cannot write to {options.output.parent}: {error.strerror}")
     return options, others
+
+
+def with_others(
+    parser: argparse.ArgumentParser, own: Sequence[str], others: Sequence[str]
+) -> list[str]:
+    """A student's arguments: its ``own``, and those that all have.
+
+    The others may not change what the name of a run stands for; if they do, the process ends.
+    """
+    both = [*own, *others]
+    wanted, found = (vars(train_student.parse_arguments(each)) for each in ([*own], both))
+    for name in OWN:
+        if found[name] != wanted[name]:
+            parser.error(
+                f"{parser.prog} itself sets {name} of the runs, here {wanted[name]}: give it "
+                f"without {name} {found[name]}"
+            )
+    return both
 
 
 def carry_out(

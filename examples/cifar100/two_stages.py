@@ -168,6 +168,7 @@ def train_first_stage(
         stage = Run(run.folder / "first_stage", options.model_s, resume=options.resume)
         modules = {"model": student, "criterion": loss}
         print(f"first stage: {options.init_epochs} epochs")
-        Trainer(own, stage, student, modules, step, (loader, None), device, rate).fit()
+        rates = rate, options.projection_lr
+        Trainer(own, stage, student, modules, step, (loader, None), device, *rates).fit()
         print(f"second stage: {options.epochs} epochs")
     loss.end_first_stage()
