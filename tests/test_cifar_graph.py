@@ -155,6 +155,7 @@ def test_a_step_that_waits_for_the_device_is_refused():
         (["--amp", "fp16"], "takes no --amp fp16.*; give --amp bf16"),
         (["--accumulate", "2"], "takes no --accumulate"),
         (["--compile"], "takes no --compile"),
+        (["--distill", "rkd"], "takes no --distill rkd, whose loss waits for the GPU"),
         ([], "runs in one process; start the script with python, not torchrun"),
     ],
     ids=str,
