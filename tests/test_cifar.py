@@ -24,6 +24,7 @@ import speed
 import train_student
 import train_teacher
 import transfer_student
+from models import make_model
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "examples" / "cifar100"
 SMALL = ["--images", "80", "--batch_size", "16", "--epochs", "2", "--quiet", "--device", "cpu"]
@@ -309,6 +310,18 @@ def test_a_teacher_in_a_folder_of_any_name_needs_its_architecture(teacher, tmp_p
     wanted = student(teacher, tmp_path / "published", "--distill", "kd")
     assert_equal(state_of(found), state_of(wanted))
     assert found.name == wanted.name
+
+
+def test_pictures_of_networks_of_a_part_of_the_classes(tmp_path):
+    path = tmp_path / "resnet8_two" / "resnet8_last.pth"
+    path.parent.mkdir()
+    torch.save({"model": make_model("resnet8", 2).state_dict()}, path)
+    arguments = ["correlation", "--path_t", str(path), "--path_s", str(path), "--images", "20"]
+    arguments += ["--output", str(tmp_path / "correlation.png")]
+    with pytest.raises(ValueError, match=r"number of classes \(--dataset, --classes\)"):
+        plot.main(arguments)
+    plot.main([*arguments, "--classes", "1,8"])
+    assert min(Image.open(tmp_path / "correlation.png").size) > 300
 
 
 @pytest.mark.parametrize("distill", ["rrd", "crd"])

@@ -55,7 +55,7 @@ def _epochs(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def _classes(text: str) -> tuple[int, ...]:
+def classes(text: str) -> tuple[int, ...]:
     """'0-4,7' as numbers."""
     numbers: list[int] = []
     try:
@@ -136,7 +136,7 @@ def add_data(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
     )
     group.add_argument(
         "--classes",
-        type=_classes,
+        type=classes,
         metavar="N,N,...",
         help="use the images of these classes only, such as 0-4 or 1,3,5; the run's folder does "
         "not name them: give --trial too (default: all)",

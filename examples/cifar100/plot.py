@@ -208,6 +208,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
             help=f"data set that the networks were trained on: {', '.join(DATA_SETS)}",
         )
         picture.add_argument(
+            "--classes",
+            type=flags.classes,
+            metavar="N,N,...",
+            help="classes that they were trained on, such as 0-4 or 1,3,5 (default: all)",
+        )
+        picture.add_argument(
             "--data_folder", default="data", type=Path, metavar="DIR", help="folder of the data set"
         )
         picture.add_argument(
@@ -225,7 +231,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.picture == "curves":
         curves(options.runs, options.output)
         return
-    images = load(options.dataset, options.data_folder, train=False)
+    images = load(options.dataset, options.data_folder, train=False).of_classes(options.classes)
     classes = len(images.classes)
     teacher = outputs(
         load_teacher(options.path_t, classes, options.model_t), images, options.images
