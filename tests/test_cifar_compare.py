@@ -19,20 +19,19 @@ for package in ("PIL", "matplotlib", "rich", "scipy", "sklearn", "tensorboard", 
 from PIL import Image
 from test_cifar import SCRIPTS, as_a_process_of_its_own
 
-import agreement
 import compare
 import engine
-import runner
 import study
 import train_student
 import transfer_compare
 import transfer_student
-from comparison_report import COMPARISON, markdown, summary
-from data import load
-from loaders import EvaluationLoader
+from comparing import agreement, runner
+from comparing.paired import paired_difference, with_interval
+from comparing.report import COMPARISON, markdown, summary
+from comparing.study_report import STUDY
+from images.data import load
+from images.loaders import EvaluationLoader
 from models import make_model
-from paired import paired_difference, with_interval
-from study_report import STUDY
 from teacher import load_teacher
 
 # Fixtures.

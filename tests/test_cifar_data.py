@@ -20,11 +20,9 @@ for package in ("PIL", "sklearn", "torchvision"):
 from PIL import Image
 from torchvision import datasets, transforms
 
-import data
 import engine
-import fashion_mnist
 import options
-import tiny_imagenet
+from images import data, fashion_mnist, tiny_imagenet
 
 RANDOM = np.random.default_rng(0)
 WNIDS = ["n01443537", "n01629819"]

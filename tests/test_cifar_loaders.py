@@ -12,9 +12,9 @@ for package in ("PIL", "sklearn", "torchvision"):
 
 from torchvision import transforms
 
-from augment import Augmentation
-from data import CROP_AND_FLIP, ImageSet
-from loaders import DeviceLoader, EvaluationLoader, WorkerLoader, train_loader
+from images.augment import Augmentation
+from images.data import CROP_AND_FLIP, ImageSet
+from images.loaders import DeviceLoader, EvaluationLoader, WorkerLoader, train_loader
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 # On a CPU both sides do the same float32 operations. A GPU may divide by 255 and by the deviation

@@ -20,7 +20,7 @@ from test_cifar import as_a_process_of_its_own, assert_equal, state_of, student,
 import engine
 import options as flags
 import train_student
-from feature_losses import (
+from features.losses import (
     AttentionLoss,
     CorrelationLoss,
     HintLoss,
@@ -30,13 +30,13 @@ from feature_losses import (
     SimilarityLoss,
     VariationalLoss,
 )
-from feature_methods import make_feature_loss
+from features.make import make_feature_loss
+from features.regressor import ConvolutionalRegressor
+from features.singular_vectors import SingularVectorLoss, first_singular_vectors
+from features.two_stages import BoundaryLoss, FactorLoss, FlowLoss
 from losses import DistillationLoss
 from methods import FEATURES, METHODS, TWO_STAGES, method_of
 from models import make_model
-from regressor import ConvolutionalRegressor
-from singular_vectors import SingularVectorLoss, first_singular_vectors
-from two_stages import BoundaryLoss, FactorLoss, FlowLoss
 
 # Fixtures.
 __all__ = ["as_a_process_of_its_own", "teacher"]

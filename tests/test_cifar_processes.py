@@ -20,8 +20,8 @@ import engine
 import processes
 import train_student
 import train_teacher
-from data import load
-from loaders import DeviceLoader, WorkerLoader
+from images.data import load
+from images.loaders import DeviceLoader, WorkerLoader
 
 # Fixtures.
 __all__ = ["as_a_process_of_its_own", "teacher"]

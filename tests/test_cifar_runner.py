@@ -12,10 +12,10 @@ import pytest
 
 pytest.importorskip("rich")
 
-import runner
-from runner import Task, run_all
+from comparing import runner
+from comparing.runner import Task, run_all
 
-SCRIPTS = Path(runner.__file__).parent
+SCRIPTS = Path(runner.__file__).parents[1]
 
 #: Writes a row of epochs.csv for each epoch; goes on where it was. What it does, and which process
 #: it is, it notes in "diary". In the last epoch it waits for the file "go", if it is told to.
@@ -50,7 +50,7 @@ PARENT = f"""
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(SCRIPTS)!r})
-import runner
+from comparing import runner
 runner.SCRIPTS, runner.PAUSE = Path(sys.argv[1]), 0.01
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_cifar_runner import tasks_in

@@ -15,9 +15,8 @@ import shlex
 from typing import Any
 
 import options as flags
-from comparison_report import COMPARISON, summary
-from methods import METHODS, PUBLISHED_TABLE, trial_flags
-from trials import (
+from comparing.report import COMPARISON, summary
+from comparing.trials import (
     add_students,
     carry_out,
     heading_of_students,
@@ -25,6 +24,7 @@ from trials import (
     students,
     with_others,
 )
+from methods import METHODS, PUBLISHED_TABLE, trial_flags
 
 
 def arguments_of(method: str) -> list[str]:

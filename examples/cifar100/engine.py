@@ -17,8 +17,8 @@ import checkpoint
 import graphed
 import options as flags
 import processes
-from data import ImageSet, load
-from loaders import EvaluationLoader, TrainLoader, train_loader
+from images.data import ImageSet, load
+from images.loaders import EvaluationLoader, TrainLoader, train_loader
 from losses import check_finite, correct
 from run import Run
 

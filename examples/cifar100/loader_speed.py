@@ -16,9 +16,9 @@ from rich.table import Table
 import options as flags
 from benchmarks.measuring.clocks import interleaved, spread, timer_of
 from benchmarks.measuring.hardware import busy_cores
-from data import ImageSet
 from engine import device_of
-from loaders import DeviceLoader, TrainLoader, WorkerLoader
+from images.data import ImageSet
+from images.loaders import DeviceLoader, TrainLoader, WorkerLoader
 from output import print_table, write_record
 
 

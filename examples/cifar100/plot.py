@@ -20,8 +20,8 @@ import torch
 from sklearn.manifold import TSNE
 
 import options as flags
-from data import DATA_SETS, ImageSet, load
-from loaders import EvaluationLoader
+from images.data import DATA_SETS, ImageSet, load
+from images.loaders import EvaluationLoader
 from methods import method_of
 from models import ImageClassifier
 from teacher import load_teacher

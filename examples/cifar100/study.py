@@ -17,10 +17,8 @@ from typing import Any
 
 import options as flags
 import train_student
-from methods import METHODS, trial_flags
-from rrd_kernels.loss import PROTOCOLS
-from study_report import DEFAULTS, STUDY
-from trials import (
+from comparing.study_report import DEFAULTS, STUDY
+from comparing.trials import (
     Key,
     add_students,
     carry_out,
@@ -29,6 +27,8 @@ from trials import (
     students,
     with_others,
 )
+from methods import METHODS, trial_flags
+from rrd_kernels.loss import PROTOCOLS
 
 #: Options that a study sets itself, that change no result, or that are the same in all its runs.
 FIXED = (

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 import options as flags
 import processes
-from data import DATA_SETS, ImageSet
 from engine import Step, Trainer, make_data, prepare
-from feature_methods import make_feature_loss
+from features.make import make_feature_loss
+from features.two_stages import TwoStageLoss, train_first_stage
+from images.data import DATA_SETS, ImageSet
 from losses import DistillationLoss
 from methods import FEATURES, HINT_LAYER, INIT_EPOCHS, TWO_STAGES
 from models import ImageClassifier, make_model
@@ -33,7 +34,6 @@ from rrd_kernels import ContrastSampler, CRDLoss, RRDLoss
 from rrd_kernels.momentum.negatives import MODES
 from run import Run
 from teacher import architecture_of, load_teacher
-from two_stages import TwoStageLoss, train_first_stage
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import options as flags
-from data import DATA_SETS
 from engine import Trainer, make_data, prepare
+from images.data import DATA_SETS
 from models import make_model
 from run import Run
 

@@ -15,11 +15,11 @@ from typing import Any
 import options as flags
 import train_student
 import transfer_student
-from comparison_report import COMPARISON, summary
+from comparing.report import COMPARISON, summary
+from comparing.runner import Task
+from comparing.trials import Key, Trials, add_common, carry_out, parse_common
 from methods import trial_flags
-from runner import Task
 from teacher import classes_of, load_teacher
-from trials import Key, Trials, add_common, carry_out, parse_common
 
 
 def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:

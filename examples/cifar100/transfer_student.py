@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import options as flags
-from data import DATA_SETS
 from engine import Trainer, make_data, prepare
+from images.data import DATA_SETS
 from models import ImageClassifier, model_dict
 from run import Run
 from teacher import classes_of, load_teacher

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from feature_losses import (
+from features.losses import (
     AttentionLoss,
     CorrelationLoss,
     FeatureLoss,
@@ -16,10 +16,10 @@ from feature_losses import (
     SimilarityLoss,
     VariationalLoss,
 )
+from features.regressor import ConvolutionalRegressor
+from features.singular_vectors import SingularVectorLoss
+from features.two_stages import BoundaryLoss, FactorLoss, FlowLoss
 from models import ImageClassifier
-from regressor import ConvolutionalRegressor
-from singular_vectors import SingularVectorLoss
-from two_stages import BoundaryLoss, FactorLoss, FlowLoss
 
 Shapes = list[torch.Size]
 

@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import Trainer
-from feature_losses import (
+from features.losses import (
     FeatureLoss,
     of_one_size,
     recorded,
     recorded_pairs,
     torchdistill,
 )
-from loaders import TrainLoader
+from features.regressor import ConvolutionalRegressor
+from images.loaders import TrainLoader
 from models import ImageClassifier
-from regressor import ConvolutionalRegressor
 from run import Run
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from feature_losses import FeatureLoss
+from features.losses import FeatureLoss
 
 #: Of the student's singular vectors, those among which the teacher's first one looks for its like.
 CANDIDATES = 4

@@ -16,9 +16,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision import datasets
 
-import fashion_mnist
-import tiny_imagenet
-from augment import Augmentation
+from images import fashion_mnist, tiny_imagenet
+from images.augment import Augmentation
 
 SIDE = 32
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as transform
 
-from augment import Draws, crop_and_flip, draw, normalise
-from data import ImageSet
+from images.augment import Draws, crop_and_flip, draw, normalise
+from images.data import ImageSet
 
 
 class Batch(NamedTuple):

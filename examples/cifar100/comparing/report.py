@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import files
+from comparing.paired import paired_difference, present, with_interval
 from methods import mean_and_deviation
-from paired import paired_difference, present, with_interval
 
 #: What the others are compared with, and the colour and style of its line in the picture. These and
 #: the dots' are from the colours that Okabe and Ito chose for all kinds of colour vision
@@ -31,8 +31,9 @@ def summary(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         Of each: ``method``, ``mean``, ``deviation`` (None of one seed), ``differences`` to each of
-        ``REFERENCES`` that there is as :func:`paired.paired_difference` has them, ``agreement``,
-        the mean, and ``seconds_per_epoch``, the median; None where they are not known.
+        ``REFERENCES`` that there is as :func:`comparing.paired.paired_difference` has them,
+        ``agreement``, the mean, and ``seconds_per_epoch``, the median; None where they are not
+        known.
     """
     accuracy = record["accuracy"]
     rows = []

@@ -11,10 +11,10 @@ from torch import Tensor
 
 import files
 import options as flags
+from comparing.runner import read_json
 from engine import autocast
-from loaders import EvaluationLoader
+from images.loaders import EvaluationLoader
 from models import ImageClassifier
-from runner import read_json
 from teacher import architecture_of, load_teacher
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import engine
 import options as flags
 import train_student
-from agreement import Agreement
-from comparison_report import Report
+from comparing.agreement import Agreement
+from comparing.report import Report
+from comparing.runner import Failure, Task, epochs_of, is_finished, read_json, run_all, shares
 from output import write_record
-from runner import Failure, Task, epochs_of, is_finished, read_json, run_all, shares
 
 #: A name, such as a method's, and a seed.
 Key = tuple[str, int]
@@ -31,7 +31,7 @@ class Trials:
     Args:
         tasks: the runs, each with its name and seed.
         options: of one of them, resolved by its script; data, device and epochs are those of all.
-        jobs: as :func:`runner.shares` takes it.
+        jobs: as :func:`comparing.runner.shares` takes it.
 
     Raises:
         FileNotFoundError, ValueError: the data set cannot be read.

@@ -18,7 +18,7 @@ from rich.console import Console
 import files
 import lock
 
-SCRIPTS = Path(__file__).resolve().parent
+SCRIPTS = Path(__file__).resolve().parents[1]
 #: Seconds between two looks at the processes.
 PAUSE = 0.5
 
@@ -28,7 +28,7 @@ class Task(NamedTuple):
 
     Attributes:
         name: for people, such as ``"KD, seed 1"``.
-        script: a file of this folder that trains, writes ``epochs.csv`` and takes ``--resume``.
+        script: one in the folder above that trains, writes ``epochs.csv`` and takes ``--resume``.
         arguments: its arguments, with ``--resume``.
         folder: where it writes.
         checkpoint: its last, in the folder.

@@ -5,9 +5,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from comparison_report import DOT, MEAN, Report, draw_level, missing_note, seeds_in_words, tidy
+from comparing.paired import paired_difference, present, with_interval
+from comparing.report import DOT, MEAN, Report, draw_level, missing_note, seeds_in_words, tidy
 from methods import mean_and_deviation
-from paired import paired_difference, present, with_interval
 
 #: The name of the run with every option at its default.
 DEFAULTS = "defaults"
@@ -19,7 +19,7 @@ def markdown(record: Mapping[str, Any], picture: str | None) -> str:
     """A table for each option that is varied.
 
     Args:
-        record: ``accuracy`` by run, as :func:`comparison_report.summary` takes it; ``factors``, for
+        record: ``accuracy`` by run, as :func:`comparing.report.summary` takes it; ``factors``, for
             each option its default and the run of each value; ``levels``, runs that are drawn as
             lines.
         picture: the file name of the picture, which is then shown below.
