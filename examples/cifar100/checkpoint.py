@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import files
 from rrd_kernels.checkpoint import WRAPPERS
 
 
@@ -18,15 +19,10 @@ def write_atomically(state: dict[str, Any], path: Path) -> None:
         state: what ``torch.save`` is given.
         path: in a folder that exists.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

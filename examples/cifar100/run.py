@@ -7,6 +7,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 import checkpoint
+import files
 import lock
 import processes
 
@@ -44,7 +45,7 @@ class Run:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         lock.hold(self.folder)
-        for unfinished in self.folder.glob(".*.pth.*"):  # of a process killed while it wrote
+        for unfinished in self.folder.glob(".*.new.*"):  # of a process killed while it wrote
             unfinished.unlink()
 
     def release(self) -> None:
@@ -82,13 +83,11 @@ class Run:
             return
         rows = [row for row in self.rows() if int(row["epoch"]) < epoch]
         rows.append({"epoch": str(epoch)} | {name: f"{v:.6g}" for name, v in values.items()})
-        temporary = self.epochs.with_suffix(".new")
-        with temporary.open("w", newline="") as file:
-            columns = dict.fromkeys(name for row in rows for name in row)
+        columns = dict.fromkeys(name for row in rows for name in row)
+        with files.replacing(self.epochs) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(columns), restval="")
             writer.writeheader()
             writer.writerows(rows)
-        temporary.replace(self.epochs)
         if self._writer is None:
             # What a killed run logged beyond its checkpoint is not shown twice.
             self._writer = SummaryWriter(str(self.folder), purge_step=epoch)
