@@ -16,6 +16,8 @@ import pytest
 import torch
 from emulated import EMULATED, replace_cpu_kernels
 
+from rrd_kernels.triton.runtime import run
+
 with contextlib.suppress(ModuleNotFoundError):  # the tests that need it skip themselves
     from hypothesis import Phase, settings
 
@@ -45,6 +47,18 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 @pytest.fixture(params=DEVICES, scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_of_a_stand_in():
+    """What a test puts in the place of a GPU's parts would serve, wrongly, every test after it."""
+
+    def parts():
+        return run.run, torch.cuda.is_available, torch.cuda.get_device_capability
+
+    before = parts()
+    yield
+    assert parts() == before
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
 """The sweep over plans, on a stand-in for a GPU: its figures mean nothing."""
 
 import argparse
+from unittest import mock
 
 import gpu_sweep
 import pytest
@@ -47,7 +48,7 @@ def test_every_variant_is_checked_and_timed():
     assert graphs[TABLE]["times_ours"] == 1
 
 
-def test_what_fails_is_named_and_ends_nothing(monkeypatch):
+def test_what_fails_is_named_and_ends_nothing():
     def run(launches):
         if launches[1].dependent:
             raise RuntimeError("operation not supported\nthe driver says more")
@@ -55,8 +56,7 @@ def test_what_fails_is_named_and_ends_nothing(monkeypatch):
         if launches[1].constants["STAGES"] == 2:
             launches[2].arguments["grad_z_s"].mul_(1.5)
 
-    with stand_in_gpu.in_place():
-        monkeypatch.setattr(gpu_sweep.launcher, "run", run)
+    with stand_in_gpu.in_place(), mock.patch.object(gpu_sweep.launcher, "run", run):
         steps, graphs = swept()
     wrong = {name for name in steps if "2 stages" in name}
     assert wrong
@@ -67,11 +67,14 @@ def test_what_fails_is_named_and_ends_nothing(monkeypatch):
     assert len(failures) == len(wrong) + 1
 
 
-def test_it_is_for_one_kind_of_gpu(monkeypatch):
-    with stand_in_gpu.in_place():
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
-        with pytest.raises(SystemExit, match=r"compute capability 9\.0"):
-            gpu_sweep.main()
+def test_it_is_for_one_kind_of_gpu():
+    other = mock.patch.object(torch.cuda, "get_device_capability", lambda: (8, 0))
+    with (
+        stand_in_gpu.in_place(),
+        other,
+        pytest.raises(SystemExit, match=r"compute capability 9\.0"),
+    ):
+        gpu_sweep.main()
 
 
 def kernels(launches):
