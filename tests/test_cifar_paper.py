@@ -13,7 +13,7 @@ import options as flags
 import paper
 import train_student
 import train_teacher
-from methods import PUBLISHED_TABLE, mean_and_deviation, method_of
+from methods import PUBLISHED_TABLE, method_of
 from rrd_kernels import RRDLoss
 from teacher import architecture_of
 
@@ -174,47 +174,3 @@ def test_commands_of_all_rows_name_each_run_once(capsys):
     with pytest.raises(SystemExit):
         paper.main(["commands", "resnet8x4", "resnet32x4"])
     assert "no row has teacher and student resnet8x4 resnet32x4" in capsys.readouterr().err
-
-
-RESULTS = Path(paper.__file__).parent / "results"
-
-
-def quoted(*cells, page="README.md"):
-    text = (RESULTS.parent / page).read_text()
-    return f"| {' | '.join(cells)} |\n" in text
-
-
-def test_the_results_quote_the_published_transfer():
-    published = {**paper.PUBLISHED["transfer_2025"]}
-    assert quoted("method", *published.pop("datasets"), page="RESULTS.md")
-    for method, figures in published.items():
-        assert quoted(method, *map(str, figures), page="RESULTS.md")
-
-
-def test_the_results_quote_the_accuracies_of_its_record():
-    found = json.loads((RESULTS / "digits.json").read_text())["accuracy"]
-    assert found.keys() == PUBLISHED_TABLE.keys()
-    for method, values in found.items():
-        by_seed = ", ".join(f"{value:.2f}" for value in values)
-        assert quoted(method, mean_and_deviation(values), by_seed, page="RESULTS.md")
-
-
-def test_the_readme_quotes_the_speeds_of_its_records():
-    speeds = json.loads((RESULTS / "speed-cpu-2-cores.json").read_text())
-    assert speeds["busy_cores"] < 0.1
-    for row in speeds["rows"]:
-        cells = [f"{1e3 * row['seconds']['median']:.0f}", f"{row['images_per_second']:.0f}"]
-        if row["step"] == "no relational loss":
-            cells += ["–", "–"]
-        else:
-            cells += [f"{1e3 * row['loss_seconds']:.1f}", f"{row['loss_share']:.1%}"]
-        assert quoted(row["step"], *cells)
-    shares = {row["step"]: f"{row['loss_share']:.1%}" for row in speeds["rows"]}
-    published, ours = shares["published eager"], shares["rrd_kernels"]
-    said = f"the published loss takes {published} of the time, this one {ours}]("
-    assert said in (RESULTS.parents[2] / "README.md").read_text()
-    loaders = json.loads((RESULTS / "loaders-cpu-2-cores.json").read_text())
-    assert loaders["busy_cores"] < 0.1
-    for row in loaders["rows"]:
-        milliseconds = f"{1e3 * row['seconds']['median']:.2f}"
-        assert quoted(row["loader"], milliseconds, f"{row['images_per_second']:.0f}")
