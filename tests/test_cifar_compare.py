@@ -345,6 +345,23 @@ def test_a_study(teacher, tmp_path, started, capsys):
     assert capsys.readouterr().out.strip() == STUDY.markdown(record, None).strip()
 
 
+@pytest.mark.parametrize("factors", [["beta"], ["beta", "nce_k", "nce_t_s"]])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_legend_of_a_study_is_whole(factors, seeds):
+    names = ["defaults", "2", "student", "KD"]
+    record = {
+        "accuracy": {name: [50.0 + at] * seeds for at, name in enumerate(names)},
+        "factors": {name: {"runs": {"1": "defaults", "2": "2"}} for name in factors},
+        "levels": names[2:],
+    }
+    figure = STUDY.draw(record)
+    figure.canvas.draw()
+    [legend] = figure.legends
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert len(legend.get_texts()) == (4 if seeds == 1 else 5)
+
+
 @pytest.mark.parametrize(
     ("given", "name", "default"),
     [
