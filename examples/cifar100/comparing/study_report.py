@@ -107,8 +107,10 @@ def draw(record: Mapping[str, Any]) -> Figure:
     first.plot([], [], "D-", color=MEAN, label="mean" if several else "accuracy")
     first.plot([], [], "o", color=MEAN, markersize=10, markerfacecolor="none", label="default")
     handles, names = first.get_legend_handles_labels()
-    below = {"loc": "outside lower center", "fontsize": 8, "frameon": False}
-    figure.legend(handles, names, ncols=3 * columns, **below)
+    ncols = 3 * columns
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=ncols, fontsize=8, frameon=False
+    )
     return figure
 
 
