@@ -141,3 +141,21 @@ def test_what_the_results_say_of_the_settings():
     assert "K spans {}, τ_s {}:".format(*spans) in said
     crd = {run: by_seed[0] for run, by_seed in RECORDS["fashion-mnist-crd"]["accuracy"].items()}
     assert crd["KD"] > crd["student"] > crd["beta=0.02"] > crd["beta=0.1"] > crd["defaults"]
+
+
+def test_what_the_results_say_of_transfer():
+    digits = RECORDS["fashion-mnist-to-digits"]
+    rows = summary(digits)
+    assert [row["method"] for row in rows[:2]] == ["RRD 2025 -b 3", "RRD+KD 2025"]
+    alone = digits["accuracy"]["student"]
+    assert round(max(alone) - min(alone)) == 8
+    intervals = {
+        row["method"]: row["differences"]["student"] for row in rows if row["method"] != "student"
+    }
+    apart = [method for method, each in intervals.items() if each["low"] > 0 or each["high"] < 0]
+    assert (len(intervals), apart, intervals["VID"]["mean"] < 0) == (14, ["VID"], True)
+    odd = RECORDS["fashion-mnist-even-to-odd"]["accuracy"]
+    one = {method: by_seed[0] for method, by_seed in odd.items()}
+    student = one.pop("student")
+    assert {method for method in one if one[method] > student} == {"AT", "RRD 2025", "RRD+KD 2025"}
+    assert min(one, key=one.__getitem__) == "PKT"
