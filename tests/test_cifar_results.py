@@ -112,6 +112,9 @@ def test_what_the_results_say_of_fashion_mnist():
     seconds = record["seconds_per_epoch"]
     apart = np.median(seconds["RRD 2025"]) - np.median(seconds["RRD 2025 -b 3"])
     assert f"the two weights of RRD 2025 cost the same, and differ by {apart:.0f} s" in said
+    epochs = record["settings"]["RRD 2025"]["epochs"]
+    hours = epochs * sum(map(sum, seconds.values())) / record["jobs"] / 3600
+    assert f"students take {hours:.1f} hours on two cores" in said
     deviations = [statistics.stdev(record["accuracy"][method]) for method in {*mean} - {"CRD"}]
     assert (round(min(deviations), 1), round(max(deviations), 2)) == (0.1, 0.45)
     methods = ("student", "KD", "RRD 2025", "RRD+KD 2025", "PKT")

@@ -1,8 +1,8 @@
 """Trains students with several methods and seeds from one teacher, and compares their accuracies.
 
     python examples/cifar100/compare.py --model_s resnet8 --seeds 3 --path_t TEACHER.pth \\
-        --epochs 10 --lr_decay_epochs 6,8 --output results/X.json
-    python examples/cifar100/compare.py --table results/X.json
+        --epochs 10 --lr_decay_epochs 6,8 --output save/X.json
+    python examples/cifar100/compare.py --table save/X.json
 
 All other options go to train_student.py unchanged; its --help lists them. A finished run is not
 repeated; an unfinished one is resumed. The second command prints the table of a record, and draws

@@ -2,8 +2,8 @@
 
     python examples/cifar100/study.py --model_s resnet8 --path_t TEACHER.pth --epochs 10 \\
         --lr_decay_epochs 6,8 --vary nce_k=256,1024,4096,16384 --vary nce_t_s=0.02,0.04,0.1,0.2 \\
-        --levels student KD --output results/X.json
-    python examples/cifar100/study.py --table results/X.json
+        --levels student KD --output save/X.json
+    python examples/cifar100/study.py --table save/X.json
 
 All other options go to train_student.py unchanged, and are the defaults that the study varies
 around; its --help lists them. A finished run is not repeated; an unfinished one is resumed. The

@@ -1,7 +1,7 @@
 """Probes the students of a comparison on another data set, and compares how well they transfer.
 
-    python examples/cifar100/transfer_compare.py results/X.json --dataset digits --epochs 20 \\
-        --lr_decay_epochs 10,15 --output results/X-to-digits.json
+    python examples/cifar100/transfer_compare.py save/X.json --dataset digits --epochs 20 \\
+        --lr_decay_epochs 10,15 --output save/X-to-digits.json
 
 Each student of the record X.json that compare.py wrote is probed, with its weights after the last
 epoch. All other options go to transfer_student.py unchanged; its --help lists them. Progress,
