@@ -248,6 +248,34 @@ def test_a_table_by_hand(tmp_path):
     assert "| RRD+KD 2025 | 79.02 ± 6.43 |" in markdown(COMPARISON.read(digits), None)
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "below"),
+    [
+        # Quartiles 89 and 90.5: what is under 84.5.
+        ({"A": 91, "B": 90.5, "C": 90, "student": 89, "D": 84.4}, ["84.40"]),
+        ({"A": 91, "B": 90.5, "C": 90, "student": 89, "D": 84.6}, []),
+        ({"A": 91, "B": 90.5, "C": 90, "D": 89, "student": 70}, []),
+        ({"A": 91, "B": 90, "C": 50}, []),
+    ],
+    ids=["far below", "near", "the student", "too few"],
+)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_method_far_below_the_others_does_not_take_the_axis_from_them(accuracy, below, seeds):
+    record = {"accuracy": {method: [value] * seeds for method, value in accuracy.items()}}
+    figure = COMPARISON.draw(record)
+    [axes], [legend] = figure.axes, figure.legends
+    spread = "" if seeds == 1 else " ± 0.00"
+    assert [text.get_text() for text in axes.texts] == [value + spread for value in below]
+    lowest = min(value for value in accuracy.values() if f"{value:.2f}" not in below)
+    highest = max(accuracy.values())
+    left, right = axes.get_xlim()
+    assert left < lowest < highest < right
+    assert (right - left) < 1.2 * (highest - lowest)
+    said = [text.get_text() for text in legend.get_texts()]
+    assert said[: 1 if seeds == 1 else 2] == (["accuracy"] if seeds == 1 else ["a seed", "mean"])
+    assert any(text.startswith("below the axis") for text in said) == bool(below)
+
+
 PATH = ["--path_t", "resnet8_x/x.pth"]
 
 
@@ -295,14 +323,16 @@ def test_bad_input_is_refused_before_anything_is_written(
 
 def test_other_files_are_no_records(tmp_path):
     path = tmp_path / "x.json"
-    for content, text in (("{", "is no JSON record"), ("[1]", "no record of this kind")):
+    for content, text in (("{", "is no JSON record"), ("[1]", "no record of a comp")):
         path.write_text(content)
         with pytest.raises(ValueError, match=text):
             STUDY.read(path)
     path.write_text(json.dumps({"accuracy": {}, "factors": {}}))
-    with pytest.raises(ValueError, match="no record of this kind"):
+    with pytest.raises(ValueError, match=r"is a record for study.py --table"):
         COMPARISON.read(path)
     path.write_text(json.dumps({"accuracy": {}}))
+    with pytest.raises(ValueError, match=r"is a record for compare.py --table"):
+        STUDY.read(path)
     with pytest.raises(ValueError, match="is not a record of students"):
         transfer_compare.main([str(path)])
     path.write_text(json.dumps({"accuracy": {}, "student_digest": {}}))

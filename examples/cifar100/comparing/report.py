@@ -19,6 +19,8 @@ from methods import mean_and_deviation
 REFERENCES = {"student": ("#D55E00", "--"), "KD": ("#009E73", "-.")}
 DOT, MEAN = "#56B4E9", "#000000"
 DPI = 150
+#: By the field that tells its record from others, what shows it. A study's record has both fields.
+SCRIPTS = {"factors": "study.py", "accuracy": "compare.py"}
 
 
 def summary(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -145,26 +147,38 @@ def markdown(record: Mapping[str, Any], picture: str | None) -> str:
 def draw(record: Mapping[str, Any]) -> Figure:
     """Methods down the side as in the table: above, a dot for each seed; below, the mean, and the
     interval of the difference to the student alone, which meets the student's line where it
-    contains zero."""
+    contains zero. A method far below the others has its figures at an arrow."""
     rows = summary(record)
     means = {row["method"]: row["mean"] for row in rows}
+    below, several = _far_below(means), several_seeds(record)
     figure = Figure(figsize=(8, 1.6 + 0.34 * len(rows)), layout="constrained")
     axes = figure.subplots()
     intervals = False
     for at, row in enumerate(rows):
         values = present(record["accuracy"][row["method"]])
-        axes.plot(values, [at - 0.17] * len(values), "o", color=DOT, markersize=5)
+        if row["method"] in below:
+            beside = axes.get_yaxis_transform()  # across, from 0 at the left to 1
+            axes.plot(0.01, at, "<", color=MEAN, markersize=5, transform=beside)
+            axes.text(0.025, at, mean_and_deviation(values), va="center", transform=beside)
+            continue
+        apart = 0.17 if several else 0
+        if several:
+            axes.plot(values, [at - apart] * len(values), "o", color=DOT, markersize=5)
         difference = row["differences"].get("student")
         if difference is not None and difference["low"] is not None:
             ends = [means["student"] + difference[end] for end in ("low", "high")]
-            axes.plot(ends, [at + 0.17] * 2, "|-", color=MEAN, linewidth=1)
+            axes.plot(ends, [at + apart] * 2, "|-", color=MEAN, linewidth=1)
             intervals = True
-        axes.plot(row["mean"], at + 0.17, "D", color=MEAN, markersize=4)
-    axes.plot([], [], "o", color=DOT, label="a seed")
-    axes.plot([], [], "D", color=MEAN, label="mean")
+        axes.plot(row["mean"], at + apart, "D", color=MEAN, markersize=4)
+    if several:
+        axes.plot([], [], "o", color=DOT, label="a seed")
+    axes.plot([], [], "D", color=MEAN, label="mean" if several else "accuracy")
     if intervals:
         label = "95 % interval of the difference to the student"
         axes.plot([], [], "|-", color=MEAN, linewidth=1, label=label)
+    if below:
+        label = "below the axis: mean ± standard deviation" if several else "below the axis"
+        axes.plot([], [], "<", color=MEAN, markersize=5, label=label)
     for row in rows:
         if row["method"] in REFERENCES:
             draw_level(axes.axvline, row["method"], row["mean"])
@@ -176,11 +190,26 @@ def draw(record: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def several_seeds(record: Mapping[str, Any]) -> bool:
+    """Whether a run has more than one seed."""
+    return max(map(len, record["accuracy"].values())) > 1
+
+
+def _far_below(means: Mapping[str, float]) -> set[str]:
+    """Methods whose mean is lower than the first quartile by more than three interquartile ranges,
+    Tukey's bound for what is far out; on the axis, they would leave little of it to the others."""
+    if len(means) < 4:
+        return set()
+    first, _, third = statistics.quantiles(means.values(), n=4, method="inclusive")
+    bound = first - 3 * (third - first)
+    return {method for method, mean in means.items() if mean < bound} - REFERENCES.keys()
+
+
 def draw_level(line: Any, method: str, value: float) -> None:
-    """A method's mean as a line: ``axvline`` or ``axhline`` of the axes."""
+    """A mean of a method as a line: ``axvline`` or ``axhline`` of the axes."""
     colour, style = REFERENCES.get(method, ("#CC79A7", ":"))
     name = "student alone" if method == "student" else method
-    line(value, color=colour, linestyle=style, linewidth=1.2, zorder=1, label=f"mean of {name}")
+    line(value, color=colour, linestyle=style, linewidth=1.2, zorder=1, label=name)
 
 
 def tidy(axes: Axes, along: Literal["x", "y"]) -> None:
@@ -222,10 +251,12 @@ class Report(NamedTuple):
         except ValueError as error:
             raise ValueError(f"{path} is no JSON record: {error}") from error
         known = record if isinstance(record, dict) else {}
-        found = [field for field in ("factors", "accuracy") if field in known]
-        if found[:1] != [self.field]:  # a study has both
-            raise ValueError(f"{path} is no record of this kind")
-        return record
+        found = next((field for field in SCRIPTS if field in known), None)
+        if found is None:
+            raise ValueError(f"{path} is no record of a comparison or a study")
+        if found != self.field:
+            raise ValueError(f"{path} is a record for {SCRIPTS[found]} --table")
+        return known
 
     def show(self, path: Path) -> None:
         """Prints the table of the record that ``path`` holds, and writes both; raises as

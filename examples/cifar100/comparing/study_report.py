@@ -6,7 +6,16 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from comparing.paired import paired_difference, present, with_interval
-from comparing.report import DOT, MEAN, Report, draw_level, missing_note, seeds_in_words, tidy
+from comparing.report import (
+    DOT,
+    MEAN,
+    Report,
+    draw_level,
+    missing_note,
+    seeds_in_words,
+    several_seeds,
+    tidy,
+)
 from methods import mean_and_deviation
 
 #: The name of the run with every option at its default.
@@ -25,7 +34,7 @@ def markdown(record: Mapping[str, Any], picture: str | None) -> str:
         picture: the file name of the picture, which is then shown below.
     """
     accuracy = record["accuracy"]
-    several = _several(record)
+    several = several_seeds(record)
     parts = [record["heading"] + " One option at a time is varied, the others are at the default."]
     titles = ["accuracy", *["by seed"] * several, "− default"]
     for name, factor in record["factors"].items():
@@ -67,7 +76,7 @@ def markdown(record: Mapping[str, Any], picture: str | None) -> str:
 def draw(record: Mapping[str, Any]) -> Figure:
     """A panel for each option: a dot for each seed, the means joined, the default marked."""
     accuracy, factors = record["accuracy"], record["factors"]
-    several = _several(record)
+    several = several_seeds(record)
     columns = min(2, len(factors))
     rows = -(-len(factors) // columns)
     figure = Figure(figsize=(4.2 * columns, 0.8 + 2.8 * rows), layout="constrained")
@@ -112,10 +121,6 @@ def draw(record: Mapping[str, Any]) -> Figure:
         handles, names, loc="outside lower center", ncols=ncols, fontsize=8, frameon=False
     )
     return figure
-
-
-def _several(record: Mapping[str, Any]) -> bool:
-    return max(map(len, record["accuracy"].values())) > 1
 
 
 def _places(values: Collection[str]) -> dict[str, float]:
