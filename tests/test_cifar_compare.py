@@ -273,7 +273,7 @@ def test_a_method_far_below_the_others_does_not_take_the_axis_from_them(accuracy
     assert (right - left) < 1.2 * (highest - lowest)
     said = [text.get_text() for text in legend.get_texts()]
     assert said[: 1 if seeds == 1 else 2] == (["accuracy"] if seeds == 1 else ["a seed", "mean"])
-    assert any(text.startswith("below the axis") for text in said) == bool(below)
+    assert any("below" in text for text in said) == bool(below)
 
 
 PATH = ["--path_t", "resnet8_x/x.pth"]

@@ -146,19 +146,25 @@ def test_what_the_results_say_of_the_settings():
     assert crd["KD"] > crd["student"] > crd["beta=0.02"] > crd["beta=0.1"] > crd["defaults"]
 
 
+def apart_from_the_student(record):
+    """The methods whose interval of the difference to the student is above zero, and below it."""
+    found = {row["method"]: row["differences"].get("student") for row in summary(record)}
+    assert found.pop("student") is None
+    above = {method for method, each in found.items() if each["low"] > 0}
+    return above, {method for method, each in found.items() if each["high"] < 0}
+
+
 def test_what_the_results_say_of_transfer():
     digits = RECORDS["fashion-mnist-to-digits"]
     rows = summary(digits)
     assert [row["method"] for row in rows[:2]] == ["RRD 2025 -b 3", "RRD+KD 2025"]
     alone = digits["accuracy"]["student"]
     assert round(max(alone) - min(alone)) == 8
-    intervals = {
-        row["method"]: row["differences"]["student"] for row in rows if row["method"] != "student"
-    }
-    apart = [method for method, each in intervals.items() if each["low"] > 0 or each["high"] < 0]
-    assert (len(intervals), apart, intervals["VID"]["mean"] < 0) == (14, ["VID"], True)
-    odd = RECORDS["fashion-mnist-even-to-odd"]["accuracy"]
-    one = {method: by_seed[0] for method, by_seed in odd.items()}
-    student = one.pop("student")
-    assert {method for method in one if one[method] > student} == {"AT", "RRD 2025", "RRD+KD 2025"}
-    assert min(one, key=one.__getitem__) == "PKT"
+    assert len(rows) == 15
+    assert apart_from_the_student(digits) == (set(), {"VID"})
+    odd = RECORDS["fashion-mnist-even-to-odd"]
+    assert apart_from_the_student(odd) == ({"AT", "RRD+KD 2025"}, {"PKT", "CRD+KD"})
+    assert all(np.greater(odd["accuracy"]["RRD 2025"], odd["accuracy"]["student"]))
+    assert [row["method"] for row in summary(odd)[-2:]] == ["CRD+KD", "PKT"]
+    assert f"{max(odd['accuracy']['KD']) - min(odd['accuracy']['KD']):.1f}" == "4.4"
+    assert apart_from_the_student(RECORDS["fashion-mnist-even"]) == ({"RRD 2025"}, set())

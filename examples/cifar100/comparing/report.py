@@ -147,21 +147,18 @@ def markdown(record: Mapping[str, Any], picture: str | None) -> str:
 def draw(record: Mapping[str, Any]) -> Figure:
     """Methods down the side as in the table: above, a dot for each seed; below, the mean, and the
     interval of the difference to the student alone, which meets the student's line where it
-    contains zero. A method far below the others has its figures at an arrow."""
+    contains zero. The axis has room for all but methods far below the others, which have an arrow
+    where they go on, and their figures at the right."""
     rows = summary(record)
     means = {row["method"]: row["mean"] for row in rows}
     below, several = _far_below(means), several_seeds(record)
     figure = Figure(figsize=(8, 1.6 + 0.34 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    intervals = False
+    apart = 0.17 if several else 0
+    intervals, shown = False, []
     for at, row in enumerate(rows):
         values = present(record["accuracy"][row["method"]])
-        if row["method"] in below:
-            beside = axes.get_yaxis_transform()  # across, from 0 at the left to 1
-            axes.plot(0.01, at, "<", color=MEAN, markersize=5, transform=beside)
-            axes.text(0.025, at, mean_and_deviation(values), va="center", transform=beside)
-            continue
-        apart = 0.17 if several else 0
+        ends: list[float] = []
         if several:
             axes.plot(values, [at - apart] * len(values), "o", color=DOT, markersize=5)
         difference = row["differences"].get("student")
@@ -170,6 +167,16 @@ def draw(record: Mapping[str, Any]) -> Figure:
             axes.plot(ends, [at + apart] * 2, "|-", color=MEAN, linewidth=1)
             intervals = True
         axes.plot(row["mean"], at + apart, "D", color=MEAN, markersize=4)
+        if row["method"] not in below:
+            shown += [*values, *ends]
+            continue
+        across = axes.get_yaxis_transform()  # from 0 at the left to 1
+        axes.plot(0.01, at + apart, "<", color=MEAN, markersize=5, transform=across)
+        place: dict[str, Any] = {"ha": "right", "va": "center", "transform": across}
+        axes.text(0.99, at - apart, mean_and_deviation(values), fontsize=8, **place)
+    if below:
+        margin = 0.05 * (max(shown) - min(shown))
+        axes.set_xlim(min(shown) - margin, max(shown) + margin)
     if several:
         axes.plot([], [], "o", color=DOT, label="a seed")
     axes.plot([], [], "D", color=MEAN, label="mean" if several else "accuracy")
@@ -177,7 +184,8 @@ def draw(record: Mapping[str, Any]) -> Figure:
         label = "95 % interval of the difference to the student"
         axes.plot([], [], "|-", color=MEAN, linewidth=1, label=label)
     if below:
-        label = "below the axis: mean ± standard deviation" if several else "below the axis"
+        figures = "mean ± standard deviation" if several else "accuracy"
+        label = f"goes on below the axis; at the right: {figures}"
         axes.plot([], [], "<", color=MEAN, markersize=5, label=label)
     for row in rows:
         if row["method"] in REFERENCES:
