@@ -249,31 +249,65 @@ def test_a_table_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "below"),
+    ("means", "cut_off"),
     [
-        # Quartiles 89 and 90.5: what is under 84.5.
-        ({"A": 91, "B": 90.5, "C": 90, "student": 89, "D": 84.4}, ["84.40"]),
-        ({"A": 91, "B": 90.5, "C": 90, "student": 89, "D": 84.6}, []),
-        ({"A": 91, "B": 90.5, "C": 90, "D": 89, "student": 70}, []),
-        ({"A": 91, "B": 90, "C": 50}, []),
+        # The best is 1 above the median, 90: what is under 87.
+        ({"A": 91, "KD": 90.5, "B": 90, "student": 89, "D": 86.9}, ["D"]),
+        ({"A": 91, "KD": 90.5, "B": 90, "student": 89, "D": 87.1}, []),
+        ({"A": 91, "B": 90.5, "C": 90, "D": 60, "E": 50}, ["D", "E"]),
+        ({"A": 91, "B": 90.5, "C": 90, "student": 70, "KD": 60}, []),
+        ({"A": 91, "B": 90, "C": 50}, ["C"]),
+        ({"A": 91, "B": 50}, []),
+        ({"A": 90, "B": 90, "C": 90, "D": 89.9}, []),
     ],
-    ids=["far below", "near", "the student", "too few"],
+    ids=["far", "near", "two", "references", "of three", "of two", "equal"],
 )
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_a_method_far_below_the_others_does_not_take_the_axis_from_them(accuracy, below, seeds):
-    record = {"accuracy": {method: [value] * seeds for method, value in accuracy.items()}}
+@pytest.mark.parametrize("spread", [[0], [0.1, -0.15, 0.05]], ids=["one seed", "seeds"])
+def test_a_method_far_below_the_others_does_not_take_the_axis_from_them(means, cut_off, spread):
+    accuracy = {method: [mean + each for each in spread] for method, mean in means.items()}
+    if len(spread) > 1:  # an interval wider than its seeds
+        accuracy["A"] = [means["A"] + each for each in (0.2, 0.1, -0.3)]
+    record = {"accuracy": accuracy}
     figure = COMPARISON.draw(record)
     [axes], [legend] = figure.axes, figure.legends
-    spread = "" if seeds == 1 else " ± 0.00"
-    assert [text.get_text() for text in axes.texts] == [value + spread for value in below]
-    lowest = min(value for value in accuracy.values() if f"{value:.2f}" not in below)
-    highest = max(accuracy.values())
-    left, right = axes.get_xlim()
-    assert left < lowest < highest < right
-    assert (right - left) < 1.2 * (highest - lowest)
+    names = [label.get_text().split("\n") for label in axes.get_yticklabels()]
+    assert [name for name, *_ in names] == list(means)
+    deviation = "" if len(spread) == 1 else " ± 0.13"
+    written = {name: figures for name, *figures in names if figures}
+    assert written == {name: [f"{means[name]:.2f}{deviation}"] for name in cut_off}
+    across = axes.get_yaxis_transform()
+    below = 0 if len(spread) == 1 else 0.17
+    arrows = [
+        line for line in axes.lines if line.get_transform() == across and len(line.get_xdata())
+    ]
+    arrows = [line.get_ydata()[0] for line in arrows if line.get_marker() == "<"]
+    assert arrows == [list(means).index(name) + below for name in cut_off]
     said = [text.get_text() for text in legend.get_texts()]
-    assert said[: 1 if seeds == 1 else 2] == (["accuracy"] if seeds == 1 else ["a seed", "mean"])
-    assert any("below" in text for text in said) == bool(below)
+    assert ("a seed" in said, "mean" in said) == (len(spread) > 1,) * 2
+    assert ("more of it is further left" in said) == bool(cut_off)
+    left, right = axes.get_xlim()
+    rows = {row["method"]: row for row in summary(record)}
+    for method, by_seed in accuracy.items():
+        difference = rows[method]["differences"].get("student") or {}
+        extent = [*by_seed]
+        if difference.get("low") is not None:
+            extent += [rows["student"]["mean"] + difference[end] for end in ("low", "high")]
+        if method in cut_off:
+            assert min(extent) < left
+        else:
+            assert left < min(extent) <= max(extent) < right
+
+
+def test_the_axis_has_room_for_the_others_and_no_more():
+    record = {"accuracy": {"A": [91, 91.4], "B": [90, 90.2], "C": [90, 89], "D": [50, 51]}}
+    [axes] = COMPARISON.draw(record).axes
+    assert axes.get_xlim() == pytest.approx((89 - 0.05 * 2.4, 91.4 + 0.05 * 2.4))
+    # As wide as the student's line needs it: nothing is cut off, and no arrow says so.
+    record["accuracy"]["student"] = [30, 31]
+    [axes] = COMPARISON.draw(record).axes
+    assert not any("\n" in label.get_text() for label in axes.get_yticklabels())
+    [axes] = COMPARISON.draw({"accuracy": {"A": []}}).axes  # before any run has ended
+    assert axes.get_yticklabels() == []
 
 
 PATH = ["--path_t", "resnet8_x/x.pth"]

@@ -87,14 +87,14 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_weights(
 
 @pytest.mark.long
 def test_a_killed_process_goes_on_to_the_same_weights(teacher, tmp_path):
-    """By SIGKILL, at two moments that nobody has chosen."""
+    """By SIGKILL, twice: whatever it is doing some milliseconds after its first checkpoint."""
     options = ["--distill", "rrd", "--nce_k", "40", "--save_steps", "1", "--epochs", "4"]
     whole = state_of(student(teacher, tmp_path / "whole", *options))
     command = [sys.executable, str(SCRIPTS / "train_student.py"), "--path_t", str(teacher)]
     command += ["--save_folder", str(tmp_path / "killed"), *SMALL, *options, "--resume"]
 
     def written() -> list[int]:
-        """When, without the file that takes its place only when it is whole."""
+        """When the checkpoint was; the temporary file does not count."""
         return [path.stat().st_mtime_ns for path in tmp_path.glob("killed/*/*/resnet8_last.pth")]
 
     for _ in range(2):

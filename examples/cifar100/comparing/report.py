@@ -19,7 +19,7 @@ from methods import mean_and_deviation
 REFERENCES = {"student": ("#D55E00", "--"), "KD": ("#009E73", "-.")}
 DOT, MEAN = "#56B4E9", "#000000"
 DPI = 150
-#: By the field that tells its record from others, what shows it. A study's record has both fields.
+#: The script that shows a record, by the field that its kind has. A study's record has both.
 SCRIPTS = {"factors": "study.py", "accuracy": "compare.py"}
 
 
@@ -147,70 +147,79 @@ def markdown(record: Mapping[str, Any], picture: str | None) -> str:
 def draw(record: Mapping[str, Any]) -> Figure:
     """Methods down the side as in the table: above, a dot for each seed; below, the mean, and the
     interval of the difference to the student alone, which meets the student's line where it
-    contains zero. The axis has room for all but methods far below the others, which have an arrow
-    where they go on, and their figures at the right."""
+    contains zero. A method far below the others is named with its mean, and an arrow stands where
+    its row is cut off."""
     rows = summary(record)
     means = {row["method"]: row["mean"] for row in rows}
-    below, several = _far_below(means), several_seeds(record)
+    several = several_seeds(record)
+    apart = 0.17 if several else 0
     figure = Figure(figsize=(8, 1.6 + 0.34 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    apart = 0.17 if several else 0
-    intervals, shown = False, []
+    extents: dict[str, list[float]] = {}
+    intervals = False
     for at, row in enumerate(rows):
         values = present(record["accuracy"][row["method"]])
-        ends: list[float] = []
+        extents[row["method"]] = [*values]
         if several:
             axes.plot(values, [at - apart] * len(values), "o", color=DOT, markersize=5)
         difference = row["differences"].get("student")
         if difference is not None and difference["low"] is not None:
             ends = [means["student"] + difference[end] for end in ("low", "high")]
             axes.plot(ends, [at + apart] * 2, "|-", color=MEAN, linewidth=1)
+            extents[row["method"]] += ends
             intervals = True
         axes.plot(row["mean"], at + apart, "D", color=MEAN, markersize=4)
-        if row["method"] not in below:
-            shown += [*values, *ends]
-            continue
-        across = axes.get_yaxis_transform()  # from 0 at the left to 1
-        axes.plot(0.01, at + apart, "<", color=MEAN, markersize=5, transform=across)
-        place: dict[str, Any] = {"ha": "right", "va": "center", "transform": across}
-        axes.text(0.99, at - apart, mean_and_deviation(values), fontsize=8, **place)
-    if below:
-        margin = 0.05 * (max(shown) - min(shown))
-        axes.set_xlim(min(shown) - margin, max(shown) + margin)
+    cut_off = _leave_out(axes, extents, _far_below(means))
+    names = list(means)
+    for at, name in enumerate(names):
+        if name in cut_off:
+            names[at] += f"\n{mean_and_deviation(present(record['accuracy'][name]))}"
+            side = axes.get_yaxis_transform()  # from 0 at the left to 1
+            axes.plot(0.01, at + apart, "<", color=MEAN, markersize=5, transform=side)
     if several:
         axes.plot([], [], "o", color=DOT, label="a seed")
     axes.plot([], [], "D", color=MEAN, label="mean" if several else "accuracy")
     if intervals:
         label = "95 % interval of the difference to the student"
         axes.plot([], [], "|-", color=MEAN, linewidth=1, label=label)
-    if below:
-        figures = "mean ± standard deviation" if several else "accuracy"
-        label = f"goes on below the axis; at the right: {figures}"
-        axes.plot([], [], "<", color=MEAN, markersize=5, label=label)
-    for row in rows:
-        if row["method"] in REFERENCES:
-            draw_level(axes.axvline, row["method"], row["mean"])
-    axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    if cut_off:
+        axes.plot([], [], "<", color=MEAN, markersize=5, label="more of it is further left")
+    for method, mean in means.items():
+        if method in REFERENCES:
+            draw_level(axes.axvline, method, mean)
+    axes.set_yticks(range(len(rows)), names)
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     axes.set_xlabel("top-1 accuracy after the last epoch, %")
     tidy(axes, "x")
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
+def _far_below(means: Mapping[str, float]) -> set[str]:
+    """Methods further below the median than three times what the best is above it, but for
+    ``REFERENCES``."""
+    if not means:
+        return set()
+    median = statistics.median(means.values())
+    bound = median - 3 * (max(means.values()) - median)
+    far = {method for method, mean in means.items() if mean < bound < median}
+    return far - REFERENCES.keys()
+
+
+def _leave_out(axes: Axes, extents: Mapping[str, Sequence[float]], few: set[str]) -> set[str]:
+    """Gives the axis room for all but a few methods, which would leave little of it to the others;
+    those of the few of which a part is left of the axis."""
+    if not few:
+        return set()
+    kept = [x for method, extent in extents.items() if method not in few for x in extent]
+    margin = 0.05 * (max(kept) - min(kept))
+    axes.set_xlim(min(kept) - margin, max(kept) + margin)
+    return {method for method in few if min(extents[method]) < min(kept) - margin}
+
+
 def several_seeds(record: Mapping[str, Any]) -> bool:
     """Whether a run has more than one seed."""
-    return max(map(len, record["accuracy"].values())) > 1
-
-
-def _far_below(means: Mapping[str, float]) -> set[str]:
-    """Methods whose mean is lower than the first quartile by more than three interquartile ranges,
-    Tukey's bound for what is far out; on the axis, they would leave little of it to the others."""
-    if len(means) < 4:
-        return set()
-    first, _, third = statistics.quantiles(means.values(), n=4, method="inclusive")
-    bound = first - 3 * (third - first)
-    return {method for method, mean in means.items() if mean < bound} - REFERENCES.keys()
+    return max(map(len, record["accuracy"].values()), default=0) > 1
 
 
 def draw_level(line: Any, method: str, value: float) -> None:
