@@ -196,7 +196,7 @@ def draw(record: Mapping[str, Any]) -> Figure:
 
 
 def _far_below(means: Mapping[str, float]) -> set[str]:
-    """Methods further below the median than three times what the best is above it, but for
+    """Methods that are below the median by more than three times what the best is above it, without
     ``REFERENCES``."""
     if not means:
         return set()
@@ -206,15 +206,16 @@ def _far_below(means: Mapping[str, float]) -> set[str]:
     return far - REFERENCES.keys()
 
 
-def _leave_out(axes: Axes, extents: Mapping[str, Sequence[float]], few: set[str]) -> set[str]:
-    """Gives the axis room for all but a few methods, which would leave little of it to the others;
-    those of the few of which a part is left of the axis."""
-    if not few:
+def _leave_out(axes: Axes, extents: Mapping[str, Sequence[float]], far: set[str]) -> set[str]:
+    """Limits the axis to what the other methods need, since those that are ``far`` would leave
+    little of it to them; the methods that this cuts off at the left."""
+    if not far:
         return set()
-    kept = [x for method, extent in extents.items() if method not in few for x in extent]
+    kept = [x for method, extent in extents.items() if method not in far for x in extent]
     margin = 0.05 * (max(kept) - min(kept))
-    axes.set_xlim(min(kept) - margin, max(kept) + margin)
-    return {method for method in few if min(extents[method]) < min(kept) - margin}
+    left = min(kept) - margin
+    axes.set_xlim(left, max(kept) + margin)
+    return {method for method in far if min(extents[method]) < left}
 
 
 def several_seeds(record: Mapping[str, Any]) -> bool:
@@ -223,7 +224,7 @@ def several_seeds(record: Mapping[str, Any]) -> bool:
 
 
 def draw_level(line: Any, method: str, value: float) -> None:
-    """A mean of a method as a line: ``axvline`` or ``axhline`` of the axes."""
+    """A method's mean as a line: ``axvline`` or ``axhline`` of the axes."""
     colour, style = REFERENCES.get(method, ("#CC79A7", ":"))
     name = "student alone" if method == "student" else method
     line(value, color=colour, linestyle=style, linewidth=1.2, zorder=1, label=name)
