@@ -83,7 +83,8 @@ def test_twins_take_the_same_arguments():
         assert set(fused) - set(plain) <= {"unit_memory", "precision", "method", "backend"}
 
 
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")]
+FOLDERS = ("", "docs/", "docs/packages/", "examples/*/")
+DOCUMENTS = [path for folder in FOLDERS for path in sorted(ROOT.glob(f"{folder}*.md"))]
 
 
 def read(name: str) -> str:
@@ -94,24 +95,24 @@ def test_the_readme_fits_two_screens():
     assert len(read("README.md").splitlines()) <= 150
 
 
-#: Documents of which each section is a script of its own; the others are one script each.
-BY_SECTION = {"docs/other-packages.md"}
-#: Packages without which a script is skipped.
-INTEGRATIONS = ("accelerate", "lightning", "torchdistill", "transformers")
+#: Packages without which a script is skipped, by the names that it imports.
+INTEGRATIONS = (
+    "accelerate",
+    "lightly",
+    "lightning",
+    "modelopt",
+    "sklearn",
+    "timm",
+    "torchdistill",
+    "transformers",
+)
 
 
 def scripts() -> dict[str, list[str]]:
-    """The blocks of Python code of each document, or of each of its sections."""
-    found = {}
-    for name in (path.relative_to(ROOT).as_posix() for path in DOCUMENTS):
-        parts = {name: read(name)}
-        if name in BY_SECTION:
-            _, *sections = parts.pop(name).split("\n## ")
-            parts = {f"{name}: {text.splitlines()[0]}": text for text in sections}
-        for part, text in parts.items():
-            if blocks := re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-                found[part] = blocks
-    return found
+    """The blocks of Python code of each document that has some."""
+    names = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
+    found = {name: re.findall(r"```python\n(.*?)```", read(name), re.DOTALL) for name in names}
+    return {name: blocks for name, blocks in found.items() if blocks}
 
 
 SCRIPTS = scripts()
@@ -126,17 +127,17 @@ def run_script(name: str) -> dict[str, Any]:
 
 
 def test_all_code_is_found():
-    """But diffs, shell commands, citations and the one for several ranks."""
+    """But diffs, shell commands, citations, configurations and the one for several ranks."""
     fenced = "".join(path.read_text() for path in DOCUMENTS)
     marks = re.findall(r"^```(\w+)", fenced, re.MULTILINE)
     assert marks.count("python") == sum(map(len, SCRIPTS.values())) > 20
-    assert set(marks) <= {"python", "py", "sh", "diff", "bibtex"}
+    assert set(marks) <= {"python", "py", "sh", "diff", "bibtex", "yaml"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_code_of_a_document_runs(name, tmp_path, monkeypatch):
     for package in INTEGRATIONS:
-        if re.search(rf"^(from|import) {package}\b", "".join(SCRIPTS[name]), re.MULTILINE):
+        if re.search(rf"^\s*(from|import) {package}\b", "".join(SCRIPTS[name]), re.MULTILINE):
             pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)  # where examples write
     if "torch._dynamo" in sys.modules:  # as in a process of its own, where no other test compiled

@@ -1,4 +1,4 @@
-"""What docs/other-packages.md says of other packages, in two processes."""
+"""What docs/packages/ says of other packages, in two processes."""
 
 import os
 import socket
@@ -49,7 +49,7 @@ def with_lightning(rank, folder, ports):
     def fit(case, make, path=None):
         leave_the_group(rank, ports.pop())
         if not page:
-            page.update(run_script("docs/other-packages.md: Lightning"))
+            page.update(run_script("docs/packages/lightning.md"))
         distiller = make()
         trainer = lightning.Trainer(
             accelerator="cpu",

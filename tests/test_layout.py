@@ -13,7 +13,7 @@ PYTHON, CPP = ROOT / "rrd_kernels", ROOT / "csrc"
 DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")),
+    *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/**/*.md"))),
 ]
 
 
