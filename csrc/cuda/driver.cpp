@@ -1,7 +1,7 @@
 #include "cuda/driver.h"
 
+#include <ATen/DynamicLibrary.h>
 #include <c10/util/Exception.h>
-#include <dlfcn.h>
 
 namespace rrd::cuda {
 namespace {
@@ -44,36 +44,36 @@ struct Driver {
   int (*set_cache)(void* function, int preference);
   int (*exchange_capture_mode)(int* mode);
   // Since CUDA 12.4; else null.
-  int (*load_function)(void* function);
-  int (*parameter_info)(void* function, size_t index, size_t* offset, size_t* size);
-  bool complete;
+  int (*load_function)(void* function) = nullptr;
+  int (*parameter_info)(void* function, size_t index, size_t* offset, size_t* size) = nullptr;
+  bool complete = false;
 
   Driver() {
-    // On a machine with a GPU, PyTorch has already loaded it.
-    void* library = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
-    complete = library != nullptr;
-    find(library, "cuLaunchKernelEx", launch);
-    find(library, "cuGetErrorName", error_name);
-    find(library, "cuDevicePrimaryCtxRetain", retain_primary_context);
-    find(library, "cuCtxSetCurrent", set_current_context);
-    find(library, "cuCtxGetCurrent", get_current_context);
-    find(library, "cuModuleLoadData", load_module);
-    find(library, "cuModuleGetFunction", get_function);
-    find(library, "cuFuncSetAttribute", set_attribute);
-    find(library, "cuFuncSetCacheConfig", set_cache);
-    find(library, "cuThreadExchangeStreamCaptureMode", exchange_capture_mode);
-    const bool all = complete;
-    find(library, "cuFuncLoad", load_function);
-    find(library, "cuFuncGetParamInfo", parameter_info);
-    complete = all;
+    try {
+      // On a machine with a GPU, PyTorch has already loaded it. It is never closed.
+      at::DynamicLibrary library("libcuda.so.1", nullptr, /*leak_handle=*/true);
+      find(library, "cuLaunchKernelEx", launch);
+      find(library, "cuGetErrorName", error_name);
+      find(library, "cuDevicePrimaryCtxRetain", retain_primary_context);
+      find(library, "cuCtxSetCurrent", set_current_context);
+      find(library, "cuCtxGetCurrent", get_current_context);
+      find(library, "cuModuleLoadData", load_module);
+      find(library, "cuModuleGetFunction", get_function);
+      find(library, "cuFuncSetAttribute", set_attribute);
+      find(library, "cuFuncSetCacheConfig", set_cache);
+      find(library, "cuThreadExchangeStreamCaptureMode", exchange_capture_mode);
+      complete = true;
+      find(library, "cuFuncLoad", load_function);
+      find(library, "cuFuncGetParamInfo", parameter_info);
+    } catch (const c10::Error&) {
+      // No driver, or one without the function that was looked for.
+    }
   }
 
  private:
   template <typename Function>
-  void find(void* library, const char* name, Function& function) {
-    void* symbol = library == nullptr ? nullptr : dlsym(library, name);
-    function = reinterpret_cast<Function>(symbol);
-    complete = complete && symbol != nullptr;
+  static void find(at::DynamicLibrary& library, const char* name, Function& function) {
+    function = reinterpret_cast<Function>(library.sym(name));
   }
 };
 
