@@ -31,7 +31,8 @@ def mocov2plus_loss_func(
     Raises:
         TypeError, ValueError: as :func:`rrd_kernels.functional.relational_loss`.
 
-    Source: solo-learn at 9187ea3, ``solo/losses/mocov2plus.py``.
+    Source: solo-learn at 9187ea3, ``solo/losses/mocov2plus.py``. Until 1.0.4, and so in 1.0.2 on
+    PyPI, it is ``moco_loss_func`` of ``solo/losses/moco.py``, with the same arguments and numbers.
 
     Example:
         >>> import torch
@@ -67,7 +68,7 @@ def ressl_loss_func(
     Raises:
         TypeError, ValueError: as :func:`rrd_kernels.functional.relational_loss`.
 
-    Source: solo-learn at 9187ea3, ``solo/losses/ressl.py``.
+    Source: solo-learn at 9187ea3, ``solo/losses/ressl.py``; the same in 1.0.2 on PyPI.
 
     Example:
         >>> import torch
