@@ -1,47 +1,60 @@
-"""What docs/packages/ says of other packages, in two processes."""
+"""What docs/packages/lightning.md says, in two processes."""
 
+import contextlib
 import os
-import socket
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
+from launched import free_ports, leave_the_group
 from ranks import message_of, on_ranks
 from test_docs import run_script
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from rrd_kernels import RRDLoss
 from rrd_kernels.distributed import ignore_in_ddp
 
+L = pytest.importorskip("lightning")
+
+PAGE = "docs/packages/lightning.md"
 SIZES = {"s_dim": 64, "t_dim": 256, "nce_k": 64}
 
 
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+def resumed(rank, folder, ports):
+    """States of runs of two epochs, and of their second epochs resumed from checkpoints."""
+    os.chdir(folder)
+    page, states = {}, {}
+    for name in ("Distiller", "ShardedDistiller"):
+        for path in (None, "checkpoints/epoch=0.ckpt"):
+            leave_the_group(rank, ports.pop())
+            page = page or run_script(PAGE)
+            torch.manual_seed(len(states))  # another start, which the checkpoint replaces
+            distiller = page[name]()
+            images = torch.randn(48, 32, generator=torch.Generator().manual_seed(1))
+            loader = DataLoader(images, batch_size=8, shuffle=True)
+            os.makedirs(name, exist_ok=True)
+            with contextlib.chdir(name):
+                page["fit"](distiller, loader, path, devices=2)
+            states[name, path is not None] = {
+                key: value.to_local() if isinstance(value, DTensor) else value
+                for key, value in distiller.state_dict().items()
+            }
+    return states
 
 
-def leave_the_group(rank, port):
-    """As torchrun starts a script: the package makes the process group."""
-    dist.destroy_process_group()
-    os.environ.update(
-        {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"},
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
+def test_a_resumed_run_has_the_same_bits(tmp_path):
+    first, second = on_ranks(2, resumed, tmp_path, free_ports(4))
+    for name in ("Distiller", "ShardedDistiller"):
+        for rank in (first, second):
+            assert rank[name, False]["criterion.memory.queue_ptr"].item() == (2 * 48) % 64
+            assert same([rank[name, False], rank[name, True]])
+    assert same([first["Distiller", False], second["Distiller", False]])
 
 
 def with_lightning(rank, folder, ports):
     """Each case: what is raised, the advice that was given, and the criterion's state."""
-    import lightning
-
     os.chdir(folder)
     warnings.filterwarnings("ignore", module="lightning")
     found, page = {}, {}
@@ -49,9 +62,9 @@ def with_lightning(rank, folder, ports):
     def fit(case, make, path=None):
         leave_the_group(rank, ports.pop())
         if not page:
-            page.update(run_script("docs/packages/lightning.md"))
+            page.update(run_script(PAGE))
         distiller = make()
-        trainer = lightning.Trainer(
+        trainer = L.Trainer(
             accelerator="cpu",
             devices=2,
             strategy="ddp",
@@ -98,7 +111,6 @@ def same(states):
 
 @pytest.mark.long
 def test_lightning(tmp_path):
-    pytest.importorskip("lightning")
     ranks = on_ranks(2, with_lightning, tmp_path, free_ports(7))
 
     def of(case):
@@ -145,50 +157,3 @@ def test_lightning(tmp_path):
     assert [state["memory.queue_ptr"].item() for state in resumed] == [0, 0]  # 64 of 64 rows
     # The first epoch's 32 rows are those of rank 0, which the second leaves alone.
     assert torch.equal(resumed[0]["memory.queue"], states[0]["memory.queue"])
-
-
-def with_accelerate(rank, folder, port):
-    from accelerate import Accelerator
-
-    leave_the_group(rank, port)
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    accelerator = Accelerator(cpu=True)
-    assert accelerator.num_processes == 2
-    found = {}
-    for gather in ("keys", "none", "shard"):
-        torch.manual_seed(3)
-        student, criterion = torch.nn.Linear(32, 64), RRDLoss(**SIZES, gather=gather)
-        optimizer = torch.optim.SGD([*student.parameters(), *criterion.parameters()], lr=0.05)
-        student, criterion, optimizer = accelerator.prepare(student, criterion, optimizer)
-        plain = accelerator.unwrap_model(criterion)
-        before = plain.embed_s.weight.detach().clone()
-        torch.manual_seed(rank)
-        loss = criterion(student(torch.randn(8, 32)), torch.randn(8, 256))
-        accelerator.backward(loss)
-        optimizer.step()
-        criterion.tau_s = 0.05
-        rows = plain.queue.clone()
-        path = Path(folder, gather)
-        message = message_of(accelerator.save_state, path)
-        if gather != "shard":
-            accelerator.wait_for_everyone()
-            plain.queue.zero_()
-            accelerator.load_state(path)
-        kept = torch.equal(plain.queue, rows)
-        moved = not torch.equal(plain.embed_s.weight, before)
-        found[gather] = message, kept, moved, plain.tau_s, plain.queue_ptr.item()
-        accelerator.free_memory()
-    return found
-
-
-def test_accelerate(tmp_path):
-    pytest.importorskip("accelerate")
-    first, second = on_ranks(2, with_accelerate, tmp_path, *free_ports(1))
-    fine = "nothing was raised"
-    assert first["keys"] == second["keys"] == (fine, True, True, 0.1, 16)
-    # Of memories that differ, the one of rank 0 is saved, and loaded by all.
-    assert first["none"] == (fine, True, True, 0.1, 8)
-    assert second["none"] == (fine, False, True, 0.1, 8)
-    for found in (first, second):
-        message, *_ = found["shard"]
-        assert message.startswith("RuntimeError: ")
