@@ -10,6 +10,7 @@ from rrd_kernels.momentum.contrastive import sampled_contrastive_loss
 from rrd_kernels.momentum.state import Views
 from rrd_kernels.momentum.step import MomentumStep
 from rrd_kernels.opt import Published
+from rrd_kernels.settings import MeanLoss
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -27,7 +28,7 @@ class Projection(nn.Module):
         return embedding
 
 
-class CRDLoss(MomentumStep):
+class CRDLoss(MomentumStep, MeanLoss):
     """Contrastive Representation Distillation: a drop-in for the published ``CRDLoss(opt)``.
 
     Compares student and teacher with a momentum memory, as :class:`rrd_kernels.MomentumMemory`

@@ -13,7 +13,7 @@ from rrd_kernels.distributed.ddp import ignore_in_ddp
 from rrd_kernels.fifo.memory import FifoMemory
 from rrd_kernels.momentum.memory import MomentumMemory
 from rrd_kernels.opt import Published, read
-from rrd_kernels.settings import Settings, alias
+from rrd_kernels.settings import MeanLoss, Settings, alias
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -48,7 +48,7 @@ def _refuse(memory_type: str, settings: dict[str, Any]) -> None:
         )
 
 
-class RRDLoss(Settings):
+class RRDLoss(Settings, MeanLoss):
     """Relational Representation Distillation: a drop-in for the published ``RRDLoss(opt)``.
 
     Settings come from ``opt``, under their published names, or from keywords. Keywords win.
@@ -106,6 +106,7 @@ class RRDLoss(Settings):
         memory: the :class:`rrd_kernels.FifoMemory` or :class:`rrd_kernels.MomentumMemory`.
         tau_s: student temperature in use; ``nce_t_s`` is the same.
         tau_t: teacher temperature in use; ``nce_t_t`` is the same.
+        reduction: ``"mean"``, as in PyTorch's own losses; nothing else can be set.
 
     A schedule may set the temperatures at any time. It may also set ``nce_t``, ``nce_m`` and
     ``nce_k`` of the momentum memory, ``slot_momentum``, ``precision`` and the other settings of

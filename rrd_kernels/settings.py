@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
 from torch.utils._python_dispatch import _disable_current_modes
 
 from rrd_kernels.validation import Number, check_choice
@@ -83,6 +84,23 @@ class Settings(nn.Module):
         if name in self._tensors and torch.compiler.is_compiling():
             return self._tensors[name]
         return self._numbers[name]
+
+
+class MeanLoss(_Loss):
+    """A ``_Loss`` of PyTorch whose value is the mean over the batch, and can be nothing else.
+
+    Some frameworks, NVIDIA ModelOpt for one, take no criterion that is not a ``_Loss``. The
+    property keeps no state: copies and pickles are those of a plain module.
+    """
+
+    @property
+    def reduction(self) -> str:
+        """``"mean"``."""
+        return "mean"
+
+    @reduction.setter
+    def reduction(self, value: str) -> None:
+        check_choice("reduction", value, ("mean",))
 
 
 def number(name: str, check: Callable[[str, float], None], doc: str) -> property:

@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from problems import runs_triton
+from torch.nn.modules.loss import _Loss
 
 import rrd_kernels
-from rrd_kernels import FifoMemory, RRDLoss
+from rrd_kernels import CRDLoss, FifoMemory, RelationalQueue, RRDLoss
 
 SIZES = {"s_dim": 12, "t_dim": 20, "feat_dim": 16, "nce_k": 48}
 
@@ -381,6 +382,20 @@ def test_repr_names_the_settings():
     text = repr(make())
     assert "protocol='2025'" in text
     assert "size=48" in text
+
+
+@pytest.mark.parametrize(
+    "make",
+    [make, lambda: CRDLoss(**SIZES, n_data=50), lambda: RelationalQueue(16, 48)],
+    ids=["RRDLoss", "CRDLoss", "RelationalQueue"],
+)
+def test_is_a_loss_of_pytorch_with_one_reduction(make):
+    criterion = make()
+    assert isinstance(criterion, _Loss)
+    assert criterion.reduction == "mean"
+    with pytest.raises(ValueError, match="reduction must be one of 'mean'; got 'sum'"):
+        criterion.reduction = "sum"
+    assert "reduction" not in vars(criterion)  # pickles have what they had
 
 
 def test_version_is_that_of_the_distribution():

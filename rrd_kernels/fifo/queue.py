@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from rrd_kernels import validation as check
 from rrd_kernels.fifo.step import FifoStep
+from rrd_kernels.settings import MeanLoss
 from rrd_kernels.validation import Number
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class RelationalQueue(FifoStep):
+class RelationalQueue(FifoStep, MeanLoss):
     """The relational loss over a queue of earlier teacher rows, for embeddings as they are.
 
     It is an :class:`rrd_kernels.RRDLoss` without projections: ``queue(z_s, z_t)`` compares
