@@ -13,8 +13,20 @@
 #include <atomic>
 #include <chrono>
 #include <ctime>
+#include <exception>
 #include <limits>
 #include <thread>
+
+// at::parallel_for is inline, and serial unless the compiler's OpenMP is on. Clang's calls LLVM's
+// runtime, which would be a second pool of threads beside PyTorch's. So without OpenMP a region is
+// opened by the function that GCC calls for one. Weak: null where PyTorch's runtime has none.
+#if !defined(INTRA_OP_PARALLEL) && defined(__GNUC__)
+#define RRD_GOMP
+extern "C" {
+__attribute__((weak)) void GOMP_parallel(void (*body)(void*), void* data, unsigned, unsigned);
+__attribute__((weak)) int omp_get_thread_num();
+}
+#endif
 
 namespace rrd::cpu {
 
@@ -95,6 +107,34 @@ class Worker {
   int64_t first_ = 0;
 };
 
+// Calls body(thread) on up to `threads` threads of PyTorch's pool; thread 0 is the calling one.
+template <typename Body>
+void on_threads(int64_t threads, const Body& body) {
+#ifdef RRD_GOMP
+  struct Region {
+    const int64_t threads;
+    const Body& body;
+    std::atomic_flag failed = ATOMIC_FLAG_INIT;
+    std::exception_ptr error{};
+  } region{threads, body};
+  if (GOMP_parallel == nullptr || omp_get_thread_num == nullptr) return body(0);
+  const auto run = [](void* data) {
+    auto& region = *static_cast<Region*>(data);
+    const int64_t thread = omp_get_thread_num();
+    if (thread >= region.threads) return;
+    try {
+      region.body(thread);
+    } catch (...) {
+      if (!region.failed.test_and_set()) region.error = std::current_exception();
+    }
+  };
+  GOMP_parallel(run, &region, 0, 0);
+  if (region.error) std::rethrow_exception(region.error);
+#else
+  at::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) { body(thread); });
+#endif
+}
+
 // Time for which the operators stay on their calling threads: kPayBack times what a region has lost
 // to threads without a core, against the calling thread alone on one. So losses add at most
 // 1 / kPayBack to what one thread takes. Results do not change: tasks are the same for any number
@@ -130,7 +170,7 @@ void in_phases(double work, int64_t tasks, const Body& body) {
     return;
   }
   Clock::duration lost{};
-  at::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
+  on_threads(threads, [&](int64_t thread) {
     const auto entered = Clock::now();
     const auto in_phases = on_this_thread(thread == 0);
     // Of the calling thread: also what it waited to enter, as one that it woke took its core, and
