@@ -18,7 +18,10 @@ For those who change it:
                     which needs a network
   make lint         ruff, mypy, clang-format; make format mends what can be mended
   make sanitize     the tests that reach C++, under AddressSanitizer and UBSan
+  make test-integrations  other packages: Lightning, timm and others, in an environment of theirs
   make dist         sdist and wheel, installed and tried in an empty environment
+  make wheel        one wheel for all supported versions of PyTorch, into dist/
+  make try-wheel    tries it in fresh environments without a compiler: oldest, middle, newest PyTorch
   make kernels      compiles every GPU kernel and prints registers and shared memory
   make pack         compiles GPU kernels ahead, without a GPU, into a folder that RRD_KERNELS
                     names: make pack ARGS="--arch sm_90 --output build/kernels"
@@ -36,6 +39,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+INTEGRATIONS := .venv-integrations
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 INSTALLED := $(VENV)/.installed
@@ -44,7 +48,8 @@ BUILT := $(VENV)/.built
 CPP := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.inl")
 SOURCES := setup.py $(CPP)
 
-.PHONY: help setup demo test test-fast test-all test-long test-oldest oldest kernels pack lint format bench docs links gpu-check gpu-pack sanitize dist clean
+.PHONY: help setup demo test test-fast test-all test-long test-oldest test-integrations oldest kernels pack lint format \
+  bench docs links gpu-check gpu-pack sanitize dist wheel try-wheel clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -131,6 +136,20 @@ test-all: test test-long oldest-tree
 	@$(WITH_OLDEST) -m long -k "compile and H200 or (ptx_fifo or ptx_momentum) and not (1000 or sm_80)" tests/test_triton_compile.py \
 	  tests/test_triton_momentum_compile.py tests/test_ptx_fifo.py tests/test_ptx_momentum.py
 
+# What is in .venv is lent, PyTorch for one; pip installs beside it only what is missing there.
+$(INTEGRATIONS)/.installed: constraints-integrations.txt $(BUILT)
+	@echo "Installing other packages into $(INTEGRATIONS) ..."
+	@$(PYTHON) -m venv --clear $(INTEGRATIONS)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  >"$$($(INTEGRATIONS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lent.pth"
+	@$(INTEGRATIONS)/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --constraint constraints.txt --requirement constraints-integrations.txt
+	@touch $@
+
+test-integrations: $(INTEGRATIONS)/.installed
+	@$(INTEGRATIONS)/bin/python $(PYTEST) -m "" tests/test_integrations_*.py tests/test_docs.py -k "integrations or packages" \
+	  $(ARGS)
+
 lint: $(BUILT)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -185,5 +204,11 @@ sanitize: $(BUILT)
 dist: $(BUILT)
 	@$(BIN)/python tests/check_dist.py
 
+wheel: $(BUILT)
+	@$(BIN)/python release/make_wheel.py
+
+try-wheel: $(BUILT)
+	@$(BIN)/python release/try_wheel.py
+
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info rrd_kernels/_C*.so
+	rm -rf $(VENV) $(OLDEST) $(INTEGRATIONS) build dist *.egg-info rrd_kernels/_C*.so

@@ -23,6 +23,7 @@ exclude_patterns = ["pictures"]
 
 myst_heading_anchors = 4  # links to headings, by the anchors that GitHub gives them
 
+autodoc_mock_imports = ["timm"]  # its page needs its module's docstrings, not timm
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 import rrd_kernels
-from rrd_kernels.extension import EXTENSION_ERROR, TRITON_FOUND, why_not_fused
+from rrd_kernels.extension import EXTENSION_ERROR, LIBRARY, TRITON_FOUND, why_not_fused
 from rrd_kernels.functional import relational_step_
+from rrd_kernels.loading import libraries
 from rrd_kernels.triton.cards import family_of
 from rrd_kernels.triton.runtime.pack import MANIFEST, OWN, VARIABLE, Pack
 
@@ -35,7 +36,11 @@ def of_extension() -> str:
     state = "loaded" if EXTENSION_ERROR is None else f"not used: {EXTENSION_ERROR}"
     if hasattr(torch.ops.rrd_kernels, "torch_version"):
         state = f"built against PyTorch {torch.ops.rrd_kernels.torch_version()}, {state}"
-    return ", ".join([*map(str, sorted(Path(__file__).parent.glob("_C*.so"))), state])
+    return state if LIBRARY is None else f"{LIBRARY}, {state}"
+
+
+def of_libraries() -> str:
+    return ", ".join(f"PyTorch {v}" if v else "built from source" for v in libraries()) or "none"
 
 
 def of_cpu_kernels() -> str:
@@ -89,6 +94,7 @@ def main() -> None:
     show("torch", of_torch)
     show("triton", of_triton)
     show("extension", of_extension)
+    show("extensions installed", of_libraries)
     show("CPU kernels", of_cpu_kernels)
     show("threads", lambda: f"{torch.get_num_threads()}, of {os.cpu_count()} processors")
     show(CAPABILITY, os.environ.get, CAPABILITY, "not set")

@@ -5,14 +5,14 @@ reference backend, and ``rrd_kernels.extension.EXTENSION_ERROR`` says why it cou
 """
 
 import functools
-import sys
+import multiprocessing
+import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from rrd_kernels import transforms
+from rrd_kernels import loading, transforms
 from rrd_kernels import validation as check
 from rrd_kernels.triton.runtime.installed import triton_found
 
@@ -47,33 +47,9 @@ WITH_FAKES = (
 )
 
 
-def _load_extension() -> str | None:
-    folder = Path(__file__).parent
-    libraries = sorted(folder.glob("_C*.so"))
-    if not libraries and sys.platform != "linux":
-        return f"it is built on Linux only, not on {sys.platform}"
-    if not libraries and (folder.parent / "setup.py").exists():
-        return (
-            f"{folder} has the sources, in which it has not been built; run make setup there, or "
-            f"start Python in another folder to use an installed package"
-        )
-    if not libraries:
-        return f"it has not been built in {folder}; install the package again"
-    try:
-        torch.ops.load_library(libraries[0])
-    except OSError as error:
-        return f"{error}; if it was built against another PyTorch, install the package again"
-    built = torch.ops.rrd_kernels.torch_version()
-    if built.split(".")[:2] != torch.__version__.split(".")[:2]:
-        return (
-            f"it was built against PyTorch {built}, but this is PyTorch {torch.__version__}; "
-            f"install the package again"
-        )
-    return None
-
-
-#: Why the extension could not be loaded; ``None`` if it was.
-EXTENSION_ERROR: str | None = _load_extension()
+#: The library that was chosen, ``None`` if there is none; and why it could not be loaded, ``None``
+#: if it was.
+LIBRARY, EXTENSION_ERROR = loading.load()
 
 
 def _register_fakes() -> None:
@@ -105,6 +81,14 @@ def _register_fakes() -> None:
         register(name)
 
 
+def _is_first_process() -> bool:
+    """Not a worker, of a data loader for example, nor another rank, which would only repeat it."""
+    process = multiprocessing.current_process()
+    # The second holds while a spawned worker imports the script, before it knows its parent.
+    spawned = multiprocessing.parent_process() or getattr(process, "_inheriting", False)
+    return not spawned and os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 # A registration lasts as long as its library object.
 _gpu_library: torch.library.Library | None = None
 
@@ -131,7 +115,7 @@ def _register_on_gpu() -> torch.library.Library:
 if EXTENSION_ERROR is None:
     _register_fakes()
     _gpu_library = _register_on_gpu()
-else:
+elif _is_first_process():
     warnings.warn(
         f"rrd_kernels runs on its plain PyTorch reference, without fused kernels, because its "
         f"compiled extension could not be loaded ({EXTENSION_ERROR}).",

@@ -38,10 +38,11 @@ def run(*command: str | Path, folder: Path = ROOT) -> subprocess.CompletedProces
 
 
 def build() -> tuple[Path, Path]:
-    shutil.rmtree(DIST, ignore_errors=True)
+    for old in (*DIST.glob("*.tar.gz"), *DIST.glob("*-linux_*.whl")):  # make wheel has its own
+        old.unlink()
     # The wheel from the sdist, so that a file the sdist lacks is missed here.
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", DIST)
-    (sdist,), (wheel,) = DIST.glob("*.tar.gz"), DIST.glob("*.whl")
+    (sdist,), (wheel,) = DIST.glob("*.tar.gz"), DIST.glob("*-linux_*.whl")
     return sdist, wheel
 
 

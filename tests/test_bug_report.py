@@ -14,8 +14,9 @@ import rrd_kernels
 
 TESTS = Path(__file__).parent
 NAMES = [
-    *("rrd_kernels", "python", "platform", "torch", "triton", "extension", "CPU kernels"),
-    *("threads", "RRD_CPU_CAPABILITY", "packs", "GPUs", "step on cpu"),
+    *("rrd_kernels", "python", "platform", "torch", "triton", "extension"),
+    *("extensions installed", "CPU kernels", "threads", "RRD_CPU_CAPABILITY", "packs"),
+    *("GPUs", "step on cpu"),
 ]
 NO_TRITON = "import runpy, sys; sys.modules['triton'] = None"
 

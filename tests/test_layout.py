@@ -121,8 +121,9 @@ OTHERS |= {"solo/methods/mocov2plus.py", "solo/methods/ressl.py"}
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_files_that_documents_name_exist(name):
-    folders = ("rrd_kernels", "csrc", "benchmarks", "examples", "tests", "docs")
+    folders = ("rrd_kernels", "csrc", "benchmarks", "examples", "release", "tests", "docs")
     files = [f"/{path}" for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    files += map(str, ROOT.glob("*.py"))
     found = named(ROOT / name) - OTHERS
     assert {file for file in found if not any(path.endswith(f"/{file}") for path in files)} == set()
 

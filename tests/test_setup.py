@@ -3,12 +3,16 @@
 It runs in a process of its own, beside stubs of setuptools and torch. check_dist.py tries pip.
 """
 
+import json
+import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,6 +104,98 @@ def test_elsewhere_nothing_is_compiled_and_no_pytorch_needed(platform, tmp_path)
     assert done.returncode == 0, done.stderr
     built = [path.name for path in (tmp_path / "build").rglob("*.*") if path.is_file()]
     assert built == ["__init__.py"]
+
+
+#: Prints what setup.py hands to setuptools, instead of a build.
+SHOW = """
+import json, runpy, setuptools, sys
+import torch.utils.cpp_extension
+def show(ext_modules=(), **_):
+    names = ("name", "include_dirs", "library_dirs", "extra_compile_args", "extra_link_args")
+    print(json.dumps([{name: getattr(module, name) for name in names} for module in ext_modules]))
+setuptools.setup = show
+sys.platform = sys.argv.pop(1)
+runpy.run_path(sys.argv.pop(1))
+"""
+
+
+def modules(platform: str = "linux", **variables: str) -> list[dict[str, Any]]:
+    """The extensions that setup.py would build."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RRD_")}
+    text = subprocess.check_output(
+        [sys.executable, "-c", SHOW, platform, SETUP], env=inherited | variables, text=True
+    )
+    return json.loads(text)
+
+
+def compiler(folder: Path, *, refuses: str = "-nothing", defines: str = "") -> str:
+    """A g++ that refuses a flag, and defines a macro."""
+    path = folder / "compiler"
+    path.write_text(
+        f'#!/bin/sh\ncase "$*" in *{refuses}*) exit 1;; esac\nexec g++ {defines} "$@"\n'
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+
+
+@needs_compiler
+def test_flags_are_those_that_the_compiler_takes(tmp_path):
+    (module,) = modules(CXX=compiler(tmp_path))
+    flags = module["extra_compile_args"]["cxx"]
+    assert module["name"] == "rrd_kernels._C"
+    assert {"-fopenmp", "-Wno-maybe-uninitialized"} <= set(flags)
+    refused = modules(CXX=compiler(tmp_path, refuses="-Wno-maybe-uninitialized"))
+    assert refused[0]["extra_compile_args"]["cxx"] == [
+        flag for flag in flags if flag != "-Wno-maybe-uninitialized"
+    ]
+    # Clang's OpenMP is another runtime than PyTorch's.
+    clang = modules(CXX=compiler(tmp_path, defines="-D__clang__"))
+    assert clang[0]["extra_compile_args"]["cxx"] == [flag for flag in flags if flag != "-fopenmp"]
+
+
+def test_elsewhere_a_build_is_tried_only_if_it_is_asked_for():
+    assert modules("win32") == []
+    (module,) = modules("win32", RRD_BUILD="1")
+    flags = module["extra_compile_args"]["cxx"]
+    assert "/std:c++20" in flags
+    assert not [flag for flag in flags if flag.startswith("-")]
+
+
+@needs_compiler
+def test_a_wheel_has_an_extension_for_each_pytorch(tmp_path):
+    folders = []
+    for version in ("2.11.0+cu126", "2.15.1"):
+        folders.append(tmp_path / version)
+        folders[-1].mkdir()
+        (folders[-1] / "version.py").write_text(f"__version__ = {version!r}")
+    found = modules(RRD_TORCHES=os.pathsep.join(map(str, folders)))
+    names = [module["name"] for module in found]
+    assert names == ["rrd_kernels._C_torch_2_11", "rrd_kernels._C_torch_2_15"]
+    for module, folder in zip(found, folders, strict=True):
+        assert module["library_dirs"] == [str(folder / "lib")]
+        _, *others = module["include_dirs"]  # after csrc/, none of the PyTorch that builds
+        assert others
+        assert all(Path(path).is_relative_to(folder / "include") for path in others)
+        assert module["extra_link_args"] == ["-s"]
+
+
+def test_the_wheel_is_for_the_versions_that_the_readme_names():
+    names = runpy.run_path(str(ROOT / "release" / "make_wheel.py"))
+    minors = [".".join(map(str, names["minor"](version))) for version in names["TORCHES"]]
+    assert f"PyTorch {minors[0]} to {minors[-1]}" in (ROOT / "README.md").read_text()
+    text = SETUP.read_text()
+    assert re.search(rf'OLDEST_TORCH = .*"{minors[0]}"$', text, re.MULTILINE)
+    assert f"\ntorch=={minors[-1]}." in (ROOT / "constraints.txt").read_text()
+    numbers = [int(minor.partition(".")[2]) for minor in minors]
+    assert numbers == list(range(numbers[0], numbers[-1] + 1))
+
+
+def test_the_changelog_begins_with_this_version():
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert first[1] == (ROOT / "VERSION").read_text().strip()
 
 
 def test_versions_are_those_of_pyproject():

@@ -1,1 +1,1 @@
-"""Functions with the names and signatures of other packages' losses."""
+"""What other packages need to use the losses, each module under its package's own names."""
