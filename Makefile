@@ -137,9 +137,9 @@ test-all: test test-long oldest-tree
 	  tests/test_triton_momentum_compile.py tests/test_ptx_fifo.py tests/test_ptx_momentum.py
 
 # What is in .venv is lent, PyTorch for one; pip installs beside it only what is missing there.
-$(INTEGRATIONS)/.installed: constraints-integrations.txt $(BUILT)
+$(INTEGRATIONS)/.installed: constraints-integrations.txt constraints.txt | $(BUILT)
 	@echo "Installing other packages into $(INTEGRATIONS) ..."
-	@$(PYTHON) -m venv --clear $(INTEGRATIONS)
+	@$(BIN)/python -m venv --clear $(INTEGRATIONS)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  >"$$($(INTEGRATIONS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lent.pth"
 	@$(INTEGRATIONS)/bin/python -m pip --disable-pip-version-check install --quiet \
@@ -211,4 +211,4 @@ try-wheel: $(BUILT)
 	@$(BIN)/python release/try_wheel.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(INTEGRATIONS) build dist *.egg-info rrd_kernels/_C*.so
+	rm -rf $(VENV) $(OLDEST) $(INTEGRATIONS) build dist *.egg-info rrd_kernels/_C*.so rrd_kernels/_C*.pyd rrd_kernels/_C*.dylib

@@ -158,7 +158,7 @@ def extensions() -> dict[str, Any]:
     class Build(BuildExtension):
         def build_extension(self, ext: setuptools.Extension) -> None:
             folder = self.build_temp
-            self.build_temp = os.path.join(folder, ext.name)  # of several, each has its own objects
+            self.build_temp = os.path.join(folder, ext.name)  # a second build compiles what changed
             super().build_extension(ext)
             self.build_temp = folder
 

@@ -19,8 +19,8 @@ WORK, DIST = ROOT / "build" / "wheel", ROOT / "dist"
 TORCHES = ("2.11.0", "2.12.0", "2.13.0", "2.14.0", "2.15.0")
 #: That of PyTorch's own wheels.
 PLATFORM = "manylinux_2_28_x86_64"
-LIMIT_MIB = 12
-#: Of a wheel of PyTorch; the libraries are loaded by whoever imports PyTorch, never shipped.
+LIMIT_MB = 12
+#: To link with. Whoever imports PyTorch has loaded them; the wheel has none of them.
 LIBRARIES = ("libc10.so", "libtorch.so", "libtorch_cpu.so")
 
 
@@ -41,8 +41,8 @@ def minor(version: str) -> tuple[int, int]:
 
 def unpacked(version: str) -> Path:
     """The headers and LIBRARIES of this PyTorch, as they lie in its folder."""
-    folder = WORK / f"torch-{version}"
-    if (folder / "version.py").exists():  # the last that is unpacked
+    folder, unpacking = WORK / f"torch-{version}", WORK / "unpacking"
+    if folder.exists():
         return folder
     print(f"PyTorch {version}: downloading its headers ...", flush=True)
     downloads = WORK / "downloads"
@@ -50,11 +50,11 @@ def unpacked(version: str) -> Path:
     run(*pip, "--no-deps", "--only-binary", ":all:", "--dest", downloads, f"torch=={version}")
     (wheel,) = downloads.glob(f"torch-{version}*.whl")
     wanted = ("torch/include/", *(f"torch/lib/{name}" for name in LIBRARIES), "torch/version.py")
+    shutil.rmtree(unpacking, ignore_errors=True)  # of a run that was interrupted
     with zipfile.ZipFile(wheel) as archive:
-        names = sorted(name for name in archive.namelist() if name.startswith(wanted))
-        archive.extractall(WORK / "unpacking", names)
-    shutil.rmtree(folder, ignore_errors=True)
-    (WORK / "unpacking" / "torch").rename(folder)
+        names = [name for name in archive.namelist() if name.startswith(wanted)]
+        archive.extractall(unpacking, names)
+    (unpacking / "torch").rename(folder)
     wheel.unlink()
     return folder
 
@@ -69,11 +69,13 @@ def build() -> Path:
     """The wheel as setuptools makes it, for this machine."""
     folders = os.pathsep.join(str(unpacked(version)) for version in TORCHES)
     print(f"compiling for PyTorch {', '.join(TORCHES)} (minutes) ...", flush=True)
-    built = WORK / "built"
-    for folder in (built, *(ROOT / "build").glob("lib*")):  # where files of before would stay
+    # Apart from other builds, or the next `pip install .` would take these extensions too.
+    base, built, settings = WORK / "base", WORK / "built", WORK / "settings.cfg"
+    for folder in (built, *base.glob("lib*")):  # where files of before would stay
         shutil.rmtree(folder, ignore_errors=True)
+    settings.write_text(f"[build]\nbuild_base = {base}\n")
     tool = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", built)
-    run(*tool, RRD_TORCHES=folders)
+    run(*tool, RRD_TORCHES=folders, DIST_EXTRA_CONFIG=str(settings))
     (wheel,) = built.glob("*.whl")
     return wheel
 
@@ -96,13 +98,18 @@ def check(wheel: Path) -> list[str]:
     foreign = [name for name in names if not name.startswith("rrd_kernels")]
     if sorted(found) != sorted(wanted) or foreign:
         sys.exit(f"{wheel.name} has {found} and, of others, {foreign}; wanted {wanted}")
-    size = wheel.stat().st_size / 2**20
-    if size >= LIMIT_MIB:
-        sys.exit(f"{wheel.name} has {size:.1f} MiB; the limit is {LIMIT_MIB}")
+    if megabytes(wheel.stat().st_size) >= LIMIT_MB:
+        sys.exit(f"{wheel.name} has {megabytes(wheel.stat().st_size):.1f} MB, of {LIMIT_MB}")
     return found
 
 
+def megabytes(size: int) -> float:
+    return size / 1e6
+
+
 def main() -> None:
+    if changed := run("git", "status", "--porcelain"):
+        sys.exit(f"a wheel is made from a commit, and these files differ from it:\n{changed}")
     latest = newest()
     if minor(latest) > minor(TORCHES[-1]):
         sys.exit(f"PyTorch {latest} is out: add it to TORCHES of {Path(__file__).name}")
@@ -111,8 +118,8 @@ def main() -> None:
     wheel = audit(build())
     with zipfile.ZipFile(wheel) as archive:
         for name in check(wheel):
-            print(f"  {name}: {archive.getinfo(name).file_size / 2**20:.2f} MiB")
-    print(f"{wheel.relative_to(ROOT)}: {wheel.stat().st_size / 2**20:.2f} MiB, {PLATFORM}")
+            print(f"  {name}: {megabytes(archive.getinfo(name).file_size):.2f} MB")
+    print(f"{wheel.relative_to(ROOT)}: {megabytes(wheel.stat().st_size):.2f} MB, {PLATFORM}")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,13 @@ def of_extension() -> str:
 
 
 def of_libraries() -> str:
-    return ", ".join(f"PyTorch {v}" if v else "built from source" for v in libraries()) or "none"
+    return ", ".join(version or "one built from source" for version in libraries()) or "none"
+
+
+def of_processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def of_cpu_kernels() -> str:
@@ -91,19 +97,20 @@ def main() -> None:
     show("rrd_kernels", lambda: f"{rrd_kernels.__version__}, {Path(__file__).parent}")
     show("python", lambda: f"{platform.python_version()}, {sys.executable}")
     show("platform", platform.platform)
+    show("processor", of_processor)
     show("torch", of_torch)
     show("triton", of_triton)
     show("extension", of_extension)
-    show("extensions installed", of_libraries)
+    show("extensions, by PyTorch", of_libraries)
     show("CPU kernels", of_cpu_kernels)
     show("threads", lambda: f"{torch.get_num_threads()}, of {os.cpu_count()} processors")
-    show(CAPABILITY, os.environ.get, CAPABILITY, "not set")
+    show(CAPABILITY, os.environ.get, CAPABILITY, "not set, so the best is chosen")
     for name in sorted(os.environ.keys() - {CAPABILITY}):
         if name.startswith("RRD_"):
             show(name, os.environ.get, name)
     root = Path(os.environ.get(VARIABLE) or OWN)
     packs = sorted(path.parent for path in root.glob(f"*/{MANIFEST}"))
-    show("packs", lambda: f"{len(packs)} in {root}")
+    show("packs", lambda: f"{len(packs)} of GPU kernels compiled ahead, in {root}")
     for folder in packs:
         show(f"pack {folder.name}", of_pack, folder)
     # Steps come last, so that all else is printed before one that ends the process.

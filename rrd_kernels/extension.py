@@ -7,6 +7,7 @@ reference backend, and ``rrd_kernels.extension.EXTENSION_ERROR`` says why it cou
 import functools
 import multiprocessing
 import os
+import sys
 import warnings
 from typing import Any
 
@@ -81,12 +82,28 @@ def _register_fakes() -> None:
         register(name)
 
 
-def _is_first_process() -> bool:
-    """Not a worker, of a data loader for example, nor another rank, which would only repeat it."""
+def _warn_once() -> None:
+    """Warns at the line that imports the package.
+
+    Not in a worker, of a data loader for example, nor in another rank, which would only repeat it;
+    nor for ``python -m rrd_kernels``, which prints it anyway.
+    """
     process = multiprocessing.current_process()
     # The second holds while a spawned worker imports the script, before it knows its parent.
     spawned = multiprocessing.parent_process() or getattr(process, "_inheriting", False)
-    return not spawned and os.environ.get("LOCAL_RANK", "0") == "0"
+    if spawned or os.environ.get("LOCAL_RANK", "0") != "0" or sys.argv[:1] == ["-m"]:
+        return
+    frame = sys._getframe()
+    while frame.f_back and frame.f_globals["__name__"].startswith(("rrd_kernels", "importlib")):
+        frame = frame.f_back
+    warnings.warn_explicit(
+        f"rrd_kernels runs on its plain PyTorch reference, without fused kernels, because its "
+        f"compiled extension could not be loaded ({EXTENSION_ERROR}).",
+        RuntimeWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module="rrd_kernels",  # what filters name
+    )
 
 
 # A registration lasts as long as its library object.
@@ -115,13 +132,8 @@ def _register_on_gpu() -> torch.library.Library:
 if EXTENSION_ERROR is None:
     _register_fakes()
     _gpu_library = _register_on_gpu()
-elif _is_first_process():
-    warnings.warn(
-        f"rrd_kernels runs on its plain PyTorch reference, without fused kernels, because its "
-        f"compiled extension could not be loaded ({EXTENSION_ERROR}).",
-        RuntimeWarning,
-        stacklevel=3,
-    )
+else:
+    _warn_once()
 
 
 @functools.lru_cache

@@ -31,17 +31,16 @@ def libraries() -> dict[str, Path]:
     """All that are there, in order: by "2.15" those of a wheel, by "" the one built from source."""
     found = sorted((_version(path.name.split("torch")[1]), path) for path in _files("_C_torch_*"))
     named = [(f"{major}.{minor}", path) for (major, minor), path in found]
-    return dict([*named, *(("", path) for path in _files("_C.*"))])
+    return dict([*named, *(("", path) for path in _files("_C.*")[:1])])
 
 
-def _none_for(own: tuple[int, int], known: list[str]) -> str:
-    """What to do where the wheel knows only other versions of PyTorch."""
-    newer = own > _version(known[-1])
-    return (
-        f"this wheel has it for PyTorch {known[0]} to {known[-1]}, and this is PyTorch "
-        f"{torch.__version__}: {'upgrade rrd_kernels' if newer else 'upgrade PyTorch'}, or build "
-        f"from source with pip install --no-build-isolation"
-    )
+def _advice(own: tuple[int, int], known: list[str]) -> str:
+    """What to do where what is installed does not serve PyTorch ``own``. ``known``: a wheel's."""
+    if not known:
+        return "install the package again"
+    if own < _version(known[0]):
+        return "upgrade PyTorch"
+    return "install a newer wheel, or in a clone run pip install --no-build-isolation ."
 
 
 def _not_built() -> str:
@@ -61,18 +60,23 @@ def load() -> tuple[Path | None, str | None]:
     Returns its path, and ``None``, or why it is of no use. The path is ``None`` if there is none.
     """
     own, found = _version(torch.__version__), libraries()
+    known = [version for version in found if version]
+    advice = _advice(own, known)
     path = found.get("{}.{}".format(*own)) or found.get("")
+    if path is None and not known:
+        return None, _not_built()
     if path is None:
-        return None, _none_for(own, list(found)) if found else _not_built()
+        span = f"PyTorch {known[0]} to {known[-1]}"
+        return None, f"this wheel has it for {span}, not for {torch.__version__}: {advice}"
     try:
         torch.ops.load_library(path)
     except OSError as error:
         reason = error.__cause__ or error  # PyTorch's own error names the library alone
-        return path, f"{reason}; if it was built against another PyTorch, install the package again"
+        return path, f"{reason}; if it was built against another PyTorch, {advice}"
     built = torch.ops.rrd_kernels.torch_version()
     if _version(built) != own:
         return path, (
             f"it was built against PyTorch {built}, but this is PyTorch {torch.__version__}; "
-            f"install the package again"
+            f"{advice}"
         )
     return path, None

@@ -14,8 +14,8 @@ import rrd_kernels
 
 TESTS = Path(__file__).parent
 NAMES = [
-    *("rrd_kernels", "python", "platform", "torch", "triton", "extension"),
-    *("extensions installed", "CPU kernels", "threads", "RRD_CPU_CAPABILITY", "packs"),
+    *("rrd_kernels", "python", "platform", "processor", "torch", "triton", "extension"),
+    *("extensions, by PyTorch", "CPU kernels", "threads", "RRD_CPU_CAPABILITY", "packs"),
     *("GPUs", "step on cpu"),
 ]
 NO_TRITON = "import runpy, sys; sys.modules['triton'] = None"
@@ -35,6 +35,7 @@ def report(*command: str, folder: Path | None = None, **variables: str) -> dict[
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert "RuntimeWarning" not in done.stderr
     return dict(line.split(": ", maxsplit=1) for line in done.stdout.splitlines())
 
 
@@ -49,7 +50,8 @@ def test_all_is_told():
     assert values["torch"].startswith(f"{torch.__version__}, built with ")
     built = torch.ops.rrd_kernels.torch_version()
     assert values["extension"].endswith(f"_C.abi3.so, built against PyTorch {built}, loaded")
-    assert values["RRD_CPU_CAPABILITY"] == "not set"
+    assert values["extensions, by PyTorch"] == "one built from source"
+    assert values["RRD_CPU_CAPABILITY"] == "not set, so the best is chosen"
     assert values["step on cpu"].startswith("fused, loss ")
     assert len(losses(values["step on cpu"])) == 1  # the reference's is the same
     assert "failed" not in " ".join(values.values())
@@ -73,7 +75,7 @@ def test_variables_and_what_they_choose(tmp_path):
     assert values["RRD_CPU_CAPABILITY"] == "baseline"
     assert values["CPU kernels"] == "float64 baseline, float32 baseline, bfloat16 baseline"
     assert values["RRD_KERNELS"] == str(tmp_path)
-    assert values["packs"] == f"2 in {tmp_path}"
+    assert values["packs"] == f"2 of GPU kernels compiled ahead, in {tmp_path}"
     assert values["pack sm_80"] == "0 kernels, compiled by Triton 3.6.0"
     assert values["pack sm_90"].startswith("failed: PackError: rrd_kernels: the pack ")
 
@@ -93,6 +95,16 @@ def test_without_the_extension(library, reason, tmp_path):
     assert values["CPU kernels"] == "none without the extension"
     assert values["step on cpu"].startswith("reference, loss ")
     assert reason in values["step on cpu"]
+
+
+def test_a_wheel_that_does_not_know_this_pytorch(tmp_path):
+    """Said by the report alone, not by a warning beside it."""
+    package = copy_without_extension(tmp_path) / "rrd_kernels"
+    for version in ("1_8", "1_13"):
+        (package / f"_C_torch_{version}.abi3.so").touch()
+    values = report(folder=tmp_path)
+    assert values["extensions, by PyTorch"] == "1.8, 1.13"
+    assert values["extension"].startswith("not used: this wheel has it for PyTorch 1.8 to 1.13")
 
 
 def test_a_gpu():

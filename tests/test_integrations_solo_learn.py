@@ -1,5 +1,6 @@
 """The functions of solo-learn, where it is installed.
 
+Its release on PyPI cannot be installed beside a PyTorch of today: put its sources on PYTHONPATH.
 tests/test_family.py compares with recorded numbers of its training, which need no solo-learn.
 """
 

@@ -58,21 +58,21 @@ def test_each_version_takes_its_own(version, name, folder):
     assert taken(folder, WHEEL, version) == name
 
 
+NEWER = "install a newer wheel, or in a clone run pip install --no-build-isolation ."
+
+
 @pytest.mark.parametrize(
-    ("version", "upgrade"),
-    [("2.16.0+cu140", "rrd_kernels"), ("3.0.0", "rrd_kernels"), ("2.8.0", "PyTorch")],
+    ("version", "advice"),
+    [("2.16.0+cu140", NEWER), ("3.0.0", NEWER), ("2.8.0", "upgrade PyTorch")],
 )
-def test_a_version_that_the_wheel_does_not_know_is_told_what_to_do(version, upgrade, folder):
+def test_a_version_that_the_wheel_does_not_know_is_told_what_to_do(version, advice, folder):
     error = taken(folder, WHEEL, version)
     assert "\n" not in error
-    assert error == (
-        f"this wheel has it for PyTorch 2.9 to 2.15, and this is PyTorch {version}: upgrade "
-        f"{upgrade}, or build from source with pip install --no-build-isolation"
-    )
+    assert error == f"this wheel has it for PyTorch 2.9 to 2.15, not for {version}: {advice}"
 
 
 def test_one_that_was_built_from_source_serves_where_the_wheel_has_none(folder):
-    files = (*WHEEL, "_C.abi3.so")
+    files = (*WHEEL, "_C.abi3.so", "_C.cpython-311-x86_64-linux-gnu.so")  # the second is older
     assert taken(folder, files, "2.16.0") == "_C.abi3.so"  # load() then asks it for its version
     assert taken(folder, files, "2.15.0") == "_C_torch_2_15.abi3.so"
 
@@ -110,6 +110,34 @@ def test_a_library_of_another_pytorch_is_refused(monkeypatch):
     assert error == (
         f"it was built against PyTorch {built}, but this is PyTorch 2.99.0; "
         f"install the package again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("_C.abi3.so", "install the package again"), ("_C_torch_{}_{}.abi3.so", NEWER)],
+)
+def test_a_library_that_does_not_load_says_why(name, advice, tmp_path, monkeypatch):
+    """The linker's reason; and not to install again what would be the same file."""
+    path = tmp_path / name.format(*torch.__version__.split(".")[:2])
+    path.write_bytes(b"no library")
+    monkeypatch.setattr(loading, "FOLDER", tmp_path)
+    found, error = loading.load()
+    assert found == path
+    assert error.startswith(f"{path}: ")
+    assert error.endswith(f"; if it was built against another PyTorch, {advice}")
+
+
+def test_the_warning_names_the_line_that_imports(tmp_path):
+    from test_import import copy_without_extension
+
+    (copy_without_extension(tmp_path) / "script.py").write_text("\nimport rrd_kernels\n")
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert done.stderr.startswith(
+        f"{tmp_path / 'script.py'}:2: RuntimeWarning: rrd_kernels runs on"
     )
 
 

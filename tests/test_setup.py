@@ -5,6 +5,7 @@ It runs in a process of its own, beside stubs of setuptools and torch. check_dis
 
 import json
 import os
+import platform
 import re
 import runpy
 import shutil
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from rrd_kernels import extension
 
 ROOT = Path(__file__).parents[1]
 SETUP = ROOT / "setup.py"
@@ -194,8 +197,46 @@ def test_the_wheel_is_for_the_versions_that_the_readme_names():
 
 
 def test_the_changelog_begins_with_this_version():
-    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert first[1] == (ROOT / "VERSION").read_text().strip()
+    """After what is not released yet, and the README names its wheel."""
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    version = (ROOT / "VERSION").read_text().strip()
+    assert next(heading for heading in headings if heading != "Unreleased") == version
+    for name in ("README.md", "docs/other-packages.md"):
+        assert f"rrd_kernels-{version}-cp311-abi3-manylinux" in (ROOT / name).read_text()
+
+
+#: Beyond glibc 2.28, as one that is built here has it.
+NEWER_SYMBOLS = {"exp2", "log", "log2", "__libc_single_threaded"}
+NEEDS_EACH = """
+#include <cmath>
+#include <memory>
+double each(double x) { return std::exp2(x) + std::log(x) + std::log2(x); }
+std::shared_ptr<double> copied(const std::shared_ptr<double>& x) { return x; }
+"""
+
+
+def newer_than_2_28(library: Path) -> set[str]:
+    text = subprocess.check_output(["objdump", "-T", library], text=True)
+    found = re.findall(r"\*UND\*.*\(GLIBC_2\.(\d+)[.\d]*\)\s+(\S+)", text)
+    assert found
+    return {name for minor, name in found if int(minor) > 28}
+
+
+@needs_compiler
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or platform.libc_ver() > ("glibc", "2.36"),
+    reason="the wheel is built with glibc 2.36 on x86-64",
+)
+def test_the_wheel_needs_no_newer_glibc_than_pytorch(tmp_path):
+    (tmp_path / "each.cpp").write_text(NEEDS_EACH)
+    build = ["g++", "-std=c++20", "-O1", "-fPIC", "-shared", tmp_path / "each.cpp"]
+    header = ["-include", ROOT / "release" / "glibc_2_28.h"]
+    subprocess.run([*build, "-o", tmp_path / "plain.so"], check=True)
+    subprocess.run([*build, *header, "-o", tmp_path / "bound.so"], check=True)
+    assert newer_than_2_28(tmp_path / "bound.so") == set()
+    assert newer_than_2_28(tmp_path / "plain.so") <= NEWER_SYMBOLS
+    # And the extension has no others, for which the header would need a line.
+    assert newer_than_2_28(extension.LIBRARY) <= NEWER_SYMBOLS
 
 
 def test_versions_are_those_of_pyproject():

@@ -140,6 +140,7 @@ def print_phases(library: str) -> None:
     for threads in (1, 2, 4):
         assert phases.unfinished_phases(threads, 200, 7) == 0
         assert phases.raises(threads) == 1
+    assert [phases.threads_for_two_tasks(threads) for threads in (1, 2, 4)] == [1, 2, 2]
     found = [ctypes.c_int() for _ in range(3)]
     phases.after_a_loss(*map(ctypes.byref, found))
     print(*(threads.value for threads in found))
@@ -149,8 +150,9 @@ def print_phases(library: str) -> None:
 @pytest.mark.parametrize("openmp", ["-fopenmp", "-fno-openmp"])
 def test_phases_errors_and_threads_that_come_late(tmp_path, openmp):
     """A phase begins when the one before is done; an error ends all; and after a region in which a
-    thread came late the next ones stay on the calling thread, until that is paid back. All that
-    also where the compiler opens no regions, as Clang does not in PyTorch's runtime."""
+    thread came late the next ones stay on the calling thread, until that is paid back. No thread
+    without a task enters. All that also where the compiler opens no regions, as Clang does not in
+    PyTorch's runtime."""
     include, libraries = TORCH / "include", TORCH / "lib"
     options = ("-std=c++20", openmp, f"-I{ROOT / 'csrc'}", "-isystem", include)
     linked = (f"-L{libraries}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{libraries}")

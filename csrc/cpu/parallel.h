@@ -128,6 +128,7 @@ void on_threads(int64_t threads, const Body& body) {
       if (!region.failed.test_and_set()) region.error = std::current_exception();
     }
   };
+  // 0: the whole pool, as in PyTorch's own regions; for a smaller region libgomp ends threads.
   GOMP_parallel(run, &region, 0, 0);
   if (region.error) std::rethrow_exception(region.error);
 #else

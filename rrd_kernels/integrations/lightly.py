@@ -35,7 +35,7 @@ class _Bank(RelationalQueue):
             warnings.warn(
                 f"the state has no {own[0]!r}, as lightly's have none: the bank keeps the rows "
                 f"that it has, random ones if it is new, until training has replaced them",
-                stacklevel=2,
+                stacklevel=5,  # the call of load_state_dict
             )
 
 

@@ -111,7 +111,7 @@ class RRDDistillationTask(FeatureDistillationTask):
     def __init__(
         self,
         student_model: nn.Module,
-        teacher_model: str | nn.Module | DistillationTeacher,
+        teacher_model: "str | nn.Module | DistillationTeacher",  # the site is built without timm
         criterion: nn.Module | None = None,
         criterion_kwargs: dict[str, Any] | None = None,
         *,

@@ -55,7 +55,6 @@ class Student4RRD(AuxiliaryModelWrapper):
     Attributes:
         model: the student, in DistributedDataParallel if ``distributed``.
         criterion: the RRDLoss, likewise.
-        rrd: the RRDLoss itself. Set a schedule's temperatures here.
 
     A call takes the arguments of the student. A dict behind another argument is torchdistill's
     ``supp_dict`` and is kept for the loss: a momentum memory needs its ``pos_idx``, and takes its
@@ -98,7 +97,7 @@ class Student4RRD(AuxiliaryModelWrapper):
 
     @property
     def rrd(self) -> RRDLoss:
-        """The criterion without DistributedDataParallel."""
+        """The RRDLoss itself, also under DDP. Set a schedule's temperatures here."""
         wrapped = isinstance(self.criterion, DistributedDataParallel)
         found: RRDLoss = self.criterion.module if wrapped else self.criterion
         return found

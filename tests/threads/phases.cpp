@@ -70,6 +70,13 @@ int raises(int threads) {
   return 0;
 }
 
+// The threads that enter a region of two tasks, where there are `threads`.
+int threads_for_two_tasks(int threads) {
+  at::set_num_threads(threads);
+  owed = 0;
+  return threads_of_a_region(0);
+}
+
 // Of a region whose second thread comes 100 ms late and loses them; of the next; and of the first
 // after these losses are paid back.
 void after_a_loss(int* lost, int* next, int* at_last) {
