@@ -91,7 +91,9 @@ def _warn_once() -> None:
     process = multiprocessing.current_process()
     # The second holds while a spawned worker imports the script, before it knows its parent.
     spawned = multiprocessing.parent_process() or getattr(process, "_inheriting", False)
-    if spawned or os.environ.get("LOCAL_RANK", "0") != "0" or sys.argv[:1] == ["-m"]:
+    # While Python looks for a module to run, its packages are imported and argv[0] is "-m".
+    reports = sys.argv[:1] == ["-m"] and "rrd_kernels" in sys.orig_argv
+    if spawned or reports or os.environ.get("LOCAL_RANK", "0") != "0":
         return
     frame = sys._getframe()
     while frame.f_back and frame.f_globals["__name__"].startswith(("rrd_kernels", "importlib")):

@@ -128,17 +128,21 @@ def test_a_library_that_does_not_load_says_why(name, advice, tmp_path, monkeypat
     assert error.endswith(f"; if it was built against another PyTorch, {advice}")
 
 
-def test_the_warning_names_the_line_that_imports(tmp_path):
+@pytest.mark.parametrize("command", [("script.py",), ("-m", "package.train")], ids=" ".join)
+def test_the_warning_names_the_line_that_imports(command, tmp_path):
+    """Also of a package that is run by its name, whose own import comes before its module."""
     from test_import import copy_without_extension
 
-    (copy_without_extension(tmp_path) / "script.py").write_text("\nimport rrd_kernels\n")
+    package = copy_without_extension(tmp_path) / "package"
+    package.mkdir()
+    (package / "train.py").touch()
+    importing = tmp_path / "script.py" if len(command) == 1 else package / "__init__.py"
+    importing.write_text("\nimport rrd_kernels\n")
     done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0
-    assert done.stderr.startswith(
-        f"{tmp_path / 'script.py'}:2: RuntimeWarning: rrd_kernels runs on"
-    )
+    assert done.stderr.startswith(f"{importing}:2: RuntimeWarning: rrd_kernels runs on")
 
 
 WORKER = """
