@@ -11,7 +11,7 @@ import stand_in_gpu
 import torch
 from stand_in_gpu import GPU
 
-from benchmarks.cases.sizes import AXES, CASES, CRD, FAMILY, Case
+from benchmarks.cases.sizes import AXES, CASES, CRD, CUDA_CASES, FAMILY, Case
 from benchmarks.implementations import implementations
 from benchmarks.implementations.family import Products, SoftLoss
 from benchmarks.implementations.fifo import Fused, PublishedEager
@@ -23,6 +23,8 @@ from benchmarks.report.record import RESULTS, ROOT, default_path, load, new_reco
 
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
+
+import pandas as pd
 
 from benchmarks.report import compare, documents, pictures, tables, targets
 
@@ -165,7 +167,7 @@ def record_of_family(path, times=1.0, extra=0):
 )
 def test_targets_are_met_or_missed(times, extra, missed, tmp_path):
     path = record_of_family(tmp_path / "record.json", times, extra)
-    found = targets.targets_table(tables.frame(load(path)), "relational family")
+    found = tables.targets_table(tables.frame(load(path)), "relational family")
     # SDPA's and that of memory for each of five methods, and five of some. What is four times as
     # long has some to spare where less is asked for.
     assert found.result.value_counts().get("met", 0) == 15 - sum(missed.values())
@@ -188,12 +190,104 @@ def test_targets_of_crd_are_met_or_missed(times, extra, missed, tmp_path):
         for kind, ratio in ((PublishedEager, times), (Fused, 1.0))
     ]
     path.write_text(json.dumps(record))
-    found = targets.targets_table(tables.frame(load(path)), "CRD")
+    found = tables.targets_table(tables.frame(load(path)), "CRD")
     assert len(found) == 6  # two of time, and memory's of four cases
     missing = found.target[found.result == "missed"]
     assert len(missing) == len(missed)
     assert all(word in target for word, target in zip(missed, missing, strict=True))
     assert tables.markdown(found) in documents.section("CRD", path)
+
+
+def record_of_gpu(path, spoilt=1.0, without=()):
+    """Each figure of a target just so, or ``spoilt`` by a factor; rows ``without`` an
+    implementation's."""
+    record, rows = load(RECORD) | {"gpu": {"name": "a card"}}, {}
+    rate = 1e9 * record["machine"]["before"]["mm_gflops"]["bfloat16"]
+    operations = {case.name: case.operations for case in CUDA_CASES}
+    shares = {of.case: of.limit for of in targets.ON_GPUS if of.column == "share"}
+    for case in CUDA_CASES:
+        for kind, figure in ((Fused, "step"), (Fused, GRAPH), (PublishedEager, "step")):
+            key = (case.name, kind.name, figure)
+            rows[key] = case.fields() | {"figure": figure, "implementation": kind.name, "rounds": 7}
+    for of in targets.ON_GPUS:
+        fields = {"figure": of.figure, "implementation": of.implementation}
+        case = next(case for case in CUDA_CASES if case.name == of.case)
+        row = rows.setdefault((of.case, of.implementation, of.figure), case.fields() | fields)
+        if of.column == "share":
+            # A little more, in which roundings vanish, and still more than the case beside it.
+            share = (of.limit + shares.get(of.beside, 0.0)) * (1 + (1e-9 if of.beside else 1e-12))
+            row["median"] = operations[of.case] / rate / share * spoilt
+        else:
+            row[of.column] = of.limit / spoilt if of.column == "times_ours" else of.limit * spoilt
+    record["machine"]["after"] = record["machine"]["before"]
+    record["rows"] = [row for key, row in rows.items() if key[1] not in without]
+    path.write_text(json.dumps(record))
+    return path
+
+
+def results_of_gpu(path, **how):
+    found = tables.frame(load(record_of_gpu(path, **how)))
+    return pd.concat([tables.targets_table(found, section) for section in found.section.unique()])
+
+
+def test_targets_of_a_gpu(tmp_path):
+    path = tmp_path / "record.json"
+    met = results_of_gpu(path)
+    assert len(met) == len(targets.ON_GPUS)
+    assert set(met.result) == {"met"}
+    text = tables.document(load(path))
+    for line in (
+        "| bfloat16 64×16384 | at most 12 µs in a graph | 12.0 µs | met |",
+        "| bfloat16 64×16384 | torch.compile takes at least 2.00 times as long | 2.00 | met |",
+        "| bfloat16 1024×65536 | at least 50% of torch.mm's rate in a graph | 50.0% | met |",
+        "| bfloat16 1024×65536 D=64 | at most 10% of torch.mm's rate in a graph below bfloat16 "
+        "1024×65536 | 40.0% | met |",
+        "| float32 momentum 64×16384 of 50000 | at most 100 µs in a graph | 100.0 µs | met |",
+    ):
+        assert f"{line}\n" in text
+    missed = results_of_gpu(path, spoilt=1.001)
+    # Where both shares fall alike their difference falls less.
+    beside = missed["FIFO memory"].str.contains("D=")
+    assert set(missed.result[~beside]) == {"missed"}
+
+
+def test_what_was_not_measured_is_no_target_met(tmp_path):
+    path = tmp_path / "record.json"
+    found = results_of_gpu(path, without=["torch.compile"])
+    missing = found[found.result == "not measured"]
+    assert set(missing["FIFO memory"]) == targets.BESIDE_COMPILE
+    assert set(missing.measured) == {"–"}
+    assert set(missing.target.str.partition(" ")[0]) == {"torch.compile"}
+    found = results_of_gpu(path, without=["rrd_kernels"])
+    assert set(found.result[~found.target.str.contains(" takes ")]) == {"not measured"}
+
+
+def test_tiny_sizes_and_other_devices_have_no_targets(written):
+    assert "| target |" not in tables.document(written)
+    assert "| target |" not in tables.document(load(RECORD))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "compiled"),
+    [
+        ("all", "cuda", {case.name for case in CUDA_CASES}),
+        ("targets", "cuda", {"bfloat16 64×16384", "bfloat16 256×16384"}),
+        ("targets", "cpu", set()),
+        ("none", "cuda", set()),
+    ],
+)
+def test_torch_compile_takes_part_where_it_is_wanted(wanted, device, compiled, monkeypatch):
+    found = set()
+
+    def noted(case, device, compiled=True):
+        found.update([case.name] if compiled else [])
+        return []
+
+    monkeypatch.setattr(report, "implementations", noted)
+    arguments = ["--device", device, "--compile", wanted, "--record-only", "--parts", "cases"]
+    with stand_in_gpu.in_place():
+        list(report.parts_of(report.parse_arguments(arguments, "program")))
+    assert found == compiled
 
 
 def test_the_table_of_the_methods_is_that_of_the_record(tmp_path):

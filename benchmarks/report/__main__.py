@@ -12,13 +12,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cases.sizes import AXES, BUSY_CASES, CASES, CRD, FAMILY
+from benchmarks.cases.sizes import AXES, BUSY_CASES, CASES, CRD, FAMILY, Case
 from benchmarks.implementations import implementations
+from benchmarks.implementations.step import Step
 from benchmarks.measuring import growth, hardware
 from benchmarks.measuring.breakdown import breakdown, host_time
 from benchmarks.measuring.memory import NOT_MEASURED, OUT_OF_MEMORY, first_line
 from benchmarks.measuring.run import GROWTH, OURS, Row, beside_busy, run_case
 from benchmarks.report.record import Record, default_path, new_record, write_whole
+from benchmarks.report.targets import BESIDE_COMPILE
 from rrd_kernels.extension import EXTENSION_ERROR
 
 STARTED = time.monotonic()
@@ -59,8 +61,9 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     )
     text += "the name (default: benchmarks/results/<device>-<date>.json)"
     add("--output", type=Path, metavar="NAME.json", help=text)
-    text = "none leaves torch.compile out (default: all)"
-    add("--compile", choices=("all", "none"), default="all", help=text)
+    text = "the cases in which torch.compile takes part: all; targets, those of a GPU that have a "
+    text += "target beside it; none (default: all)"
+    add("--compile", choices=("all", "targets", "none"), default="all", help=text)
     text = "write the record without tables and pictures, which need pandas, matplotlib and rich; "
     text += "python -m benchmarks.report.documents NAME.json makes them later"
     add("--record-only", action="store_true", help=text)
@@ -109,19 +112,23 @@ def parts_of(chosen: argparse.Namespace) -> Iterator[Part]:
     parts = {"cases": chosen.cases}
     if device.type == "cpu":
         parts |= {"family": chosen.family, "crd": chosen.crd}
-    compiled = chosen.compile == "all"
+
+    def kinds_of(case: Case) -> list[type[Step]]:
+        of_targets = device.type == "cuda" and case.name in BESIDE_COMPILE
+        compiled = {"all": True, "targets": of_targets, "none": False}[chosen.compile]
+        return implementations(case, device, compiled)
+
     for part in filter(chosen.parts.__contains__, parts):
         for case in parts[part]:
-            kinds = implementations(case, device, compiled)
-            yield case.name, partial(run_case, case, kinds, seconds, device)
+            yield case.name, partial(run_case, case, kinds_of(case), seconds, device)
     if "host" in chosen.parts:
         yield "the host's time", partial(host_time, device, 0.0 if quick else 4.0)
     if "breakdown" in chosen.parts:
         steps = 1 if quick else {"cpu": 5, "cuda": 20}[device.type]
         for _, of_memory in groupby(chosen.cases, lambda case: case.section):
             case = next(of_memory)
-            kinds = implementations(case, device, compiled)
-            yield f"{case.name} by operator", partial(breakdown, case, kinds, device, steps)
+            rows = partial(breakdown, case, kinds_of(case), device, steps)
+            yield f"{case.name} by operator", rows
     if "busy" in chosen.parts and device.type == "cpu":
         for case in chosen.cases if quick else BUSY_CASES:
             rows = partial(beside_busy, case, implementations(case, device, False), seconds)

@@ -16,7 +16,6 @@ from benchmarks.measuring.hardware import ROOT
 from benchmarks.measuring.run import HOST
 from benchmarks.report import pictures, tables
 from benchmarks.report.record import load
-from benchmarks.report.targets import SECTIONS, targets_table
 
 PICTURES = ROOT / "docs" / "pictures"
 #: A mark, with what its table is of and the record's place, and what follows it up to the next.
@@ -59,8 +58,7 @@ def section(of: str, path: Path) -> str:
         tables.source_text(record),
         tables.markdown(tables.cases_table(rows, of, between="<br>")),
     ]
-    if of in SECTIONS:
-        parts.append(tables.markdown(targets_table(rows, of)))
+    parts += tables.targets_text(rows, of)
     if of == Case.section:
         for figure, title in pictures.TITLES.items():
             if figure in rows.figure.unique():

@@ -1,5 +1,6 @@
 """A record's tables. All come from one frame, see :func:`frame`; times are medians."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from rich.markdown import Markdown
 from benchmarks.cases.sizes import Case, FamilyCase
 from benchmarks.measuring.run import GRAPH, GROWTH, OPERATOR, OURS, STEP
 from benchmarks.report.record import Record
-from benchmarks.report.targets import SECTIONS, targets_table
+from benchmarks.report.targets import AT_LEAST, ON_CPUS, ON_GPUS, Target
 
 #: Every field that a table asks for; rows of one kind or of older records lack some.
 WORDS = """figure section case method format implementation axis name outcome reason not_captured
@@ -32,12 +33,14 @@ GAIN = {
 
 
 def frame(record: Record) -> pd.DataFrame:
-    """The record's rows, with ``ceiling`` (the seconds that the machine needs), ``bound``, by which
-    of its rates, and ``share``, of the ceiling. That can be over 1: a memory in cache is read
-    faster than a copy, and torch.mm is not the fastest product that a machine can do."""
+    """The record's rows, with ``on_gpu``, ``ceiling`` (the seconds that the machine needs),
+    ``bound``, by which of its rates, and ``share``, of the ceiling. That can be over 1: a memory in
+    cache is read faster than a copy, and torch.mm is not the fastest product that a machine can
+    do."""
     rows = pd.DataFrame(record["rows"], columns=list(TYPES)).astype(TYPES)
     rows = rows[rows.format != "int64"].copy()  # older records have draws of negatives
     mm, copied = rates(record)
+    rows["on_gpu"] = "gpu" in record
     whole = rows.figure.str.contains(f"{STEP}|{GROWTH}")  # not parts, of unknown ceilings
     compute = rows.operations.where(whole) / rows.format.map(mm).astype(float)
     bandwidth = rows.bytes.where(whole) / copied
@@ -100,6 +103,30 @@ def family_table(rows: pd.DataFrame) -> pd.DataFrame:
     """The gain over the published code of each method of the relational family."""
     cases = rows.case[rows.section == FamilyCase.section].unique()
     return gain_table(rows, {case: f"{case}, float32" for case in cases}, PLAIN[:1])
+
+
+def targets_table(rows: pd.DataFrame, section: str) -> pd.DataFrame:
+    """A line for each target of the cases that were run, in their order: met, missed, or not
+    measured."""
+    targets = ON_GPUS if rows.on_gpu.any() else ON_CPUS
+    rows = rows[(rows.section == section) & rows.figure.isin((STEP, GRAPH))]
+    found = rows.set_index(["case", "implementation", "figure"])
+    order = list(rows.case.unique())
+    wanted = [target for target in targets if target.case in order]
+    lines = [_line(target, found) for target in sorted(wanted, key=lambda of: order.index(of.case))]
+    return pd.DataFrame(lines, columns=[section, "target", "measured", "result"])
+
+
+def _line(target: Target, found: pd.DataFrame) -> tuple[str, str, str, str]:
+    def measured(case: str) -> float:
+        return found[target.column].get((case, target.implementation, target.figure), math.nan)
+
+    value = measured(target.case)
+    limit = target.limit + (measured(target.beside) if target.beside else 0.0)
+    if math.isnan(value + limit):
+        return target.case, target.text, "–", "not measured"
+    met = value >= limit if target.column in AT_LEAST else value <= limit
+    return target.case, target.text, target.value(value), "met" if met else "missed"
 
 
 def errors_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -169,14 +196,19 @@ def markdown(table: pd.DataFrame) -> str:
     return "".join((head, f"|---{'|--:' * (len(table.columns) - 1)}|\n", *lines))
 
 
+def targets_text(rows: pd.DataFrame, section: str) -> list[str]:
+    """The table of targets as Markdown, where there are any."""
+    found = targets_table(rows, section)
+    return [] if found.empty else [markdown(found)]
+
+
 def document(record: Record) -> str:
     """All of a record as Markdown."""
     rows = frame(record)
     parts = ["# Time and memory of a step\n", source_text(record)]
     for section in rows.section[rows.figure == STEP].unique():
         parts.append(markdown(cases_table(rows, section)))
-        if section in SECTIONS:
-            parts.append(markdown(targets_table(rows, section)))
+        parts += targets_text(rows, section)
     rows = pd.concat([rows[rows.figure != OPERATOR], operators(rows)])
     for figure, some in rows.groupby("figure", sort=False):
         parts += [f"## {figure}\n", markdown(listing(some))]
