@@ -6,6 +6,8 @@ into a graph, when it is captured, and that a replay does a whole step. It canno
 captures each kernel, streams, or where a graph's memory comes from.
 """
 
+import json
+
 import pytest
 import stand_in_gpu
 import torch
@@ -17,8 +19,11 @@ from test_cifar import SMALL, as_a_process_of_its_own, assert_equal, state_of, t
 
 import engine
 import graphed
+import speed
 import train_student
 import train_teacher
+from models import make_model
+from rrd_kernels import RRDLoss
 
 # Fixtures.
 __all__ = ["as_a_process_of_its_own", "teacher"]
@@ -165,6 +170,54 @@ def test_what_a_graph_cannot_be_had_with(options, text, teacher, tmp_path, monke
         monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=f"^--graph {text}"):
         run_of(teacher, tmp_path, "crd", "--graph", *options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_speed_has_steps_in_a_cuda_graph(tmp_path, monkeypatch):
+    captures, real = [], graphed.GraphedStep._capture
+
+    def noted(self):
+        captures.append(self)
+        real(self)
+
+    monkeypatch.setattr(graphed.GraphedStep, "_capture", noted)
+    record = tmp_path / "speed.json"
+    options = ["--model_t", "resnet14", "--model_s", "resnet8", "--batch_size", "4"]
+    options += ["--nce_k", "64", "--seconds", "0", "--device", "cuda", "--amp", "bf16"]
+    speed.main([*options, "--graph", "--output", str(record)])
+    assert len(captures) == 2  # before anything is timed, and never again
+    rows = {row["step"]: row for row in json.loads(record.read_text())["rows"]}
+    alone = speed.ALONE + speed.IN_A_GRAPH
+    assert list(rows) == [
+        *(speed.ALONE, speed.EAGER, speed.FUSED, alone, speed.FUSED + speed.IN_A_GRAPH)
+    ]
+    assert rows[speed.ALONE]["loss_seconds"] == rows[alone]["loss_seconds"] == 0.0
+
+
+def test_a_step_of_speed_in_a_cuda_graph_trains_as_one_without(monkeypatch):
+    torch.use_deterministic_algorithms(True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    options = speed.parse_arguments(["--batch_size", "4", "--nce_k", "12", "--device", "cuda"])
+    states = []
+    for graph in (False, True):
+        torch.manual_seed(0)
+        student, teacher = (make_model("resnet8", 10).to("cuda") for _ in range(2))
+        networks = (student, teacher.eval().requires_grad_(False))
+        widths = {"s_dim": student.feature_dim, "t_dim": teacher.feature_dim}
+        criterion = RRDLoss(**widths, nce_k=12).to("cuda")
+        images, labels = torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
+        batch = tuple(part.to("cuda") for part in (images, labels, torch.arange(4)))
+        step = speed.make_step(options, networks, criterion, batch, graph=graph)
+        done = graphed.WARM_UP + 1 if graph else 0
+        for _ in range(graphed.WARM_UP + 4 - done):  # past the end of the queue
+            step()
+        states.append({**student.state_dict(), **criterion.state_dict()})
+    assert_equal(*states)
+
+
+def test_speed_without_a_gpu_has_no_graph(tmp_path):
+    with pytest.raises(ValueError, match=r"^--graph needs a GPU; the device is cpu"):
+        speed.main(["--graph", "--device", "cpu", "--output", str(tmp_path / "speed.json")])
     assert not list(tmp_path.iterdir())
 
 

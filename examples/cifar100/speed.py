@@ -5,18 +5,21 @@
 Images and weights are random; all rows have the same student, teacher and optimizer and take turns.
 "loss ms" and "loss share" are what a row's step takes beyond the step without a relational loss in
 the same round, in milliseconds and as a share of the row's step; both are medians over the rounds.
+A step in a graph is compared with one in a graph.
 """
 
 import argparse
 import statistics
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor, nn
 
+import graphed
 import options as flags
 from benchmarks.implementations.fifo import published_loss
 from benchmarks.measuring.clocks import interleaved, spread, timer_of
@@ -27,6 +30,7 @@ from output import print_table, write_record
 from rrd_kernels import RRDLoss
 
 ALONE, EAGER, FUSED = "no relational loss", "published eager", "rrd_kernels"
+IN_A_GRAPH = " in a graph"
 
 
 class PublishedRRD(nn.Module):
@@ -78,7 +82,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--amp",
         choices=("bf16", "fp16"),
-        help="autocast to bfloat16 or float16 (default: no autocast)",
+        help="autocast to bfloat16 or float16, in which rrd_kernels multiplies too (default: no "
+        "autocast)",
+    )
+    group.add_argument(
+        "--graph",
+        action="store_true",
+        help="also the steps without a relational loss and with that of rrd_kernels as one CUDA "
+        "graph, as train_student.py --graph trains; on one GPU, not with --amp fp16",
     )
     flags.add_seconds(group, 60.0)
     flags.add_output(group)
@@ -95,30 +106,38 @@ def make_step(
     options: argparse.Namespace,
     networks: tuple[ImageClassifier, ImageClassifier],
     criterion: nn.Module | None,
-    batch: tuple[Tensor, Tensor],
+    batch: tuple[Tensor, Tensor, Tensor],
+    *,
+    graph: bool = False,
 ) -> Callable[[], Tensor]:
-    """One step of SGD on a batch; returns the loss."""
+    """One step of SGD on a batch of images, labels and the samples' numbers; returns the loss. If
+    ``graph``, it has been captured."""
     student, teacher = networks
-    images, labels = batch
+    device = batch[0].device
     modules = nn.ModuleList([student] if criterion is None else [student, criterion])
     trained = [p for p in modules.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(options.amp)
 
-    def step() -> Tensor:
-        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+    def step(images: Tensor, labels: Tensor, _: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
             with torch.no_grad():
                 taught, _ = teacher(images, is_feat=True)
             features, logits = student(images, is_feat=True)
             loss = F.cross_entropy(logits.float(), labels)
             if criterion is not None:
                 loss = loss + criterion(features[-1], taught[-1])
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    return step
+    if not graph:
+        return partial(step, *batch)
+    whole = partial(graphed.GraphedStep(step, options.batch_size, optimizer, device), *batch)
+    for _ in range(graphed.WARM_UP + 1):
+        whole()
+    return whole
 
 
 def measure(options: argparse.Namespace) -> dict[str, list[float]]:
@@ -127,9 +146,8 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
     Raises:
         RuntimeError: the two losses do not agree at their first step.
     """
-    device = prepare(
-        argparse.Namespace(device=options.device, seed=0, deterministic=False, graph=None)
-    )
+    fixed = {"seed": 0, "deterministic": False, "accumulate": 1, "compile": False}
+    device = prepare(argparse.Namespace(**vars(options), **fixed))
     student = make_model(options.model_s, 100).to(device).train()
     teacher = make_model(options.model_t, 100).to(device).eval().requires_grad_(False)
     criterion = RRDLoss(
@@ -138,7 +156,8 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
     published = PublishedRRD(criterion).to(device)
     published.embed_t.requires_grad_(False)
     images = torch.randn(options.batch_size, 3, 32, 32, device=device)
-    batch = (images, torch.randint(100, (options.batch_size,), device=device))
+    numbers = torch.arange(options.batch_size, device=device)
+    batch = (images, torch.randint(100, (options.batch_size,), device=device), numbers)
     features = torch.randn(options.batch_size, student.feature_dim, device=device)
     taught = torch.randn(options.batch_size, teacher.feature_dim, device=device)
     difference = abs(criterion(features, taught) - published(features, taught)).item()
@@ -147,12 +166,17 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
             f"the losses of the published code and of rrd_kernels differ by {difference:.3g} at "
             f"their first step; at most 1e-3 is allowed"
         )
+    # As autocast multiplies the published matrices.
+    criterion.precision = {"bf16": "bfloat16", "fp16": "float16"}.get(options.amp)
     networks = (student, teacher)
     steps = {
         ALONE: make_step(options, networks, None, batch),
         EAGER: make_step(options, networks, published, batch),
         FUSED: make_step(options, networks, criterion, batch),
     }
+    if options.graph:
+        for name, loss in ((ALONE, None), (FUSED, criterion)):
+            steps[name + IN_A_GRAPH] = make_step(options, networks, loss, batch, graph=True)
     timers = {name: timer_of(step, device) for name, step in steps.items()}
     return interleaved(timers, options.seconds)
 
@@ -168,8 +192,9 @@ def main(arguments: list[str] | None = None) -> None:
     for name, found in times.items():
         seconds = spread(found)
         # Of one round: a machine that slows down slows both alike.
-        own = statistics.median(x - y for x, y in zip(found, times[ALONE], strict=True))
-        share = statistics.median((x - y) / x for x, y in zip(found, times[ALONE], strict=True))
+        alone = ALONE + IN_A_GRAPH if name.endswith(IN_A_GRAPH) else ALONE
+        own = statistics.median(x - y for x, y in zip(found, times[alone], strict=True))
+        share = statistics.median((x - y) / x for x, y in zip(found, times[alone], strict=True))
         images_per_second = options.batch_size / seconds["median"]
         rows.append(
             {
@@ -184,11 +209,11 @@ def main(arguments: list[str] | None = None) -> None:
             name,
             "{median:.1f} [{p20:.1f}–{p80:.1f}]".format(**{k: 1e3 * x for k, x in seconds.items()}),
             f"{images_per_second:.0f}",
-            "–" if name == ALONE else f"{1e3 * own:.1f}",
-            "–" if name == ALONE else f"{share:.1%}",
+            "–" if name == alone else f"{1e3 * own:.1f}",
+            "–" if name == alone else f"{share:.1%}",
         )
     print_table(table)
-    if busy:
+    if busy and busy > 0.1:
         print(f"warning: other processes kept {busy:.1f} cores busy before the measurement")
     settings = {name: value for name, value in vars(options).items() if name != "output"}
     fields = {"settings": settings, "busy_cores": busy, "rows": rows}
@@ -196,4 +221,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    flags.run_script(main)
