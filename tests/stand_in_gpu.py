@@ -37,6 +37,11 @@ RANGE = "## Call CompiledFxGraph"
 #: Tests that a CPU cannot pass for a GPU, and what they would have of one.
 UNABLE = {
     "test_export_of_the_functional_loss": "a device that a trace can be of",
+    "test_a_schedule_reaches_the_hard_target_in_a_compiled_step": "compiled graphs",
+    "test_params_written_behind_a_compiled_graph": "compiled graphs",
+    "test_a_tensor_of_a_function_is_no_constant_of_the_graph": "tensors that are on the CPU",
+    "test_every_implementation_agrees": "PyTorch's attention kernels",
+    "test_every_figure_of_a_case": "PyTorch's attention kernels",
     "test_launches": "a profile of kernels",
     "test_the_global_setting_chooses_tf32": "TF32",
     "test_unit_memory_beyond_the_bounded_range_falls_back": "products in float16",
