@@ -24,9 +24,7 @@ from benchmarks.report.record import RESULTS, ROOT, default_path, load, new_reco
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
-import pandas as pd
-
-from benchmarks.report import compare, documents, pictures, tables, targets
+from benchmarks.report import compare, documents, pictures, tables
 
 DOCUMENTS = {path.name: path.read_text() for path in documents.pages()}
 RECORD = RESULTS / "cpu-2-cores-avx512-2026-11-27.json"
@@ -167,7 +165,7 @@ def record_of_family(path, times=1.0, extra=0):
 )
 def test_targets_are_met_or_missed(times, extra, missed, tmp_path):
     path = record_of_family(tmp_path / "record.json", times, extra)
-    found = tables.targets_table(tables.frame(load(path)), "relational family")
+    found = tables.targets_table(tables.frame(load(path)), "relational family", on_gpu=False)
     # SDPA's and that of memory for each of five methods, and five of some. What is four times as
     # long has some to spare where less is asked for.
     assert found.result.value_counts().get("met", 0) == 15 - sum(missed.values())
@@ -190,7 +188,7 @@ def test_targets_of_crd_are_met_or_missed(times, extra, missed, tmp_path):
         for kind, ratio in ((PublishedEager, times), (Fused, 1.0))
     ]
     path.write_text(json.dumps(record))
-    found = tables.targets_table(tables.frame(load(path)), "CRD")
+    found = tables.targets_table(tables.frame(load(path)), "CRD", on_gpu=False)
     assert len(found) == 6  # two of time, and memory's of four cases
     missing = found.target[found.result == "missed"]
     assert len(missing) == len(missed)
@@ -198,68 +196,148 @@ def test_targets_of_crd_are_met_or_missed(times, extra, missed, tmp_path):
     assert tables.markdown(found) in documents.section("CRD", path)
 
 
-def record_of_gpu(path, spoilt=1.0, without=()):
-    """Each figure of a target just so, or ``spoilt`` by a factor; rows ``without`` an
-    implementation's."""
-    record, rows = load(RECORD) | {"gpu": {"name": "a card"}}, {}
+#: Of a GPU, beside those of memory: case, target, and what meets it just so.
+OF_GPU = [
+    ("bfloat16 64×16384", "at most 12 µs in a graph", "12.0 µs"),
+    ("bfloat16 64×16384", "at most 60 µs without a graph", "60.0 µs"),
+    ("bfloat16 64×16384", "published eager takes at least 5.00 times as long", "5.00"),
+    ("bfloat16 64×16384", "torch.compile takes at least 2.00 times as long", "2.00"),
+    ("bfloat16 256×16384", "at most 20 µs in a graph", "20.0 µs"),
+    ("bfloat16 256×16384", "at most 60 µs without a graph", "60.0 µs"),
+    ("bfloat16 256×16384", "published eager takes at least 5.00 times as long", "5.00"),
+    ("bfloat16 256×16384", "torch.compile takes at least 2.00 times as long", "2.00"),
+    ("bfloat16 1024×65536", "at least 50% of torch.mm's rate, in a graph", "50.0%"),
+    ("bfloat16 4096×262144", "at least 60% of torch.mm's rate, in a graph", "60.0%"),
+    ("bfloat16 8192×65536", "at least 60% of torch.mm's rate, in a graph", "60.0%"),
+    *(
+        (
+            f"bfloat16 {size} D={dim}",
+            f"share of torch.mm's rate at most 10 points below that of bfloat16 {size}, in a graph",
+            "-10.0 points",
+        )
+        for dim in (64, 256)
+        for size in ("1024×65536", "4096×262144")
+    ),
+    ("float32 64×16384", "published eager takes at least 1.00 times as long", "1.00"),
+    ("float32 256×16384", "published eager takes at least 1.00 times as long", "1.00"),
+    ("float32 1024×65536", "published eager takes at least 1.00 times as long", "1.00"),
+    ("tf32 64×16384", "published eager takes at least 2.00 times as long", "2.00"),
+    ("tf32 256×16384", "published eager takes at least 2.00 times as long", "2.00"),
+    ("float32 momentum 64×16384 of 50000", "at most 100 µs in a graph", "100.0 µs"),
+]
+BESIDE = "bfloat16 1024×65536"
+
+
+def rows_of_gpu():
+    """Every case, each figure of a target just so, by case, implementation and figure."""
+    record, rows = load(RECORD), {}
     rate = 1e9 * record["machine"]["before"]["mm_gflops"]["bfloat16"]
-    operations = {case.name: case.operations for case in CUDA_CASES}
-    shares = {of.case: of.limit for of in targets.ON_GPUS if of.column == "share"}
+    record["machine"]["after"] = None
     for case in CUDA_CASES:
         for kind, figure in ((Fused, "step"), (Fused, GRAPH), (PublishedEager, "step")):
-            key = (case.name, kind.name, figure)
-            rows[key] = case.fields() | {"figure": figure, "implementation": kind.name, "rounds": 7}
-    for of in targets.ON_GPUS:
-        fields = {"figure": of.figure, "implementation": of.implementation}
-        case = next(case for case in CUDA_CASES if case.name == of.case)
-        row = rows.setdefault((of.case, of.implementation, of.figure), case.fields() | fields)
-        if of.column == "share":
-            # A little more, in which roundings vanish, and still more than the case beside it.
-            share = (of.limit + shares.get(of.beside, 0.0)) * (1 + (1e-9 if of.beside else 1e-12))
-            row["median"] = operations[of.case] / rate / share * spoilt
+            own = {"figure": figure, "implementation": kind.name, "rounds": 7}
+            rows[case.name, kind.name, figure] = case.fields() | own
+
+    def set_to(case, implementation, figure, **values):
+        own = {"figure": figure, "implementation": implementation}
+        fields = next(one for one in CUDA_CASES if one.name == case).fields()
+        rows.setdefault((case, implementation, figure), fields | own).update(values)
+
+    for case, text, just in OF_GPU:
+        name = Fused.name
+        if just.endswith("µs"):
+            figure = "step" if "without" in text else GRAPH
+            set_to(case, name, figure, median=1e-6 * float(just.split()[0]))
+        elif " takes " in text:
+            set_to(case, text.partition(" takes ")[0], "step", times_ours=float(just))
         else:
-            row[of.column] = of.limit / spoilt if of.column == "times_ours" else of.limit * spoilt
-    record["machine"]["after"] = record["machine"]["before"]
-    record["rows"] = [row for key, row in rows.items() if key[1] not in without]
-    path.write_text(json.dumps(record))
-    return path
+            share = {"1024×65536": 0.5}.get(case.split()[1], 0.6)
+            # A little above, in which roundings vanish.
+            share = share - 0.1 + 1e-9 if "D=" in case else share + 1e-12
+            operations = rows[case, name, GRAPH]["operations"]
+            set_to(case, name, GRAPH, median=operations / (rate * share))
+    for case in CUDA_CASES:
+        set_to(case.name, Fused.name, "step", extra_bytes=16 * case.batch * case.dim + (32 << 20))
+    return record | {"gpu": {"name": "a card"}}, rows
 
 
-def results_of_gpu(path, **how):
-    found = tables.frame(load(record_of_gpu(path, **how)))
-    return pd.concat([tables.targets_table(found, section) for section in found.section.unique()])
+def gpu_document(record, rows, path):
+    path.write_text(json.dumps(record | {"rows": list(rows.values())}))
+    found = load(path)
+    table = tables.targets_table(tables.frame(found), "FIFO memory", on_gpu=True)
+    text = tables.document(found)
+    assert tables.markdown(table) in text
+    assert tables.markdown(table) in documents.section("FIFO memory", path)
+    return table, text
 
 
 def test_targets_of_a_gpu(tmp_path):
-    path = tmp_path / "record.json"
-    met = results_of_gpu(path)
-    assert len(met) == len(targets.ON_GPUS)
-    assert set(met.result) == {"met"}
-    text = tables.document(load(path))
-    for line in (
-        "| bfloat16 64×16384 | at most 12 µs in a graph | 12.0 µs | met |",
-        "| bfloat16 64×16384 | torch.compile takes at least 2.00 times as long | 2.00 | met |",
-        "| bfloat16 1024×65536 | at least 50% of torch.mm's rate in a graph | 50.0% | met |",
-        "| bfloat16 1024×65536 D=64 | at most 10% of torch.mm's rate in a graph below bfloat16 "
-        "1024×65536 | 40.0% | met |",
-        "| float32 momentum 64×16384 of 50000 | at most 100 µs in a graph | 100.0 µs | met |",
-    ):
-        assert f"{line}\n" in text
-    missed = results_of_gpu(path, spoilt=1.001)
-    # Where both shares fall alike their difference falls less.
-    beside = missed["FIFO memory"].str.contains("D=")
-    assert set(missed.result[~beside]) == {"missed"}
+    table, text = gpu_document(*rows_of_gpu(), tmp_path / "record.json")
+    assert "The targets are an H200's:\n" in text
+    memory = table.target.str.contains("memory")
+    found = table[~memory].itertuples(index=False)
+    assert [tuple(line) for line in found] == [(*line, "met") for line in OF_GPU]
+    found = [tuple(line) for line in table[memory].itertuples(index=False)]
+    limits = [(case.name, 16 * case.batch * case.dim / 2**20 + 32) for case in CUDA_CASES]
+    wanted = [
+        (name, f"at most {limit:.1f} MiB of extra memory", f"{limit:.1f} MiB", "met")
+        for name, limit in limits
+    ]
+    assert found == wanted
 
 
-def test_what_was_not_measured_is_no_target_met(tmp_path):
-    path = tmp_path / "record.json"
-    found = results_of_gpu(path, without=["torch.compile"])
-    missing = found[found.result == "not measured"]
-    assert set(missing["FIFO memory"]) == targets.BESIDE_COMPILE
+@pytest.mark.parametrize("worse", [1.001, 2.0])
+def test_targets_of_a_gpu_that_are_missed(worse, tmp_path):
+    record, rows = rows_of_gpu()
+    for row in rows.values():
+        for column, factor in (
+            ("median", worse),
+            ("extra_bytes", worse),
+            ("times_ours", 1 / worse),
+        ):
+            if column in row:
+                row[column] *= factor
+    table, _ = gpu_document(record, rows, tmp_path / "record.json")
+    # As both shares fall, so does the difference.
+    beside = table.target.str.contains("below")
+    assert set(table.result[~beside]) == {"missed"}
+    assert set(table.result[beside]) == {"met"}
+
+
+def test_a_share_that_is_far_below_that_of_the_usual_width(tmp_path):
+    record, rows = rows_of_gpu()
+    rows[f"{BESIDE} D=64", "rrd_kernels", GRAPH]["median"] *= 1.001
+    table, _ = gpu_document(record, rows, tmp_path / "record.json")
+    missed = table[table.result == "missed"]
+    assert list(missed.case) == [f"{BESIDE} D=64"]
+    assert list(missed.measured) == ["-10.0 points"]
+
+
+@pytest.mark.parametrize(
+    ("gone", "lines"),
+    [
+        (lambda row: row["implementation"] == "torch.compile", 2),
+        # Of its own share, and of the two that are compared with it.
+        (lambda row: row["case"] == BESIDE and row["figure"] == GRAPH, 3),
+        # Time has ended before the cases after the third: 12 targets are of these three.
+        (lambda row: CASES["cuda"].index(named(row["case"])) > 2, 28),
+        (lambda row: row["section"] == "momentum memory", 3),
+    ],
+    ids=("torch.compile", "a graph", "later cases", "a section"),
+)
+def test_what_was_not_measured_is_listed(gone, lines, tmp_path):
+    record, rows = rows_of_gpu()
+    rows = {key: row for key, row in rows.items() if not gone(row)}
+    table, _ = gpu_document(record, rows, tmp_path / "record.json")
+    assert len(table) == len(OF_GPU) + len(CUDA_CASES)
+    missing = table[table.result == "not measured"]
+    assert len(missing) == lines
     assert set(missing.measured) == {"–"}
-    assert set(missing.target.str.partition(" ")[0]) == {"torch.compile"}
-    found = results_of_gpu(path, without=["rrd_kernels"])
-    assert set(found.result[~found.target.str.contains(" takes ")]) == {"not measured"}
+    assert set(table.result) == {"met", "not measured"}
+
+
+def named(name):
+    return next(case for case in CUDA_CASES if case.name == name)
 
 
 def test_tiny_sizes_and_other_devices_have_no_targets(written):

@@ -174,13 +174,25 @@ def test_what_a_graph_cannot_be_had_with(options, text, teacher, tmp_path, monke
 
 
 def test_speed_has_steps_in_a_cuda_graph(tmp_path, monkeypatch):
-    captures, real = [], graphed.GraphedStep._capture
+    captures, capture, made, make = [], graphed.GraphedStep._capture, [], speed.make_step
 
-    def noted(self):
+    def captured(self):
         captures.append(self)
-        real(self)
+        capture(self)
 
-    monkeypatch.setattr(graphed.GraphedStep, "_capture", noted)
+    def made_step(options, networks, criterion, batch, *, graph=False):
+        dtypes = set()
+        hook = networks[0].register_forward_hook(lambda *call: dtypes.add(call[-1][1].dtype))
+        step = make(options, networks, criterion, batch, graph=graph)
+        step()
+        hook.remove()
+        assert dtypes == {torch.bfloat16}
+        assert all(p.grad is None for p in networks[0].parameters())  # as a graph needs it
+        made.append((type(criterion), graph))
+        return step
+
+    monkeypatch.setattr(graphed.GraphedStep, "_capture", captured)
+    monkeypatch.setattr(speed, "make_step", made_step)
     record = tmp_path / "speed.json"
     options = ["--model_t", "resnet14", "--model_s", "resnet8", "--batch_size", "4"]
     options += ["--nce_k", "64", "--seconds", "0", "--device", "cuda", "--amp", "bf16"]
@@ -188,9 +200,11 @@ def test_speed_has_steps_in_a_cuda_graph(tmp_path, monkeypatch):
     assert len(captures) == 2  # before anything is timed, and never again
     rows = {row["step"]: row for row in json.loads(record.read_text())["rows"]}
     alone = speed.ALONE + speed.IN_A_GRAPH
-    assert list(rows) == [
-        *(speed.ALONE, speed.EAGER, speed.FUSED, alone, speed.FUSED + speed.IN_A_GRAPH)
-    ]
+    graphs = [alone, speed.FUSED + speed.IN_A_GRAPH]
+    assert list(rows) == [speed.ALONE, speed.EAGER, speed.FUSED, *graphs]
+    losses = [type(None), speed.PublishedRRD, RRDLoss, type(None), RRDLoss]
+    assert [kind for kind, _ in made] == losses
+    assert [graph for _, graph in made] == [False, False, False, True, True]
     assert rows[speed.ALONE]["loss_seconds"] == rows[alone]["loss_seconds"] == 0.0
 
 
@@ -207,10 +221,13 @@ def test_a_step_of_speed_in_a_cuda_graph_trains_as_one_without(monkeypatch):
         criterion = RRDLoss(**widths, nce_k=12).to("cuda")
         images, labels = torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
         batch = tuple(part.to("cuda") for part in (images, labels, torch.arange(4)))
+        trained = [*student.parameters(), *criterion.memory.embed_s.parameters()]
+        start = [parameter.detach().clone() for parameter in trained]
         step = speed.make_step(options, networks, criterion, batch, graph=graph)
         done = graphed.WARM_UP + 1 if graph else 0
         for _ in range(graphed.WARM_UP + 4 - done):  # past the end of the queue
             step()
+        assert not any(map(torch.equal, start, trained))
         states.append({**student.state_dict(), **criterion.state_dict()})
     assert_equal(*states)
 

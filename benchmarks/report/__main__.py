@@ -61,8 +61,8 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     )
     text += "the name (default: benchmarks/results/<device>-<date>.json)"
     add("--output", type=Path, metavar="NAME.json", help=text)
-    text = "the cases in which torch.compile takes part: all; targets, those of a GPU that have a "
-    text += "target beside it; none (default: all)"
+    text = "the cases in which torch.compile takes part: all; targets, the GPU's cases that have a "
+    text += "target relative to it; none (default: all)"
     add("--compile", choices=("all", "targets", "none"), default="all", help=text)
     text = "write the record without tables and pictures, which need pandas, matplotlib and rich; "
     text += "python -m benchmarks.report.documents NAME.json makes them later"

@@ -58,7 +58,7 @@ def section(of: str, path: Path) -> str:
         tables.source_text(record),
         tables.markdown(tables.cases_table(rows, of, between="<br>")),
     ]
-    parts += tables.targets_text(rows, of)
+    parts += tables.targets_text(rows, of, record)
     if of == Case.section:
         for figure, title in pictures.TITLES.items():
             if figure in rows.figure.unique():

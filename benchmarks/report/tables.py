@@ -11,7 +11,7 @@ from rich.markdown import Markdown
 from benchmarks.cases.sizes import Case, FamilyCase
 from benchmarks.measuring.run import GRAPH, GROWTH, OPERATOR, OURS, STEP
 from benchmarks.report.record import Record
-from benchmarks.report.targets import AT_LEAST, ON_CPUS, ON_GPUS, Target
+from benchmarks.report.targets import ON_CPUS, ON_GPUS, Target
 
 #: Every field that a table asks for; rows of one kind or of older records lack some.
 WORDS = """figure section case method format implementation axis name outcome reason not_captured
@@ -33,14 +33,12 @@ GAIN = {
 
 
 def frame(record: Record) -> pd.DataFrame:
-    """The record's rows, with ``on_gpu``, ``ceiling`` (the seconds that the machine needs),
-    ``bound``, by which of its rates, and ``share``, of the ceiling. That can be over 1: a memory in
-    cache is read faster than a copy, and torch.mm is not the fastest product that a machine can
-    do."""
+    """The record's rows, with ``ceiling`` (the seconds that the machine needs), ``bound``, by which
+    of its rates, and ``share``, of the ceiling. That can be over 1: a memory in cache is read
+    faster than a copy, and torch.mm is not the fastest product that a machine can do."""
     rows = pd.DataFrame(record["rows"], columns=list(TYPES)).astype(TYPES)
     rows = rows[rows.format != "int64"].copy()  # older records have draws of negatives
     mm, copied = rates(record)
-    rows["on_gpu"] = "gpu" in record
     whole = rows.figure.str.contains(f"{STEP}|{GROWTH}")  # not parts, of unknown ceilings
     compute = rows.operations.where(whole) / rows.format.map(mm).astype(float)
     bandwidth = rows.bytes.where(whole) / copied
@@ -105,28 +103,29 @@ def family_table(rows: pd.DataFrame) -> pd.DataFrame:
     return gain_table(rows, {case: f"{case}, float32" for case in cases}, PLAIN[:1])
 
 
-def targets_table(rows: pd.DataFrame, section: str) -> pd.DataFrame:
-    """A line for each target of the cases that were run, in their order: met, missed, or not
-    measured."""
-    targets = ON_GPUS if rows.on_gpu.any() else ON_CPUS
-    rows = rows[(rows.section == section) & rows.figure.isin((STEP, GRAPH))]
+def targets_table(rows: pd.DataFrame, section: str, on_gpu: bool) -> pd.DataFrame:
+    """A line for each target that is listed after a section, if one of its cases was run: met,
+    missed, or not measured."""
+    targets = (ON_GPUS if on_gpu else ON_CPUS).get(section, ())
+    rows = rows[rows.figure.isin((STEP, GRAPH))]
     found = rows.set_index(["case", "implementation", "figure"])
-    order = list(rows.case.unique())
-    wanted = [target for target in targets if target.case in order]
-    lines = [_line(target, found) for target in sorted(wanted, key=lambda of: order.index(of.case))]
-    return pd.DataFrame(lines, columns=[section, "target", "measured", "result"])
 
+    def value(target: Target) -> float:
+        cases = (target.case, target.beside) if target.beside else (target.case,)
+        keys = [(case, target.implementation, target.figure) for case in cases]
+        first, *other = (found[target.column].get(key, math.nan) for key in keys)
+        return first - sum(other)
 
-def _line(target: Target, found: pd.DataFrame) -> tuple[str, str, str, str]:
-    def measured(case: str) -> float:
-        return found[target.column].get((case, target.implementation, target.figure), math.nan)
+    def line(target: Target) -> tuple[str, str, str, str]:
+        measured = value(target)
+        if math.isnan(measured):
+            return target.case, target.text, "–", "not measured"
+        result = "met" if target.met(measured) else "missed"
+        return target.case, target.text, target.measured(measured), result
 
-    value = measured(target.case)
-    limit = target.limit + (measured(target.beside) if target.beside else 0.0)
-    if math.isnan(value + limit):
-        return target.case, target.text, "–", "not measured"
-    met = value >= limit if target.column in AT_LEAST else value <= limit
-    return target.case, target.text, target.value(value), "met" if met else "missed"
+    columns = ["case", "target", "measured", "result"]
+    run = set(rows.case) & {target.case for target in targets}
+    return pd.DataFrame([line(target) for target in targets] if run else [], columns=columns)
 
 
 def errors_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -196,10 +195,12 @@ def markdown(table: pd.DataFrame) -> str:
     return "".join((head, f"|---{'|--:' * (len(table.columns) - 1)}|\n", *lines))
 
 
-def targets_text(rows: pd.DataFrame, section: str) -> list[str]:
+def targets_text(rows: pd.DataFrame, section: str, record: Record) -> list[str]:
     """The table of targets as Markdown, where there are any."""
-    found = targets_table(rows, section)
-    return [] if found.empty else [markdown(found)]
+    on_gpu = "gpu" in record
+    found = targets_table(rows, section, on_gpu)
+    title = ["The targets are an H200's:\n"] if on_gpu else []
+    return [] if found.empty else [*title, markdown(found)]
 
 
 def document(record: Record) -> str:
@@ -208,7 +209,7 @@ def document(record: Record) -> str:
     parts = ["# Time and memory of a step\n", source_text(record)]
     for section in rows.section[rows.figure == STEP].unique():
         parts.append(markdown(cases_table(rows, section)))
-        parts += targets_text(rows, section)
+        parts += targets_text(rows, section, record)
     rows = pd.concat([rows[rows.figure != OPERATOR], operators(rows)])
     for figure, some in rows.groupby("figure", sort=False):
         parts += [f"## {figure}\n", markdown(listing(some))]

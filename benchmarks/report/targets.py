@@ -9,6 +9,8 @@ from benchmarks.cases.sizes import (
     FAMILY_CASES,
     MOMENTUM_CASES,
     Case,
+    ContrastiveCase,
+    FamilyCase,
 )
 from benchmarks.implementations.family import Products, SoftLoss
 from benchmarks.implementations.fifo import Compiled, PublishedEager
@@ -16,13 +18,12 @@ from benchmarks.implementations.sdpa import CpuFlash
 from benchmarks.measuring.run import GRAPH, OURS, STEP
 
 MIB = 1 << 20
-#: Columns with a lower limit; the others' is an upper one.
-AT_LEAST = ("times_ours", "share")
 
 
 class Target(NamedTuple):
-    """A limit for one column of a case's row of :func:`benchmarks.report.tables.frame`; counted
-    from that of the case ``beside``, if any."""
+    """A limit for one column of one row of :func:`benchmarks.report.tables.frame`: the row of
+    ``case``, ``implementation`` and ``figure``. With ``beside``, the limit is for the difference
+    from the same row of that case."""
 
     case: str
     column: str
@@ -33,23 +34,29 @@ class Target(NamedTuple):
 
     @property
     def text(self) -> str:
-        where = {GRAPH: " in a graph", STEP: " without a graph"}[self.figure]
-        share = f"at least {self.limit:.0%} of torch.mm's rate{where}"
+        where = {GRAPH: "in a graph", STEP: "without a graph"}[self.figure]
+        share = f"at least {self.limit:.0%} of torch.mm's rate, {where}"
         if self.beside:
-            share = f"at most {-self.limit:.0%} of torch.mm's rate{where} below {self.beside}"
+            points = f"at most {-100 * self.limit:.0f} points"
+            share = f"share of torch.mm's rate {points} below that of {self.beside}, {where}"
         return {
             "times_ours": f"{self.implementation} takes at least {self.limit:.2f} times as long",
             "extra_bytes": f"at most {self.limit / MIB:.1f} MiB of extra memory",
-            "median": f"at most {1e6 * self.limit:.0f} µs{where}",
+            "median": f"at most {1e6 * self.limit:.0f} µs {where}",
             "share": share,
         }[self.column]
 
-    def value(self, value: float) -> str:
+    def met(self, value: float) -> bool:
+        """Times as long and shares have a lower limit, times and memory an upper one."""
+        least = self.column in ("times_ours", "share")
+        return value >= self.limit if least else value <= self.limit
+
+    def measured(self, value: float) -> str:
         return {
             "times_ours": f"{value:.2f}",
             "extra_bytes": f"{value / MIB:.1f} MiB",
             "median": f"{1e6 * value:.1f} µs",
-            "share": f"{value:.1%}",
+            "share": f"{100 * value:+.1f} points" if self.beside else f"{value:.1%}",
         }[self.column]
 
 
@@ -59,33 +66,34 @@ def _slower(case: str, implementation: str, limit: float) -> Target:
 
 
 def _memory(case: Case, constant: int = 32 * MIB) -> Target:
-    """Of vectors of the batch, whatever K is."""
+    """The batch's vectors and a constant, whatever K is."""
     return Target(case.name, "extra_bytes", 16 * case.batch * case.dim + constant)
 
 
-#: Of other methods and of CRD, by method and case.
-SLOWER = {
-    "MoCo": {PublishedEager.name: 3.0, SoftLoss.name: 1 / 0.6},
-    "SEED": {PublishedEager.name: 4.0},
-    "ReSSL": {PublishedEager.name: 1.8, Products.name: 0.95},
-    "CRD 64×16384 of 50000": {PublishedEager.name: 10.0},
-    "CRD 64×4096 of 1280000": {PublishedEager.name: 3.0},
-}
-
-
-def _on_cpus() -> Iterator[Target]:
+def _of_family() -> Iterator[Target]:
+    eager, products, soft = PublishedEager.name, Products.name, SoftLoss.name
+    slower = {
+        "MoCo": {eager: 3.0, soft: 1 / 0.6},
+        "SEED": {eager: 4.0},
+        "ReSSL": {eager: 1.8, products: 0.95},
+    }
     for case in FAMILY_CASES:
-        for other, limit in {**SLOWER.get(case.method, {}), CpuFlash.name: 1.0}.items():
+        for other, limit in {**slower.get(case.method, {}), CpuFlash.name: 1.0}.items():
             yield _slower(case.name, other, limit)
         yield _memory(case, 4 * MIB)
-    for drawn in CONTRASTIVE_CASES:
-        for other, limit in SLOWER.get(drawn.name, {}).items():
-            yield _slower(drawn.name, other, limit)
-        yield Target(drawn.name, "extra_bytes", 64 * MIB)
 
 
-def _on_gpus() -> Iterator[Target]:
-    """An H200's."""
+def _of_crd() -> Iterator[Target]:
+    slower = {"CRD 64×16384 of 50000": 10.0, "CRD 64×4096 of 1280000": 3.0}
+    for case in CONTRASTIVE_CASES:
+        if case.name in slower:
+            yield _slower(case.name, PublishedEager.name, slower[case.name])
+        yield Target(case.name, "extra_bytes", 64 * MIB)
+
+
+def _of_gpu() -> Iterator[Target]:
+    """Of an H200. Shares of torch.mm, and the time of the momentum memory, are by the device's
+    clock, in a graph."""
     for size, in_a_graph in (("64×16384", 12e-6), ("256×16384", 20e-6)):
         yield Target(f"bfloat16 {size}", "median", in_a_graph, figure=GRAPH)
         yield Target(f"bfloat16 {size}", "median", 60e-6)
@@ -105,6 +113,9 @@ def _on_gpus() -> Iterator[Target]:
         yield _memory(case)
 
 
-ON_CPUS, ON_GPUS = tuple(_on_cpus()), tuple(_on_gpus())
-#: Where torch.compile has a target beside it.
-BESIDE_COMPILE = {target.case for target in ON_GPUS if target.implementation == Compiled.name}
+#: By the section of a record after which they are listed.
+ON_CPUS = {FamilyCase.section: tuple(_of_family()), ContrastiveCase.section: tuple(_of_crd())}
+_ORDER = [case.name for case in CUDA_CASES]
+ON_GPUS = {Case.section: tuple(sorted(_of_gpu(), key=lambda target: _ORDER.index(target.case)))}
+#: Cases with a target beside torch.compile.
+BESIDE_COMPILE = {of.case for of in ON_GPUS[Case.section] if of.implementation == Compiled.name}
