@@ -233,15 +233,12 @@ def rows_of_gpu():
     record, rows = load(RECORD), {}
     rate = 1e9 * record["machine"]["before"]["mm_gflops"]["bfloat16"]
     record["machine"]["after"] = None
-    for case in CUDA_CASES:
-        for kind, figure in ((Fused, "step"), (Fused, GRAPH), (PublishedEager, "step")):
-            own = {"figure": figure, "implementation": kind.name, "rounds": 7}
-            rows[case.name, kind.name, figure] = case.fields() | own
+    fields = {case.name: case.fields() for case in CUDA_CASES}
 
     def set_to(case, implementation, figure, **values):
-        own = {"figure": figure, "implementation": implementation}
-        fields = next(one for one in CUDA_CASES if one.name == case).fields()
-        rows.setdefault((case, implementation, figure), fields | own).update(values)
+        own = {"figure": figure, "implementation": implementation, "rounds": 7}
+        row = rows.setdefault((case, implementation, figure), fields[case] | own)
+        row.update(values)
 
     for case, text, just in OF_GPU:
         name = Fused.name
@@ -254,8 +251,7 @@ def rows_of_gpu():
             share = {"1024×65536": 0.5}.get(case.split()[1], 0.6)
             # A little above, in which roundings vanish.
             share = share - 0.1 + 1e-9 if "D=" in case else share + 1e-12
-            operations = rows[case, name, GRAPH]["operations"]
-            set_to(case, name, GRAPH, median=operations / (rate * share))
+            set_to(case, name, GRAPH, median=fields[case]["operations"] / (rate * share))
     for case in CUDA_CASES:
         set_to(case.name, Fused.name, "step", extra_bytes=16 * case.batch * case.dim + (32 << 20))
     return record | {"gpu": {"name": "a card"}}, rows
@@ -320,7 +316,7 @@ def test_a_share_that_is_far_below_that_of_the_usual_width(tmp_path):
         # Of its own share, and of the two that are compared with it.
         (lambda row: row["case"] == BESIDE and row["figure"] == GRAPH, 3),
         # Time has ended before the cases after the third: 12 targets are of these three.
-        (lambda row: CASES["cuda"].index(named(row["case"])) > 2, 28),
+        (lambda row: row["case"] not in {case.name for case in CUDA_CASES[:3]}, 28),
         (lambda row: row["section"] == "momentum memory", 3),
     ],
     ids=("torch.compile", "a graph", "later cases", "a section"),
@@ -334,10 +330,6 @@ def test_what_was_not_measured_is_listed(gone, lines, tmp_path):
     assert len(missing) == lines
     assert set(missing.measured) == {"–"}
     assert set(table.result) == {"met", "not measured"}
-
-
-def named(name):
-    return next(case for case in CUDA_CASES if case.name == name)
 
 
 def test_tiny_sizes_and_other_devices_have_no_targets(written):

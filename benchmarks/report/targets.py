@@ -92,8 +92,8 @@ def _of_crd() -> Iterator[Target]:
 
 
 def _of_gpu() -> Iterator[Target]:
-    """Of an H200. Shares of torch.mm, and the time of the momentum memory, are by the device's
-    clock, in a graph."""
+    """Of an H200. The ceiling of the large cases is torch.mm's rate. Their shares of it, and the
+    time of the momentum memory, are by the device's clock, in a graph."""
     for size, in_a_graph in (("64×16384", 12e-6), ("256×16384", 20e-6)):
         yield Target(f"bfloat16 {size}", "median", in_a_graph, figure=GRAPH)
         yield Target(f"bfloat16 {size}", "median", 60e-6)

@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
             "–" if name == alone else f"{share:.1%}",
         )
     print_table(table)
-    if busy and busy > 0.1:
+    if (busy or 0) > 0.1:
         print(f"warning: other processes kept {busy:.1f} cores busy before the measurement")
     settings = {name: value for name, value in vars(options).items() if name != "output"}
     fields = {"settings": settings, "busy_cores": busy, "rows": rows}
